@@ -1,0 +1,40 @@
+# Two commands matter: `make run` and `make test`. Both set up .venv on first use.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+
+.PHONY: run test check lint types docs clean
+
+run: $(VENV)/.run
+	$(BIN)/thinslice run smollm2 --memory 1GiB "Explain in two sentences why the sky is blue."
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: lint types docs test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/python tools/make_cli_docs.py --check
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("thinslice needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

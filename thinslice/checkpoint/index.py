@@ -1,0 +1,58 @@
+"""What is in a checkpoint: every tensor's file, dtype, shape and byte range, and the model's shape.
+
+Plain data. Opening a path is in open.py; reading bytes is in reader.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thinslice.plan.model_shape import ModelShape
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor's place on disk.
+
+    Attributes:
+        name: the name Hugging Face checkpoints use, also for a GGUF.
+        dtype: BF16, F16, F32, or the ggml name of a quantised type such as Q4_1.
+        shape: rows first, as torch has it (a GGUF header stores it reversed).
+        offset: first byte in the file, from its start.
+        rotary_heads: for q and k rows of a GGUF of the Llama family, whose rows llama.cpp reorders
+            within each head (pairs side by side), the number of heads; 0 elsewhere. The reader
+            puts the rows back.
+    """
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+    rotary_heads: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened model: its shape, its tensors and, for a GGUF, its metadata.
+
+    Attributes:
+        path: the folder, or the .gguf file (the first of a split one).
+        kind: ``safetensors`` or ``gguf``.
+        files: every file that holds tensors.
+        metadata: the GGUF key-value pairs; empty for safetensors.
+    """
+
+    path: Path
+    kind: str
+    shape: ModelShape
+    tensors: Mapping[str, TensorEntry]
+    files: tuple[Path, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(entry.num_bytes for entry in self.tensors.values())

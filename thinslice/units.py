@@ -1,0 +1,59 @@
+"""Bytes to text and back; the only file that knows 1024 from 1000."""
+
+import re
+
+from thinslice.errors import ConfigError
+
+KIB = 1024
+MIB = 1024**2
+GIB = 1024**3
+
+_UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": KIB,
+    "MiB": MIB,
+    "GiB": GIB,
+    "TiB": 1024**4,
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size such as ``4GiB`` (1024-based) or ``4GB`` (1000-based) as a number of bytes.
+
+    Errors: ConfigError for anything else; ``8G``, ``8Gb`` and ``8`` are ambiguous and refused.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"{text!r} is not a size; write for example 4GiB or 4GB")
+    number, unit = match.groups()
+    if unit not in _UNITS:
+        prefix = unit[:1].upper()
+        letter = prefix if prefix in ("K", "M", "G", "T") else "G"
+        raise ConfigError(
+            f"{text!r} is not a size: write {number}{letter}iB (1024-based) "
+            f"or {number}{letter}B (1000-based)"
+        )
+    num_bytes = int(float(number) * _UNITS[unit])
+    if num_bytes <= 0:
+        raise ConfigError(f"{text!r} is no bytes at all; write for example 4GiB or 4GB")
+    return num_bytes
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Write a number of bytes for a person: two decimals, 1024-based units."""
+    size = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1024
+    return f"{size:.2f} TiB"
+
+
+def gib(num_bytes: float) -> str:
+    """Write a number of bytes in GiB with two decimals and no unit, for columns."""
+    return f"{num_bytes / GIB:.2f}"
