@@ -1,0 +1,80 @@
+"""What a user may set: how a generation samples and stops."""
+
+import math
+from dataclasses import dataclass
+
+from thinslice.errors import RequestError
+
+MAX_STOP_STRINGS = 64
+MAX_STOP_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen and when a generation ends.
+
+    The order is: penalties, temperature, top-k, top-p, min-p. The defaults are those Xiaomi
+    evaluates MiMo-7B with (arXiv 2505.07608: temperature 0.6, top-p 0.95).
+
+    Attributes:
+        temperature: 0 is greedy: the most likely token, the lowest id among equals.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the fewest most likely tokens whose probabilities sum to at least this.
+        min_p: keep tokens at least this fraction as likely as the most likely one.
+        repetition_penalty: divide positive and multiply negative logits of tokens seen in prompt
+            or completion; 1 is off. Source: arXiv 1909.05858.
+        presence_penalty: subtract from the logits of tokens seen in the completion.
+        frequency_penalty: subtract, times the count, from tokens seen in the completion.
+        seed: same seed, same text; None draws one.
+        stop: the completion ends before the first of these strings.
+        stop_token_ids: ids that end the completion beside the model's own.
+        max_tokens: the longest completion; None is as long as the context allows.
+        ignore_eos: go on past the model's own end ids (for measurements).
+
+    Errors: RequestError for a value out of range.
+    """
+
+    temperature: float = 0.6
+    top_k: int = 0
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    max_tokens: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _in_range("temperature", self.temperature, 0.0, 100.0)
+        _in_range("top_k", self.top_k, 0, 1 << 31)
+        _in_range("top_p", self.top_p, 0.0, 1.0)
+        _in_range("min_p", self.min_p, 0.0, 1.0)
+        _in_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _in_range("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        _in_range("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        if self.top_p == 0.0:
+            raise RequestError("top_p is 0; expected above 0 (for greedy set temperature to 0)")
+        if self.seed is not None:
+            _in_range("seed", self.seed, 0, (1 << 63) - 1)
+        if self.max_tokens is not None:
+            _in_range("max_tokens", self.max_tokens, 1, 1 << 31)
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise RequestError(f"{len(self.stop)} stop strings; at most {MAX_STOP_STRINGS}")
+        for stop in self.stop:
+            if not 0 < len(stop) <= MAX_STOP_LENGTH:
+                raise RequestError(
+                    f"a stop string of {len(stop)} characters; expected 1..{MAX_STOP_LENGTH}"
+                )
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is simply the most likely one."""
+        return self.temperature == 0.0
+
+
+def _in_range(name: str, value: float, smallest: float, largest: float) -> None:
+    if not math.isfinite(value) or not smallest <= value <= largest:
+        raise RequestError(f"{name} is {value}; expected {smallest:g}..{largest:g}")

@@ -1,0 +1,92 @@
+"""Rotary frequencies and their tables, with the scalings the dense family uses.
+
+Sources: arXiv 2104.09864 (rotary), arXiv 2309.00071 (YaRN); llama3 scaling as in Meta's
+llama-models repository.
+"""
+
+import math
+
+import torch
+
+from thinslice.plan.model_shape import ModelShape, RopeScaling
+
+
+def inverse_frequencies(shape: ModelShape) -> torch.Tensor:
+    """The H/2 rotary frequencies of a model, scaled as its shape says; float32."""
+    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
+    inv_freq = 1.0 / (shape.rope_theta**exponents)
+    scaling = shape.rope_scaling
+    if scaling is None:
+        return inv_freq
+    if scaling.rope_type == "linear":
+        return inv_freq / scaling.factor
+    if scaling.rope_type == "factors":
+        return inv_freq / torch.tensor(scaling.freq_factors, dtype=torch.float32)
+    if scaling.rope_type == "llama3":
+        return _llama3(inv_freq, scaling)
+    return _yarn(inv_freq, shape, scaling)
+
+
+def attention_factor(scaling: RopeScaling | None) -> float:
+    """What YaRN multiplies cosine and sine by; 1 for every other scaling."""
+    if scaling is None or scaling.rope_type != "yarn":
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        top = _yarn_mscale(scaling.factor, scaling.mscale)
+        return top / _yarn_mscale(scaling.factor, scaling.mscale_all_dim)
+    return _yarn_mscale(scaling.factor, 1.0)
+
+
+def rotary_tables(
+    inv_freq: torch.Tensor, positions_T: torch.Tensor, factor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine for each position, [T, H] each, both halves filled; float32."""
+    angles = positions_T[:, None].float() * inv_freq[None]
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def _llama3(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
+    """Long wavelengths are stretched by the factor, short ones kept, those between blended."""
+    original = _original_positions(scaling)
+    low_wavelength = original / scaling.low_freq_factor
+    high_wavelength = original / scaling.high_freq_factor
+    wavelength = 2 * math.pi / inv_freq
+    stretched = torch.where(wavelength > low_wavelength, inv_freq / scaling.factor, inv_freq)
+    smooth = (original / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    blended = (1 - smooth) * stretched / scaling.factor + smooth * stretched
+    is_between = ~(wavelength < high_wavelength) & ~(wavelength > low_wavelength)
+    return torch.where(is_between, blended, stretched)
+
+
+def _yarn(inv_freq: torch.Tensor, shape: ModelShape, scaling: RopeScaling) -> torch.Tensor:
+    """Dimensions that turn often keep their frequency, slow ones are stretched by the factor."""
+    original = _original_positions(scaling)
+
+    def dimension_of(num_rotations: float) -> float:
+        turns = math.log(original / (num_rotations * 2 * math.pi))
+        return shape.head_dim * turns / (2 * math.log(shape.rope_theta))
+
+    low, high = dimension_of(scaling.beta_fast), dimension_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, shape.head_dim - 1)
+    if low == high:
+        high += 0.001  # the ramp's slope stays finite
+    index = torch.arange(shape.head_dim // 2, dtype=torch.float32)
+    kept = 1 - ((index - low) / (high - low)).clamp(0, 1)
+    return inv_freq / scaling.factor * (1 - kept) + inv_freq * kept
+
+
+def _yarn_mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _original_positions(scaling: RopeScaling) -> int:
+    original = scaling.original_max_position_embeddings
+    assert original is not None, f"{scaling.rope_type} scaling without its original context"
+    return original
