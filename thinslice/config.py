@@ -1,9 +1,10 @@
-"""What a user may set: how a generation samples and stops."""
+"""What a user may set: how a model is loaded, how a generation samples and stops."""
 
 import math
 from dataclasses import dataclass
 
-from thinslice.errors import RequestError
+from thinslice.errors import ConfigError, RequestError
+from thinslice.units import parse_bytes
 
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
@@ -78,3 +79,33 @@ class SamplingParams:
 def _in_range(name: str, value: float, smallest: float, largest: float) -> None:
     if not math.isfinite(value) or not smallest <= value <= largest:
         raise RequestError(f"{name} is {value}; expected {smallest:g}..{largest:g}")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How a model is loaded.
+
+    Attributes:
+        memory: the budget, as ``4GiB`` or in bytes; None takes a share of what is free.
+        context: tokens of prompt and completion together; None takes as many as fit.
+        dtype: ``auto``, ``bfloat16`` or ``float32``.
+        max_num_seqs: sequences that may run at once.
+
+    Errors: ConfigError for a value out of range.
+    """
+
+    memory: str | int | None = None
+    context: int | None = None
+    dtype: str = "auto"
+    max_num_seqs: int = 8
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", "bfloat16", "float32"):
+            raise ConfigError(f"dtype {self.dtype!r} is unknown; auto, bfloat16 or float32")
+        if not 0 < self.max_num_seqs <= 1024:
+            raise ConfigError(f"max_num_seqs is {self.max_num_seqs}; expected 1..1024")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The budget in bytes, or None where none was named."""
+        return parse_bytes(self.memory) if isinstance(self.memory, str) else self.memory

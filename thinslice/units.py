@@ -54,6 +54,14 @@ def format_bytes(num_bytes: float) -> str:
     return f"{size:.2f} TiB"
 
 
+def size_option(num_bytes: int) -> str:
+    """Write a size exactly, as an option takes it: ``4GiB``, ``1500MiB`` or ``123B``."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if num_bytes % _UNITS[unit] == 0:
+            return f"{num_bytes // _UNITS[unit]}{unit}"
+    return f"{num_bytes}B"
+
+
 def gib(num_bytes: float) -> str:
     """Write a number of bytes in GiB with two decimals and no unit, for columns."""
     return f"{num_bytes / GIB:.2f}"

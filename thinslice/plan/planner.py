@@ -13,7 +13,7 @@ from thinslice.plan.cost import (
 )
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.units import MIB, format_bytes, gib
+from thinslice.units import MIB, gib, size_option
 
 BLOCK_SIZE = 16
 _CHUNKS = (512, 256, 128, 64, 32, 16)
@@ -140,7 +140,7 @@ def _budget_error(
     asked = replace(workload, context=context)
     need = _sized(shape, budget_bytes, asked, runtime_bytes, _CHUNKS[-1])
     lines = [
-        f"no plan fits --memory {format_bytes(budget_bytes)} at --context {context}",
+        f"no plan fits --memory {size_option(budget_bytes)} at --context {context}",
         f"  needs {gib(need.peak_bytes)} GiB: {need.describe_parts()}",
         "  any one of these fits:",
     ]
@@ -161,4 +161,4 @@ def _suggestions(
         smaller = replace(workload, dtype="bfloat16")
         if _first_fit(shape, budget_bytes, smaller, runtime_bytes) is not None:
             yield "--dtype bfloat16"
-    yield f"--memory {smallest_budget(shape, workload, runtime_bytes) // MIB}MiB"
+    yield f"--memory {size_option(smallest_budget(shape, workload, runtime_bytes))}"

@@ -1,0 +1,174 @@
+"""The MTP layer against a second implementation written from the published description.
+
+Source: XiaomiMiMo/MiMo and its vLLM fork. Row p combines the residual stream h_p (before the main
+model's final norm) with the embedding of token p+1: norm both, concatenate hidden first, project,
+one Qwen2 block with rotary position p, then the layer's own final norm.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from thinslice.checkpoint.names import expected_tensors
+from thinslice.model.batch import ForwardBatch, SequenceSpan
+from thinslice.model.decoder import Decoder, LayerContext
+from thinslice.model.mtp import MTPDecoder
+from thinslice.plan.cost import model_parameters, mtp_parameters
+from thinslice.plan.model_shape import ModelShape
+
+MIMO_7B = ModelShape(
+    architecture="MiMoForCausalLM",
+    vocab_size=151680,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-5,
+    rope_theta=640000.0,
+    max_position_embeddings=32768,
+    attention_bias=True,
+    num_nextn_predict_layers=1,
+)
+TINY = replace(
+    MIMO_7B,
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=56,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+)
+Weights = dict[str, torch.Tensor]
+
+
+def test_mimo_7b_has_its_published_tensors_and_parameters() -> None:
+    decoder = MTPDecoder(MIMO_7B)
+    shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
+    assert len(shapes) == 451
+    assert sum(p.numel() for p in decoder.parameters()) == 7_833_409_536
+    assert shapes == expected_tensors(MIMO_7B)
+    assert all(p.is_meta for p in decoder.parameters())
+
+
+def test_cost_counts_the_same_parameters() -> None:
+    main = sum(p.numel() for p in Decoder(MIMO_7B).parameters())
+    assert model_parameters(MIMO_7B) == main == 7_622_619_136
+    assert mtp_parameters(MIMO_7B) == 210_790_400
+
+
+def random_weights() -> Weights:
+    torch.manual_seed(3)
+    decoder = MTPDecoder(TINY)
+    return {name: torch.randn(p.shape) * 0.3 for name, p in decoder.named_parameters()}
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-5) * weight
+
+
+def rotate(x: torch.Tensor, position: int) -> torch.Tensor:
+    """Rotate pairs (i, i + H/2) of one head's vector, as complex numbers."""
+    half = x.shape[-1] // 2
+    frequency = 640000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(
+        torch.ones(half, dtype=torch.float64), position * frequency
+    )
+    return torch.cat((turned.real, turned.imag), dim=-1)
+
+
+def plain_mtp(weights: Weights, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    """The layer in float64, one row and one head at a time."""
+    w = {
+        name.removeprefix("model.mtp_layers.0."): value.double() for name, value in weights.items()
+    }
+    normed = (
+        norm(hidden.double(), w["hidden_layernorm.weight"]),
+        norm(embedding.double(), w["token_layernorm.weight"]),
+    )
+    rows = torch.cat(normed, dim=-1) @ w["input_proj.weight"].T
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    out = []
+    for position, row in enumerate(rows):
+        x = norm(row, w["input_layernorm.weight"])
+        q, k, v = (
+            w[f"self_attn.{part}_proj.weight"] @ x + w[f"self_attn.{part}_proj.bias"]
+            for part in "qkv"
+        )
+        keys.append(rotate(k.view(2, 8), position))
+        values.append(v.view(2, 8))
+        mixed = []
+        for head, query in enumerate(rotate(q.view(4, 8), position)):
+            scores = torch.stack([key[head // 2] @ query for key in keys]) / 8**0.5
+            shares = scores.softmax(0)
+            mixed.append(sum(s * v[head // 2] for s, v in zip(shares, values, strict=True)))
+        row = row + w["self_attn.o_proj.weight"] @ torch.cat(mixed)
+        x = norm(row, w["post_attention_layernorm.weight"])
+        gate, up = w["mlp.gate_proj.weight"] @ x, w["mlp.up_proj.weight"] @ x
+        row = row + w["mlp.down_proj.weight"] @ (gate * gate.sigmoid() * up)
+        out.append(norm(row, w["final_layernorm.weight"]))
+    return torch.stack(out)
+
+
+@torch.inference_mode()
+def module_mtp(weights: Weights, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    decoder = MTPDecoder(TINY)
+    decoder.load_state_dict(weights, assign=True)
+    count = len(hidden)
+    positions = torch.arange(count)
+    span = SequenceSpan(0, count, count, torch.tensor([0]))
+    batch = ForwardBatch(positions, positions, positions, [span])
+    cos, sin = decoder.rotary.tables(positions)
+    caches = (torch.zeros(1, 2, 16, 8), torch.zeros(1, 2, 16, 8))
+    layer = decoder.model.mtp_layers[0]
+    return layer.predict(hidden, embedding, LayerContext(batch, cos, sin, caches))
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(5)
+    return torch.randn(11, 32), torch.randn(11, 32)
+
+
+def test_mtp_layer_equals_the_plain_one() -> None:
+    weights, (hidden, embedding) = random_weights(), rows()
+    expected = plain_mtp(weights, hidden, embedding)
+    torch.testing.assert_close(module_mtp(weights, hidden, embedding), expected.float())
+
+
+def embedding_first(weights: Weights) -> None:
+    first, second = weights["model.mtp_layers.0.input_proj.weight"].chunk(2, dim=1)
+    weights["model.mtp_layers.0.input_proj.weight"] = torch.cat((second, first), dim=1)
+
+
+def swapped_norms(weights: Weights) -> None:
+    prefix = "model.mtp_layers.0."
+    a, b = prefix + "token_layernorm.weight", prefix + "hidden_layernorm.weight"
+    weights[a], weights[b] = weights[b], weights[a]
+
+
+def main_norm_at_the_end(weights: Weights) -> None:
+    weights["model.mtp_layers.0.final_layernorm.weight"] = weights["model.norm.weight"]
+
+
+@pytest.mark.parametrize("fault", [embedding_first, swapped_norms, main_norm_at_the_end])
+def test_faults_in_the_order_or_the_norms_are_seen(fault: Callable[[Weights], None]) -> None:
+    weights, (hidden, embedding) = random_weights(), rows()
+    expected = plain_mtp(weights, hidden, embedding)
+    fault(weights)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(module_mtp(weights, hidden, embedding), expected.float())
+
+
+def test_a_normed_hidden_state_is_seen() -> None:
+    """The layer takes the residual stream before the main final norm, not after it."""
+    weights, (hidden, embedding) = random_weights(), rows()
+    expected = plain_mtp(weights, hidden, embedding)
+    normed = norm(hidden, weights["model.norm.weight"])
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(module_mtp(weights, normed, embedding), expected.float())

@@ -1,0 +1,66 @@
+"""The command line: one function per command, errors as one clear line, exit codes."""
+
+import os
+import sys
+
+from cyclopts import App, CycloptsError, Parameter
+
+from thinslice import __version__
+from thinslice.cli.chat import chat
+from thinslice.cli.console import print_error
+from thinslice.cli.doctor import doctor
+from thinslice.cli.models import ls, pull, rm, show
+from thinslice.cli.run import run
+from thinslice.errors import ConfigError, ThinsliceError
+
+_HELP = """Run compact reasoning models inside a memory budget you name.
+
+MODEL is smollm2 (embedded), a folder, a .gguf file, org/name[@revision] on the Hugging Face Hub,
+or org/name:Q4_K_M for one GGUF of a hub repository.
+"""
+_EPILOGUE = (
+    "Exit codes: 0 done, 1 a bug, 2 a wrong option or name, 3 no plan fits the budget, "
+    "4 a bad checkpoint, 5 a bad prompt or sampling parameter, 6 the store or the network, "
+    "130 interrupted."
+)
+INTERRUPTED = 130
+
+
+def make_app() -> App:
+    """The command-line application."""
+    app = App(
+        name="thinslice",
+        help=_HELP,
+        help_epilogue=_EPILOGUE,
+        version=__version__,
+        default_parameter=Parameter(negative=()),
+        help_format="plaintext",
+        result_action="return_value",
+    )
+    for command in (run, chat, pull, ls, show, rm, doctor):
+        app.command(command)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit with its code."""
+    sys.exit(_exit_code(sys.argv[1:] if arguments is None else arguments))
+
+
+def _exit_code(arguments: list[str]) -> int:
+    try:
+        result = make_app()(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        print_error(" ".join(str(error).split()))
+        return ConfigError.exit_code
+    except ThinsliceError as error:
+        print_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away, as `head` does: not an error. Point stdout elsewhere, so that the
+        # interpreter's last flush does not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0

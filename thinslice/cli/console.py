@@ -1,0 +1,80 @@
+"""What the command line shows: for a person on a terminal, or plain when piped."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+# Answers go to out, everything about them to err, so that a pipe carries the answer alone.
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+# Control characters a model could use to command the terminal; tab and newline are text.
+_CONTROL = dict.fromkeys([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F, *range(0x80, 0xA0)])
+
+
+def safe(text: str, console: Console = out) -> str:
+    """Text of a model, without control characters where it goes to a terminal."""
+    return text.translate(_CONTROL) if console.is_terminal else text
+
+
+def write(text: str, *, dim: bool = False) -> None:
+    """Print a piece of a model's text to standard output at once, as it is."""
+    shown = safe(text)
+    if out.is_terminal and dim:
+        out.print(shown, style="dim", end="", markup=False)
+    else:
+        out.file.write(shown)
+    out.file.flush()
+
+
+def note(text: str) -> None:
+    """Print one line about what happened, to standard error."""
+    err.print(text, style="dim" if err.is_terminal else None, markup=False)
+
+
+def print_error(text: str) -> None:
+    """Print an error to standard error."""
+    err.print(
+        f"[bold red]error:[/] {_escape(text)}" if err.is_terminal else f"error: {text}",
+        markup=err.is_terminal,
+    )
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+class ProgressBars:
+    """A bar with the time left for each thing under way; nothing where nobody looks."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, description: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` bytes are through."""
+        if description not in self._tasks:
+            self._tasks[description] = self._progress.add_task(description, total=total or None)
+        self._progress.update(self._tasks[description], completed=done, total=total or None)
+
+
+@contextmanager
+def progress_bars() -> Iterator[ProgressBars]:
+    """Bars on standard error for as long as the context lasts; they vanish at its end."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        yield ProgressBars(progress)

@@ -1,0 +1,41 @@
+"""thinslice doctor: what this machine has, and whether thinslice will work on it."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from thinslice.cli.console import out
+from thinslice.cli.options import Json
+
+if TYPE_CHECKING:
+    from thinslice.cli.machine import Finding
+
+_MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]note[/]", "bad": "[red]no[/]"}
+
+
+def doctor(*, as_json: Json = False) -> int:
+    """Tell what this machine has and whether thinslice will work; exit code 1 where it will not.
+
+    Args:
+        as_json: Print one JSON object instead of the table.
+    """
+    from thinslice.cli.machine import examine
+
+    findings = examine()
+    works = all(finding.state != "bad" for finding in findings)
+    if as_json:
+        print(json.dumps({"works": works, "findings": [asdict(f) for f in findings]}))
+    else:
+        out.print(_table(findings))
+        out.print("thinslice will work here" if works else "thinslice will not work here as it is")
+    return 0 if works else 1
+
+
+def _table(findings: "list[Finding]") -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        mark = _MARKS[finding.state] if out.is_terminal else finding.state
+        table.add_row(mark, finding.name, finding.value)
+    return table

@@ -1,0 +1,144 @@
+"""thinslice run: answer one prompt."""
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from thinslice.cli.console import note, progress_bars, write
+from thinslice.cli.options import Load, LoadOptions, Sampling
+from thinslice.config import SamplingParams
+from thinslice.errors import ConfigError, RequestError
+from thinslice.memory.meter import peak_rss_bytes
+from thinslice.units import gib
+
+if TYPE_CHECKING:
+    from thinslice.engine.llm import LLM, Message
+    from thinslice.engine.request import Completion
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to do with the prompt and the answer.
+
+    Attributes:
+        system: System prompt. An empty one is given to the model as such; without this option the
+            model's own default holds.
+        raw: Continue the prompt as it stands, without the chat template.
+        json: Print one JSON object instead of the text.
+    """
+
+    system: str | None = None
+    raw: bool = False
+    json: bool = False
+
+
+def run(
+    model: str,
+    prompt: str | None = None,
+    /,
+    *,
+    options: Annotated[RunOptions, Parameter(name="*")] = RunOptions(),
+    load: Load = LoadOptions(),  # noqa: B008
+    sampling: Sampling = SamplingParams(),  # noqa: B008
+) -> None:
+    """Answer one prompt, streaming.
+
+    Args:
+        model: Name of the model.
+        prompt: The prompt; - or nothing reads it from standard input.
+    """
+    text = _read_prompt(prompt)
+    if options.raw and options.system is not None:
+        raise ConfigError("--system cannot take effect with --raw: a raw prompt has no roles")
+    llm = load_model(model, load)
+    request: str | list[Message] = text
+    if not options.raw:
+        request = [{"role": "user", "content": text}]
+        if options.system is not None:
+            request = [{"role": "system", "content": options.system}, *request]
+    stream = llm.stream(request, sampling)
+    for chunk in stream:
+        if not options.json:
+            write(chunk.text, dim=chunk.kind == "reasoning")
+    completion = stream.completion
+    if options.json:
+        write(json.dumps(report(model, llm, completion), ensure_ascii=False) + "\n")
+        return
+    write("\n")
+    _warn_if_cut(completion)
+    note(summary(llm, completion))
+
+
+def load_model(model: str, load: LoadOptions) -> "LLM":
+    """Load a model with progress bars, fetching it first where it is not in the store."""
+    from thinslice.engine.llm import LLM
+
+    with progress_bars() as progress:
+        return LLM(
+            model,
+            progress=progress,
+            memory=load.memory,
+            context=load.context,
+            dtype=load.dtype,
+            max_num_seqs=1,
+        )
+
+
+def summary(llm: "LLM", completion: "Completion") -> str:
+    """Tokens, speed, and the measured peak beside the budget, on one line."""
+    count = len(completion.token_ids)
+    return (
+        f"{count} tokens, {completion.decode_tokens_per_s:.1f} tokens/s, "
+        f"peak {gib(peak_rss_bytes())} of {gib(llm.plan.budget_bytes)} GiB"
+    )
+
+
+def report(model: str, llm: "LLM", completion: "Completion") -> dict[str, Any]:
+    """The fields of ``run --json``."""
+    return {
+        "model": model,
+        "text": completion.text,
+        "reasoning": completion.reasoning,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": len(completion.prompt_token_ids),
+        "completion_tokens": len(completion.token_ids),
+        "seed": completion.seed,
+        "prefill_s": completion.prefill_s,
+        "decode_s": completion.decode_s,
+        "decode_tokens_per_s": completion.decode_tokens_per_s,
+        "peak_bytes": peak_rss_bytes(),
+        "plan": llm.plan.to_dict(),
+    }
+
+
+def _read_prompt(prompt: str | None) -> str:
+    if prompt is None and sys.stdin.isatty():
+        raise ConfigError(
+            "no prompt; give it as an argument or on standard input, "
+            "or start a conversation with thinslice chat"
+        )
+    if prompt is not None and prompt != "-":
+        text = prompt
+    else:
+        data = sys.stdin.buffer.read()
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            raise RequestError(
+                f"standard input is not UTF-8: byte {data[error.start]:#04x} at {error.start}"
+            ) from None
+    if not text.strip():
+        raise RequestError("the prompt is empty; give it as an argument or on standard input")
+    return text
+
+
+def _warn_if_cut(completion: "Completion") -> None:
+    if completion.finish_reason != "length":
+        return
+    if completion.reasoning and not completion.text:
+        note("no answer yet: the completion ended while reasoning; raise --max-tokens or --context")
+    else:
+        note("the completion ended at its longest; raise --max-tokens or --context for more")
