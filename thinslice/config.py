@@ -19,18 +19,19 @@ class SamplingParams:
 
     Attributes:
         temperature: 0 is greedy: the most likely token, the lowest id among equals.
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the fewest most likely tokens whose probabilities sum to at least this.
-        min_p: keep tokens at least this fraction as likely as the most likely one.
-        repetition_penalty: divide positive and multiply negative logits of tokens seen in prompt
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the fewest most likely tokens whose probabilities sum to at least this.
+        min_p: Keep tokens at least this fraction as likely as the most likely one.
+        repetition_penalty: Divide positive and multiply negative logits of tokens seen in prompt
             or completion; 1 is off. Source: arXiv 1909.05858.
-        presence_penalty: subtract from the logits of tokens seen in the completion.
-        frequency_penalty: subtract, times the count, from tokens seen in the completion.
-        seed: same seed, same text; None draws one.
-        stop: the completion ends before the first of these strings.
-        stop_token_ids: ids that end the completion beside the model's own.
-        max_tokens: the longest completion; None is as long as the context allows.
-        ignore_eos: go on past the model's own end ids (for measurements).
+        presence_penalty: Subtract from the logits of tokens seen in the completion.
+        frequency_penalty: Subtract, times the count, from tokens seen in the completion.
+        seed: Same seed, same text. Without it, a fresh one is drawn.
+        stop: The completion ends before this text; may be given several times.
+        stop_token_ids: Token id that ends the completion beside the model's own; may be given
+            several times.
+        max_tokens: The longest completion. Without it, as long as the context allows.
+        ignore_eos: Go on past the model's own end, for measurements.
 
     Errors: RequestError for a value out of range.
     """
@@ -90,6 +91,7 @@ class EngineSettings:
         context: tokens of prompt and completion together; None takes as many as fit.
         dtype: ``auto``, ``bfloat16`` or ``float32``.
         max_num_seqs: sequences that may run at once.
+        offline: use no network; only a model that is here already is found.
 
     Errors: ConfigError for a value out of range.
     """
@@ -98,6 +100,7 @@ class EngineSettings:
     context: int | None = None
     dtype: str = "auto"
     max_num_seqs: int = 8
+    offline: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "bfloat16", "float32"):

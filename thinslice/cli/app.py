@@ -15,8 +15,8 @@ from thinslice.errors import ConfigError, ThinsliceError
 
 _HELP = """Run compact reasoning models inside a memory budget you name.
 
-MODEL is smollm2 (embedded), a folder, a .gguf file, org/name[@revision] on the Hugging Face Hub,
-or org/name:Q4_K_M for one GGUF of a hub repository.
+MODEL is smollm2 (embedded), a folder, a .gguf file, org/name[@revision] on the \
+Hugging Face Hub, or org/name:Q4_K_M for one GGUF of a hub repository.
 """
 _EPILOGUE = (
     "Exit codes: 0 done, 1 a bug, 2 a wrong option or name, 3 no plan fits the budget, "
@@ -37,8 +37,8 @@ def make_app() -> App:
         help_format="plaintext",
         result_action="return_value",
     )
-    for command in (run, chat, pull, ls, show, rm, doctor):
-        app.command(command)
+    for position, command in enumerate((run, chat, pull, ls, show, rm, doctor)):
+        app.command(command, sort_key=position)
     return app
 
 

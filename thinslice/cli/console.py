@@ -1,7 +1,9 @@
 """What the command line shows: for a person on a terminal, or plain when piped."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -13,9 +15,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+# Wider than any line we print: a pipe gets whole lines, a terminal is asked for its width.
+_PIPE_WIDTH = 4096
+
+
+def _console(stream: TextIO, is_error: bool) -> Console:
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(stderr=is_error, highlight=False, soft_wrap=True, width=width)
+
+
 # Answers go to out, everything about them to err, so that a pipe carries the answer alone.
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = _console(sys.stdout, is_error=False)
+err = _console(sys.stderr, is_error=True)
 
 # Control characters a model could use to command the terminal; tab and newline are text.
 _CONTROL = dict.fromkeys([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F, *range(0x80, 0xA0)])

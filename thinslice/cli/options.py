@@ -17,11 +17,13 @@ class LoadOptions:
             what is free.
         context: Tokens of prompt and completion together. Without it, as many as fit.
         dtype: Of weights, activations and KV cache. auto is bfloat16 where the processor has it.
+        offline: Use no network: only a model that is here already is found.
     """
 
     memory: str | None = None
     context: int | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    offline: bool = False
 
 
 Load = Annotated[LoadOptions, Parameter(name="*", group=Group("Loading", sort_key=1))]

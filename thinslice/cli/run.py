@@ -84,6 +84,7 @@ def load_model(model: str, load: LoadOptions) -> "LLM":
             context=load.context,
             dtype=load.dtype,
             max_num_seqs=1,
+            offline=load.offline,
         )
 
 

@@ -23,6 +23,7 @@ class Settings(TypedDict, total=False):
     context: int | None
     dtype: str
     max_num_seqs: int
+    offline: bool
 
 
 class Stream:
@@ -68,7 +69,9 @@ class LLM:
         self, model: str, *, progress: Progress | None = None, **settings: Unpack[Settings]
     ) -> None:
         engine_settings = EngineSettings(**settings)
-        checkpoint = open_checkpoint(Store().ensure(model, progress))
+        checkpoint = open_checkpoint(
+            Store().ensure(model, progress, offline=engine_settings.offline)
+        )
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint)
         self.template: ChatTemplate | None = self.tokenizer.chat_template
         self.plan = plan_checkpoint(checkpoint, engine_settings)
