@@ -8,6 +8,7 @@ from thinslice.plan.cost import (
     DTYPE_BYTES,
     activation_bytes,
     kv_bytes_per_token,
+    library_bytes,
     logits_bytes,
     model_parameters,
 )
@@ -104,7 +105,7 @@ def _sized(
     running = activation_bytes(shape, chunk, workload.context, itemsize)
     running = max(running, logits_bytes(shape, rows, itemsize))
     parts = (
-        ("runtime", runtime_bytes),
+        ("runtime", runtime_bytes + library_bytes(shape, chunk, itemsize)),
         ("weights", model_parameters(shape) * itemsize),
         ("kv cache", num_blocks * BLOCK_SIZE * kv_bytes_per_token(shape, itemsize)),
         ("activations", max(running, LOADING_BYTES)),

@@ -1,0 +1,167 @@
+"""thinslice run, as a user types it, on the embedded model."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+THINSLICE = [sys.executable, "-m", "thinslice"]
+GREEDY = ["--temperature", "0", "--max-tokens", "12"]
+
+
+def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*THINSLICE, *arguments], input=stdin, capture_output=True, check=False, timeout=120
+    )
+
+
+def test_an_answer_streams_to_stdout_and_one_line_tells_what_it_took(smollm2_path: Path) -> None:
+    done = run("run", "smollm2", "--memory", "1GiB", *GREEDY, "What is the capital of France?")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout.decode()
+    *_, last = done.stderr.decode().splitlines()
+    match = re.fullmatch(r"(\d+) tokens, [\d.]+ tokens/s, peak ([\d.]+) of 1.00 GiB", last)
+    assert match, last
+    assert 0 < int(match[1]) <= 12
+    assert float(match[2]) <= 1.0
+
+
+def test_json_has_the_plan_and_the_measured_peak_within_it(smollm2_path: Path) -> None:
+    done = run("run", "smollm2", "--memory", "900MiB", "--json", *GREEDY, "-", stdin=b"Say hi.")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["completion_tokens"] == len(report["text"]) or report["text"]
+    assert report["finish_reason"] in ("stop", "length")
+    assert report["peak_bytes"] <= report["plan"]["peak_bytes"] <= 900 * 1024**2
+    assert report["plan"]["budget_bytes"] == 900 * 1024**2
+
+
+def test_the_same_seed_gives_the_same_text(smollm2_path: Path) -> None:
+    arguments = ["run", str(smollm2_path), "--max-tokens", "16", "--json", "--temperature", "1.5"]
+    texts = [
+        json.loads(run(*arguments, "--seed", seed, "Tell a story.").stdout)["text"]
+        for seed in ("7", "7", "8")
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_stop_string_ends_the_text_and_is_not_in_it(smollm2_path: Path) -> None:
+    arguments = ["run", "smollm2", "--raw", "--temperature", "0", "--json", "--max-tokens", "40"]
+    done = run(*arguments, "--stop", " 7,", "--stop", "zzz", "1, 2, 3, 4, 5,")
+    report = json.loads(done.stdout)
+    assert report["text"].rstrip() == " 6,"
+    assert report["finish_reason"] == "stop"
+
+
+def test_system_prompts_reach_the_model(smollm2_path: Path) -> None:
+    arguments = ["run", "smollm2", "--json", *GREEDY]
+    counts = [
+        json.loads(run(*arguments, *system, "Hi").stdout)["prompt_tokens"]
+        for system in ([], ["--system", ""], ["--system", "You are a very terse pirate."])
+    ]
+    assert len(set(counts)) == 3
+    assert counts[1] == min(counts), "an empty system prompt is not the model's default one"
+
+
+def test_a_reader_that_goes_away_is_no_error(smollm2_path: Path) -> None:
+    command = " ".join([sys.executable, "-m", "thinslice", "run", "smollm2", "--max-tokens", "40"])
+    done = subprocess.run(
+        f"{command} 'Count to one hundred.' | head -c 5; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "code", "message"),
+    [
+        (["run", "smolm2", "hi"], b"", 2, "unknown model 'smolm2'; did you mean smollm2?"),
+        (["run", "./none.gguf", "hi"], b"", 4, "no such file or folder: ./none.gguf"),
+        (["run", "smollm2", "hi", "--memory", "8G"], b"", 2, "write 8GiB (1024-based) or 8GB"),
+        (["run", "smollm2", "hi", "--memory", "300MiB"], b"", 3, "no plan fits --memory 300MiB"),
+        (["run", "smollm2", "hi", "--context", "9000"], b"", 2, "this model has 1..8192"),
+        (["run", "smollm2", ""], b"", 5, "the prompt is empty"),
+        (["run", "smollm2"], b" \n", 5, "the prompt is empty"),
+        (["run", "smollm2"], b"caf\xe9", 5, "standard input is not UTF-8: byte 0xe9 at 3"),
+        (["run", "smollm2", "hi", "--temperature", "-1"], b"", 5, "temperature is -1.0; expected"),
+        (["run", "smollm2", "hi", "--tempurature", "1"], b"", 2, "Did you mean --temperature?"),
+        (["run", "smollm2", "hi", "--top-k", "x"], b"", 2, 'unable to convert "x" into int'),
+        (["run", "smollm2", "hi", "--raw", "--system", "x"], b"", 2, "cannot take effect"),
+        (["rnu"], b"", 2, 'Unknown command "rnu". Did you mean "run"?'),
+        (["run", "smollm2", "word " * 300, "--context", "256"], b"", 5, "the context is 256"),
+        (["run", "smollm2", "hi", "--context", "99", "--max-tokens", "99"], b"", 5, "fits"),
+    ],
+    ids=lambda value: None if isinstance(value, int | bytes) else str(value)[:60],
+)
+def test_bad_input_is_one_clear_line_and_an_exit_code(
+    arguments: list[str], stdin: bytes, code: int, message: str, smollm2_path: Path
+) -> None:
+    done = run(*arguments, stdin=stdin)
+    first, *rest = done.stderr.decode().splitlines()
+    assert first.startswith("error: ")
+    assert message in first
+    assert done.returncode == code
+    assert done.stdout == b""
+    assert not rest or code == 3, "only a budget error has more lines"
+
+
+def test_every_suggestion_of_a_budget_error_runs(smollm2_path: Path) -> None:
+    arguments = ["run", "smollm2", "--dtype", "float32", "--context", "8192", *GREEDY, "Hi"]
+    refused = run(*arguments, "--memory", "800MiB")
+    assert refused.returncode == 3
+    changes = re.findall(r"^    (--\w+) (\S+)$", refused.stderr.decode(), re.MULTILINE)
+    assert {option for option, _ in changes} >= {"--memory", "--dtype"}
+    for option, value in changes:
+        memory = [] if option == "--memory" else ["--memory", "800MiB"]
+        kept = [*arguments]
+        if option in kept:
+            index = kept.index(option)
+            del kept[index : index + 2]
+        done = run(*kept, *memory, option, value, "--json")
+        assert done.returncode == 0, (option, value, done.stderr)
+        report = json.loads(done.stdout)
+        assert report["peak_bytes"] <= report["plan"]["budget_bytes"]
+
+
+def test_a_pickle_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    (tmp_path / "config.json").write_text("{}")
+    done = run("run", str(tmp_path), "hi")
+    assert done.returncode == 4
+    assert b"pickle" in done.stderr
+
+
+def test_help_loads_no_torch() -> None:
+    check = (
+        "import sys\n"
+        "from thinslice.cli.app import main\n"
+        "try:\n    main(['run', '--help'])\n"
+        "except SystemExit as end:\n    sys.exit(end.code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"--memory" in done.stdout
+
+
+def test_an_interrupt_ends_quietly(smollm2_path: Path) -> None:
+    process = subprocess.Popen(
+        [*THINSLICE, "run", "smollm2", "--max-tokens", "4000", "--ignore-eos", "Count."],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.send_signal(2)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors

@@ -1,0 +1,5 @@
+"""python -m thinslice: the command line."""
+
+from thinslice.cli.app import main
+
+main()
