@@ -8,19 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from thinslice.errors import CheckpointError
+from thinslice.plan.header_fields import HeaderFields
 from thinslice.plan.model_shape import ModelShape, RopeScaling
 
-# rms_norm_eps and rope_theta are the defaults of each family's configuration class in transformers,
-# which hold where a config.json leaves the key out.
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "LlamaForCausalLM": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0},
-    "MistralForCausalLM": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0},
-    "Qwen2ForCausalLM": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "qkv_bias": True},
-    "Qwen3ForCausalLM": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "qk_norm": True},
-    "MiMoForCausalLM": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "qkv_bias": True},
-}
-SUPPORTED_ARCHITECTURES = tuple(_FAMILIES)
-_DTYPES = {"bfloat16", "float16", "float32"}
+# Defaults of the families' configuration classes in transformers; they stand in where a config.json
+# leaves the key out.
+_RMS_NORM_EPS = 1e-6
+_ROPE_THETA = 10000.0
+_SLIDING_WINDOW = 4096  # Mistral and Qwen; an explicit null means no window
+_QWEN3_HEAD_DIM = 128
+SUPPORTED_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "MiMoForCausalLM",
+)
+_DTYPES = ("bfloat16", "float16", "float32")
 
 
 def shape_from_config(
@@ -36,41 +40,45 @@ def shape_from_config(
     supported, and for sizes that are missing or out of range.
     """
     architecture = _architecture(config)
-    family = _FAMILIES[architecture]
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise CheckpointError(f"hidden_act {config['hidden_act']!r} is not supported; only silu is")
-    hidden_size = _int(config, "hidden_size")
-    num_heads = _int(config, "num_attention_heads")
-    max_positions = _int(config, "max_position_embeddings")
-    num_layers = _int(config, "num_hidden_layers")
-    rope_theta, rope_scaling = _rope(config, family["rope_theta"], max_positions)
+    fields = HeaderFields("config.json", config)
+    if fields.text("hidden_act", "silu") not in ("silu", "swish"):
+        raise CheckpointError(
+            f"hidden_act {config['hidden_act']!r:.40} is not supported; only silu is"
+        )
+    hidden_size = fields.integer("hidden_size")
+    num_heads = fields.integer("num_attention_heads")
+    max_positions = fields.integer("max_position_embeddings")
+    num_layers = fields.integer("num_hidden_layers")
+    rope_theta, rope_scaling = _rope(config, max_positions)
     is_llama = architecture == "LlamaForCausalLM"
-    has_bias = bool(config.get("attention_bias", False)) and architecture != "MistralForCausalLM"
-    window, window_layers = _sliding_window(config, architecture, num_layers)
+    is_qwen3 = architecture == "Qwen3ForCausalLM"
+    has_bias = bool(config.get("attention_bias", False)) and (is_llama or is_qwen3)
+    window, window_layers = _sliding_window(fields, architecture, num_layers)
+    default_head_dim = _QWEN3_HEAD_DIM if is_qwen3 else hidden_size // max(num_heads, 1)
     return ModelShape(
         architecture=architecture,
-        vocab_size=_int(config, "vocab_size"),
+        vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=_int(config, "intermediate_size"),
+        intermediate_size=fields.integer("intermediate_size"),
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
-        num_key_value_heads=_int(config, "num_key_value_heads", num_heads),
-        head_dim=_int(config, "head_dim", hidden_size // max(num_heads, 1)),
-        rms_norm_eps=_float(config, "rms_norm_eps", family["rms_norm_eps"]),
+        num_key_value_heads=fields.integer("num_key_value_heads", num_heads),
+        head_dim=fields.integer("head_dim", default_head_dim),
+        rms_norm_eps=fields.number("rms_norm_eps", _RMS_NORM_EPS),
         rope_theta=rope_theta,
         max_position_embeddings=max_positions,
         rope_scaling=rope_scaling,
-        attention_bias=bool(family.get("qkv_bias", False)) or has_bias,
-        attention_out_bias=has_bias and (is_llama or architecture == "Qwen3ForCausalLM"),
+        attention_bias=has_bias or architecture in ("Qwen2ForCausalLM", "MiMoForCausalLM"),
+        attention_out_bias=has_bias,
         mlp_bias=bool(config.get("mlp_bias", False)) and is_llama,
-        use_qk_norm=bool(family.get("qk_norm", False)),
+        use_qk_norm=is_qwen3,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        num_nextn_predict_layers=_int(config, "num_nextn_predict_layers", 0)
+        num_nextn_predict_layers=fields.integer("num_nextn_predict_layers", 0)
         if architecture == "MiMoForCausalLM"
         else 0,
         sliding_window=window,
         sliding_layers=window_layers,
-        bos_token_id=_optional_int(config, "bos_token_id"),
+        bos_token_id=fields.optional_integer("bos_token_id"),
         eos_token_ids=_eos_ids(config, generation_config or {}),
         dtype=_dtype(config),
     )
@@ -79,36 +87,13 @@ def shape_from_config(
 def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    if name not in _FAMILIES:
+    if name not in SUPPORTED_ARCHITECTURES:
         found = name or config.get("model_type") or "none"
         raise CheckpointError(
             f"architecture {found!s:.80} is not supported; "
             f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     return str(name)
-
-
-def _int(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if type(value) is not int:
-        raise CheckpointError(f"config.json: {key} is {value!r:.80}; expected a whole number")
-    return value
-
-
-def _optional_int(config: Mapping[str, Any], key: str) -> int | None:
-    value = config.get(key)
-    return value if type(value) is int else None
-
-
-def _float(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CheckpointError(f"config.json: {key} is {value!r:.80}; expected a number")
-    return float(value)
 
 
 def _dtype(config: Mapping[str, Any]) -> str:
@@ -127,23 +112,25 @@ def _eos_ids(config: Mapping[str, Any], generation_config: Mapping[str, Any]) ->
 
 
 def _sliding_window(
-    config: Mapping[str, Any], architecture: str, num_layers: int
+    fields: HeaderFields, architecture: str, num_layers: int
 ) -> tuple[int | None, frozenset[int]]:
     """The window and the layers it holds for. Qwen's is inert unless use_sliding_window is set."""
-    window = _optional_int(config, "sliding_window")
-    if window is None or not 0 < num_layers <= 1024:
+    window = fields.values.get("sliding_window", _SLIDING_WINDOW)
+    if window is None or architecture == "LlamaForCausalLM" or not 0 < num_layers <= 1024:
         return None, frozenset()
-    if architecture == "MistralForCausalLM":
-        return window, frozenset(range(num_layers))
-    if architecture == "LlamaForCausalLM" or not config.get("use_sliding_window", False):
-        return None, frozenset()
-    first = _int(config, "max_window_layers", 28)
-    return window, frozenset(range(max(first, 0), num_layers))
+    first = 0
+    if architecture != "MistralForCausalLM":
+        if not fields.values.get("use_sliding_window", False):
+            return None, frozenset()
+        first = max(fields.integer("max_window_layers", 28), 0)
+    if type(window) is not int or window <= 0:
+        raise CheckpointError(
+            f"config.json: sliding_window is {window!r:.80}; expected a whole number above 0"
+        )
+    return window, frozenset(range(first, num_layers))
 
 
-def _rope(
-    config: Mapping[str, Any], default_theta: float, max_positions: int
-) -> tuple[float, RopeScaling | None]:
+def _rope(config: Mapping[str, Any], max_positions: int) -> tuple[float, RopeScaling | None]:
     newer = config.get("rope_parameters")
     older = config.get("rope_scaling")
     for name, value in (("rope_parameters", newer), ("rope_scaling", older)):
@@ -151,34 +138,55 @@ def _rope(
             raise CheckpointError(f"config.json: {name} is not an object")
     params: Mapping[str, Any] = newer or older or {}
     theta_home = newer if newer and "rope_theta" in newer else config
-    theta = _float(theta_home, "rope_theta", default_theta)
-    rope_type = params.get("rope_type", params.get("type", "default"))
+    theta = HeaderFields("config.json", theta_home).number("rope_theta", _ROPE_THETA)
+    rope_type = params.get("rope_type", params.get("type"))
     if rope_type in (None, "default"):
         return theta, None
     if rope_type not in ("linear", "llama3", "yarn"):
         raise CheckpointError(
             f"rotary scaling {rope_type!r:.40} is not supported; supported: linear, llama3, yarn"
         )
-    factor = _float(params, "factor")
-    original = _int(params, "original_max_position_embeddings", max_positions)
-    if factor < 1.0 or not 0 < original <= 1 << 27:
-        raise CheckpointError(
-            f"rotary scaling: factor {factor} with original_max_position_embeddings {original}"
-        )
-    return theta, RopeScaling(
+    fields = HeaderFields("config.json", params)
+    scaling = RopeScaling(
         rope_type=rope_type,
-        factor=factor,
-        original_max_position_embeddings=original,
-        low_freq_factor=_float(params, "low_freq_factor", 1.0),
-        high_freq_factor=_float(params, "high_freq_factor", 4.0),
-        attention_factor=_optional_float(params, "attention_factor"),
-        beta_fast=_float(params, "beta_fast", 32.0),
-        beta_slow=_float(params, "beta_slow", 1.0),
-        mscale=_optional_float(params, "mscale"),
-        mscale_all_dim=_optional_float(params, "mscale_all_dim"),
+        factor=fields.number("factor"),
+        original_max_position_embeddings=fields.integer(
+            "original_max_position_embeddings", max_positions
+        ),
+        low_freq_factor=fields.number("low_freq_factor", 1.0),
+        high_freq_factor=fields.number("high_freq_factor", 4.0),
+        attention_factor=fields.optional_number("attention_factor"),
+        beta_fast=fields.number("beta_fast", 32.0),
+        beta_slow=fields.number("beta_slow", 1.0),
+        mscale=fields.optional_number("mscale"),
+        mscale_all_dim=fields.optional_number("mscale_all_dim"),
         truncate=bool(params.get("truncate", True)),
     )
+    check_rope_scaling(scaling)
+    return theta, scaling
 
 
-def _optional_float(config: Mapping[str, Any], key: str) -> float | None:
-    return None if config.get(key) is None else _float(config, key)
+def check_rope_scaling(scaling: RopeScaling) -> None:
+    """Refuse factors that rotary scaling cannot be computed with.
+
+    Errors: CheckpointError naming the setting.
+    """
+    original = scaling.original_max_position_embeddings
+    if not 1.0 <= scaling.factor <= 1e6 or original is None or not 0 < original <= 1 << 27:
+        raise CheckpointError(
+            f"rotary scaling: factor {scaling.factor} with "
+            f"original_max_position_embeddings {original}"
+        )
+    if not 0.0 < scaling.low_freq_factor < scaling.high_freq_factor:
+        raise CheckpointError(
+            f"rotary scaling: low_freq_factor {scaling.low_freq_factor} with "
+            f"high_freq_factor {scaling.high_freq_factor}"
+        )
+    if not 0.0 < scaling.beta_slow <= scaling.beta_fast:
+        raise CheckpointError(
+            f"rotary scaling: beta_slow {scaling.beta_slow} with beta_fast {scaling.beta_fast}"
+        )
+    for name in ("attention_factor", "mscale", "mscale_all_dim"):
+        value = getattr(scaling, name)
+        if value is not None and value < 0.0:
+            raise CheckpointError(f"rotary scaling: {name} is {value}; expected at least 0")

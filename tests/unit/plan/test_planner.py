@@ -103,7 +103,7 @@ def test_the_error_names_the_need_by_part() -> None:
         plan(SMOL, 300 * MIB, Workload(context=8192, dtype="float32"), RUNTIME)
     first, second, *rest = str(caught.value).splitlines()
     assert first == "no plan fits --memory 300MiB at --context 8192"
-    assert second.startswith("  needs 1.12 GiB: runtime 0.24, weights 0.50, kv cache 0.35, act")
+    assert second.startswith("  needs 1.16 GiB: runtime 0.28, weights 0.50, kv cache 0.35, act")
     assert rest[0] == "  any one of these fits:"
 
 

@@ -1,0 +1,176 @@
+"""Ten thousand damaged copies: half of a GGUF, half of a safetensors folder.
+
+Each must open and read, or raise a ThinsliceError, within a MiB. The damage is random but
+seeded; a failure names the number of the copy, which alone makes it again.
+"""
+
+import random
+import re
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.checkpoints import (
+    GgufOptions,
+    GgufTokenizer,
+    tiny_config,
+    write_gguf_model,
+    write_safetensors_model,
+)
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.errors import ThinsliceError
+from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.units import MIB
+
+NUM_COPIES = 5_000
+MAX_PEAK_BYTES = MIB
+
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 32, "num_hidden_layers": 1}
+ODD_NUMBERS = [
+    0,
+    1,
+    2,
+    3,
+    31,
+    255,
+    2**15,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    2**63,
+    2**64 - 1,
+]
+ODD_TEXTS = [
+    b"-1", b"1e400", b"1.5", b"NaN", b"null", b"true", b"[]", b"{}", b'"x"', b"9" * 30, b"9" * 5000,
+    b"[" * 3000, b'"\\ud800"', b'"../../x.safetensors"', b"0", b"1048576",
+]  # fmt: skip
+
+Damage = Callable[[random.Random, bytearray, int], None]
+
+
+def flip(rng: random.Random, content: bytearray, header_bytes: int) -> None:
+    for _ in range(rng.randint(1, 4)):
+        content[position(rng, content, header_bytes)] ^= 1 << rng.randrange(8)
+
+
+def overwrite_byte(rng: random.Random, content: bytearray, header_bytes: int) -> None:
+    content[position(rng, content, header_bytes)] = rng.randrange(256)
+
+
+def put_number(rng: random.Random, content: bytearray, header_bytes: int) -> None:
+    at = position(rng, content, header_bytes)
+    size = rng.choice([1, 2, 4, 8])
+    number = rng.choice(ODD_NUMBERS) % 256**size
+    content[at : at + size] = number.to_bytes(size, "little")
+
+
+def truncate(rng: random.Random, content: bytearray, header_bytes: int) -> None:
+    del content[position(rng, content, header_bytes) :]
+
+
+def cut_out(rng: random.Random, content: bytearray, header_bytes: int) -> None:
+    at = position(rng, content, header_bytes)
+    del content[at : at + rng.randint(1, 40)]
+
+
+def splice(rng: random.Random, content: bytearray, header_bytes: int) -> None:
+    source = position(rng, content, header_bytes)
+    piece = content[source : source + rng.randint(1, 60)]
+    at = position(rng, content, header_bytes)
+    content[at : at + rng.choice([0, len(piece)])] = piece
+
+
+def put_text(rng: random.Random, content: bytearray, header_bytes: int) -> None:
+    """Put something odd in the place of a number or a string of JSON."""
+    values = list(re.finditer(rb'-?\d+(\.\d+)?|"[^"]*"', content[:header_bytes]))
+    value = rng.choice(values)
+    content[value.start() : value.end()] = rng.choice(ODD_TEXTS)
+
+
+def put_text_of_same_length(rng: random.Random, content: bytearray, header_bytes: int) -> None:
+    """Change digits of JSON, so that the length before it stays true."""
+    digits = list(re.finditer(rb"\d+", content[:header_bytes]))
+    number = rng.choice(digits)
+    width = number.end() - number.start()
+    content[number.start() : number.end()] = bytes(rng.choices(b"0123456789", k=width))
+
+
+def position(rng: random.Random, content: bytearray, header_bytes: int) -> int:
+    """A place in the file, mostly in its header."""
+    end = header_bytes if rng.random() < 0.9 else len(content)
+    return rng.randrange(max(min(end, len(content)), 1)) if content else 0
+
+
+def open_and_read(path: Path, rng: random.Random) -> str:
+    """What became of a damaged copy: 'read', or the name of the error."""
+    try:
+        checkpoint = open_checkpoint(path)
+        name = rng.choice(list(checkpoint.tensors))
+        size = checkpoint.tensors[name].shape
+        start = rng.randrange(size[0])
+        with CheckpointReader(checkpoint) as reader:
+            reader.read(name, torch.empty(size))
+            reader.read_rows(name, start, size[0], torch.empty(size[0] - start, *size[1:]))
+    except ThinsliceError as error:
+        return type(error).__name__
+    return "read"
+
+
+def fuzz(path: Path, files: dict[Path, int], damages: list[Damage]) -> Counter[str]:
+    """Damage one of ``files`` (path: header size) at a time, open ``path`` and put it back."""
+    originals = {file: file.read_bytes() for file in files}
+    outcomes: Counter[str] = Counter()
+    tracemalloc.start()
+    try:
+        for number in range(NUM_COPIES):
+            rng = random.Random(number)
+            file = rng.choice(list(files))
+            content = bytearray(originals[file])
+            for _ in range(rng.choice([1, 1, 1, 2])):
+                rng.choice(damages)(rng, content, files[file])
+            file.write_bytes(content)
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            try:
+                outcomes[open_and_read(path, rng)] += 1
+            except Exception as error:
+                raise AssertionError(f"copy {number} of {file.name}") from error
+            peak = tracemalloc.get_traced_memory()[1] - before
+            assert peak < MAX_PEAK_BYTES, f"copy {number} of {file.name}: {peak} bytes"
+            file.write_bytes(originals[file])
+    finally:
+        tracemalloc.stop()
+    return outcomes
+
+
+def test_damaged_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    shape = shape_from_config(tiny_config(**SMALL))
+    tokenizer = GgufTokenizer(tuple(f"t{n}" for n in range(32)), merges=("t 0", "t 1"))
+    write_gguf_model(path, shape, options=GgufOptions("Q4_0", tokenizer))
+    header_bytes = min(entry.offset for entry in open_checkpoint(path).tensors.values())
+    binary = [flip, overwrite_byte, put_number, put_number, truncate, cut_out, splice]
+    outcomes = fuzz(path, {path: header_bytes}, binary)
+    assert set(outcomes) == {"read", "CheckpointError"}
+    assert min(outcomes.values()) > NUM_COPIES // 50
+
+
+def test_damaged_safetensors(tmp_path: Path) -> None:
+    write_safetensors_model(tmp_path, tiny_config("MiMoForCausalLM", **SMALL), shards=2)
+    files = {}
+    for file in tmp_path.iterdir():
+        header_bytes = file.stat().st_size
+        if file.suffix == ".safetensors":
+            header_bytes = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+        files[file] = header_bytes
+    assert len(files) == 4
+    texts = [flip, put_number, truncate, cut_out, splice, put_text, put_text_of_same_length]
+    outcomes = fuzz(tmp_path, dict(sorted(files.items())), texts)
+    assert set(outcomes) == {"read", "CheckpointError"}
+    assert min(outcomes.values()) > NUM_COPIES // 50

@@ -1,0 +1,71 @@
+"""Safe ways to touch the files of a model folder, none of which is trusted."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from thinslice.errors import CheckpointError
+
+
+@contextmanager
+def os_errors_named(path: Path) -> Iterator[None]:
+    """Turn an operating system error inside the block into a CheckpointError naming the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a regular file, links followed.
+
+    Errors: CheckpointError if there is none: a pipe or a device would block or never end.
+    """
+    with os_errors_named(path):
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a regular file")
+        return path.stat().st_size
+
+
+def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
+    """Read a small JSON file whose top is an object.
+
+    Errors: CheckpointError if it is missing, larger than ``max_bytes``, or as
+    ``parse_json_object`` has it.
+    """
+    num_bytes = file_size(path)
+    if num_bytes > max_bytes:
+        raise CheckpointError(f"{path} has {num_bytes} bytes; at most {max_bytes} are expected")
+    with os_errors_named(path), path.open("rb") as file:
+        content = file.read(num_bytes)
+    return parse_json_object(content, str(path))
+
+
+def parse_json_object(content: bytes, source: str) -> dict[str, Any]:
+    """Parse a JSON object in which no key appears twice, at any depth.
+
+    Errors: CheckpointError, beginning with ``source``, for anything else.
+    """
+    try:
+        value = json.loads(content.decode(), object_pairs_hook=_without_duplicates)
+    except RecursionError:
+        raise CheckpointError(f"{source}: JSON is nested too deeply") from None
+    except ValueError as error:  # of the syntax, the encoding, a number or a duplicate key
+        raise CheckpointError(f"{source}: not valid JSON: {error!s:.120}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{source}: JSON holds no object")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"key {key!r:.80} appears twice")
+        result[key] = value
+    return result

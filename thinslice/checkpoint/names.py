@@ -1,0 +1,112 @@
+"""The tensors a ModelShape implies, by name and shape, and their comparison with a checkpoint."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from thinslice.checkpoint.index import TensorEntry
+from thinslice.errors import CheckpointError
+from thinslice.plan.model_shape import ModelShape
+
+_NUM_SHOWN = 10
+# Rotary frequencies that old checkpoints store although they follow from the config.
+_STORED_FREQUENCIES = re.compile(
+    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", re.ASCII
+)
+_PREDICTION_LAYER = re.compile(r"model\.mtp_layers\.(\d{1,4})\.", re.ASCII)
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def expected_tensors(shape: ModelShape) -> Shapes:
+    """Every tensor of a model under its exact name, with its shape, rows first."""
+    hidden_size = shape.hidden_size
+    tensors: Shapes = {"model.embed_tokens.weight": (shape.vocab_size, hidden_size)}
+    for layer_idx in range(shape.num_hidden_layers):
+        tensors |= _block_tensors(shape, f"model.layers.{layer_idx}")
+    tensors["model.norm.weight"] = (hidden_size,)
+    if not shape.tie_word_embeddings:
+        tensors["lm_head.weight"] = (shape.vocab_size, hidden_size)
+    for layer_idx in range(shape.num_nextn_predict_layers):
+        prefix = f"model.mtp_layers.{layer_idx}"
+        tensors |= _block_tensors(shape, prefix)
+        tensors[f"{prefix}.input_proj.weight"] = (hidden_size, 2 * hidden_size)
+        for norm in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
+            tensors[f"{prefix}.{norm}.weight"] = (hidden_size,)
+    return tensors
+
+
+def check_names(
+    shape: ModelShape, tensors: Mapping[str, TensorEntry]
+) -> tuple[ModelShape, dict[str, TensorEntry]]:
+    """Compare a checkpoint with its shape; return the shape as it holds, and the tensors in use.
+
+    Some tensors need not be used and are left out: stored rotary frequencies, a head although the
+    embeddings are tied, prediction layers the config does not count. A checkpoint without any
+    prediction layer, such as a re-save of MiMo, is whole: the returned shape then counts none.
+
+    Errors: one CheckpointError with all that is missing, unexpected or misshapen.
+    """
+    if not any(_PREDICTION_LAYER.match(name) for name in tensors):
+        shape = replace(shape, num_nextn_predict_layers=0)
+    expected = expected_tensors(shape)
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [
+        f"{name!r:.120}"
+        for name in tensors
+        if name not in expected and not _is_ignorable(name, shape)
+    ]
+    misshapen = [
+        f"{name} {tensors[name].shape}, not {wanted}"
+        for name, wanted in expected.items()
+        if name in tensors and tensors[name].shape != wanted
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    if any(problems.values()):
+        lines = [f"\n  {_listed(kind, items)}" for kind, items in problems.items() if items]
+        raise CheckpointError(
+            f"the tensors are not those of the {shape.architecture} that the checkpoint "
+            f"describes{''.join(lines)}"
+        )
+    return shape, {name: tensors[name] for name in expected}
+
+
+def _block_tensors(shape: ModelShape, prefix: str) -> Shapes:
+    """One decoder block: attention, MLP and the norms before them."""
+    hidden_size, intermediate_size = shape.hidden_size, shape.intermediate_size
+    projections = {
+        "self_attn.q_proj": (shape.q_size, hidden_size, shape.attention_bias),
+        "self_attn.k_proj": (shape.kv_size, hidden_size, shape.attention_bias),
+        "self_attn.v_proj": (shape.kv_size, hidden_size, shape.attention_bias),
+        "self_attn.o_proj": (hidden_size, shape.q_size, shape.attention_out_bias),
+        "mlp.gate_proj": (intermediate_size, hidden_size, shape.mlp_bias),
+        "mlp.up_proj": (intermediate_size, hidden_size, shape.mlp_bias),
+        "mlp.down_proj": (hidden_size, intermediate_size, shape.mlp_bias),
+    }
+    tensors: Shapes = {
+        f"{prefix}.input_layernorm.weight": (hidden_size,),
+        f"{prefix}.post_attention_layernorm.weight": (hidden_size,),
+    }
+    if shape.use_qk_norm:
+        tensors[f"{prefix}.self_attn.q_norm.weight"] = (shape.head_dim,)
+        tensors[f"{prefix}.self_attn.k_norm.weight"] = (shape.head_dim,)
+    for name, (rows, columns, has_bias) in projections.items():
+        tensors[f"{prefix}.{name}.weight"] = (rows, columns)
+        if has_bias:
+            tensors[f"{prefix}.{name}.bias"] = (rows,)
+    return tensors
+
+
+def _is_ignorable(name: str, shape: ModelShape) -> bool:
+    if name == "lm_head.weight":  # not expected, so the embeddings are tied
+        return True
+    prediction_layer = _PREDICTION_LAYER.match(name)
+    if prediction_layer is not None:
+        return int(prediction_layer[1]) >= shape.num_nextn_predict_layers
+    return _STORED_FREQUENCIES.fullmatch(name) is not None
+
+
+def _listed(kind: str, items: list[str]) -> str:
+    shown = ", ".join(items[:_NUM_SHOWN])
+    rest = len(items) - _NUM_SHOWN
+    return f"{len(items)} {kind}: {shown}" + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,116 @@
+"""Open a model on disk: a folder of safetensors with its config.json, or a GGUF.
+
+Only headers and JSON are read. Pickle files are refused and Python files of a model folder are
+never imported, for both can run any code.
+"""
+
+import struct
+from pathlib import Path
+
+from thinslice.checkpoint.files import os_errors_named, read_json_object
+from thinslice.checkpoint.gguf_header import GgufHeader, model_name, read_gguf
+from thinslice.checkpoint.gguf_names import ROPE_FACTORS, to_checkpoint_names
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.names import check_names
+from thinslice.checkpoint.safetensors_header import read_safetensors_folder
+from thinslice.errors import CheckpointError
+from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.plan.shape_from_gguf import shape_from_gguf
+from thinslice.units import MIB
+
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MAX_CONFIG_BYTES = MIB
+_MAX_ROPE_FACTORS = 512
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a folder of safetensors, a GGUF (or any part of a split one), or a folder of one GGUF.
+
+    Peak extra memory: the parsed header, see read_safetensors_header and read_gguf_header.
+    Errors: CheckpointError where the model is missing, damaged, unsupported, or kept as pickle.
+    """
+    with os_errors_named(path):
+        if path.is_dir():
+            return _open_folder(path)
+        if not path.exists():
+            raise CheckpointError(f"{path} does not exist")
+        suffix = path.suffix.lower()
+        if suffix == ".gguf":
+            return _open_gguf(path)
+        if suffix in _PICKLE_SUFFIXES:
+            raise CheckpointError(_pickle_refusal(path))
+        if suffix == ".safetensors":
+            raise CheckpointError(f"{path} is one file of a model; name its folder instead")
+        raise CheckpointError(
+            f"{path} is no model: name a folder with config.json and safetensors, or a .gguf file"
+        )
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    suffixes = {file.suffix.lower() for file in files}
+    has_config = (folder / "config.json").is_file()
+    if ".safetensors" in suffixes and has_config:
+        return _open_safetensors(folder)
+    if ".gguf" in suffixes:
+        return _open_gguf(_only_gguf(folder, files))
+    if ".safetensors" in suffixes:
+        raise CheckpointError(f"{folder} holds safetensors but no config.json")
+    for file in files:
+        if file.suffix.lower() in _PICKLE_SUFFIXES:
+            raise CheckpointError(_pickle_refusal(file))
+    raise CheckpointError(f"{folder} holds no model: neither safetensors nor a GGUF")
+
+
+def _open_safetensors(folder: Path) -> Checkpoint:
+    config = read_json_object(folder / "config.json", _MAX_CONFIG_BYTES)
+    generation_path = folder / "generation_config.json"
+    generation = None
+    if generation_path.is_file():
+        generation = read_json_object(generation_path, _MAX_CONFIG_BYTES)
+    shape = shape_from_config(config, generation)
+    shape, tensors = check_names(shape, read_safetensors_folder(folder))
+    files = tuple(sorted({entry.path for entry in tensors.values()}))
+    return Checkpoint(folder, "safetensors", shape, tensors, files)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    header, files = read_gguf(path)
+    tensor_shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    shape = shape_from_gguf(header.metadata, tensor_shapes, _rope_factors(header))
+    shape, tensors = check_names(shape, to_checkpoint_names(header.tensors, shape))
+    return Checkpoint(files[0], "gguf", shape, tensors, files, header.metadata)
+
+
+def _rope_factors(header: GgufHeader) -> tuple[float, ...]:
+    """The divisors of the rotary frequencies that a GGUF keeps as a tensor."""
+    entry = header.tensors.get(ROPE_FACTORS)
+    if entry is None:
+        return ()
+    if entry.dtype != "F32" or len(entry.shape) != 1 or entry.shape[0] > _MAX_ROPE_FACTORS:
+        raise CheckpointError(f"{entry.path}: {ROPE_FACTORS} is {entry.dtype} {entry.shape}")
+    with os_errors_named(entry.path), entry.path.open("rb") as file:
+        file.seek(entry.offset)
+        content = file.read(entry.num_bytes)
+    if len(content) != entry.num_bytes:
+        raise CheckpointError(f"{entry.path} shrank while it was read")
+    return struct.unpack(f"<{entry.shape[0]}f", content)
+
+
+def _only_gguf(folder: Path, files: list[Path]) -> Path:
+    """A GGUF of a folder that holds one model, whole or split."""
+    ggufs = [file for file in files if file.suffix.lower() == ".gguf"]
+    models = {model_name(file): file for file in reversed(ggufs)}
+    if len(models) > 1:
+        names = ", ".join(file.name for file in reversed(models.values()))
+        raise CheckpointError(
+            f"{folder} holds {len(models)} GGUF models; name one of {names:.1000}"
+        )
+    return ggufs[0]
+
+
+def _pickle_refusal(path: Path) -> str:
+    return (
+        f"{path} is a pickle file, which can run any code when it is loaded; "
+        "take the model as safetensors or GGUF"
+    )

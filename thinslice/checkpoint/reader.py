@@ -1,0 +1,169 @@
+"""Read tensors of a checkpoint, whole or in row ranges, into given buffers.
+
+Files are read with positioned reads into small pieces of scratch and never mapped: mapped pages
+would count against the budget. Quantised tensors become numbers on the way, and rows that
+llama.cpp reordered go back to their places.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from thinslice.checkpoint.files import os_errors_named
+from thinslice.checkpoint.index import Checkpoint, TensorEntry
+from thinslice.errors import CheckpointError
+from thinslice.units import MIB
+
+SCRATCH_BYTES = 4 * MIB
+
+_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+class CheckpointReader:
+    """Reads a checkpoint's tensors; a context manager that holds its files open.
+
+    Threads may read at the same time, into different buffers. Nothing is cached: each call reads
+    the bytes it needs, once, and asks the system to drop them from the page cache.
+
+    Peak extra memory: SCRATCH_BYTES a call for plain types, at most four times that for block
+    types (the blocks, their float32 values, and the working copies of gguf.quants).
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._files: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "CheckpointReader":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; a later read opens them again."""
+        with self._lock:
+            for file in self._files.values():
+                os.close(file)
+            self._files.clear()
+
+    def read(self, name: str, out: torch.Tensor) -> None:
+        """Fill ``out`` with a whole tensor; see ``read_rows``."""
+        self.read_rows(name, 0, self.checkpoint.tensors[name].shape[0], out)
+
+    def read_rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        """Fill ``out`` with rows ``start`` to ``stop`` of a tensor (elements, if it is a vector).
+
+        Args:
+            out: [stop - start, *rest], contiguous, on the CPU; float32, bfloat16 or float16.
+                Values are rounded to its type where that is not the type on disk.
+
+        Errors: CheckpointError naming the file if it cannot be read or has shrunk.
+        """
+        entry = self.checkpoint.tensors[name]
+        assert 0 <= start <= stop <= entry.shape[0], f"{name}: rows {start}:{stop}"
+        assert tuple(out.shape) == (stop - start, *entry.shape[1:]), f"{name}: {tuple(out.shape)}"
+        assert out.is_contiguous(), f"{name}: not contiguous"
+        assert out.device.type == "cpu", f"{name}: on {out.device}"
+        assert out.dtype in _TORCH_DTYPES.values(), f"{name}: {out.dtype}"
+        if start == stop or out.numel() == 0:
+            return
+        if entry.rotary_heads:
+            self._read_rotary(entry, start, stop, out)
+        elif _TORCH_DTYPES.get(entry.dtype) == out.dtype:
+            self._fill(entry, start, out)
+        else:
+            for first, piece in self._pieces(entry, start, stop):
+                out[first - start : first - start + len(piece)].copy_(piece)
+
+    def _read_rotary(self, entry: TensorEntry, start: int, stop: int, out: torch.Tensor) -> None:
+        """Put rows back that llama.cpp reordered within each head.
+
+        With H rows a head, row i * H/2 + j of a head (i = 0, 1) is kept at 2 * j + i.
+        Source: LlamaModel.permute in conversion/llama.py, ggml-org/llama.cpp.
+        """
+        head_rows = entry.shape[0] // entry.rotary_heads
+        for head_start in range(start // head_rows * head_rows, stop, head_rows):
+            wanted = torch.arange(max(start, head_start), min(stop, head_start + head_rows))
+            row = wanted - head_start
+            kept = head_start + row % (head_rows // 2) * 2 + row // (head_rows // 2)
+            for first, piece in self._pieces(entry, int(kept.min()), int(kept.max()) + 1):
+                is_here = (kept >= first) & (kept < first + len(piece))
+                rows = piece[kept[is_here] - first]
+                out[wanted[is_here] - start] = rows.to(out.dtype)
+
+    def _pieces(
+        self, entry: TensorEntry, start: int, stop: int
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Rows as they are kept, some at a time: the first row's index and their values."""
+        row_bytes = entry.num_bytes // entry.shape[0]
+        value_bytes = 4 * _row_values(entry) if entry.dtype not in _TORCH_DTYPES else row_bytes
+        step = max(SCRATCH_BYTES // value_bytes, 1)
+        for first in range(start, stop, step):
+            num_rows = min(step, stop - first)
+            raw = torch.empty(num_rows, row_bytes, dtype=torch.uint8)
+            self._fill(entry, first, raw)
+            yield first, _values(entry, raw)
+
+    def _fill(self, entry: TensorEntry, start: int, out: torch.Tensor) -> None:
+        """Fill ``out``, which has the type on disk, with the bytes of rows from ``start`` on."""
+        view = out.view(torch.uint8).numpy().reshape(-1).data
+        offset = entry.offset + start * (entry.num_bytes // entry.shape[0])
+        with os_errors_named(entry.path):
+            file = self._file(entry.path)
+            for begin in range(0, len(view), SCRATCH_BYTES):
+                piece = view[begin : begin + SCRATCH_BYTES]
+                _read_fully(file, piece, offset + begin, entry.path)
+                _drop_from_page_cache(file, offset + begin, len(piece))
+
+    def _file(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._files:
+                self._files[path] = os.open(path, os.O_RDONLY)
+            return self._files[path]
+
+
+def _row_values(entry: TensorEntry) -> int:
+    """Numbers in one row."""
+    values = 1
+    for size in entry.shape[1:]:
+        values *= size
+    return values
+
+
+def _values(entry: TensorEntry, raw: torch.Tensor) -> torch.Tensor:
+    """The numbers in the bytes of some rows, in the type on disk, or float32 for block types."""
+    shape = (len(raw), *entry.shape[1:])
+    dtype = _TORCH_DTYPES.get(entry.dtype)
+    if dtype is not None:
+        return raw.view(dtype).reshape(shape)
+    # A block's scale may be any bytes; what it gives then is no number, but no fault either.
+    with np.errstate(all="ignore"):
+        values = dequantize(raw.numpy(), GGMLQuantizationType[entry.dtype])
+    return torch.from_numpy(values).reshape(shape)
+
+
+def _read_fully(file: int, view: memoryview, offset: int, path: Path) -> None:
+    done = 0
+    while done < len(view):
+        num_bytes = os.preadv(file, [view[done:]], offset + done)
+        if num_bytes == 0:
+            raise CheckpointError(f"{path} ends at byte {offset + done}: it changed while in use")
+        done += num_bytes
+
+
+def _drop_from_page_cache(file: int, offset: int, num_bytes: int) -> None:
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(file, offset, num_bytes, os.POSIX_FADV_DONTNEED)
