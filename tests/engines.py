@@ -16,7 +16,7 @@ def engine_of(
 ) -> Engine:
     """A loaded engine with room to spare."""
     workload = Workload(context, max_num_seqs, dtype)
-    return load_engine(checkpoint, plan(checkpoint.shape, 4 * GIB, workload, 0), None)
+    return load_engine(checkpoint, plan(checkpoint.shape, 4 * GIB, workload, 0), frozenset())
 
 
 def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:

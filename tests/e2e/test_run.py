@@ -31,7 +31,7 @@ def test_an_answer_streams_to_stdout_and_one_line_tells_what_it_took(smollm2_pat
 
 
 def test_json_has_the_plan_and_the_measured_peak_within_it(smollm2_path: Path) -> None:
-    done = run("run", "smollm2", "--memory", "900MiB", "--json", *GREEDY, "-", stdin=b"Say hi.")
+    done = run("run", "smollm2", "--memory", "900MiB", "--json", *GREEDY, stdin=b"Say hi.")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["completion_tokens"] == len(report["text"]) or report["text"]

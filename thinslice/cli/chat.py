@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from thinslice.cli.options import Load, LoadOptions, Sampling
 from thinslice.cli.run import load_model, summary
 from thinslice.config import SamplingParams
 from thinslice.errors import RequestError, ThinsliceError
+from thinslice.store.files import publish, write_synced
 
 if TYPE_CHECKING:
     from thinslice.engine.llm import LLM, Message
@@ -97,15 +97,13 @@ class Conversation:
     def save(self, file: str) -> None:
         """Write the conversation as JSON, whole or not at all."""
         path = _path(file)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        text = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
         try:
-            with tempfile.NamedTemporaryFile(
-                "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-            ) as part:
-                json.dump({"messages": self.messages}, part, ensure_ascii=False, indent=1)
-                part.flush()
-                os.fsync(part.fileno())
-            os.replace(part.name, path)
+            write_synced(part, text.encode())
+            publish(part, path)
         except OSError as error:
+            part.unlink(missing_ok=True)
             raise RequestError(f"cannot write {path}: {error.strerror}") from None
         note(f"{len(self.messages)} messages written to {path}")
 

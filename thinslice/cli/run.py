@@ -48,7 +48,7 @@ def run(
 
     Args:
         model: Name of the model.
-        prompt: The prompt; - or nothing reads it from standard input.
+        prompt: The prompt; without one it is read from standard input.
     """
     text = _read_prompt(prompt)
     if options.raw and options.system is not None:
@@ -121,7 +121,7 @@ def _read_prompt(prompt: str | None) -> str:
             "no prompt; give it as an argument or on standard input, "
             "or start a conversation with thinslice chat"
         )
-    if prompt is not None and prompt != "-":
+    if prompt is not None:
         text = prompt
     else:
         data = sys.stdin.buffer.read()

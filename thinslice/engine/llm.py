@@ -75,7 +75,8 @@ class LLM:
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint)
         self.template: ChatTemplate | None = self.tokenizer.chat_template
         self.plan = plan_checkpoint(checkpoint, engine_settings)
-        self.engine = load_engine(checkpoint, self.plan, progress)
+        end_ids = self.tokenizer.special.eos_token_ids
+        self.engine = load_engine(checkpoint, self.plan, end_ids, progress)
 
     def generate(
         self, prompts: str | Sequence[str], params: SamplingParams | None = None

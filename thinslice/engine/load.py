@@ -37,7 +37,12 @@ def plan_checkpoint(checkpoint: Checkpoint, settings: EngineSettings) -> MemoryP
     return plan(checkpoint.shape, budget_bytes, workload, current_rss_bytes())
 
 
-def load_engine(checkpoint: Checkpoint, chosen: MemoryPlan, progress: Progress | None) -> Engine:
+def load_engine(
+    checkpoint: Checkpoint,
+    chosen: MemoryPlan,
+    eos_token_ids: frozenset[int],
+    progress: Progress | None = None,
+) -> Engine:
     """Place weights and KV cache as planned.
 
     Errors: CheckpointError from reading the weights.
@@ -53,7 +58,7 @@ def load_engine(checkpoint: Checkpoint, chosen: MemoryPlan, progress: Progress |
         load_resident(decoder, reader, dtype, report)
     kv_caches = allocate_kv_caches(checkpoint.shape, chosen, dtype)
     runner = Runner(decoder, kv_caches, chosen.block_size)
-    return Engine(runner, chosen, frozenset(checkpoint.shape.eos_token_ids))
+    return Engine(runner, chosen, eos_token_ids)
 
 
 def native_dtype() -> str:
