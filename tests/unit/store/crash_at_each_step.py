@@ -1,0 +1,72 @@
+"""Pull a model again and again, each time killed (SIGKILL) one step later than the time before.
+
+A step is whatever the interpreter tells its audit hooks before it changes the file system, and each
+report of progress. After every kill the store is looked at and the pull is made once more, to its
+end. Prints one JSON object for each kill. Run by test_crashes.py as a process of its own, because
+it forks and has no threads.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from thinslice.store import changes, hub  # noqa: F401  (imported once, before the forks)
+from thinslice.store.embedded_models import EmbeddedModel
+from thinslice.store.store import Store
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
+
+
+def main() -> None:
+    base, name, model = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    known = {"tiny": EmbeddedModel(**model)} if model else {}
+    with patch("thinslice.store.names.EMBEDDED", known):
+        step = 0
+        while pull_is_killed_at(step, store := Store(base / str(step)), name):
+            print(json.dumps(look_and_pull_again(store, name)), flush=True)
+            step += 1
+
+
+def pull_is_killed_at(step: int, store: Store, name: str) -> bool:
+    child = os.fork()
+    if child == 0:
+        steps_left = step
+
+        def count(*args: Any) -> None:
+            nonlocal steps_left
+            if steps_left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            steps_left -= 1
+
+        def hook(event: str, args: tuple[Any, ...]) -> None:
+            flags = args[2] if event == "open" else 0
+            if event in _CHANGES or (isinstance(flags, int) and flags & _WRITES):
+                count()
+
+        sys.addaudithook(hook)
+        store.pull(name, count)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return os.WIFSIGNALED(status)
+
+
+def look_and_pull_again(store: Store, name: str) -> dict[str, Any]:
+    is_listed = [model.name for model in store.list()]
+    left = sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*"))
+    model = store.pull(name)
+    folder = store.root / os.listdir(store.root / ".locks")[0].removesuffix(".lock")
+    return {
+        "left": left,
+        "listed": is_listed,
+        "hashes": [file.sha256 for file in model.files],
+        "files": sorted(path.name for path in folder.iterdir()),
+        "unfinished": len(store.unfinished()),
+    }
+
+
+main()

@@ -1,0 +1,146 @@
+"""What changes the store: pull and remove, one process at a time for each model.
+
+A pull that is killed at any moment leaves nothing, files a later pull goes on with, or a complete
+model: each file gets its name when it is whole and checked, and the manifest comes last.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.errors import CheckpointError, StoreError
+from thinslice.store import embedded
+from thinslice.store.fetched import Fetched
+from thinslice.store.files import disk_errors
+from thinslice.store.manifest import (
+    MANIFEST,
+    StoredFile,
+    StoredModel,
+    folder_in,
+    read_manifest,
+    write_manifest,
+)
+from thinslice.store.names import Embedded, StoredName
+from thinslice.store.progress import Progress
+from thinslice.units import format_bytes
+
+# huggingface_hub takes longer to import than a small model takes to load.
+_HUB = "thinslice.store.hub"
+_LOCKS = ".locks"
+
+
+def pull(root: Path, name: StoredName, progress: Progress) -> StoredModel:
+    """Fetch what is missing of a model, check that it opens, and record it.
+
+    Errors: StoreError; CheckpointError where the model cannot be opened. Its files are kept, as an
+    unfinished pull: the fault may be with the disk, or be gone with the next thinslice.
+    """
+    folder = folder_in(root, name)
+    with disk_errors(root, name.text), _lock(root, name, progress):
+        stored = read_manifest(folder, name.text)
+        if stored is not None:
+            return stored
+        try:
+            model = _describe(name, folder, _fetch(name, folder, progress))
+            write_manifest(folder, model)
+        finally:
+            with suppress(OSError):  # only an empty folder goes
+                folder.rmdir()
+        return model
+
+
+def remove(root: Path, name: StoredName) -> None:
+    """Delete a model; one that is half deleted counts as an unfinished pull.
+
+    Errors: StoreError while the model is being pulled.
+    """
+    folder = folder_in(root, name)
+    with disk_errors(root, name.text), _lock(root, name, None):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        # rmtree deletes a link, it does not follow one.
+        shutil.rmtree(folder)
+
+
+def describe_path(path: Path) -> StoredModel:
+    """The record of a model outside the store, from its files alone.
+
+    Errors: CheckpointError.
+    """
+    checkpoint = open_checkpoint(path)
+    return StoredModel(
+        name=str(path),
+        path=path,
+        source="local path",
+        revision=None,
+        licence=_printable(checkpoint.metadata.get("general.license")),
+        architecture=checkpoint.shape.architecture,
+        context_length=checkpoint.shape.max_position_embeddings,
+        files=tuple(
+            StoredFile(os.path.relpath(file, path if path.is_dir() else path.parent), size, None)
+            for file, size in ((file, file.stat().st_size) for file in checkpoint.files)
+        ),
+        pulled_at=None,
+    )
+
+
+def _fetch(name: StoredName, folder: Path, progress: Progress) -> Fetched:
+    if isinstance(name, Embedded):
+        return embedded.fetch(name.model, folder, progress)
+    fetched: Fetched = import_module(_HUB).fetch(name, folder, progress)
+    return fetched
+
+
+def _describe(name: StoredName, folder: Path, fetched: Fetched) -> StoredModel:
+    try:
+        model = describe_path(folder / fetched.entry)
+    except CheckpointError as error:
+        kept = format_bytes(sum(file.num_bytes for file in fetched.files))
+        raise CheckpointError(
+            f"{error}\n  its files are kept; `thinslice rm {name.text}` frees {kept}"
+        ) from error
+    return replace(
+        model,
+        name=name.text,
+        source=fetched.source,
+        revision=fetched.revision,
+        licence=_printable(fetched.licence) or model.licence,
+        files=fetched.files,
+        pulled_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _printable(text: object) -> str | None:
+    """A licence's name as a stranger wrote it, if it can be shown on a terminal."""
+    return text if isinstance(text, str) and text.isprintable() and len(text) <= 200 else None
+
+
+@contextmanager
+def _lock(root: Path, name: StoredName, progress: Progress | None) -> Iterator[None]:
+    """Hold a model alone. A pull waits for its turn; without ``progress`` a held lock is an error.
+
+    The operating system drops the lock of a process that ends, however it ends.
+    """
+    locks = root / _LOCKS
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{name.folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        if progress is None:
+            raise StoreError(
+                f"another process is pulling {name.text}; remove it when that has ended"
+            ) from error
+        progress(f"waiting for another pull of {name.text}", 0, 0)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

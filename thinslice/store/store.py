@@ -1,0 +1,176 @@
+"""Store: the models on this disk, by name.
+
+Reading the store imports nothing heavy. What changes it (pull and remove) is in changes.py, which
+is imported when it is first used, as is the reader of checkpoints.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from thinslice.errors import ConfigError, StoreError
+from thinslice.store.manifest import StoredModel, folder_in, read_manifest
+from thinslice.store.names import (
+    LocalPath,
+    ModelName,
+    StoredName,
+    name_of_folder,
+    nearest_names,
+    parse_model_name,
+)
+from thinslice.store.progress import Progress, silent
+
+_CHANGES = "thinslice.store.changes"
+
+
+@dataclass(frozen=True)
+class UnfinishedPull:
+    """A pull that was broken off: `pull` goes on with it, `remove` drops it."""
+
+    name: str
+    num_bytes: int
+
+
+def default_root(environ: Mapping[str, str]) -> Path:
+    """$THINSLICE_HOME/models, or thinslice/models where the system keeps a user's data."""
+    if home := environ.get("THINSLICE_HOME"):
+        return Path(home).expanduser() / "models"
+    data_home = environ.get("XDG_DATA_HOME", "")
+    # The XDG base directory specification has a relative path ignored.
+    base = Path(data_home) if os.path.isabs(data_home) else Path.home() / ".local" / "share"
+    return base / "thinslice" / "models"
+
+
+class Store:
+    """The models kept under one folder.
+
+    Args:
+        root: the folder; by default the one default_root names. It is made by the first pull.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = Path(os.path.abspath(root or default_root(os.environ)))
+
+    def resolve(self, text: str) -> Path:
+        """What open_checkpoint takes for a name: a path of the user's, or of a stored model.
+
+        Nothing is fetched.
+
+        Errors: ConfigError, CheckpointError from the name; StoreError where it is not stored.
+        """
+        name = self._parse(text)
+        return name.path if isinstance(name, LocalPath) else self._stored(name).path
+
+    def ensure(self, text: str, progress: Progress | None = None, *, offline: bool = False) -> Path:
+        """Like resolve, but a model that is not stored is pulled first."""
+        name = self._parse(text)
+        if isinstance(name, LocalPath):
+            return name.path
+        return self._pull(name, progress, offline).path
+
+    def pull(
+        self, text: str, progress: Progress | None = None, *, offline: bool = False
+    ) -> StoredModel:
+        """Fetch a model, or what is missing of it; one that is stored is not fetched again.
+
+        Args:
+            offline: use no network; only a stored model is found.
+
+        Errors: ConfigError for a path or an unknown name; StoreError for the network, the disk or
+            a file that is not what it should be; CheckpointError for a model thinslice cannot
+            open, before its weights are fetched where its settings tell.
+        """
+        name = self._parse(text)
+        if isinstance(name, LocalPath):
+            raise ConfigError(f"{text!r:.300} is here already: a path needs no pull")
+        return self._pull(name, progress, offline)
+
+    def list(self) -> tuple[StoredModel, ...]:
+        """The complete models, by name."""
+        models = (read_manifest(folder, name) for name, folder in self._folders())
+        return tuple(model for model in models if model is not None)
+
+    def unfinished(self) -> tuple[UnfinishedPull, ...]:
+        """The pulls that were broken off, or are under way in another process, by name."""
+        return tuple(
+            UnfinishedPull(name, _bytes_below(folder))
+            for name, folder in self._folders()
+            if read_manifest(folder, name) is None
+        )
+
+    def show(self, text: str) -> StoredModel:
+        """The record of a stored model; one of a path is read from its files.
+
+        Errors: ConfigError, StoreError, CheckpointError.
+        """
+        name = self._parse(text)
+        if isinstance(name, LocalPath):
+            model: StoredModel = import_module(_CHANGES).describe_path(name.path)
+            return model
+        return self._stored(name)
+
+    def remove(self, text: str) -> int:
+        """Delete a model or what an unfinished pull has left; returns the bytes it had.
+
+        Errors: ConfigError for a path; StoreError where it is not stored, or is being pulled.
+        """
+        name = self._parse(text)
+        if isinstance(name, LocalPath):
+            raise ConfigError(f"{text!r:.300} is not in the store; only stored models are removed")
+        folder = folder_in(self.root, name)
+        if not folder.is_dir():
+            raise StoreError(self._not_stored(name))
+        num_bytes = _bytes_below(folder)
+        import_module(_CHANGES).remove(self.root, name)
+        return num_bytes
+
+    def _parse(self, text: str) -> ModelName:
+        return parse_model_name(text, (name for name, _ in self._folders()))
+
+    def _pull(self, name: StoredName, progress: Progress | None, offline: bool) -> StoredModel:
+        stored = read_manifest(folder_in(self.root, name), name.text)
+        if stored is not None:
+            return stored
+        if offline:
+            raise StoreError(f"{self._not_stored(name)}, but not offline")
+        model: StoredModel = import_module(_CHANGES).pull(self.root, name, progress or silent)
+        return model
+
+    def _stored(self, name: StoredName) -> StoredModel:
+        folder = folder_in(self.root, name)
+        model = read_manifest(folder, name.text)
+        if model is None:
+            raise StoreError(self._not_stored(name))
+        return model
+
+    def _not_stored(self, name: StoredName) -> str:
+        if folder_in(self.root, name).is_dir():
+            return f"the pull of {name.text} is unfinished; `thinslice pull {name.text}` ends it"
+        near = nearest_names(name.text, [stored for stored, _ in self._folders()])
+        guess = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"{name.text} is not stored; {guess}`thinslice pull {name.text}` fetches it"
+
+    def _folders(self) -> Iterator[tuple[str, Path]]:
+        """Name and folder of each model, complete or not. What else is there is not ours."""
+        try:
+            folders = sorted(self.root.iterdir())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(f"cannot read the store {self.root}: {error.strerror}") from error
+        for folder in folders:
+            name = name_of_folder(folder.name)
+            if name is not None and folder.is_dir() and not folder.is_symlink():
+                yield name, folder
+
+
+def _bytes_below(folder: Path) -> int:
+    sizes = 0
+    for place, _, files in os.walk(folder):
+        for file in files:
+            with suppress(FileNotFoundError):  # a pull that is under way renames its files
+                sizes += os.lstat(os.path.join(place, file)).st_size
+    return sizes

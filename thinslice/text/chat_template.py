@@ -1,0 +1,105 @@
+"""ChatTemplate: a conversation to the one text a model was trained to continue.
+
+The template comes with the model and is not trusted; template_sandbox.py bounds what it can do.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
+
+from thinslice.errors import CheckpointError, RequestError
+from thinslice.text.template_meter import Meter, TooCostlyError, weight
+from thinslice.text.template_sandbox import RaisedByTemplateError, TemplateSandbox
+from thinslice.units import KIB, MIB
+
+# The longest of 60 published templates has 17 KB. Compiling takes up to 7 s per MiB.
+_MAX_SOURCE_CHARACTERS = 128 * KIB
+_MAX_MESSAGES_WEIGHT = 64 * MIB
+# A rendering makes a few times the messages' size of text, most of it on the way.
+_BASE_FUEL = 16 * MIB
+_FUEL_PER_MESSAGE_BYTE = 64
+# CPU seconds; a rendering takes milliseconds.
+_MAX_SECONDS = 2.0
+
+# What rendering can raise by what a template does with the messages: type errors and the like.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, TemplateError)
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Args:
+        bos_token, eos_token: as text; None where the tokenizer has none.
+
+    Errors: CheckpointError for a template that does not compile.
+    """
+
+    def __init__(
+        self, source: str, bos_token: str | None = None, eos_token: str | None = None
+    ) -> None:
+        if len(source) > _MAX_SOURCE_CHARACTERS:
+            raise CheckpointError(
+                f"the model's chat template has {len(source)} characters; "
+                f"at most {_MAX_SOURCE_CHARACTERS} are expected"
+            )
+        tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._tokens = {name: text for name, text in tokens.items() if text is not None}
+        self._sandbox = TemplateSandbox()
+        self._lock = threading.Lock()
+        try:
+            self._template = self._sandbox.from_string(source)
+        except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise CheckpointError(
+                f"the model's chat template does not compile: {error!s:.300}"
+            ) from error
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation, up to where the model's answer begins.
+
+        No message is left out; an empty system message is not the same as none. Time for 20
+        messages of 1 kB: under 0.5 ms. Peak extra memory: a few times the text; whatever the
+        template does, at most about 100 MiB and 64 times the messages.
+
+        Args:
+            add_generation_prompt: end with the opening of the assistant's turn.
+
+        Errors: RequestError where the template refuses the messages or they do not fit it;
+        CheckpointError where it reaches for what it may not, or for too much time or memory.
+        """
+        try:
+            size = weight(messages, _MAX_MESSAGES_WEIGHT)
+        except TooCostlyError as error:
+            raise RequestError("the messages are too long for a chat template") from error
+        fuel = _BASE_FUEL + _FUEL_PER_MESSAGE_BYTE * size
+        with self._lock:
+            self._sandbox.meter = Meter(fuel, _MAX_SECONDS)
+            return self._render(messages, add_generation_prompt)
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        try:
+            return self._template.render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **self._tokens,
+            )
+        except RaisedByTemplateError as error:
+            raise RequestError(f"the chat template refuses the messages: {error}") from error
+        except SecurityError as error:
+            raise CheckpointError(
+                f"the model's chat template reaches for what it may not: {error!s:.200}"
+            ) from error
+        except TooCostlyError as error:
+            raise CheckpointError(f"the model's chat template {error}") from error
+        except RecursionError as error:
+            raise CheckpointError("the model's chat template nests too deeply") from error
+        except _MISFITS as error:
+            raise RequestError(
+                f"the chat template cannot render these messages: {error!s:.300}"
+            ) from error

@@ -1,0 +1,372 @@
+"""A Jinja environment for templates from strangers: no code, no files, bounded work and memory.
+
+Jinja's immutable sandbox keeps a template from reaching Python. This adds the meter of
+template_meter.py; what could be large is paid before it is made. The bounds hold for templates
+that loop without output, double a string, nest lists that share parts, or call macros that call
+themselves.
+
+What a template may use is what Hugging Face gives chat templates, less the filters and methods
+that chat templates have no use for.
+Source: transformers, utils/chat_template_utils.py (_cached_compile_jinja_template).
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from functools import wraps
+from typing import Any
+
+from jinja2 import TemplateError, Undefined, nodes, pass_context
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from jinja2.utils import Namespace
+
+from thinslice.text.template_meter import (
+    ELEMENT_COST,
+    JOIN_TEXT,
+    MAX_INTEGER_BITS,
+    PAY,
+    PAY_SLICE,
+    STEP,
+    Meter,
+    Metering,
+    TooCostlyError,
+)
+
+_FILTERS = frozenset(
+    """abs capitalize count d default dictsort e escape first float indent int items join last
+    length list lower map max min reject rejectattr replace reverse round safe select selectattr
+    sort string title trim unique upper""".split()  # noqa: SIM905
+)
+_STRING_METHODS = frozenset(
+    """capitalize count endswith find format index isalnum isalpha isascii isdecimal isdigit
+    islower isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix
+    replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title
+    upper""".split()  # noqa: SIM905
+)
+# These take a string apart: every character becomes an object of its own.
+_ITERATING_FILTERS = frozenset({"list", "map", "max", "min", "reject", "select", "sort", "unique"})
+_CHARACTER_COST = 64
+_SEQUENCE_METHODS = frozenset({"count", "index"})
+_MAPPING_METHODS = frozenset({"get", "items", "keys", "values"})
+
+_MAX_INDENT = 64
+
+
+class RaisedByTemplateError(TemplateError):
+    """A template called raise_exception."""
+
+
+class TemplateSandbox(ImmutableSandboxedEnvironment):
+    """The environment. Set ``meter`` before each rendering; it renders one template at a time."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        # Nothing of a template is to be worked out while it compiles, with no meter running. The
+        # optimizer would do so, and so would an output that ``finalize`` can treat without context.
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_GenerationTag, loopcontrols],
+            optimized=False,
+            finalize=_finalize,
+        )
+        self.meter = Meter(0, 0.0)
+        self.filters = self._metered_filters()
+        self.globals |= {
+            "dict": _make_dict,
+            "namespace": _TemplateNamespace,
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+        }
+        del self.globals["lipsum"]
+
+    def _metered_filters(self) -> dict[str, Callable[..., Any]]:
+        builtin = self.filters
+        filters = {name: self._metered(builtin[name]) for name in _FILTERS}
+        for name in _ITERATING_FILTERS:
+            filters[name] = self._charging_strings(filters[name])
+        filters["indent"] = self._metered(self._checked_indent(builtin["indent"]))
+        filters["join"] = self._metered(self._checked_join(builtin["join"]))
+        filters["replace"] = self._metered(self._checked_replace(builtin["replace"]))
+        filters["round"] = self._metered(_checked_round(builtin["round"]))
+        filters["tojson"] = self._metered(_to_json)
+        filters[STEP] = self._step
+        filters[PAY] = self._pay
+        filters[PAY_SLICE] = self._pay_slice
+        filters[JOIN_TEXT] = self._join_text
+        return filters
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree: nodes.Template = Metering().visit(super()._parse(source, name, filename))
+        return tree
+
+    def concat(self, pieces: Iterable[str]) -> str:
+        """Join output, as it comes."""
+        parts: list[str] = []
+        for piece in pieces:
+            self.meter.charge(len(piece))
+            parts.append(piece)
+        return "".join(parts)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Jinja's rule, and of Python's own types only the methods that cannot make much."""
+        if not super().is_safe_attribute(obj, attr, value):
+            return False
+        if isinstance(obj, str):
+            return attr in _STRING_METHODS
+        if isinstance(obj, list | tuple):
+            return attr in _SEQUENCE_METHODS
+        if isinstance(obj, Mapping):
+            return attr in _MAPPING_METHODS
+        return not isinstance(obj, int | float | bytes | range)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """``str.format`` with fields of bounded width; ``format_map`` is left out."""
+        owner = getattr(value, "__self__", None)
+        if not isinstance(owner, str) or value.__name__ != "format":
+            return None
+        return _Formatter(self).bound_to(str(owner))
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        """Call something from a template, and pay for the result."""
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str) and __obj.__name__ == "replace":
+            __self._charge_replace(owner, *args[:2])
+        if isinstance(owner, str) and __obj.__name__ == "join":
+            (pieces,) = args
+            args = (__self._charge_join(owner, pieces),)
+        result = super().call(__context, __obj, *args, **kwargs)
+        __self.meter.charge_value(result)
+        return result
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """An operator whose result can be far larger than what it is given."""
+        if operator == "*":
+            self._charge_product(left, right)
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            if left.bit_length() * abs(right) > MAX_INTEGER_BITS:
+                raise TooCostlyError("makes too large a number")
+        elif operator == "%" and isinstance(left, str):
+            raise SecurityError("the % operator on a string; format() does the same")
+        elif operator == "+" and isinstance(left, str) and isinstance(right, str):
+            self.meter.charge(len(left) + len(right))
+            return left + right
+        result = super().call_binop(context, operator, left, right)
+        self.meter.charge_value(result)
+        return result
+
+    def _charge_product(self, left: Any, right: Any) -> None:
+        for sequence, count in ((left, right), (right, left)):
+            if isinstance(sequence, str | list | tuple) and isinstance(count, int):
+                self.meter.charge(len(sequence) * max(count, 0))
+        are_integers = isinstance(left, int) and isinstance(right, int)
+        if are_integers and left.bit_length() + right.bit_length() > MAX_INTEGER_BITS:
+            raise TooCostlyError("makes too large a number")
+
+    def _charge_replace(self, text: str, old: Any = None, new: Any = None) -> None:
+        if isinstance(old, str) and isinstance(new, str):
+            self.meter.charge(len(text) + text.count(old) * len(new))
+
+    def _charge_join(self, separator: str, pieces: Any) -> list[Any]:
+        items = self._drained(pieces)
+        self.meter.charge_value(items)
+        self.meter.charge(len(separator) * len(items))
+        return items
+
+    def _drained(self, items: Iterable[Any]) -> list[Any]:
+        result: list[Any] = []
+        for item in items:
+            self.meter.charge(ELEMENT_COST)
+            result.append(item)
+        return result
+
+    def _metered(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that pays for its result; a result that is made lazily is made at once."""
+
+        @wraps(function)
+        def metered(*args: Any, **kwargs: Any) -> Any:
+            self.meter.charge()
+            if any(isinstance(value, Namespace) for value in args):
+                raise SecurityError("a namespace given to a filter")
+            result = function(*args, **kwargs)
+            if isinstance(result, Iterator):
+                result = self._drained(result)
+            self.meter.charge_value(result)
+            return result
+
+        return metered
+
+    def _charging_strings(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def charging(*args: Any, **kwargs: Any) -> Any:
+            self.meter.charge(sum(_CHARACTER_COST * len(one) for one in args if type(one) is str))
+            return function(*args, **kwargs)
+
+        return charging
+
+    def _checked_indent(self, indent: Callable[..., str]) -> Callable[..., str]:
+        @wraps(indent)
+        def checked(text: Any, width: Any = 4, *args: Any, **kwargs: Any) -> str:
+            columns = len(width) if isinstance(width, str) else width
+            if not isinstance(columns, int) or columns > _MAX_INDENT:
+                raise TooCostlyError(f"indents by more than {_MAX_INDENT}")
+            text = str(text)
+            self.meter.charge((len(text.splitlines()) + 1) * columns)
+            return indent(text, width, *args, **kwargs)
+
+        return checked
+
+    def _checked_join(self, join: Callable[..., str]) -> Callable[..., str]:
+        @wraps(join)
+        def checked(
+            context: Any, value: Any, d: Any = "", attribute: str | int | None = None
+        ) -> str:
+            return join(context, self._charge_join(str(d), value), d, attribute)
+
+        return checked
+
+    def _checked_replace(self, replace: Callable[..., str]) -> Callable[..., str]:
+        @wraps(replace)
+        def checked(context: Any, s: Any, old: Any, new: Any, count: Any = None) -> str:
+            s, old, new = str(s), str(old), str(new)
+            self._charge_replace(s, old, new)
+            return replace(context, s, old, new, count)
+
+        return checked
+
+    def _step(self, value: Any) -> Any:
+        self.meter.charge()
+        return value
+
+    def _pay(self, value: Any) -> Any:
+        self.meter.charge_value(value)
+        return value
+
+    def _pay_slice(self, value: Any) -> Any:
+        """What a slice holds was paid for when it was made."""
+        if isinstance(value, str):
+            self.meter.charge(len(value))
+        elif isinstance(value, list | tuple):
+            self.meter.charge(ELEMENT_COST * len(value))
+        return value
+
+    def _join_text(self, values: tuple[Any, ...]) -> str:
+        """The ``~`` operator."""
+        self.meter.charge_value(values)
+        return "".join(map(str, values))
+
+
+class _GenerationTag(Extension):
+    """``{% generation %}`` marks what training learns from; in a prompt it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The block's content."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _TemplateNamespace(Namespace):
+    """Jinja's namespace, without names that mean something to Python."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        # As Jinja declares it, so that an attribute may be called self.
+        instance, *rest = args
+        Namespace.__init__(instance, _checked_names(dict(*rest, **kwargs)))
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        Namespace.__setitem__(self, name, _checked_names({name: value})[name])
+
+
+def _checked_names(attributes: dict[str, Any]) -> dict[str, Any]:
+    for name in attributes:
+        if not isinstance(name, str) or name.startswith("_"):
+            raise SecurityError(f"{name!r:.60} as the name of a namespace's attribute")
+    return attributes
+
+
+class _Formatter(SandboxedFormatter):
+    """``str.format`` that pays for each field and refuses wide ones."""
+
+    def __init__(self, environment: TemplateSandbox) -> None:
+        super().__init__(environment)
+        self._sandbox = environment
+
+    def bound_to(self, text: str) -> Callable[..., str]:
+        """The method ``text.format``."""
+
+        def formatted(*args: Any, **kwargs: Any) -> str:
+            return self.vformat(text, args, kwargs)
+
+        return formatted
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """One field. Errors: TooCostlyError for a width or a precision over three digits."""
+        if re.search(r"\d{4}", format_spec):
+            raise TooCostlyError(f"asks for the format {format_spec!r:.40}")
+        if isinstance(value, Namespace):
+            raise SecurityError("a namespace given to format")
+        self._sandbox.meter.charge_value(value)
+        text: str = super().format_field(value, format_spec)
+        self._sandbox.meter.charge(len(text))
+        return text
+
+
+@pass_context
+def _finalize(context: Context, value: Any) -> Any:
+    if isinstance(value, Namespace):
+        raise SecurityError("a namespace written out")
+    if not isinstance(value, str | Undefined):
+        sandbox = context.environment
+        assert isinstance(sandbox, TemplateSandbox), "rendered by another environment"
+        sandbox.meter.charge_value(value)
+    return value
+
+
+def _checked_round(round_filter: Callable[..., float]) -> Callable[..., float]:
+    @wraps(round_filter)
+    def checked(value: float, precision: int = 0, method: Any = "common") -> float:
+        if not isinstance(precision, int) or abs(precision) > _MAX_INDENT:
+            raise TooCostlyError(f"rounds to more than {_MAX_INDENT} digits")
+        return round_filter(value, precision, method)
+
+    return checked
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the HTML escapes of Jinja's own filter."""
+    width = len(indent) if isinstance(indent, str) else indent or 0
+    if width > _MAX_INDENT or any(len(one) > _MAX_INDENT for one in separators or ()):
+        raise TooCostlyError(f"indents by more than {_MAX_INDENT}")
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    return dict(*args, **kwargs)
+
+
+def _raise_exception(message: Any) -> None:
+    raise RaisedByTemplateError(f"{message!s:.500}")
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)

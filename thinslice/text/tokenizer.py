@@ -1,0 +1,154 @@
+"""Tokenizer: text to token ids and back, with what the model's files say about special tokens.
+
+Decoding joins the exact bytes of the tokens and reads them as UTF-8; bytes that are no character
+become U+FFFD. It does not stream: that is detokenizer.py.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import tokenizers
+
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.errors import CheckpointError, RequestError
+from thinslice.text.byte_level import byte_level_bytes
+from thinslice.text.chat_template import ChatTemplate
+from thinslice.text.tokenizer_files import TokenizerFiles, read_tokenizer_files
+
+# Text to whoever reads the completion, also where a file calls them special.
+_REASONING_TAGS = ("<think>", "</think>")
+
+
+class Tokenizer:
+    """Encodes and decodes for one model.
+
+    Args:
+        vocab_size: the model's, with the padding some checkpoints have after their last token.
+
+    Attributes:
+        special: what the files say about special tokens.
+        special_token_ids: tokens that are no text, such as <|im_end|>.
+        strips_leading_space: a decoding drops one space at its start (SentencePiece).
+
+    Errors: CheckpointError for a way of decoding that is not supported.
+    """
+
+    def __init__(self, files: TokenizerFiles, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.special = files.special
+        self._backend = files.backend
+        self._template_source = files.chat_template_source
+        added = files.backend.get_added_tokens_decoder()
+        self._added_text = {token_id: token.content for token_id, token in added.items()}
+        self.special_token_ids = frozenset(
+            token_id
+            for token_id, token in added.items()
+            if token.special and token.content not in _REASONING_TAGS
+        )
+        decoding = _decoding_of(files.backend)
+        self._is_byte_level = decoding.is_byte_level
+        self.strips_leading_space = decoding.strips_leading_space
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The chat template, compiled; None for a model without one.
+
+        Errors: CheckpointError as ``ChatTemplate``.
+        """
+        if self._template_source is None:
+            return None
+        return ChatTemplate(self._template_source, self.special.bos_token, self.special.eos_token)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text; special tokens written in it are recognised.
+
+        Args:
+            add_special_tokens: begin with what the model expects before a plain prompt, if
+                anything. A rendered chat template has it already.
+
+        Errors: RequestError for half of a surrogate pair, and for a token the model has no
+        embedding for.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the text holds half of a surrogate pair, {text[error.start]!r}, at character "
+                f"{error.start}; it is not valid Unicode"
+            ) from error
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        if add_special_tokens:
+            ids = [*self.special.prompt_prefix_ids, *ids]
+        if ids and max(ids) >= self.vocab_size:
+            raise RequestError(
+                f"the text holds the token {self._backend.id_to_token(max(ids))!r} (id {max(ids)}), "
+                f"for which the model's vocabulary of {self.vocab_size} has no embedding"
+            )
+        return ids
+
+    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of some tokens.
+
+        Errors: RequestError for an id outside the vocabulary.
+        """
+        skipped = self.special_token_ids if skip_special_tokens else frozenset()
+        parts = [self.token_bytes(one) for one in token_ids if one not in skipped]
+        text = b"".join(parts).decode(errors="replace")
+        return text.removeprefix(" ") if self.strips_leading_space else text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The exact bytes of one token, which may be part of a character; none for padding.
+
+        Errors: RequestError for an id outside the vocabulary.
+        """
+        if not 0 <= token_id < self.vocab_size:
+            raise RequestError(
+                f"token id {token_id} is outside the model's vocabulary of {self.vocab_size}"
+            )
+        added = self._added_text.get(token_id)
+        if added is not None:
+            return added.encode()
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        return byte_level_bytes(token) if self._is_byte_level else _sentencepiece_bytes(token)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint: from its GGUF metadata, or from its folder's tokenizer.json.
+
+    Errors: CheckpointError if that is missing, damaged or of a kind that is not supported.
+    """
+    return Tokenizer(read_tokenizer_files(checkpoint), checkpoint.shape.vocab_size)
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    is_byte_level: bool
+    strips_leading_space: bool
+
+
+def _decoding_of(backend: tokenizers.Tokenizer) -> _Decoding:
+    """How tokens become text: by GPT-2's byte alphabet, or as SentencePiece's Llama tokenizers."""
+    decoder = {} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
+    steps = decoder.get("decoders", [decoder])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"]:
+        return _Decoding(is_byte_level=True, strips_leading_space=False)
+    if kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and kinds[3:] in ([], ["Strip"]):
+        return _Decoding(is_byte_level=False, strips_leading_space=len(kinds) == 4)
+    raise CheckpointError(
+        f"the tokenizer's decoder {kinds!r:.120} is not supported; supported: ByteLevel, and "
+        "SentencePiece's Replace, ByteFallback, Fuse, Strip"
+    )
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return bytes.fromhex(token[3:5])
+        except ValueError:
+            pass
+    return token.replace("▁", " ").encode()

@@ -1,0 +1,232 @@
+"""Read what a model's files say about its tokenizer; nothing in them is trusted."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models
+
+from thinslice.checkpoint.files import file_size, os_errors_named, read_json_object
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.errors import CheckpointError
+from thinslice.text.gguf_tokenizer import build_gguf_tokenizer, prepends_bos
+from thinslice.units import MIB, format_bytes
+
+# Qwen3's tokenizer.json has 11 MiB, Gemma's 33 MiB.
+_MAX_TOKENIZER_BYTES = 64 * MIB
+_MAX_CONFIG_BYTES = 8 * MIB
+_MAX_TEMPLATE_BYTES = 1 * MIB
+
+
+# Tokens that end a turn or a document in the supported families, where they are special; some
+# files name only one of them. Source: llama.cpp, src/llama-vocab.cpp (special_eog_ids).
+_END_TOKENS = (
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek writes it with wide bars
+)
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What a model's files say about its special tokens.
+
+    Attributes:
+        prompt_prefix_ids: what a plain prompt begins with, such as BOS; mostly nothing.
+        eos_token_ids: every id that ends a generation: the configuration's, the tokenizer's, and
+            what the vocabulary has of the supported families' end tokens.
+        bos_token, eos_token: as text, for the chat template; None where the files name none.
+    """
+
+    prompt_prefix_ids: tuple[int, ...]
+    eos_token_ids: frozenset[int]
+    bos_token: str | None
+    eos_token: str | None
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The tokenizer itself, which adds no special tokens of its own, and what belongs to it.
+
+    Attributes:
+        chat_template_source: Jinja; None where the files have none.
+    """
+
+    backend: Tokenizer
+    special: SpecialTokens
+    chat_template_source: str | None
+
+
+def read_tokenizer_files(checkpoint: Checkpoint) -> TokenizerFiles:
+    """A GGUF's metadata, or a folder's tokenizer.json, tokenizer_config.json and template.
+
+    Errors: CheckpointError if something is missing, damaged or of a kind that is not supported.
+    """
+    return _read_gguf(checkpoint) if checkpoint.kind == "gguf" else _read_folder(checkpoint)
+
+
+def _read_gguf(checkpoint: Checkpoint) -> TokenizerFiles:
+    metadata = checkpoint.metadata
+    backend = build_gguf_tokenizer(metadata)
+    bos_token, eos_token = (_gguf_token(metadata, backend, name) for name in ("bos", "eos"))
+    source = metadata.get("tokenizer.chat_template")
+    prefix_ids: tuple[int, ...] = ()
+    if prepends_bos(metadata):
+        if bos_token is None:
+            raise CheckpointError("GGUF: a prompt begins with BOS, but no bos_token_id is given")
+        prefix_ids = (metadata["tokenizer.ggml.bos_token_id"],)
+    return TokenizerFiles(
+        backend,
+        SpecialTokens(
+            prompt_prefix_ids=prefix_ids,
+            eos_token_ids=_end_ids(backend, checkpoint, eos_token),
+            bos_token=bos_token,
+            eos_token=eos_token,
+        ),
+        chat_template_source=source if source is None else _template_text(source, "GGUF"),
+    )
+
+
+def _gguf_token(metadata: Mapping[str, Any], backend: Tokenizer, name: str) -> str | None:
+    key = f"tokenizer.ggml.{name}_token_id"
+    token_id = metadata.get(key)
+    if token_id is None:
+        return None
+    num_tokens = len(metadata["tokenizer.ggml.tokens"])
+    if type(token_id) is not int or not 0 <= token_id < num_tokens:
+        raise CheckpointError(f"GGUF: {key} is {token_id!r:.40}, none of {num_tokens} tokens")
+    return backend.id_to_token(token_id)
+
+
+def _read_folder(checkpoint: Checkpoint) -> TokenizerFiles:
+    folder = checkpoint.path
+    backend = _read_backend(folder / "tokenizer.json")
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        config = read_json_object(path, _MAX_CONFIG_BYTES)
+        bos_token, eos_token = (_token_text(config, name) for name in ("bos_token", "eos_token"))
+    else:
+        config = {}
+        bos_ids, eos_ids = (checkpoint.shape.bos_token_id,), checkpoint.shape.eos_token_ids
+        bos_token, eos_token = (_first_token(backend, ids) for ids in (bos_ids, eos_ids))
+    prefix_ids = _template_prefix_ids(backend)
+    # Nothing else it does changes ids; where its parts do not fit together it would panic.
+    backend.post_processor = None
+    if config.get("add_bos_token") is not None:
+        # As in transformers, this decides where it stands.
+        bos_id = None if bos_token is None else backend.token_to_id(bos_token)
+        prefix_ids = (bos_id,) if config["add_bos_token"] and bos_id is not None else ()
+    return TokenizerFiles(
+        backend,
+        SpecialTokens(
+            prompt_prefix_ids=prefix_ids,
+            eos_token_ids=_end_ids(backend, checkpoint, eos_token),
+            bos_token=bos_token,
+            eos_token=eos_token,
+        ),
+        chat_template_source=_folder_template(folder, config),
+    )
+
+
+def _read_backend(path: Path) -> Tokenizer:
+    if not path.exists():
+        raise CheckpointError(
+            f"{path.parent} has no tokenizer.json; other tokenizer files are not read. "
+            "transformers' AutoTokenizer can write one with save_pretrained"
+        )
+    content = _read_capped(path, _MAX_TOKENIZER_BYTES)
+    try:
+        backend = Tokenizer.from_buffer(content)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no valid tokenizer: {error!s:.160}") from error
+    if not isinstance(backend.model, models.BPE):
+        kind = type(backend.model).__name__
+        raise CheckpointError(f"{path}: a {kind} tokenizer is not supported; only BPE is")
+    # Some files carry what their training used, which would cut or fill prompts silently.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _read_capped(path: Path, max_bytes: int) -> bytes:
+    num_bytes = file_size(path)
+    if num_bytes > max_bytes:
+        raise CheckpointError(
+            f"{path} has {format_bytes(num_bytes)}; at most {format_bytes(max_bytes)} are expected"
+        )
+    with os_errors_named(path), path.open("rb") as file:
+        return file.read(max_bytes)
+
+
+def _template_prefix_ids(backend: Tokenizer) -> tuple[int, ...]:
+    """The special tokens that the post-processor puts before a text.
+
+    What it would put after a text is left out: it would end the prompt.
+    """
+    if backend.post_processor is None:
+        return ()
+    state = json.loads(backend.post_processor.__getstate__())
+    for step in state.get("processors", [state]):
+        if step["type"] == "TemplateProcessing":
+            pieces = takewhile(lambda piece: "SpecialToken" in piece, step["single"])
+            names = [piece["SpecialToken"]["id"] for piece in pieces]
+            if not all(name in step["special_tokens"] for name in names):
+                raise CheckpointError("tokenizer.json: its post-processor names an unknown token")
+            return tuple(one for name in names for one in step["special_tokens"][name]["ids"])
+    return ()
+
+
+def _end_ids(backend: Tokenizer, checkpoint: Checkpoint, eos_token: str | None) -> frozenset[int]:
+    ids = {*checkpoint.shape.eos_token_ids}
+    eos_id = None if eos_token is None else backend.token_to_id(eos_token)
+    if eos_id is not None:
+        ids.add(eos_id)
+    for token_id, token in backend.get_added_tokens_decoder().items():
+        if token.special and token.content in _END_TOKENS:
+            ids.add(token_id)
+    return frozenset(ids)
+
+
+def _token_text(config: Mapping[str, Any], name: str) -> str | None:
+    value = config.get(name)
+    text = value.get("content") if isinstance(value, dict) else value
+    if text is not None and not isinstance(text, str):
+        raise CheckpointError(f"tokenizer_config.json: {name} is {value!r:.80}; expected a string")
+    return text
+
+
+def _first_token(backend: Tokenizer, ids: tuple[int | None, ...]) -> str | None:
+    token_id = next(iter(ids), None)
+    if token_id is None or token_id < 0:
+        return None
+    return backend.id_to_token(token_id)
+
+
+def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja goes first, as in transformers; of several named ones, ``default``."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        content = _read_capped(path, _MAX_TEMPLATE_BYTES)
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path} is not UTF-8 text") from error
+    value = config.get("chat_template")
+    if isinstance(value, list):
+        named = {entry.get("name"): entry for entry in value if isinstance(entry, dict)}
+        if "default" not in named:
+            raise CheckpointError("tokenizer_config.json: no chat_template is named default")
+        value = named["default"].get("template")
+    return value if value is None else _template_text(value, "tokenizer_config.json")
+
+
+def _template_text(value: Any, source: str) -> str:
+    if not isinstance(value, str):
+        raise CheckpointError(f"{source}: chat_template is {value!r:.60}; expected a string")
+    return value
