@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -24,6 +25,7 @@ _EPILOGUE = (
     "130 interrupted."
 )
 INTERRUPTED = 130
+_COMMANDS: tuple[Callable[..., int | None], ...] = (run, chat, pull, ls, show, rm, doctor)
 
 
 def make_app() -> App:
@@ -37,7 +39,7 @@ def make_app() -> App:
         help_format="plaintext",
         result_action="return_value",
     )
-    for position, command in enumerate((run, chat, pull, ls, show, rm, doctor)):
+    for position, command in enumerate(_COMMANDS):
         app.command(command, sort_key=position)
     return app
 

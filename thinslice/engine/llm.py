@@ -1,6 +1,6 @@
 """LLM: a model by name, ready to complete prompts inside a budget."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TypedDict, Unpack
 
 from thinslice.checkpoint.open import open_checkpoint
@@ -35,7 +35,7 @@ class Stream:
     def __init__(self, request: Request) -> None:
         self._request = request
 
-    def __iter__(self) -> Iterator[TextChunk]:
+    def __iter__(self) -> Generator[TextChunk, None, None]:
         request = self._request
         try:
             while not request.is_finished:

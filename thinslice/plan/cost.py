@@ -43,8 +43,8 @@ def activation_bytes(shape: ModelShape, chunk: int, context: int, itemsize: int)
     """The most that one layer's forward pass holds beside weights and KV cache.
 
     ``chunk`` tokens are in flight, and one sequence's K and V of ``context`` positions are gathered
-    from their blocks; the causal mask of a chunk stands as booleans and as numbers. The residual stream lives throughout; of attention and feed-forward the
-    larger counts.
+    from their blocks; the causal mask of a chunk stands as booleans and as numbers. The residual
+    stream lives throughout; of attention and feed-forward the larger counts.
     """
     residual = 2 * chunk * shape.hidden_size * itemsize
     norm = 2 * chunk * shape.hidden_size * 4
@@ -61,8 +61,8 @@ def library_bytes(shape: ModelShape, chunk: int, itemsize: int) -> int:
     """What torch's libraries come to hold once they run: thread stacks, compiled kernels, and the
     packed operands of a matrix product.
 
-    Measured on two cores with torch 2.13: up to 40 MiB after the first forward pass, and in float32,
-    whose products repack their operands, up to 4 KiB for each row in flight and 1,024 outputs.
+    Measured on two cores with torch 2.13: up to 40 MiB after the first forward passes; in float32,
+    whose products repack their operands, one more copy of the widest rows in flight.
     """
     base = 40 * MIB
     if itemsize == 2:

@@ -7,7 +7,8 @@ class StopStringMatcher:
     """Lets text through up to the first stop string.
 
     ``matched`` is the stop string found, or None. Of several the one that is complete first counts,
-    so that the outcome does not depend on how the text is cut into pieces. Time per push is proportional to the text, times the number of stop strings.
+    so that the outcome does not depend on how the text is cut into pieces. Time per push is
+    proportional to the text, times the number of stop strings.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

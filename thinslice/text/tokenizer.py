@@ -81,9 +81,10 @@ class Tokenizer:
         ids = self._backend.encode(text, add_special_tokens=False).ids
         if add_special_tokens:
             ids = [*self.special.prompt_prefix_ids, *ids]
-        if ids and max(ids) >= self.vocab_size:
+        largest = max(ids, default=0)
+        if largest >= self.vocab_size:
             raise RequestError(
-                f"the text holds the token {self._backend.id_to_token(max(ids))!r} (id {max(ids)}), "
+                f"the text holds the token {self._backend.id_to_token(largest)!r} (id {largest}), "
                 f"for which the model's vocabulary of {self.vocab_size} has no embedding"
             )
         return ids
