@@ -38,6 +38,8 @@ class Stream:
     def __iter__(self) -> Generator[TextChunk, None, None]:
         request = self._request
         try:
+            # Another stream's steps may have brought this one forward, or to its end.
+            yield from request.advance()
             while not request.is_finished:
                 request.engine.step()
                 yield from request.advance()

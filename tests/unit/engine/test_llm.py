@@ -1,0 +1,175 @@
+"""LLM on a tiny random model: text, chat, streams, stops, and what is left when something fails."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import GgufOptions, GgufTokenizer, tiny_config, write_gguf_model
+from thinslice.config import SamplingParams
+from thinslice.engine.llm import LLM
+from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
+from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.text.byte_level import BYTE_TO_CHARACTER
+
+SPECIAL = ("<|im_start|>", "<|im_end|>")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LONG = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24, seed=3, ignore_eos=True)
+
+
+def write_model(path: Path, chat_template: str = TEMPLATE) -> Path:
+    config = tiny_config(vocab_size=259, bos_token_id=257, eos_token_id=258)
+    tokenizer = GgufTokenizer(
+        tokens=(*BYTE_TO_CHARACTER, "th", *SPECIAL),
+        merges=("t h",),
+        token_types=(*[1] * 257, 3, 3),
+        pre="smollm",
+        chat_template=chat_template,
+    )
+    write_gguf_model(path, shape_from_config(config), 1, GgufOptions(tokenizer=tokenizer))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_model(tmp_path_factory.mktemp("model") / "tiny.gguf"))
+
+
+@pytest.fixture(scope="module")
+def llm(model: str) -> LLM:
+    return LLM(model, memory="2GiB", context=128, dtype="float32", max_num_seqs=3)
+
+
+def assert_idle(llm: LLM) -> None:
+    """Nothing runs and every block is free."""
+    blocks = llm.engine.scheduler.blocks
+    blocks.check()
+    assert not llm.engine.has_work
+    assert blocks.num_free == blocks.num_blocks
+
+
+def test_several_prompts_give_what_each_gives_alone(llm: LLM) -> None:
+    prompts = [f"prompt {number}" * (number + 1) for number in range(5)]
+    together = llm.generate(prompts, LONG)
+    alone = [llm.generate(prompt, LONG)[0] for prompt in prompts]
+    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+    assert all(len(c.token_ids) == 24 and c.finish_reason == "length" for c in together)
+    assert_idle(llm)
+
+
+def test_the_stream_in_sum_is_the_text(llm: LLM) -> None:
+    stream = llm.stream("abc", LONG)
+    text = "".join(chunk.text for chunk in stream)
+    assert text == stream.completion.text == llm.generate("abc", LONG)[0].text
+    assert text == llm.tokenizer.decode(stream.completion.token_ids)
+
+
+def test_two_streams_side_by_side_lose_nothing(llm: LLM) -> None:
+    first, second = llm.stream("abc", LONG), llm.stream("xyz", LONG)
+    pieces: dict[str, str] = {"a": "", "b": ""}
+    for chunk in first:
+        pieces["a"] += chunk.text
+    for chunk in second:
+        pieces["b"] += chunk.text
+    assert [pieces["a"], pieces["b"]] == [c.text for c in llm.generate(["abc", "xyz"], LONG)]
+
+
+def test_a_stream_left_early_frees_its_blocks(llm: LLM) -> None:
+    stream = llm.stream("abc", LONG)
+    for chunk in stream:
+        if chunk.text:
+            break
+    iterator = iter(stream)
+    iterator.close()
+    assert stream.completion.finish_reason == "abort"
+    assert_idle(llm)
+
+
+def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
+    whole = llm.generate("abc", LONG)[0].text
+    stop = whole[5:7]
+    stopped = llm.generate("abc", replace_stop(stop))[0]
+    assert stopped.text == whole[: whole.find(stop)]
+    assert stopped.finish_reason == "stop"
+    assert len(stopped.token_ids) < 24
+    assert_idle(llm)
+
+
+def replace_stop(*stops: str) -> SamplingParams:
+    return SamplingParams(
+        temperature=1.0, top_p=1.0, max_tokens=24, seed=3, ignore_eos=True, stop=stops
+    )
+
+
+def test_an_end_id_ends_and_is_no_text(llm: LLM) -> None:
+    ids = llm.generate("abc", LONG)[0].token_ids
+    params = SamplingParams(
+        temperature=1.0, top_p=1.0, max_tokens=24, seed=3, stop_token_ids=(ids[4],)
+    )
+    done = llm.generate("abc", params)[0]
+    assert done.finish_reason == "stop"
+    assert done.token_ids == ids[: ids.index(ids[4]) + 1]
+    assert done.text == llm.tokenizer.decode(done.token_ids[:-1])
+
+
+def test_chat_renders_the_template_and_keeps_an_empty_system_prompt(llm: LLM) -> None:
+    user = {"role": "user", "content": "hi"}
+    plain = llm.chat([user], LONG)
+    empty = llm.chat([{"role": "system", "content": ""}, user], LONG)
+    rendered = llm.tokenizer.decode(empty.prompt_token_ids, skip_special_tokens=False)
+    assert rendered.startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n")
+    assert len(plain.prompt_token_ids) < len(empty.prompt_token_ids)
+    assert 257 in plain.prompt_token_ids
+
+
+def test_reasoning_is_apart_where_the_prompt_opens_it(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "thinker.gguf", TEMPLATE + "<think>\n")
+    llm = LLM(str(path), memory="2GiB", context=128, dtype="float32")
+    done = llm.chat([{"role": "user", "content": "hi"}], LONG)
+    assert done.text == ""
+    assert done.reasoning == llm.tokenizer.decode(done.token_ids).strip("\n")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ("", {}, "the prompt is empty"),
+        ("x" * 128, {}, "the prompt has 128 tokens and the context is 128; at most 127"),
+        ("x" * 100, {"max_tokens": 29}, "max_tokens 28 fits"),
+        ("\ud800", {}, "not valid Unicode"),
+    ],
+)
+def test_a_prompt_that_cannot_be_served_is_refused_at_once(
+    llm: LLM, prompt: Any, params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        llm.stream(prompt, SamplingParams(**params))
+    assert_idle(llm)
+
+
+def test_one_bad_prompt_among_several_leaves_nothing_behind(llm: LLM) -> None:
+    with pytest.raises(RequestError):
+        llm.generate(["good", "x" * 500], LONG)
+    assert_idle(llm)
+
+
+def test_a_model_without_a_template_does_not_chat(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "base.gguf", chat_template="")
+    llm = LLM(str(path), memory="2GiB", context=64, dtype="float32")
+    with pytest.raises(RequestError, match="no chat template"):
+        llm.chat([{"role": "user", "content": "hi"}])
+    assert llm.generate("abc", LONG)[0].token_ids
+
+
+def test_settings_out_of_range_are_refused_before_anything_is_loaded(model: str) -> None:
+    with pytest.raises(BudgetError, match="no plan fits --memory 1MiB"):
+        LLM(model, memory="1MiB")
+    with pytest.raises(ConfigError, match="dtype 'int3' is unknown"):
+        LLM(model, dtype="int3")
+    with pytest.raises(ConfigError, match="max_num_seqs is 0"):
+        LLM(model, max_num_seqs=0)
+    with pytest.raises(StoreError, match="org/none"):
+        LLM("org/none", offline=True)
