@@ -36,7 +36,7 @@ def make_app() -> App:
         help_epilogue=_EPILOGUE,
         version=__version__,
         default_parameter=Parameter(negative=()),
-        help_format="plaintext",
+        help_format="markdown",
         result_action="return_value",
     )
     for position, command in enumerate(_COMMANDS):
