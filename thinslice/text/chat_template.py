@@ -11,13 +11,15 @@ from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 
 from thinslice.errors import CheckpointError, RequestError
+from thinslice.text.template_functions import RaisedByTemplateError
 from thinslice.text.template_meter import Meter, TooCostlyError, weight
-from thinslice.text.template_sandbox import RaisedByTemplateError, TemplateSandbox
+from thinslice.text.template_sandbox import TemplateSandbox
 from thinslice.units import KIB, MIB
 
 # The longest of 60 published templates has 17 KB. Compiling takes up to 7 s per MiB.
-_MAX_SOURCE_CHARACTERS = 128 * KIB
-_MAX_MESSAGES_WEIGHT = 64 * MIB
+_MAX_SOURCE_CHARACTERS = 64 * KIB
+# A million tokens of English have about 5 MB.
+_MAX_MESSAGES_WEIGHT = 16 * MIB
 # A rendering makes a few times the messages' size of text, most of it on the way.
 _BASE_FUEL = 16 * MIB
 _FUEL_PER_MESSAGE_BYTE = 64

@@ -1,7 +1,7 @@
 """The meter of one template's rendering, and how it gets into a template.
 
 Every value that a template makes is paid for out of a fixed amount of fuel, about one unit per
-byte; every loop turn, call, filter and comparison costs a step and now and then looks at the
+byte; every loop turn, call, filter, test, attribute and comparison costs a step and looks at the
 clock. The calls and the operators are metered by the environment, template_sandbox.py.
 """
 
@@ -19,9 +19,9 @@ ELEMENT_COST = 16
 # What one step costs: a million steps use up 64 MiB of fuel.
 _STEP_COST = 64
 MAX_INTEGER_BITS = 4096
-_STEPS_PER_LOOK_AT_THE_CLOCK = 16
 # Names of filters that the metering puts into a template; a template may use them, to no effect.
-STEP, PAY, PAY_SLICE, JOIN_TEXT = "_step", "_pay", "_pay_slice", "_join_text"
+STEP, PAY, PAY_SLICE, PAY_SPREAD = "_step", "_pay", "_pay_slice", "_pay_spread"
+JOIN_TEXT = "_join_text"
 
 
 class TooCostlyError(Exception):
@@ -34,15 +34,14 @@ class Meter:
     def __init__(self, fuel: int, seconds: float) -> None:
         self._fuel = fuel
         self._deadline = time.thread_time() + seconds
-        self._steps = 0
 
     def charge(self, cost: int = 0) -> None:
         """Pay for one step and for ``cost`` bytes. Errors: TooCostlyError."""
+        assert cost >= 0, "a negative cost would be a gift"
         self._fuel -= cost + _STEP_COST
         if self._fuel < 0:
             raise TooCostlyError("takes too many steps or makes too much text")
-        self._steps += 1
-        if self._steps % _STEPS_PER_LOOK_AT_THE_CLOCK == 0 and time.thread_time() > self._deadline:
+        if time.thread_time() > self._deadline:
             raise TooCostlyError("runs too long")
 
     def charge_value(self, value: Any) -> None:
@@ -90,6 +89,8 @@ class Metering(NodeTransformer):
         self.generic_visit(node)
         step = nodes.ExprStmt(_filtered(nodes.Const(None), STEP), lineno=node.lineno)
         node.body.insert(0, step)
+        if node.test is not None:
+            node.test = _filtered(node.test, STEP)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:  # noqa: N802
@@ -113,15 +114,22 @@ class Metering(NodeTransformer):
         self.generic_visit(node)
         return _filtered(node, PAY)
 
-    def _visit_comparison(self, node: nodes.Expr) -> nodes.Expr:
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Expr:  # noqa: N802
         self.generic_visit(node)
         return _filtered(node, STEP)
+
+    def _visit_call(self, node: nodes.Call | nodes.Filter | nodes.Test) -> nodes.Expr:
+        """``f(*text)`` makes an object of every character."""
+        self.generic_visit(node)
+        if node.dyn_args is not None:
+            node.dyn_args = _filtered(node.dyn_args, PAY_SPREAD)
+        return node
 
     def _refuse(self, node: nodes.Stmt) -> nodes.Node:
         raise TemplateSyntaxError("a chat template stands alone", node.lineno)
 
     visit_List = visit_Dict = _visit_container
-    visit_Compare = visit_Test = _visit_comparison
+    visit_Call = visit_Filter = visit_Test = _visit_call
     visit_Include = visit_Import = visit_FromImport = visit_Extends = _refuse
 
 

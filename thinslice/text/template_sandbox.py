@@ -5,32 +5,39 @@ template_meter.py; what could be large is paid before it is made. The bounds hol
 that loop without output, double a string, nest lists that share parts, or call macros that call
 themselves.
 
-What a template may use is what Hugging Face gives chat templates, less the filters and methods
-that chat templates have no use for.
-Source: transformers, utils/chat_template_utils.py (_cached_compile_jinja_template).
+What a template may use is what Hugging Face gives chat templates, less the filters, methods and
+globals that chat templates have no use for.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
 from functools import wraps
 from typing import Any
 
-from jinja2 import TemplateError, Undefined, nodes, pass_context
+from jinja2 import Undefined, nodes, pass_context
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
+from jinja2.ext import loopcontrols
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
+from thinslice.text.template_functions import (
+    MAX_INDENT,
+    GenerationTag,
+    TemplateNamespace,
+    checked_round,
+    make_dict,
+    raise_exception,
+    strftime_now,
+    to_json,
+)
 from thinslice.text.template_meter import (
     ELEMENT_COST,
     JOIN_TEXT,
     MAX_INTEGER_BITS,
     PAY,
     PAY_SLICE,
+    PAY_SPREAD,
     STEP,
     Meter,
     Metering,
@@ -48,17 +55,24 @@ _STRING_METHODS = frozenset(
     replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title
     upper""".split()  # noqa: SIM905
 )
-# These take a string apart: every character becomes an object of its own.
-_ITERATING_FILTERS = frozenset({"list", "map", "max", "min", "reject", "select", "sort", "unique"})
+# These take a string apart, or what says which attribute to look at: characters become objects.
+_ITERATING_FILTERS = frozenset(
+    """list map max min reject rejectattr select selectattr sort title unique""".split()  # noqa: SIM905
+)
+# What these hold was paid for when it was made.
+_CHOOSING_FILTERS = frozenset(
+    """first last list max min reject rejectattr reverse select selectattr sort
+    unique""".split()  # noqa: SIM905
+)
 _CHARACTER_COST = 64
+# Text falls apart at blanks or line ends into at most one piece for every two characters.
+_SPLITTING_COST = _CHARACTER_COST // 2
+# CPython looks for these by comparing, at worst, every character with every character.
+_QUADRATIC_METHODS = frozenset(
+    {"lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip"}
+)
 _SEQUENCE_METHODS = frozenset({"count", "index"})
 _MAPPING_METHODS = frozenset({"get", "items", "keys", "values"})
-
-_MAX_INDENT = 64
-
-
-class RaisedByTemplateError(TemplateError):
-    """A template called raise_exception."""
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
@@ -72,33 +86,43 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[_GenerationTag, loopcontrols],
+            extensions=[GenerationTag, loopcontrols],
             optimized=False,
             finalize=_finalize,
         )
         self.meter = Meter(0, 0.0)
         self.filters = self._metered_filters()
         self.globals |= {
-            "dict": _make_dict,
-            "namespace": _TemplateNamespace,
-            "raise_exception": _raise_exception,
-            "strftime_now": _strftime_now,
+            "dict": make_dict,
+            "namespace": TemplateNamespace,
+            "raise_exception": raise_exception,
+            "strftime_now": strftime_now,
         }
-        del self.globals["lipsum"]
+        self.tests = {name: self._stepping(test) for name, test in self.tests.items()}
+        for name in ("cycler", "lipsum"):
+            del self.globals[name]
 
     def _metered_filters(self) -> dict[str, Callable[..., Any]]:
         builtin = self.filters
-        filters = {name: self._metered(builtin[name]) for name in _FILTERS}
+        filters = {
+            name: self._metered(
+                builtin[name],
+                self._pay_slice if name in _CHOOSING_FILTERS else self._pay,
+            )
+            for name in _FILTERS
+        }
         for name in _ITERATING_FILTERS:
             filters[name] = self._charging_strings(filters[name])
         filters["indent"] = self._metered(self._checked_indent(builtin["indent"]))
         filters["join"] = self._metered(self._checked_join(builtin["join"]))
         filters["replace"] = self._metered(self._checked_replace(builtin["replace"]))
-        filters["round"] = self._metered(_checked_round(builtin["round"]))
-        filters["tojson"] = self._metered(_to_json)
+        filters["round"] = self._metered(checked_round(builtin["round"]))
+        filters["tojson"] = self._metered(to_json)
+        filters["trim"] = self._metered(self._trim)
         filters[STEP] = self._step
         filters[PAY] = self._pay
         filters[PAY_SLICE] = self._pay_slice
+        filters[PAY_SPREAD] = self._pay_spread
         filters[JOIN_TEXT] = self._join_text
         return filters
 
@@ -113,6 +137,16 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             self.meter.charge(len(piece))
             parts.append(piece)
         return "".join(parts)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """An attribute, or else an item, for one step."""
+        self.meter.charge()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """An item, or else an attribute, for one step."""
+        self.meter.charge()
+        return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Jinja's rule, and of Python's own types only the methods that cannot make much."""
@@ -136,11 +170,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Call something from a template, and pay for the result."""
         owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str) and __obj.__name__ == "replace":
-            __self._charge_replace(owner, *args[:2])
-        if isinstance(owner, str) and __obj.__name__ == "join":
-            (pieces,) = args
-            args = (__self._charge_join(owner, pieces),)
+        if isinstance(owner, str):
+            args = __self._charge_method(owner, __obj.__name__, args, kwargs)
+        __self.meter.charge()
         result = super().call(__context, __obj, *args, **kwargs)
         __self.meter.charge_value(result)
         return result
@@ -154,12 +186,32 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
                 raise TooCostlyError("makes too large a number")
         elif operator == "%" and isinstance(left, str):
             raise SecurityError("the % operator on a string; format() does the same")
-        elif operator == "+" and isinstance(left, str) and isinstance(right, str):
+        elif operator == "+" and type(left) is type(right) is str:
             self.meter.charge(len(left) + len(right))
             return left + right
         result = super().call_binop(context, operator, left, right)
         self.meter.charge_value(result)
         return result
+
+    def _charge_method(
+        self, text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """Pay for what a method of a string is about to make; its arguments, read once."""
+        if name == "replace":
+            self._charge_replace(text, *args[:2])
+        elif name == "join":
+            (pieces,) = args
+            return (self._charge_join(text, pieces),)
+        elif name == "splitlines":
+            self.meter.charge(_SPLITTING_COST * len(text))
+        pattern = args[0] if args else kwargs.get("sep")
+        if name in _QUADRATIC_METHODS and isinstance(pattern, str):
+            self.meter.charge(len(text) * len(pattern))
+        if name in ("split", "rsplit"):
+            is_counted = isinstance(pattern, str) and pattern
+            pieces_cost = _CHARACTER_COST * text.count(pattern) if is_counted else 0
+            self.meter.charge(pieces_cost if is_counted else _SPLITTING_COST * len(text))
+        return args
 
     def _charge_product(self, left: Any, right: Any) -> None:
         for sequence, count in ((left, right), (right, left)):
@@ -186,38 +238,50 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             result.append(item)
         return result
 
-    def _metered(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _metered(
+        self, function: Callable[..., Any], pay: Callable[[Any], Any] | None = None
+    ) -> Callable[..., Any]:
         """A filter that pays for its result; a result that is made lazily is made at once."""
+        pay = pay or self._pay
 
         @wraps(function)
         def metered(*args: Any, **kwargs: Any) -> Any:
             self.meter.charge()
-            if any(isinstance(value, Namespace) for value in args):
+            if any(isinstance(value, Namespace) for value in (*args, *kwargs.values())):
                 raise SecurityError("a namespace given to a filter")
             result = function(*args, **kwargs)
             if isinstance(result, Iterator):
                 result = self._drained(result)
-            self.meter.charge_value(result)
-            return result
+            return pay(result)
 
         return metered
 
     def _charging_strings(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def charging(*args: Any, **kwargs: Any) -> Any:
-            self.meter.charge(sum(_CHARACTER_COST * len(one) for one in args if type(one) is str))
+            texts = [one for one in (*args, *kwargs.values()) if isinstance(one, str)]
+            self.meter.charge(_CHARACTER_COST * sum(map(len, texts)))
             return function(*args, **kwargs)
 
         return charging
+
+    def _stepping(self, test: Callable[..., bool]) -> Callable[..., bool]:
+        @wraps(test)
+        def stepping(*args: Any) -> bool:
+            self.meter.charge()
+            return test(*args)
+
+        return stepping
 
     def _checked_indent(self, indent: Callable[..., str]) -> Callable[..., str]:
         @wraps(indent)
         def checked(text: Any, width: Any = 4, *args: Any, **kwargs: Any) -> str:
             columns = len(width) if isinstance(width, str) else width
-            if not isinstance(columns, int) or columns > _MAX_INDENT:
-                raise TooCostlyError(f"indents by more than {_MAX_INDENT}")
+            if not isinstance(columns, int) or columns > MAX_INDENT:
+                raise TooCostlyError(f"indents by more than {MAX_INDENT}")
             text = str(text)
-            self.meter.charge((len(text.splitlines()) + 1) * columns)
+            self.meter.charge(_SPLITTING_COST * len(text))
+            self.meter.charge((len(text.splitlines()) + 1) * max(columns, 0))
             return indent(text, width, *args, **kwargs)
 
         return checked
@@ -227,6 +291,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         def checked(
             context: Any, value: Any, d: Any = "", attribute: str | int | None = None
         ) -> str:
+            self.meter.charge(_CHARACTER_COST * len(str(attribute)))
             return join(context, self._charge_join(str(d), value), d, attribute)
 
         return checked
@@ -239,6 +304,11 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             return replace(context, s, old, new, count)
 
         return checked
+
+    def _trim(self, value: Any, chars: str | None = None) -> str:
+        text = str(value)
+        self.meter.charge(len(text) * len(chars or ""))
+        return text.strip(chars)
 
     def _step(self, value: Any) -> Any:
         self.meter.charge()
@@ -256,40 +326,15 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             self.meter.charge(ELEMENT_COST * len(value))
         return value
 
+    def _pay_spread(self, value: Any) -> Any:
+        """What becomes arguments one by one."""
+        self.meter.charge(_CHARACTER_COST * len(value))
+        return value
+
     def _join_text(self, values: tuple[Any, ...]) -> str:
         """The ``~`` operator."""
         self.meter.charge_value(values)
         return "".join(map(str, values))
-
-
-class _GenerationTag(Extension):
-    """``{% generation %}`` marks what training learns from; in a prompt it changes nothing."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The block's content."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _TemplateNamespace(Namespace):
-    """Jinja's namespace, without names that mean something to Python."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        # As Jinja declares it, so that an attribute may be called self.
-        instance, *rest = args
-        Namespace.__init__(instance, _checked_names(dict(*rest, **kwargs)))
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        Namespace.__setitem__(self, name, _checked_names({name: value})[name])
-
-
-def _checked_names(attributes: dict[str, Any]) -> dict[str, Any]:
-    for name in attributes:
-        if not isinstance(name, str) or name.startswith("_"):
-            raise SecurityError(f"{name!r:.60} as the name of a namespace's attribute")
-    return attributes
 
 
 class _Formatter(SandboxedFormatter):
@@ -303,6 +348,7 @@ class _Formatter(SandboxedFormatter):
         """The method ``text.format``."""
 
         def formatted(*args: Any, **kwargs: Any) -> str:
+            self._sandbox.meter.charge(_CHARACTER_COST * (text.count("{") + text.count("}")))
             return self.vformat(text, args, kwargs)
 
         return formatted
@@ -328,45 +374,3 @@ def _finalize(context: Context, value: Any) -> Any:
         assert isinstance(sandbox, TemplateSandbox), "rendered by another environment"
         sandbox.meter.charge_value(value)
     return value
-
-
-def _checked_round(round_filter: Callable[..., float]) -> Callable[..., float]:
-    @wraps(round_filter)
-    def checked(value: float, precision: int = 0, method: Any = "common") -> float:
-        if not isinstance(precision, int) or abs(precision) > _MAX_INDENT:
-            raise TooCostlyError(f"rounds to more than {_MAX_INDENT} digits")
-        return round_filter(value, precision, method)
-
-    return checked
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without the HTML escapes of Jinja's own filter."""
-    width = len(indent) if isinstance(indent, str) else indent or 0
-    if width > _MAX_INDENT or any(len(one) > _MAX_INDENT for one in separators or ()):
-        raise TooCostlyError(f"indents by more than {_MAX_INDENT}")
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    return dict(*args, **kwargs)
-
-
-def _raise_exception(message: Any) -> None:
-    raise RaisedByTemplateError(f"{message!s:.500}")
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)

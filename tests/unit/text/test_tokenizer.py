@@ -1,0 +1,305 @@
+"""Tokenizer: loading from a folder and from a GGUF, special tokens, exact bytes, bad files."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, processors
+
+from tests.checkpoints import tiny_config
+from tests.unit.text import vocabularies
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.errors import CheckpointError, RequestError
+from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.text.gguf_tokenizer import build_gguf_tokenizer
+from thinslice.text.tokenizer import Tokenizer, load_tokenizer
+
+VOCAB_SIZE = 300
+SHAPE = replace(shape_from_config(tiny_config()), vocab_size=VOCAB_SIZE, eos_token_ids=(7,))
+BYTE_LEVEL = vocabularies.byte_level("qwen2", "hello he world ab")
+SENTENCEPIECE = vocabularies.sentencepiece("▁he ▁hello llo he ll ▁▁ é")
+IM_START, IM_END = (
+    BYTE_LEVEL["tokenizer.ggml.tokens"].index(token) for token in ("<|im_start|>", "<|im_end|>")
+)
+
+
+def gguf(metadata: dict[str, Any], **shape_changes: Any) -> Checkpoint:
+    shape = replace(SHAPE, **shape_changes)
+    return Checkpoint(Path("model.gguf"), "gguf", shape, {}, (), metadata)
+
+
+def folder(path: Path, config: dict[str, Any] | None, backend: Backend | None = None) -> Checkpoint:
+    backend = backend or build_gguf_tokenizer(BYTE_LEVEL)
+    (path / "tokenizer.json").write_text(backend.to_str())
+    if config is not None:
+        (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return Checkpoint(path, "safetensors", SHAPE, {}, ())
+
+
+def with_prefix(token: str, suffix: str | None = None) -> Backend:
+    """A tokenizer whose post-processor puts tokens around a text."""
+    backend = build_gguf_tokenizer(BYTE_LEVEL)
+    pattern = f"{token} $A" + (f" {suffix}" if suffix else "")
+    specials = [(one, backend.token_to_id(one)) for one in (token, suffix) if one]
+    template = processors.TemplateProcessing(single=pattern, special_tokens=specials)
+    backend.post_processor = processors.Sequence([processors.ByteLevel(), template])
+    return backend
+
+
+@pytest.fixture(params=["gguf", "folder"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
+    if request.param == "gguf":
+        return load_tokenizer(gguf(BYTE_LEVEL))
+    return load_tokenizer(folder(tmp_path, {"eos_token": "<|im_end|>"}))
+
+
+def test_both_kinds_of_checkpoint_give_the_same_tokenizer(tokenizer: Tokenizer) -> None:
+    text = "<|im_start|>hello world<|im_end|>é 😀"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ids[0] == IM_START
+    assert tokenizer.decode(ids) == "hello worldé 😀"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert tokenizer.special_token_ids == {IM_START, IM_END}
+    assert tokenizer.special.eos_token_ids == {7, IM_END}
+    assert tokenizer.special.eos_token == "<|im_end|>"
+    assert tokenizer.chat_template is None
+
+
+def test_ids_after_the_last_token_are_padding(tokenizer: Tokenizer) -> None:
+    assert tokenizer.vocab_size == VOCAB_SIZE
+    assert tokenizer.token_bytes(VOCAB_SIZE - 1) == b""
+    assert tokenizer.decode([VOCAB_SIZE - 1]) == ""
+    for token_id in (-1, VOCAB_SIZE, 1 << 40):
+        with pytest.raises(RequestError, match=f"{token_id} is outside .* {VOCAB_SIZE}"):
+            tokenizer.token_bytes(token_id)
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a\udc00b"])
+def test_half_a_surrogate_pair_is_a_request_error(tokenizer: Tokenizer, text: str) -> None:
+    with pytest.raises(RequestError, match=r"surrogate pair.*at character"):
+        tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_a_token_without_an_embedding_is_a_request_error() -> None:
+    tokenizer = load_tokenizer(gguf(BYTE_LEVEL, vocab_size=IM_END))
+    assert tokenizer.encode("<|im_start|>", add_special_tokens=False) == [IM_START]
+    with pytest.raises(RequestError, match=r"<\|im_end\|>.*has no embedding"):
+        tokenizer.encode("a<|im_end|>", add_special_tokens=False)
+
+
+def test_reasoning_tags_are_text_also_where_a_file_calls_them_special() -> None:
+    metadata = vocabularies.byte_level()
+    place = metadata["tokenizer.ggml.tokens"].index("<think>")
+    metadata["tokenizer.ggml.token_type"][place] = vocabularies.CONTROL
+    tokenizer = load_tokenizer(gguf(metadata))
+    assert tokenizer.encode("<think>", add_special_tokens=False) == [place]
+    assert tokenizer.decode([place, IM_END]) == "<think>"
+
+
+@given(st.lists(st.integers(0, len(BYTE_LEVEL["tokenizer.ggml.tokens"]) - 1), max_size=12))
+def test_byte_level_decoding_equals_that_of_tokenizers(ids: list[int]) -> None:
+    tokenizer = load_tokenizer(gguf(BYTE_LEVEL))
+    backend = build_gguf_tokenizer(BYTE_LEVEL)
+    for skip in (True, False):
+        expected = backend.decode(ids, skip_special_tokens=skip)
+        assert tokenizer.decode(ids, skip_special_tokens=skip) == expected
+
+
+@given(st.text(st.sampled_from("hello é中😀\n▁ ") | st.characters(exclude_categories=["Cs"])))
+def test_sentencepiece_decoding_equals_that_of_tokenizers(text: str) -> None:
+    tokenizer = load_tokenizer(gguf(SENTENCEPIECE, vocab_size=400))
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == build_gguf_tokenizer(SENTENCEPIECE).decode(ids)
+    assert tokenizer.decode(ids) == text.replace("▁", " ")
+    assert b"".join(map(tokenizer.token_bytes, ids)).decode().removeprefix(" ") == tokenizer.decode(
+        ids
+    )
+
+
+def test_sentencepiece_tokens_have_exact_bytes() -> None:
+    tokenizer = load_tokenizer(gguf(SENTENCEPIECE, vocab_size=400))
+    ids = tokenizer.encode("hello  😀é", add_special_tokens=True)
+    expected = [b"<s>", b" hello", b"  ", b"\xf0", b"\x9f", b"\x98", b"\x80", "é".encode()]
+    assert [tokenizer.token_bytes(token_id) for token_id in ids] == expected
+    assert tokenizer.strips_leading_space
+    bare = vocabularies.sentencepiece("he", add_space_prefix=False)
+    assert not load_tokenizer(gguf(bare, vocab_size=400)).strips_leading_space
+
+
+@pytest.mark.parametrize(
+    ("metadata", "prefix"),
+    [
+        (BYTE_LEVEL, ()),
+        (BYTE_LEVEL | {"tokenizer.ggml.add_bos_token": True}, (IM_START,)),
+        (BYTE_LEVEL | {"tokenizer.ggml.pre": "llama3"}, (IM_START,)),
+        (SENTENCEPIECE, (1,)),
+    ],
+)
+def test_gguf_prompts_begin_with_bos_where_the_model_wants_it(
+    metadata: dict[str, Any], prefix: tuple[int, ...]
+) -> None:
+    tokenizer = load_tokenizer(gguf(metadata, vocab_size=400))
+    bare = tokenizer.encode("hello", add_special_tokens=False)
+    assert tokenizer.encode("hello", add_special_tokens=True) == [*prefix, *bare]
+
+
+@pytest.mark.parametrize(
+    ("config", "backend", "prefix"),
+    [
+        ({"bos_token": "<|im_start|>"}, None, ()),
+        ({"bos_token": "<|im_start|>", "add_bos_token": True}, None, (IM_START,)),
+        ({"bos_token": {"content": "<|im_start|>"}, "add_bos_token": True}, None, (IM_START,)),
+        ({"bos_token": None, "add_bos_token": True}, None, ()),
+        ({"bos_token": "<|im_start|>"}, with_prefix("<|im_start|>"), (IM_START,)),
+        ({}, with_prefix("<|im_start|>", "<|im_end|>"), (IM_START,)),
+        (None, with_prefix("<|im_start|>"), (IM_START,)),
+        ({"add_bos_token": False}, with_prefix("<|im_start|>"), ()),
+    ],
+)
+def test_folder_prompts_begin_with_bos_where_the_model_wants_it(
+    tmp_path: Path, config: dict[str, Any] | None, backend: Backend | None, prefix: tuple[int, ...]
+) -> None:
+    tokenizer = load_tokenizer(folder(tmp_path, config, backend))
+    bare = tokenizer.encode("hello", add_special_tokens=False)
+    assert tokenizer.encode("hello", add_special_tokens=True) == [*prefix, *bare]
+
+
+def test_truncation_and_padding_of_training_are_undone(tmp_path: Path) -> None:
+    backend = build_gguf_tokenizer(BYTE_LEVEL)
+    backend.enable_truncation(max_length=4)
+    backend.enable_padding(length=64, pad_id=3)
+    tokenizer = load_tokenizer(folder(tmp_path, {}, backend))
+    assert tokenizer.decode(tokenizer.encode("hello world " * 9, add_special_tokens=False)) == (
+        "hello world " * 9
+    )
+
+
+def test_without_a_tokenizer_config_the_models_ids_tell_bos_and_eos(tmp_path: Path) -> None:
+    checkpoint = folder(tmp_path, None)
+    shape = replace(SHAPE, bos_token_id=IM_START, eos_token_ids=(IM_END,))
+    special = load_tokenizer(replace(checkpoint, shape=shape)).special
+    assert (special.bos_token, special.eos_token) == ("<|im_start|>", "<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("config", "file", "expected"),
+    [
+        ({"chat_template": "{{ 1 }}"}, None, "1"),
+        ({"chat_template": "{{ 1 }}"}, "{{ 2 }}", "2"),
+        ({}, "{{ bos_token }}{{ eos_token }}", "<|im_start|><|im_end|>"),
+        (
+            {
+                "chat_template": [
+                    {"name": "rag", "template": "{{ 3 }}"},
+                    {"name": "default", "template": "{{ 4 }}"},
+                ]
+            },
+            None,
+            "4",
+        ),
+        ({}, None, None),
+        ({"chat_template": None}, None, None),
+    ],
+)
+def test_the_chat_template_of_a_folder(
+    tmp_path: Path, config: dict[str, Any], file: str | None, expected: str | None
+) -> None:
+    tokens = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}
+    checkpoint = folder(tmp_path, config | tokens)
+    if file is not None:
+        (tmp_path / "chat_template.jinja").write_text(file)
+    template = load_tokenizer(checkpoint).chat_template
+    assert (None if template is None else template.render([])) == expected
+
+
+def test_the_chat_template_of_a_gguf() -> None:
+    source = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    metadata = BYTE_LEVEL | {"tokenizer.chat_template": source}
+    template = load_tokenizer(gguf(metadata)).chat_template
+    assert template is not None
+    rendered = template.render([{"role": "user", "content": "hi"}])
+    assert rendered == "<|im_start|>hi<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tokenizer.ggml.bos_token_id": 10**6}, "bos_token_id is 1000000"),
+        ({"tokenizer.ggml.eos_token_id": -1}, "eos_token_id is -1"),
+        ({"tokenizer.ggml.eos_token_id": "2"}, "eos_token_id is '2'"),
+        ({"tokenizer.ggml.bos_token_id": None, "tokenizer.ggml.add_bos_token": True}, "no bos_"),
+        ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token is 1"),
+        ({"tokenizer.chat_template": 1}, "chat_template is 1"),
+    ],
+)
+def test_bad_gguf_metadata_is_a_checkpoint_error(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        load_tokenizer(gguf(BYTE_LEVEL | change))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("tokenizer.json", b"{}", "is no valid tokenizer"),
+        ("tokenizer.json", b"[", "is no valid tokenizer"),
+        ("tokenizer.json", b"\xff\xfe", "is no valid tokenizer"),
+        ("tokenizer.json", b" " * ((64 << 20) + 1), "at most 64.00 MiB"),
+        ("tokenizer_config.json", b"{", "not valid JSON"),
+        ("tokenizer_config.json", b"[]", "no object"),
+        ("tokenizer_config.json", b" " * ((8 << 20) + 1), "at most"),
+        ("tokenizer_config.json", b'{"bos_token": 1}', "bos_token is 1"),
+        ("tokenizer_config.json", b'{"eos_token": {"content": []}}', "eos_token is"),
+        ("tokenizer_config.json", b'{"chat_template": 1}', "chat_template is 1"),
+        ("tokenizer_config.json", b'{"chat_template": [1]}', "no chat_template is named default"),
+        ("chat_template.jinja", b"\xff", "not UTF-8"),
+        ("chat_template.jinja", b" " * ((1 << 20) + 1), "at most 1.00 MiB"),
+    ],
+)
+def test_a_bad_file_is_a_checkpoint_error(
+    tmp_path: Path, name: str, content: bytes | None, reason: str
+) -> None:
+    checkpoint = folder(tmp_path, {})
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason):
+        load_tokenizer(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [(models.WordLevel({"a": 0}, "a"), "WordLevel tokenizer"), (models.BPE({}, []), "decoder")],
+)
+def test_other_kinds_of_tokenizer_are_refused(
+    tmp_path: Path, model: models.Model, reason: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"{reason}.* not supported"):
+        load_tokenizer(folder(tmp_path, {}, Backend(model)))
+
+
+def test_a_damaged_tokenizer_json_gives_a_checkpoint_error_or_works(tmp_path: Path) -> None:
+    source = random.Random(3)
+    checkpoint = folder(tmp_path, {}, with_prefix("<|im_start|>"))
+    original = (tmp_path / "tokenizer.json").read_bytes()
+    # The vocabulary is most of the file; what steers is at both ends.
+    places = [*range(1500), *range(len(original) - 300, len(original))]
+    outcomes = set()
+    for _ in range(600):
+        damaged = bytearray(original)
+        for _ in range(source.randint(1, 2)):
+            damaged[source.choice(places)] = source.choice(b'0123456789-"{}[],:ntfx')
+        (tmp_path / "tokenizer.json").write_bytes(damaged)
+        try:
+            load_tokenizer(checkpoint).encode("hello <|im_start|>", add_special_tokens=True)
+            outcomes.add("works")
+        except CheckpointError:
+            outcomes.add("refused")
+    assert outcomes == {"works", "refused"}
