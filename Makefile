@@ -7,7 +7,7 @@ PYTHON ?= python3
 .PHONY: run test check lint types docs clean
 
 run: $(VENV)/.run
-	$(BIN)/thinslice run smollm2 --memory 1GiB "Explain in two sentences why the sky is blue."
+	$(BIN)/thinslice run smollm2 --memory 1GiB --temperature 0 "Explain in two sentences why the sky is blue."
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

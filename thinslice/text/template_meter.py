@@ -5,6 +5,7 @@ byte; every loop turn, call, filter, test, attribute and comparison costs a step
 clock. The calls and the operators are metered by the environment, template_sandbox.py.
 """
 
+import math
 import time
 from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 from typing import Any
@@ -104,6 +105,12 @@ class Metering(NodeTransformer):
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:  # noqa: N802
         self.generic_visit(node)
         return _filtered(node, PAY) if node.ctx == "load" else node
+
+    def visit_Const(self, node: nodes.Const) -> nodes.Const:  # noqa: N802
+        """Jinja writes 1e999 into its Python as inf, which is no literal."""
+        if isinstance(node.value, float) and not math.isfinite(node.value):
+            raise TemplateSyntaxError("a number too large", node.lineno)
+        return node
 
     def visit_Name(self, node: nodes.Name) -> nodes.Expr:  # noqa: N802
         """A macro's surplus arguments are a container that no other node makes."""

@@ -171,8 +171,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         """Call something from a template, and pay for the result."""
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
+            _refuse_namespaces(*args, *kwargs.values())
             args = __self._charge_method(owner, __obj.__name__, args, kwargs)
-        __self.meter.charge()
         result = super().call(__context, __obj, *args, **kwargs)
         __self.meter.charge_value(result)
         return result
@@ -247,8 +247,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         @wraps(function)
         def metered(*args: Any, **kwargs: Any) -> Any:
             self.meter.charge()
-            if any(isinstance(value, Namespace) for value in (*args, *kwargs.values())):
-                raise SecurityError("a namespace given to a filter")
+            _refuse_namespaces(*args, *kwargs.values())
             result = function(*args, **kwargs)
             if isinstance(result, Iterator):
                 result = self._drained(result)
@@ -353,22 +352,30 @@ class _Formatter(SandboxedFormatter):
 
         return formatted
 
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        """``!s`` and ``!r``, and what every field goes through."""
+        _refuse_namespaces(value)
+        self._sandbox.meter.charge_value(value)
+        return super().convert_field(value, conversion)
+
     def format_field(self, value: Any, format_spec: str) -> str:
         """One field. Errors: TooCostlyError for a width or a precision over three digits."""
         if re.search(r"\d{4}", format_spec):
             raise TooCostlyError(f"asks for the format {format_spec!r:.40}")
-        if isinstance(value, Namespace):
-            raise SecurityError("a namespace given to format")
-        self._sandbox.meter.charge_value(value)
         text: str = super().format_field(value, format_spec)
         self._sandbox.meter.charge(len(text))
         return text
 
 
+def _refuse_namespaces(*values: Any) -> None:
+    """Nothing makes text of a namespace: what it holds, perhaps itself, was never paid for."""
+    if any(isinstance(value, Namespace) for value in values):
+        raise SecurityError("a namespace used as a value")
+
+
 @pass_context
 def _finalize(context: Context, value: Any) -> Any:
-    if isinstance(value, Namespace):
-        raise SecurityError("a namespace written out")
+    _refuse_namespaces(value)
     if not isinstance(value, str | Undefined):
         sandbox = context.environment
         assert isinstance(sandbox, TemplateSandbox), "rendered by another environment"

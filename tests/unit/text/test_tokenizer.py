@@ -102,6 +102,19 @@ def test_reasoning_tags_are_text_also_where_a_file_calls_them_special() -> None:
     assert tokenizer.decode([place, IM_END]) == "<think>"
 
 
+def test_every_end_token_ends_a_generation_whoever_names_it() -> None:
+    """The configuration's (7), the tokenizer's own (9), and the families' special ones."""
+    tokenizer = load_tokenizer(gguf(BYTE_LEVEL | {"tokenizer.ggml.eos_token_id": 9}))
+    assert tokenizer.special.eos_token_ids == {7, 9, IM_END}
+
+
+def test_added_tokens_are_their_text_whatever_the_byte_alphabet_says() -> None:
+    metadata = vocabularies.byte_level()
+    place = metadata["tokenizer.ggml.tokens"].index("<think>")
+    metadata["tokenizer.ggml.tokens"][place] = "<é>"
+    assert load_tokenizer(gguf(metadata)).token_bytes(place) == "<é>".encode()
+
+
 @given(st.lists(st.integers(0, len(BYTE_LEVEL["tokenizer.ggml.tokens"]) - 1), max_size=12))
 def test_byte_level_decoding_equals_that_of_tokenizers(ids: list[int]) -> None:
     tokenizer = load_tokenizer(gguf(BYTE_LEVEL))
@@ -283,6 +296,22 @@ def test_other_kinds_of_tokenizer_are_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=f"{reason}.* not supported"):
         load_tokenizer(folder(tmp_path, {}, Backend(model)))
+
+
+@pytest.mark.parametrize(("side", "refused"), [("prefix", True), ("suffix", False)])
+def test_a_post_processor_that_names_an_unknown_token_cannot_panic(
+    tmp_path: Path, side: str, refused: bool
+) -> None:
+    checkpoint = folder(tmp_path, {}, with_prefix("<|im_start|>", "<|im_end|>"))
+    content = json.loads((tmp_path / "tokenizer.json").read_bytes())
+    single = content["post_processor"]["processors"][1]["single"]
+    single[0 if side == "prefix" else -1]["SpecialToken"]["id"] = "no such token"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    if refused:
+        with pytest.raises(CheckpointError, match="names an unknown token"):
+            load_tokenizer(checkpoint)
+    else:
+        assert load_tokenizer(checkpoint).encode("a", add_special_tokens=True)[0] == IM_START
 
 
 def test_a_damaged_tokenizer_json_gives_a_checkpoint_error_or_works(tmp_path: Path) -> None:
