@@ -9,13 +9,14 @@ class IncrementalDetokenizer:
     """Turns a stream of token ids into text, in constant time per token.
 
     Bytes that may still become a character are held back; bytes that cannot are given as U+FFFD
-    at once. Special tokens have no text. The pieces in sum equal ``tokenizer.decode`` of all ids.
+    at once. Special tokens have no text. The pieces in sum equal ``tokenizer.decode`` of all ids;
+    where they continue a text, the space that decoding drops at a beginning stays.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, continues_text: bool = False) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._is_at_start = tokenizer.strips_leading_space
+        self._is_at_start = tokenizer.strips_leading_space and not continues_text
 
     def push(self, token_id: int) -> str:
         """The text that this token completes, perhaps none."""

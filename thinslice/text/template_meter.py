@@ -90,7 +90,7 @@ class Metering(NodeTransformer):
         self.generic_visit(node)
         step = nodes.ExprStmt(_filtered(nodes.Const(None), STEP), lineno=node.lineno)
         node.body.insert(0, step)
-        if node.test is not None:
+        if isinstance(node.test, nodes.Expr):
             node.test = _filtered(node.test, STEP)
         return node
 

@@ -208,9 +208,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if name in _QUADRATIC_METHODS and isinstance(pattern, str):
             self.meter.charge(len(text) * len(pattern))
         if name in ("split", "rsplit"):
-            is_counted = isinstance(pattern, str) and pattern
-            pieces_cost = _CHARACTER_COST * text.count(pattern) if is_counted else 0
-            self.meter.charge(pieces_cost if is_counted else _SPLITTING_COST * len(text))
+            if isinstance(pattern, str) and pattern:
+                self.meter.charge(_CHARACTER_COST * text.count(pattern))
+            else:
+                self.meter.charge(_SPLITTING_COST * len(text))
         return args
 
     def _charge_product(self, left: Any, right: Any) -> None:
@@ -241,7 +242,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def _metered(
         self, function: Callable[..., Any], pay: Callable[[Any], Any] | None = None
     ) -> Callable[..., Any]:
-        """A filter that pays for its result; a result that is made lazily is made at once."""
+        """A filter that pays for its result; a result that is made lazily is made at once.
+
+        It stays an iterator: true though it may be empty, and gone through once.
+        """
         pay = pay or self._pay
 
         @wraps(function)
@@ -250,7 +254,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             _refuse_namespaces(*args, *kwargs.values())
             result = function(*args, **kwargs)
             if isinstance(result, Iterator):
-                result = self._drained(result)
+                return iter(pay(self._drained(result)))
             return pay(result)
 
         return metered
@@ -264,11 +268,11 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
         return charging
 
-    def _stepping(self, test: Callable[..., bool]) -> Callable[..., bool]:
+    def _stepping(self, test: Any) -> Callable[..., Any]:
         @wraps(test)
-        def stepping(*args: Any) -> bool:
+        def stepping(*args: Any, **kwargs: Any) -> Any:
             self.meter.charge()
-            return test(*args)
+            return test(*args, **kwargs)
 
         return stepping
 
@@ -327,6 +331,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def _pay_spread(self, value: Any) -> Any:
         """What becomes arguments one by one."""
+        if isinstance(value, Iterator):
+            return self._drained(value)
         self.meter.charge(_CHARACTER_COST * len(value))
         return value
 

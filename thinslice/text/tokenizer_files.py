@@ -1,6 +1,7 @@
 """Read what a model's files say about its tokenizer; nothing in them is trusted."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -19,6 +20,9 @@ from thinslice.units import MIB, format_bytes
 _MAX_TOKENIZER_BYTES = 64 * MIB
 _MAX_CONFIG_BYTES = 8 * MIB
 _MAX_TEMPLATE_BYTES = 1 * MIB
+# WordPiece's ## before the later pieces of a word; no model here has it, and merges that do not
+# fit it panic in tokenizers.
+_SUBWORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 
 
 # Tokens that end a turn or a document in the supported families, where they are special; some
@@ -116,7 +120,7 @@ def _read_folder(checkpoint: Checkpoint) -> TokenizerFiles:
         bos_ids, eos_ids = (checkpoint.shape.bos_token_id,), checkpoint.shape.eos_token_ids
         bos_token, eos_token = (_first_token(backend, ids) for ids in (bos_ids, eos_ids))
     prefix_ids = _template_prefix_ids(backend)
-    # Nothing else it does changes ids; where its parts do not fit together it would panic.
+    # One whose template leaves out the text drops it, and one with missing parts panics.
     backend.post_processor = None
     if config.get("add_bos_token") is not None:
         # As in transformers, this decides where it stands.
@@ -141,6 +145,8 @@ def _read_backend(path: Path) -> Tokenizer:
             "transformers' AutoTokenizer can write one with save_pretrained"
         )
     content = _read_capped(path, _MAX_TOKENIZER_BYTES)
+    if _SUBWORD_PREFIX.search(content):
+        raise CheckpointError(f"{path}: a tokenizer with a subword prefix is not supported")
     try:
         backend = Tokenizer.from_buffer(content)
     except ValueError as error:
@@ -148,9 +154,10 @@ def _read_backend(path: Path) -> Tokenizer:
     if not isinstance(backend.model, models.BPE):
         kind = type(backend.model).__name__
         raise CheckpointError(f"{path}: a {kind} tokenizer is not supported; only BPE is")
-    # Some files carry what their training used, which would cut or fill prompts silently.
+    # Some files carry what their training used: prompts would be cut, filled or split at random.
     backend.no_truncation()
     backend.no_padding()
+    backend.model.dropout = None
     return backend
 
 

@@ -1,12 +1,15 @@
 """Chat templates: what they render, and that a hostile one is stopped."""
 
+import ast
 import threading
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
-from transformers.utils.chat_template_utils import _compile_jinja_template
+from transformers.utils.chat_template_utils import render_jinja_template
 
+import thinslice
 from thinslice.errors import CheckpointError, RequestError
 from thinslice.text.chat_template import ChatTemplate
 
@@ -19,18 +22,6 @@ CHAT = [
 ]
 EMPTY_SYSTEM = [{"role": "system", "content": ""}, *USER]
 
-# In the manner of Qwen's and MiMo's: a default system prompt, unless a message gives one.
-CHATML = """
-{%- if messages[0]['role'] != 'system' %}
-    {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\n' + message['content'] + '<|im_end|>' + '\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\n' }}
-{%- endif %}
-"""
 # In the manner of Llama's and Mistral's: BOS, strict turns, and the reasoning cut out.
 STRICT = """{{ bos_token }}{% set ns = namespace(count=0) %}
 {% for message in messages -%}
@@ -43,6 +34,50 @@ STRICT = """{{ bos_token }}{% set ns = namespace(count=0) %}
     {{ eos_token ~ loop.index0 }}
 {%- endfor %}
 """
+# As SmolLM2-135M-Instruct has it.
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# In the manner of Qwen2.5's and MiMo's: a default system prompt, unless a message gives one.
+QWEN = """{%- if tools %}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}
+{%- elif messages[0]['role'] == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
+{%- else %}
+    {{- '<|im_start|>system\nYou are Qwen.<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first)
+        or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+# In the manner of Llama 3.2's: defaults that a caller may set, the system message cut off first.
+LLAMA = """{{- bos_token }}
+{%- if not date_string is defined %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
+{{- "Today Date: " + date_string + "\n\n" }}{{- system_message }}{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'
+            + message['content'] | trim + '<|eot_id|>' }}
+    {%- elif message.tool_calls | length != 1 %}
+        {{- raise_exception("This model only supports single tool-calls at once!") }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>' }}{%- endif %}
+"""
 # The corners of the language that templates use.
 CORNERS = """{% macro show(x, sep=', ') %}[{{ x | join(sep) }}|{{ varargs }}]{% endmacro %}
 {{ show(messages | map(attribute='role'), '; ', 1) }} {{ messages[::-1] | length }}
@@ -52,13 +87,27 @@ CORNERS = """{% macro show(x, sep=', ') %}[{{ x | join(sep) }}|{{ varargs }}]{% 
 {% for key, value in messages[0].items() %}{{ key }}={{ value | replace('b', 'x') }};{% endfor %}
 {{ dict(a=1).get('b', 'none') }} {{ 2 ** 10 }} {{ 7 % 4 }} {{ 'ab' * 2 }} {{ [1] + [2] }}
 {{ messages[0].missing is defined }} {{ '' if x is undefined else x }} {{ 1.55 | round(1) }}
-{{ strftime_now('%Y') | int > 2000 }} {{ messages | map(attribute='role') | unique | list }}
+{{ strftime_now('%Y') | int > 2000 }} {{ 4 is divisibleby(num=2) }}
+{{ messages | map(attribute='role') | unique | list }}
 {% for x in [3, 1, 2] | sort recursive %}{{ x }}{{ loop([]) }}{{ loop.last }}{% else %}-{% endfor %}
+{{ 'lazy' if messages | selectattr('role', 'equalto', 'nobody') else 'eager' }}
+{% set roles = messages | map(attribute='role') %}{{ roles | list }}{{ roles | list }}
+{{ show('a', *messages | map(attribute='role')) }} {{ ('<' | e) + '<' }} {{ '{!r}'.format([1]) }}
+{{ ' a '.strip() ~ 'a,b'.split(',', 1)[-1] ~ 'a b'.rsplit()[0] ~ ('xax' | trim('x')) }}
 {% for i in range(5) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}
 """
 
 
-@pytest.mark.parametrize("source", [CHATML, STRICT, CORNERS], ids=["chatml", "strict", "corners"])
+TEMPLATES = {
+    "strict": STRICT,
+    "smollm2": SMOLLM2,
+    "qwen": QWEN,
+    "llama": LLAMA,
+    "corners": CORNERS,
+}
+
+
+@pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES.keys())
 @pytest.mark.parametrize("messages", [USER, CHAT, EMPTY_SYSTEM], ids=["user", "chat", "empty"])
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_text_equals_that_of_transformers(
@@ -66,21 +115,23 @@ def test_text_equals_that_of_transformers(
 ) -> None:
     template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
     rendered = template.render(messages, add_generation_prompt=add_generation_prompt)
-    assert rendered == _compile_jinja_template(source).render(
-        messages=messages,
+    by_transformers = render_jinja_template(
+        [messages],
+        chat_template=source,
         add_generation_prompt=add_generation_prompt,
-        tools=None,
-        documents=None,
         bos_token="<s>",
         eos_token="</s>",
     )
+    assert rendered == by_transformers[0][0]
 
 
-def test_an_empty_system_message_is_not_the_same_as_none() -> None:
-    template = ChatTemplate(CHATML)
+@pytest.mark.parametrize(("source", "default"), [(QWEN, "You are Qwen"), (SMOLLM2, "SmolLM")])
+def test_an_empty_system_message_is_not_the_same_as_none(source: str, default: str) -> None:
+    template = ChatTemplate(source)
     start = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n"
     assert template.render(EMPTY_SYSTEM).startswith(start)
-    assert "You are a helpful assistant." in template.render(USER)
+    assert default in template.render(USER)
+    assert default not in template.render(EMPTY_SYSTEM)
 
 
 def test_a_token_the_tokenizer_lacks_is_undefined() -> None:
@@ -98,11 +149,11 @@ def test_the_messages_are_not_changed() -> None:
     [
         (STRICT, CHAT[2:], "refuses the messages: Roles must alternate"),
         ("{{ raise_exception('no ' ~ 1) }}", USER, "refuses the messages: no 1"),
-        (CHATML, [{"role": "user", "content": None}], "cannot render these messages"),
-        (CHATML, [{"role": "user"}], "cannot render these messages"),
-        (CHATML, [], "cannot render these messages"),
+        (QWEN, [{"role": "user", "content": None}], "cannot render these messages"),
+        (QWEN, [{"role": "user"}], "cannot render these messages"),
+        (QWEN, [], "cannot render these messages"),
         ("{{ 1 / 0 }}", USER, "cannot render these messages: division by zero"),
-        ("{{ messages }}", [{"role": "user", "content": "a" * (65 << 20)}], "too long"),
+        ("{{ messages }}", [{"role": "user", "content": "a" * (17 << 20)}], "too long"),
     ],
 )
 def test_messages_that_do_not_fit_are_a_request_error(
@@ -126,12 +177,20 @@ def test_messages_that_do_not_fit_are_a_request_error(
         "{{ " + "not " * 3000 + "1 }}",
         "{% for a in b %}" * 30 + "{% endfor %}" * 30,
         "{{ 1" + "0" * 5000 + " }}",
+        "{{ " + "1" * 400 + ".0 }}",
         "a" * (65 << 10),
     ],
 )
 def test_what_does_not_compile_is_a_checkpoint_error(source: str) -> None:
     with pytest.raises(CheckpointError, match="chat template"):
         ChatTemplate(source)
+
+
+# Its text would have 2 ** 40 parts.
+NESTED_NAMESPACES = (
+    "{% set ns = namespace() %}"
+    "{% for i in range(40) %}{% set ns.x = namespace(a=ns.x, b=ns.x) %}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +206,7 @@ def test_what_does_not_compile_is_a_checkpoint_error(source: str) -> None:
         "{{ '{0.__class__.x}'.format(1) }}",
         "{{ messages | map(attribute='__class__') | join }}{{ ''.__class__() }}",
         "{{ self._TemplateReference__context.x }}",
-        "{{ cycler.__init__.__globals__ }}",
+        "{{ joiner.__init__.__globals__ }}",
         "{{ namespace(__html__=raise_exception) }}",
         "{% set ns = namespace() %}{% set ns.__html__ = raise_exception %}",
         "{{ (1).to_bytes(9, 'big') }}",
@@ -159,6 +218,11 @@ def test_what_does_not_compile_is_a_checkpoint_error(source: str) -> None:
         "{% set ns = namespace() %}{% set ns.me = ns %}{{ '' ~ ns }}",
         "{% set ns = namespace() %}{% set ns.me = ns %}{{ [ns] }}",
         "{% set ns = namespace() %}{% set ns.me = ns %}{{ '{}'.format(ns) }}",
+        NESTED_NAMESPACES + "{{ '{!s}'.format(ns.x) }}",
+        NESTED_NAMESPACES + "{{ '{0.a!r}'.format(ns.x) }}",
+        NESTED_NAMESPACES + "{{ raise_exception(ns.x) }}",
+        NESTED_NAMESPACES + "{{ 'a' | replace('a', new=ns.x) }}",
+        NESTED_NAMESPACES + "{{ ('a' | e).replace('a', ns.x) }}",
     ],
 )
 def test_a_template_cannot_reach_what_it_may_not(source: str) -> None:
@@ -180,6 +244,9 @@ def compared(made: str) -> str:
 
 
 BIG = "{% set big = 'a' * 4000000 %}"
+WIDE = "{% set big = '語 ' * 3000000 %}"
+# An attribute of an attribute, and so on: "a"[0] is "a".
+DEEP = "{% set path = '0.' * 9999 ~ '0' %}{% set texts = ['a'] * 20000 %}"
 HOSTILE = {
     "nested loops": "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3,
     "loops that choose nothing": "{% for a in range(99999) %}{% for b in range(99999) if false %}"
@@ -230,6 +297,25 @@ HOSTILE = {
     "map": BIG + "{{ range(99999) | map('default', big, true) | list }}",
     "large number": BIG + "{{ big | int(0, 16) }}",
     "output": BIG + "{{ big }}" * 9,
+    "fuel from nothing": "{% set x = 'a' | indent(-10 ** 9) %}{{ 'a' * 10 ** 8 }}",
+    "indented short lines": "{% set big = '語\n' * 3000000 %}{{ big | indent(0) }}",
+    "lines": "{% set big = '語\n' * 3000000 %}{{ big.splitlines() | length }}",
+    "split at blanks": WIDE + "{{ big.split() | length }}",
+    "split at text": WIDE + "{{ big.split(' ') | length }}",
+    "title": WIDE + "{{ big | title | length }}",
+    "escaped characters": "{% set big = '語' * 2000000 %}{{ big | e | list | length }}",
+    "arguments": WIDE + "{{ dict(*big) }}",
+    "filter arguments": WIDE + "{{ 1 | default(*big) }}",
+    "test arguments": WIDE + "{{ 1 is eq(*big) }}",
+    "braces": "{% set big = '{{' * 3000000 %}{{ big.format() | length }}",
+    "date": "{% set big = '%c' * 3000000 %}{{ strftime_now(big) }}",
+    "search from the right": BIG + "{{ big.rfind('ab' ~ big[:1000000]) }}",
+    "split from the right": BIG + "{{ big.rsplit(sep='ab' ~ big[:1000000]) | length }}",
+    "strip": BIG + "{{ big.strip('b' * 1000000 ~ 'a') }}",
+    "trim": BIG + "{{ big | trim('b' * 1000000 ~ 'a') }}",
+    "path of choice": DEEP + "{{ texts | rejectattr(path) | list }}",
+    "path of order": DEEP + "{{ texts | sort(attribute=path) }}",
+    "path to join": DEEP + "{{ texts | join(attribute=path) }}",
 }
 
 
@@ -246,7 +332,7 @@ def test_a_hostile_template_is_stopped_in_time(source: str) -> None:
 
 
 # These make many small things; following each allocation of theirs takes long.
-MANY_STEPS = ("nested", "loops", "shared", "compared", "macro", "varargs", "hashed")
+MANY_STEPS = ("nested", "loops", "shared", "compared", "macro", "varargs", "hashed", "path")
 
 
 @pytest.mark.parametrize("name", [name for name in HOSTILE if not name.startswith(MANY_STEPS)])
@@ -271,8 +357,9 @@ LOOP = "{% for a in range(99999) %}BODY{% endfor %}"
         LOOP.replace("BODY", "{% if big.count('b') %}{% endif %}"),
         "{% if 'ab' in big %}{% endif %}" * 1500,
         "{% if 'ab' is in big %}{% endif %}" * 1500,
+        "{% set many = range(90000) | list %}{{ range(-99999, 0) | select('in', many) | list }}",
     ],
-    ids=["comparison", "call", "comparisons", "tests"],
+    ids=["comparison", "call", "comparisons", "tests", "choice"],
 )
 def test_time_is_bounded_where_nothing_is_made(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("thinslice.text.chat_template._MAX_SECONDS", 0.2)
@@ -297,7 +384,7 @@ def test_long_conversations_are_no_hostile_templates() -> None:
 
 
 def test_threads_may_share_a_template() -> None:
-    template = ChatTemplate(CHATML)
+    template = ChatTemplate(QWEN)
     expected = {name: template.render([{"role": "user", "content": name}]) for name in "abcdefgh"}
     results: dict[str, set[str]] = {name: set() for name in expected}
 
@@ -311,3 +398,53 @@ def test_threads_may_share_a_template() -> None:
     for thread in threads:
         thread.join()
     assert results == {name: {text} for name, text in expected.items()}
+
+
+@pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES.keys())
+def test_rendering_takes_less_than_5_ms(source: str) -> None:
+    messages = [{"role": role, "content": "word " * 200} for role in ("user", "assistant")] * 10
+    template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
+
+    def seconds() -> float:
+        started = time.thread_time()
+        template.render(messages)
+        return time.thread_time() - started
+
+    assert min(seconds() for _ in range(9)) < 0.005
+
+
+UNSAFE = frozenset(
+    """* Environment NativeEnvironment NativeTemplate SandboxedEnvironment Template environment
+    nativetypes sandbox""".split()  # noqa: SIM905
+)
+
+
+def unsafe_imports(source: str) -> list[str]:
+    """What gives a module a Jinja that does not hold templates back."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [one.name for one in node.names if one.name.split(".")[0] == "jinja2"]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jinja2":
+            found += [one.name for one in node.names if one.name in UNSAFE]
+    return found
+
+
+def test_no_module_has_a_jinja_without_the_sandbox() -> None:
+    modules = list(Path(thinslice.__file__).parent.rglob("*.py"))
+    assert len(modules) > 10
+    assert {str(m): found for m in modules if (found := unsafe_imports(m.read_text()))} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import jinja2",
+        "import jinja2.sandbox as safe",
+        "from jinja2 import Template",
+        "def f():\n    from jinja2.sandbox import SandboxedEnvironment as Harmless",
+        "from jinja2.environment import *",
+    ],
+)
+def test_a_jinja_without_the_sandbox_is_found(source: str) -> None:
+    assert unsafe_imports(source)

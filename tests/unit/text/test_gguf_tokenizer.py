@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2
@@ -56,6 +56,9 @@ RULES = {
 
 @pytest.mark.parametrize(("pre", "rule"), RULES.items())
 @given(text=mixed_text)
+@example(text="1234567 x123")
+@example(text="a.\n/\r\n/b")
+@example(text="IT'S HTTPServer camelCase")
 def test_text_is_split_by_the_rule_of_its_kind(pre: str, rule: str, text: str) -> None:
     assert pieces_of(vocabularies.byte_level(pre), text) == regex.findall(rule, text)
 

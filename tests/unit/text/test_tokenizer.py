@@ -172,7 +172,7 @@ def test_gguf_prompts_begin_with_bos_where_the_model_wants_it(
         ({"bos_token": "<|im_start|>"}, with_prefix("<|im_start|>"), (IM_START,)),
         ({}, with_prefix("<|im_start|>", "<|im_end|>"), (IM_START,)),
         (None, with_prefix("<|im_start|>"), (IM_START,)),
-        ({"add_bos_token": False}, with_prefix("<|im_start|>"), ()),
+        ({"bos_token": "<|im_start|>", "add_bos_token": False}, with_prefix("<|im_start|>"), ()),
     ],
 )
 def test_folder_prompts_begin_with_bos_where_the_model_wants_it(
@@ -183,14 +183,26 @@ def test_folder_prompts_begin_with_bos_where_the_model_wants_it(
     assert tokenizer.encode("hello", add_special_tokens=True) == [*prefix, *bare]
 
 
-def test_truncation_and_padding_of_training_are_undone(tmp_path: Path) -> None:
+def test_a_post_processor_cannot_drop_the_text(tmp_path: Path) -> None:
     backend = build_gguf_tokenizer(BYTE_LEVEL)
+    specials = [("<|im_start|>", IM_START)]
+    backend.post_processor = processors.TemplateProcessing("<|im_start|>", special_tokens=specials)
+    tokenizer = load_tokenizer(folder(tmp_path, {}, backend))
+    ids = tokenizer.encode("hello", add_special_tokens=True)
+    assert (ids[0], tokenizer.decode(ids)) == (IM_START, "hello")
+
+
+def test_what_training_did_to_texts_is_undone(tmp_path: Path) -> None:
+    backend = build_gguf_tokenizer(BYTE_LEVEL)
+    backend.model.dropout = 0.5
     backend.enable_truncation(max_length=4)
     backend.enable_padding(length=64, pad_id=3)
     tokenizer = load_tokenizer(folder(tmp_path, {}, backend))
     assert tokenizer.decode(tokenizer.encode("hello world " * 9, add_special_tokens=False)) == (
         "hello world " * 9
     )
+    once, again = (tokenizer.encode("hello " * 99, add_special_tokens=False) for _ in range(2))
+    assert once == again
 
 
 def test_without_a_tokenizer_config_the_models_ids_tell_bos_and_eos(tmp_path: Path) -> None:
@@ -263,6 +275,7 @@ def test_bad_gguf_metadata_is_a_checkpoint_error(change: dict[str, Any], reason:
         ("tokenizer.json", b"{}", "is no valid tokenizer"),
         ("tokenizer.json", b"[", "is no valid tokenizer"),
         ("tokenizer.json", b"\xff\xfe", "is no valid tokenizer"),
+        ("tokenizer.json", b'{"continuing_subword_prefix": "##"}', "subword prefix"),
         ("tokenizer.json", b" " * ((64 << 20) + 1), "at most 64.00 MiB"),
         ("tokenizer_config.json", b"{", "not valid JSON"),
         ("tokenizer_config.json", b"[]", "no object"),
