@@ -5,7 +5,7 @@ import torch
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import load_engine
+from thinslice.engine.load import load_engine, weight_source
 from thinslice.model.batch import ForwardBatch, SequenceSpan
 from thinslice.plan.planner import Workload, plan
 from thinslice.units import GIB
@@ -16,7 +16,10 @@ def engine_of(
 ) -> Engine:
     """A loaded engine with room to spare."""
     workload = Workload(context, max_num_seqs, dtype)
-    return load_engine(checkpoint, plan(checkpoint.shape, 4 * GIB, workload, 0), frozenset())
+    source = weight_source(checkpoint, dtype)
+    return load_engine(
+        checkpoint, plan(checkpoint.shape, source, 4 * GIB, workload, 0), frozenset()
+    )
 
 
 def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from thinslice.text.tokenizer import load_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.engines import engine_of, greedy, logits_of
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
+from thinslice.text.tokenizer import load_tokenizer
 
 PROMPTS = (
     "The capital of France is",

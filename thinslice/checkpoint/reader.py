@@ -135,6 +135,28 @@ class CheckpointReader:
             return self._files[path]
 
 
+def decode_rows(entry: TensorEntry, start: int, raw: torch.Tensor) -> torch.Tensor:
+    """The numbers of rows that were read elsewhere, such as a streamed slice.
+
+    Args:
+        start: the first row; for an entry with ``rotary_heads`` rows are given as whole heads.
+        raw: the rows' bytes as they are on disk, uint8 [num_bytes].
+
+    Returns [rows, columns] in the type on disk, a view of ``raw`` where no row moved, or float32
+    for block types. Peak extra memory: up to 16 bytes for each number of a block type.
+    """
+    row_bytes = entry.num_bytes // entry.shape[0]
+    values = _values(entry, raw.view(-1, row_bytes))
+    if not entry.rotary_heads:
+        return values
+    head_rows = entry.shape[0] // entry.rotary_heads
+    assert start % head_rows == 0, f"{entry.name}: row {start} is within a head"
+    assert len(values) % head_rows == 0, f"{entry.name}: {len(values)} rows are no whole heads"
+    # [heads, H/2, 2, columns] as it is kept; the pairs' members belong into halves.
+    pairs = values.view(-1, head_rows // 2, 2, values.shape[1])
+    return pairs.transpose(1, 2).reshape(values.shape)
+
+
 def _row_values(entry: TensorEntry) -> int:
     """Numbers in one row."""
     values = 1

@@ -58,7 +58,7 @@ class Request:
     ) -> None:
         self.engine = engine
         self.sequence = sequence
-        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._detokenizer = IncrementalDetokenizer(tokenizer, continues_text=splitter is None)
         self._stops = StopStringMatcher(sequence.params.stop)
         self._splitter = splitter
         self._num_seen = 0

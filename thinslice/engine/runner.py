@@ -5,17 +5,28 @@ from collections.abc import Sequence as Rows
 import torch
 
 from thinslice.engine.scheduler import ScheduledTokens
+from thinslice.memory.weight_store import WeightStore
 from thinslice.model.batch import ForwardBatch, SequenceSpan
 from thinslice.model.decoder import Decoder, KVCaches
 
 
 class Runner:
-    """Holds the model and its KV cache, and runs batches through them."""
+    """Holds the model and its KV cache, and runs batches through them.
 
-    def __init__(self, decoder: Decoder, kv_caches: KVCaches, block_size: int) -> None:
+    ``weights`` is None where all are resident.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        kv_caches: KVCaches,
+        block_size: int,
+        weights: WeightStore | None,
+    ) -> None:
         self.decoder = decoder
         self.kv_caches = kv_caches
         self.block_size = block_size
+        self.weights = weights
 
     @torch.inference_mode()
     def run(self, scheduled: Rows[ScheduledTokens]) -> torch.Tensor:
@@ -24,12 +35,19 @@ class Runner:
         Rows are in the order of ``scheduled``, sequences that are not sampled left out.
         """
         batch = self._batch(scheduled)
+        if self.weights is not None:
+            self.weights.begin_sweep()
         hidden_TD = self.decoder(batch, self.kv_caches)
         pairs = zip(scheduled, batch.spans, strict=True)
         rows = [span.stop - 1 for tokens, span in pairs if tokens.is_sampled]
         if not rows:
             return torch.empty(0, self.decoder.shape.vocab_size)
         return self.decoder.logits(hidden_TD[rows])
+
+    def close(self) -> None:
+        """Stop reading weights."""
+        if self.weights is not None:
+            self.weights.close()
 
     def _batch(self, scheduled: Rows[ScheduledTokens]) -> ForwardBatch:
         token_ids: list[int] = []

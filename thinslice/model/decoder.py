@@ -4,7 +4,7 @@ Attribute names are the checkpoint's, so a state dict's keys are the names on di
 built on the meta device and hold no bytes until weights are placed in them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,10 @@ from thinslice.model.rope import attention_factor, inverse_frequencies, rotary_t
 from thinslice.plan.model_shape import ModelShape
 
 KVCaches = Sequence[tuple[torch.Tensor, torch.Tensor]]
+# First row and rows [rows, in] of each slice of a matrix, in order.
+RowSlices = Callable[[], Iterator[tuple[int, torch.Tensor]]]
+# Token ids [T] to rows [T, D].
+ReadRows = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _parameter(*shape: int) -> nn.Parameter:
@@ -24,15 +28,27 @@ def _parameter(*shape: int) -> nn.Parameter:
 
 
 class Linear(nn.Module):
-    """``x @ weight.T + bias``, weight [out, in]."""
+    """``x @ weight.T + bias``, weight [out, in].
+
+    With ``slices`` set the weight stays on the meta device, and its rows come slice by slice, each
+    valid until the next is asked for. Extra memory: the output of one slice.
+    """
 
     def __init__(self, in_features: int, out_features: int, has_bias: bool = False) -> None:
         super().__init__()
         self.weight = _parameter(out_features, in_features)
         self.bias = _parameter(out_features) if has_bias else None
+        self.slices: RowSlices | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        if self.slices is None:
+            return F.linear(x_TD, self.weight, self.bias)
+        out = x_TD.new_empty(*x_TD.shape[:-1], self.weight.shape[0])
+        for start, rows in self.slices():
+            stop = start + rows.shape[0]
+            bias = None if self.bias is None else self.bias[start:stop]
+            out[..., start:stop] = F.linear(x_TD, rows, bias)
+        return out
 
 
 class RMSNorm(nn.Module):
@@ -48,13 +64,16 @@ class RMSNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Rows of a table, weight [vocab, D]."""
+    """Rows of a table, weight [vocab, D]; with ``read_rows`` set they are fetched as needed."""
 
     def __init__(self, num_rows: int, size: int) -> None:
         super().__init__()
         self.weight = _parameter(num_rows, size)
+        self.read_rows: ReadRows | None = None
 
     def forward(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+        if self.read_rows is not None:
+            return self.read_rows(token_ids_T)
         return F.embedding(token_ids_T, self.weight)
 
 
@@ -160,9 +179,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.model = DecoderStack(shape)
-        if not shape.tie_word_embeddings:
-            self.lm_head = Linear(shape.hidden_size, shape.vocab_size)
+        self.lm_head = Linear(shape.hidden_size, shape.vocab_size)
         self.rotary = Rotary(shape)
+        self.tie_head()
+
+    def tie_head(self) -> None:
+        """Where the shape says so, let the head be the embedding table that is now in place."""
+        if self.shape.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, batch: ForwardBatch, kv_caches: KVCaches) -> torch.Tensor:
         """Run a batch through all layers.
@@ -178,5 +202,4 @@ class Decoder(nn.Module):
 
     def logits(self, x_TD: torch.Tensor) -> torch.Tensor:
         """Logits [T, V] in float32 of rows of the residual stream."""
-        head = self.model.embed_tokens if self.shape.tie_word_embeddings else self.lm_head
-        return F.linear(self.model.norm(x_TD), head.weight).float()
+        return self.lm_head(self.model.norm(x_TD)).float()

@@ -6,6 +6,32 @@ from thinslice.units import format_bytes, gib
 
 
 @dataclass(frozen=True)
+class StreamingPlan:
+    """How weights that do not fit are read in at each use.
+
+    Attributes:
+        slice_weights: the most weights in a slice.
+        num_slices: slices in a sweep.
+        num_pinned: slices of those that stay resident, spread evenly over the sweep.
+        num_buffers, buffer_bytes: the ring that slices are read into.
+    """
+
+    slice_weights: int
+    num_slices: int
+    num_pinned: int
+    num_buffers: int
+    buffer_bytes: int
+
+    def pinned(self) -> list[int]:
+        """The slices that stay resident, by their place in the sweep.
+
+        Pinned and streamed slices take turns, so that reading goes on while pinned ones compute.
+        """
+        count = self.num_pinned
+        return [-(-turn * self.num_slices // count) - 1 for turn in range(1, count + 1)]
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """All that is allocated follows from this.
 
@@ -13,11 +39,12 @@ class MemoryPlan:
         budget_bytes: the most the process may hold, all causes.
         dtype: of weights, activations and KV cache.
         context: the longest prompt and completion together, in tokens.
-        chunk: the most prompt tokens in flight at once (``max_num_batched_tokens``).
+        chunk: the most tokens in flight at once (``max_num_batched_tokens``).
         max_num_seqs: sequences that may run at once.
         block_size: KV positions in a block.
         num_kv_blocks: blocks in the KV cache; at least one sequence of ``context`` fits.
         parts: name and bytes of each part of the peak.
+        streaming: None where all weights are resident.
     """
 
     budget_bytes: int
@@ -28,6 +55,7 @@ class MemoryPlan:
     block_size: int
     num_kv_blocks: int
     parts: tuple[tuple[str, int], ...]
+    streaming: StreamingPlan | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -43,11 +71,18 @@ class MemoryPlan:
         """The parts in GiB on one line: ``runtime 0.25, weights 0.25, ...``."""
         return ", ".join(f"{name} {gib(num_bytes)}" for name, num_bytes in self.parts)
 
+    def describe_weights(self) -> str:
+        """Where the weights live: ``resident``, or how many slices of a sweep are streamed."""
+        if self.streaming is None:
+            return "resident"
+        num_streamed = self.streaming.num_slices - self.streaming.num_pinned
+        return f"{num_streamed} of {self.streaming.num_slices} slices streamed"
+
     def summary(self) -> str:
         """One line for a log: what was chosen and what it takes."""
         return (
-            f"{self.dtype}, context {self.context}, planned peak "
-            f"{format_bytes(self.peak_bytes)} of {format_bytes(self.budget_bytes)}"
+            f"{self.dtype}, weights {self.describe_weights()}, context {self.context}, "
+            f"planned peak {format_bytes(self.peak_bytes)} of {format_bytes(self.budget_bytes)}"
         )
 
     def to_dict(self) -> dict[str, object]:

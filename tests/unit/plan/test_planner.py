@@ -2,15 +2,18 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thinslice.errors import BudgetError, ConfigError
+from thinslice.plan.cost import model_parameters
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.planner import BLOCK_SIZE, Workload, plan, smallest_budget
+from thinslice.plan.planner import BLOCK_SIZE, WeightSource, Workload, plan
+from thinslice.plan.weight_slices import resident_vectors, sweep_numels, sweep_slices
 from thinslice.units import GIB, MIB, parse_bytes
 
 SMOL = ModelShape(
@@ -40,6 +43,8 @@ LARGE = replace(
     tie_word_embeddings=False,
 )
 RUNTIME = 250 * MIB
+BF16 = WeightSource(bytes_per_weight=2.0, is_converted=False)
+Q4_1 = WeightSource(bytes_per_weight=0.625, is_converted=True)
 budgets = st.integers(min_value=1 * MIB, max_value=8 * GIB)
 workloads = st.builds(
     Workload,
@@ -49,16 +54,18 @@ workloads = st.builds(
 )
 
 
-def try_plan(budget: int, workload: Workload) -> MemoryPlan | None:
+def try_plan(budget: int, workload: Workload, source: WeightSource = BF16) -> MemoryPlan | None:
     try:
-        return plan(SMOL, budget, workload, RUNTIME)
+        return plan(SMOL, source, budget, workload, RUNTIME)
     except BudgetError:
         return None
 
 
-@given(budgets, workloads)
-def test_the_planned_peak_fits_and_holds_the_context(budget: int, workload: Workload) -> None:
-    chosen = try_plan(budget, workload)
+@given(budgets, workloads, st.sampled_from([BF16, Q4_1]))
+def test_the_planned_peak_fits_and_holds_the_context(
+    budget: int, workload: Workload, source: WeightSource
+) -> None:
+    chosen = try_plan(budget, workload, source)
     if chosen is None:
         return
     assert chosen.peak_bytes <= budget
@@ -69,21 +76,67 @@ def test_the_planned_peak_fits_and_holds_the_context(budget: int, workload: Work
     assert chosen.num_kv_blocks * BLOCK_SIZE >= chosen.context
 
 
-@given(budgets, st.integers(0, 4 * GIB), workloads)
-def test_a_larger_budget_is_never_worse(budget: int, more: int, workload: Workload) -> None:
-    smaller, larger = try_plan(budget, workload), try_plan(budget + more, workload)
+def worth(chosen: MemoryPlan) -> tuple[bool, int, int]:
+    """What makes a plan fast: resident weights, then larger slices, then more of them pinned."""
+    streaming = chosen.streaming
+    if streaming is None:
+        return (True, 0, 0)
+    return (False, streaming.slice_weights, streaming.num_pinned)
+
+
+@given(budgets, st.integers(0, 4 * GIB), st.integers(1, 8192), st.sampled_from([BF16, Q4_1]))
+def test_a_larger_budget_is_never_slower(
+    budget: int, more: int, context: int, source: WeightSource
+) -> None:
+    smaller = try_plan(budget, Workload(context), source)
+    larger = try_plan(budget + more, Workload(context), source)
     if smaller is None:
         return
     assert larger is not None
-    assert (larger.chunk, larger.context) >= (smaller.chunk, smaller.context)
-    if workload.context is not None:
-        assert larger.num_kv_blocks >= smaller.num_kv_blocks
+    assert worth(larger)[:2] >= worth(smaller)[:2]
+    assert larger.num_kv_blocks >= smaller.num_kv_blocks
+
+
+@given(budgets, st.integers(1, 64), st.sampled_from([MIB, 4 * MIB]))
+def test_pinned_slices_are_spread_and_counted(
+    budget: int, max_num_seqs: int, slice_weights: int
+) -> None:
+    chosen = try_plan(budget, Workload(256, max_num_seqs))
+    if chosen is None or chosen.streaming is None:
+        return
+    streaming = chosen.streaming
+    slices = sweep_slices(SMOL, streaming.slice_weights)
+    places = streaming.pinned()
+    pinned = [index in places for index in range(len(slices))]
+    assert len(set(places)) == len(places)
+    assert len(slices) == streaming.num_slices
+    assert sum(pinned) == streaming.num_pinned
+    for start in range(0, len(pinned) - 20, 7):
+        share = sum(pinned[start : start + 20]) / 20
+        assert abs(share - streaming.num_pinned / len(pinned)) <= 0.1, "pinned slices crowd"
+
+
+def test_slices_cover_every_matrix_once_in_the_order_of_use() -> None:
+    for shape in (SMOL, LARGE):
+        for size in (100_000, 4 * MIB, 1 << 40):
+            slices = sweep_slices(shape, size)
+            assert [one.numel for one in slices] == sweep_numels(shape, size)
+            vectors = resident_vectors(shape)
+            embedding = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
+            total = sum(one.numel for one in slices) + vectors + embedding
+            assert total == model_parameters(shape)
+            for one, following in pairwise(slices):
+                is_next = following.name != one.name and following.start == 0
+                assert is_next or following.start == one.stop
+            first_of_layer = [s.name.split(".")[-2] for s in slices if ".layers.0." in s.name]
+            order = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+            assert list(dict.fromkeys(first_of_layer)) == order
 
 
 @given(budgets, workloads)
 def test_every_suggestion_fits(budget: int, workload: Workload) -> None:
     try:
-        plan(SMOL, budget, workload, RUNTIME)
+        plan(SMOL, BF16, budget, workload, RUNTIME)
     except BudgetError as error:
         suggestions = re.findall(r"^    --(\w+) (\S+)$", str(error), re.MULTILINE)
         assert suggestions
@@ -95,31 +148,46 @@ def test_every_suggestion_fits(budget: int, workload: Workload) -> None:
                 changed = replace(workload, context=int(value))
             else:
                 changed = replace(workload, dtype=value)
-            assert plan(SMOL, room, changed, RUNTIME).peak_bytes <= room
+            assert plan(SMOL, BF16, room, changed, RUNTIME).peak_bytes <= room
 
 
 def test_the_error_names_the_need_by_part() -> None:
     with pytest.raises(BudgetError) as caught:
-        plan(SMOL, 300 * MIB, Workload(context=8192, dtype="float32"), RUNTIME)
+        plan(SMOL, BF16, 300 * MIB, Workload(context=8192, dtype="float32"), RUNTIME)
     first, second, *rest = str(caught.value).splitlines()
     assert first == "no plan fits --memory 300MiB at --context 8192"
-    assert second.startswith("  needs 1.16 GiB: runtime 0.28, weights 0.50, kv cache 0.35, act")
+    assert second.startswith("  needs 0.6")
+    assert "GiB: runtime 0.28, weights 0.00, kv cache 0.35, activations 0.02, weight ri" in second
     assert rest[0] == "  any one of these fits:"
 
 
 @given(workloads)
-def test_one_mib_below_the_smallest_budget_nothing_fits(workload: Workload) -> None:
-    floor = smallest_budget(SMOL, workload, RUNTIME)
+def test_the_suggested_memory_is_the_floor(workload: Workload) -> None:
+    with pytest.raises(BudgetError) as caught:
+        plan(SMOL, BF16, MIB, workload, RUNTIME)
+    floor = parse_bytes(str(caught.value).split("--memory ")[-1])
     assert try_plan(floor, workload) is not None
-    assert try_plan(floor - MIB, workload) is None
+    assert try_plan(floor - 2 * MIB, workload) is None
+
+
+def test_weights_are_streamed_where_they_do_not_fit() -> None:
+    assert try_plan(GIB, Workload()).streaming is None
+    small = try_plan(440 * MIB, Workload())
+    assert small.streaming is not None
+    assert dict(small.parts)["weight ring"] > 0
+    with pytest.raises(BudgetError):
+        plan(LARGE, BF16, 300 * MIB, Workload(), RUNTIME)
+    large = plan(LARGE, BF16, 4 * GIB, Workload(), RUNTIME)
+    assert large.streaming is not None
+    assert large.streaming.num_pinned > 0
 
 
 def test_a_context_the_model_does_not_have_is_refused() -> None:
     for context in (0, -1, 8193):
         with pytest.raises(ConfigError, match=r"this model has 1\.\.8192"):
-            plan(SMOL, GIB, Workload(context=context), RUNTIME)
+            plan(SMOL, BF16, GIB, Workload(context=context), RUNTIME)
 
 
 def test_a_32b_model_is_planned_without_its_weights() -> None:
-    chosen = plan(LARGE, 80 * GIB, Workload(), RUNTIME)
+    chosen = plan(LARGE, BF16, 80 * GIB, Workload(), RUNTIME)
     assert dict(chosen.parts)["weights"] > 60 * GIB

@@ -1,0 +1,133 @@
+"""Streamed weights give the tokens of resident ones, from every kind of file, and fail cleanly."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoints import (
+    GgufOptions,
+    tiny_config,
+    write_gguf_model,
+    write_safetensors_model,
+)
+from tests.engines import engine_of, greedy, logits_of
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.config import SamplingParams
+from thinslice.engine.engine import Engine
+from thinslice.engine.load import load_engine, weight_source
+from thinslice.errors import CheckpointError
+from thinslice.plan.memory_plan import StreamingPlan
+from thinslice.plan.planner import Workload, plan
+from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.plan.weight_slices import sweep_slices
+from thinslice.units import GIB
+
+PROMPT = [3, 17, 5, 88, 41, 9, 60, 2, 33, 71, 12]
+KINDS = {
+    "bf16": ("LlamaForCausalLM", {}),
+    "bf16-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
+    "bf16-biased": ("Qwen2ForCausalLM", {}),
+    "Q4_1": ("LlamaForCausalLM", {}),
+    "Q8_0-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
+    "F16": ("Qwen3ForCausalLM", {}),
+}
+
+
+def write(kind: str, folder: Path) -> Checkpoint:
+    architecture, changes = KINDS[kind]
+    config = tiny_config(architecture, **changes)
+    if kind.startswith("bf16"):
+        write_safetensors_model(folder, config, seed=5, shards=2)
+        return open_checkpoint(folder)
+    path = folder / "tiny.gguf"
+    write_gguf_model(path, shape_from_config(config), 5, GgufOptions(dtype=kind.split("-")[0]))
+    return open_checkpoint(path)
+
+
+def streamed_engine(checkpoint: Checkpoint, num_pinned: int, dtype: str = "float32") -> Engine:
+    """An engine whose slices are so small that every matrix has several."""
+    source = weight_source(checkpoint, dtype)
+    resident = plan(checkpoint.shape, source, 4 * GIB, Workload(None, 2, dtype), 0)
+    streaming = StreamingPlan(
+        slice_weights=2048,
+        num_slices=len(sweep_slices(checkpoint.shape, 2048)),
+        num_pinned=num_pinned,
+        num_buffers=3,
+        buffer_bytes=4 * 4096,
+    )
+    return load_engine(checkpoint, replace(resident, streaming=streaming), frozenset())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streamed_logits_and_tokens_equal_resident_ones(kind: str, tmp_path: Path) -> None:
+    checkpoint = write(kind, tmp_path)
+    resident = engine_of(checkpoint, "float32", max_num_seqs=2)
+    num_slices = len(sweep_slices(checkpoint.shape, 2048))
+    expected_logits, expected = logits_of(resident, PROMPT), greedy(resident, PROMPT, 12)
+    for num_pinned in (0, num_slices // 3, num_slices - 1, num_slices):
+        engine = streamed_engine(checkpoint, num_pinned)
+        torch.testing.assert_close(logits_of(engine, PROMPT), expected_logits)
+        assert greedy(engine, PROMPT, 12) == expected
+        engine.runner.close()
+
+
+def test_pinned_or_streamed_the_bits_are_the_same(tmp_path: Path) -> None:
+    """With the same slices nothing depends on where they lie, in bfloat16 too."""
+    checkpoint = write("bf16", tmp_path)
+    num_slices = len(sweep_slices(checkpoint.shape, 2048))
+    logits = []
+    for num_pinned in (0, 5, num_slices):
+        engine = streamed_engine(checkpoint, num_pinned, "bfloat16")
+        logits.append(logits_of(engine, PROMPT))
+        engine.runner.close()
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+
+
+def test_a_planted_fault_is_seen(tmp_path: Path) -> None:
+    """The comparison fails when the last slice of one matrix is left out."""
+    checkpoint = write("bf16", tmp_path)
+    expected = logits_of(engine_of(checkpoint, "float32"), PROMPT)
+    engine = streamed_engine(checkpoint, len(sweep_slices(checkpoint.shape, 2048)))
+    projection = engine.runner.decoder.model.layers[1].mlp.down_proj
+    whole = projection.slices
+    projection.slices = lambda: iter([*[*whole()][:-1], (0, torch.zeros(1, 96))])
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(logits_of(engine, PROMPT), expected)
+
+
+def test_chunks_and_a_sweep_broken_off_leave_the_order_right(tmp_path: Path) -> None:
+    checkpoint = write("bf16", tmp_path)
+    expected = greedy(engine_of(checkpoint, "float32"), PROMPT, 6)
+    engine = streamed_engine(checkpoint, 4)
+    engine.scheduler.chunk = 4  # two sweeps end before the head
+    assert greedy(engine, PROMPT, 6) == expected
+    decoder = engine.runner.decoder
+    block = decoder.model.layers[1].mlp
+    original, block.forward = block.forward, interrupt
+    sequence = engine.add_request(PROMPT, SamplingParams(max_tokens=2))
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine.abort(sequence)
+    block.forward = original
+    assert greedy(engine, PROMPT, 6) == expected
+    engine.runner.close()
+
+
+def interrupt(x: torch.Tensor) -> torch.Tensor:
+    raise KeyboardInterrupt
+
+
+def test_a_file_that_shrinks_under_a_running_model_is_named(tmp_path: Path) -> None:
+    checkpoint = write("bf16", tmp_path)
+    engine = streamed_engine(checkpoint, 0)
+    greedy(engine, PROMPT, 2)
+    victim = checkpoint.tensors["model.layers.1.mlp.down_proj.weight"].path
+    os.truncate(victim, 4096)
+    with pytest.raises(CheckpointError, match=victim.name):
+        greedy(engine, PROMPT, 4)
+    engine.runner.close()
