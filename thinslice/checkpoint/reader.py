@@ -170,7 +170,9 @@ def _values(entry: TensorEntry, raw: torch.Tensor) -> torch.Tensor:
     shape = (len(raw), *entry.shape[1:])
     dtype = _TORCH_DTYPES.get(entry.dtype)
     if dtype is not None:
-        return raw.view(dtype).reshape(shape)
+        # A header of odd length leaves the numbers after it unaligned.
+        is_aligned = raw.storage_offset() % dtype.itemsize == 0
+        return (raw if is_aligned else raw.clone()).view(dtype).reshape(shape)
     # A block's scale may be any bytes; what it gives then is no number, but no fault either.
     with np.errstate(all="ignore"):
         values = dequantize(raw.numpy(), GGMLQuantizationType[entry.dtype])

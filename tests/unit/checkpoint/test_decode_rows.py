@@ -25,6 +25,7 @@ def test_decoded_rows_equal_read_rows(dtype: str, name: str, tmp_path: Path) -> 
             reader.read_rows(entry.name, start, stop, expected)
         with path.open("rb") as file:
             file.seek(entry.offset + start * row_bytes)
-            content = bytearray(file.read((stop - start) * row_bytes))
-        raw = torch.frombuffer(content, dtype=torch.uint8)
-        assert torch.equal(decode_rows(entry, start, raw).float(), expected)
+            content = bytearray(b"x" + file.read((stop - start) * row_bytes))
+        unaligned = torch.frombuffer(content, dtype=torch.uint8)[1:]
+        for raw in (unaligned.clone(), unaligned):
+            assert torch.equal(decode_rows(entry, start, raw).float(), expected)
