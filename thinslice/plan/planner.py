@@ -117,7 +117,8 @@ def _first_fit(case: _Case, budget_bytes: int) -> MemoryPlan | None:
     """The first candidate that fits, grown into what it leaves of the budget."""
     candidates = chain(
         _resident_candidates(case, budget_bytes, _USEFUL_CONTEXT),
-        _streamed_candidates(case, budget_bytes),
+        _streamed_candidates(case, budget_bytes, _USEFUL_CONTEXT),
+        _streamed_candidates(case, budget_bytes, _SMALLEST_CONTEXT),
         _resident_candidates(case, budget_bytes, _SMALLEST_CONTEXT),
     )
     chosen = next((one for one in candidates if one.headroom_bytes >= 0), None)
@@ -132,11 +133,11 @@ def _resident_candidates(case: _Case, budget_bytes: int, shortest: int) -> Itera
             yield _resident(case, budget_bytes, context, chunk)
 
 
-def _streamed_candidates(case: _Case, budget_bytes: int) -> Iterator[MemoryPlan]:
+def _streamed_candidates(case: _Case, budget_bytes: int, shortest: int) -> Iterator[MemoryPlan]:
     share = int(budget_bytes * _LARGEST_CHUNK_SHARE)
     for slice_weights in _SLICE_WEIGHTS:
         for chunk in _STREAMED_CHUNKS:
-            for context in _contexts(case, _STREAMED_CONTEXT, _SMALLEST_CONTEXT):
+            for context in _contexts(case, _STREAMED_CONTEXT, shortest):
                 candidate = _streamed(case, budget_bytes, context, chunk, slice_weights)
                 if chunk == _CHUNKS[-1] or dict(candidate.parts)["activations"] <= share:
                     yield candidate
@@ -157,6 +158,7 @@ def _contexts(case: _Case, longest: int, shortest: int) -> Iterator[int]:
 
 def _resident(case: _Case, budget_bytes: int, context: int, chunk: int) -> MemoryPlan:
     """All weights in memory, and room for one sequence of the whole context."""
+    chunk = min(chunk, context)
     weights = model_parameters(case.shape) * case.itemsize
     parts = _common_parts(case, context, chunk)
     parts["weights"] = weights
@@ -168,6 +170,7 @@ def _streamed(
     case: _Case, budget_bytes: int, context: int, chunk: int, slice_weights: int
 ) -> MemoryPlan:
     """All matrices on disk, and room for one sequence of the whole context."""
+    chunk = min(chunk, context)
     numels = sweep_numels(case.shape, slice_weights)
     largest = max(numels)
     buffer_bytes = -(-int(largest * case.source.bytes_per_weight) // 4096) * 4096
@@ -194,7 +197,7 @@ def _common_parts(case: _Case, context: int, chunk: int) -> dict[str, int]:
     shape, itemsize = case.shape, case.itemsize
     num_positions = -(-context // BLOCK_SIZE) * BLOCK_SIZE
     rows = min(case.workload.max_num_seqs, chunk)
-    running = activation_bytes(shape, min(chunk, context), context, itemsize)
+    running = activation_bytes(shape, chunk, context, itemsize)
     return {
         "runtime": case.runtime_bytes + library_bytes(shape, chunk, itemsize),
         "weights": 0,
