@@ -21,7 +21,7 @@ from thinslice.plan.cost import (
 from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.weight_slices import resident_vectors, sweep_numels
-from thinslice.units import KIB, MIB, gib, size_option
+from thinslice.units import MIB, gib, size_option
 
 BLOCK_SIZE = 16
 _CHUNKS = (512, 256, 128, 64, 32, 16)
