@@ -1,0 +1,88 @@
+"""The budget is a ceiling: the real command line inside a memory control group of that size."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from thinslice.units import parse_bytes
+
+GROUPS = Path("/sys/fs/cgroup")
+WORDS = "The quick brown fox jumps over the lazy dog near the river bank. "
+
+
+@contextmanager
+def memory_group(num_bytes: int) -> Iterator[Path | None]:
+    """A control group that holds at most so much, without swap; None where none can be made."""
+    version_1 = (GROUPS / "memory").is_dir()
+    folder = (GROUPS / "memory" if version_1 else GROUPS) / f"thinslice-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir()
+        name = "memory.limit_in_bytes" if version_1 else "memory.max"
+        (folder / name).write_text(str(num_bytes))
+    except OSError:
+        if folder.is_dir():
+            folder.rmdir()
+        yield None
+        return
+    try:
+        swap = folder / ("memory.memsw.limit_in_bytes" if version_1 else "memory.swap.max")
+        if swap.exists():
+            swap.write_text(str(num_bytes) if version_1 else "0")
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+def run_inside(group: Path | None, *arguments: str, stdin: str) -> subprocess.CompletedProcess[str]:
+    enter = "" if group is None else f"echo $$ > {group}/cgroup.procs; "
+    return subprocess.run(
+        ["sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, "-m", "thinslice", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+        env=os.environ,
+    )
+
+
+@pytest.mark.parametrize(
+    ("memory", "num_prompt_tokens", "num_tokens"),
+    [
+        ("floor", 200, 3),
+        ("512MiB", 1500, 3),
+        ("1GiB", 4000, 64),
+        ("2GiB", 4000, 64),
+    ],
+)
+def test_the_process_lives_within_its_budget(
+    memory: str, num_prompt_tokens: int, num_tokens: int, smollm2_path: Path
+) -> None:
+    """Killed by the kernel, the process would not exit with 0."""
+    memory = floor_of("smollm2") if memory == "floor" else memory
+    budget = parse_bytes(memory)
+    prompt = (WORDS * 400)[: num_prompt_tokens * 4]
+    arguments = ["run", "smollm2", "--raw", "--json", "--ignore-eos", "--memory", memory]
+    with memory_group(budget) as group:
+        done = run_inside(group, *arguments, "--max-tokens", str(num_tokens), stdin=prompt)
+        if group is None:
+            print("no memory control group can be made here: only the process's peak is checked")
+        assert done.returncode == 0, (done.returncode, done.stderr)
+    report = json.loads(done.stdout)
+    assert report["completion_tokens"] == num_tokens
+    assert report["prompt_tokens"] > num_prompt_tokens * 0.8
+    assert report["peak_bytes"] <= report["plan"]["peak_bytes"] <= budget
+
+
+def floor_of(model: str) -> str:
+    """The budget that a refusal names as the least that fits."""
+    refused = run_inside(None, "run", model, "--memory", "100MiB", stdin="hi")
+    assert refused.returncode == 3
+    return refused.stderr.split("--memory ")[-1].strip()
