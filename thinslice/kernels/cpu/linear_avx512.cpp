@@ -1,0 +1,128 @@
+// One panel times a few rows with AVX-512 VNNI, at the speed of memory.
+#include <immintrin.h>
+
+#include "vector_kernels.h"
+
+namespace thinslice {
+namespace avx512 {
+
+namespace {
+
+// How far ahead of the codes in use memory is asked for.
+constexpr int64_t kPrefetchBytes = 2048;
+
+template <Format F>
+inline __attribute__((always_inline)) void load_codes(const uint8_t* p, __m512i w[8]) {
+  if constexpr (F == Format::int8) {
+    for (int i = 0; i < 8; ++i) w[i] = _mm512_load_si512(p + 64 * i);
+  } else {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    for (int i = 0; i < 4; ++i) {
+      const __m512i line = _mm512_load_si512(p + 64 * i);
+      w[2 * i] = _mm512_and_si512(line, nibble);
+      w[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(line, 4), nibble);
+    }
+  }
+}
+
+inline __attribute__((always_inline)) __m512 load_halves(const uint8_t* p) {
+  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+// Minus the zero point times the sum of the activations' codes.
+template <Format F>
+inline __attribute__((always_inline)) __m512i first_sum(const int32_t* negated_sum) {
+  if constexpr (F == Format::int4) return _mm512_slli_epi32(_mm512_set1_epi32(*negated_sum), 3);
+  if constexpr (F == Format::int8) return _mm512_slli_epi32(_mm512_set1_epi32(*negated_sum), 7);
+  return _mm512_setzero_si512();
+}
+
+template <Format F, int R>
+void multiply(const uint8_t* panel, int64_t groups, const RowBlock& x, int first, float* out) {
+  using L = Layout<F>;
+  __m512 acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+  for (int64_t g = 0; g < groups; ++g) {
+    const uint8_t* codes = panel + L::codes(g);
+    for (int i = 0; i < L::lines; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(codes + kPrefetchBytes + 64 * i), _MM_HINT_T0);
+    }
+    const uint8_t* scales = panel + L::scales(g);
+    _mm_prefetch(reinterpret_cast<const char*>(scales + kPrefetchBytes), _MM_HINT_T0);
+    __m512i w[8];
+    load_codes<F>(codes, w);
+    const __m512 weight_scale = load_halves(scales);
+    const int64_t at = g * x.height + first;
+    for (int r = 0; r < R; ++r) {
+      int32_t quads[8];
+      __builtin_memcpy(quads, x.codes + (at + r) * kGroup, sizeof quads);
+      __m512i sum = first_sum<F>(x.negated_sums + at + r);
+      for (int i = 0; i < 8; ++i) {
+        sum = _mm512_dpbusd_epi32(sum, w[i], _mm512_set1_epi32(quads[i]));
+      }
+      const __m512 scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(x.scales[at + r]));
+      acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, acc[r]);
+      if constexpr (F == Format::int4m) {
+        const __m512 minimum = load_halves(scales + 32);
+        acc[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x.scaled_sums[at + r]), acc[r]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) _mm512_store_ps(out + (first + r) * kPanelRows, acc[r]);
+}
+
+template <Format F>
+void multiply_all(const uint8_t* panel, const QuantizedRows& x, float* acc) {
+  for (int64_t block = 0; block * kBlockRows < x.rows; ++block) {
+    const RowBlock rows = row_block(x, block);
+    float* out = acc + block * kBlockRows * kPanelRows;
+    switch (rows.height) {
+      case 1:
+        multiply<F, 1>(panel, x.groups, rows, 0, out);
+        break;
+      case 2:
+        multiply<F, 2>(panel, x.groups, rows, 0, out);
+        break;
+      case 3:
+        multiply<F, 3>(panel, x.groups, rows, 0, out);
+        break;
+      case 4:
+        multiply<F, 4>(panel, x.groups, rows, 0, out);
+        break;
+      default:
+        for (int first = 0; first < rows.height; first += 8) {
+          multiply<F, 8>(panel, x.groups, rows, first, out);
+        }
+    }
+  }
+}
+
+}  // namespace
+
+void panel_times_rows(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc) {
+  switch (format) {
+    case Format::int4:
+      return multiply_all<Format::int4>(panel, x, acc);
+    case Format::int4m:
+      return multiply_all<Format::int4m>(panel, x, acc);
+    case Format::int8:
+      return multiply_all<Format::int8>(panel, x, acc);
+  }
+}
+
+// A plain read of memory, to measure what the kernels are compared with.
+uint32_t read_bytes(const uint8_t* data, int64_t num_bytes) {
+  __m512i sum[4] = {};
+  for (int64_t at = 0; at + 256 <= num_bytes; at += 256) {
+    for (int i = 0; i < 4; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(data + at + kPrefetchBytes + 64 * i), _MM_HINT_T0);
+      sum[i] = _mm512_xor_si512(sum[i], _mm512_load_si512(data + at + 64 * i));
+    }
+  }
+  const __m512i all = _mm512_xor_si512(_mm512_xor_si512(sum[0], sum[1]),
+                                       _mm512_xor_si512(sum[2], sum[3]));
+  return static_cast<uint32_t>(_mm512_reduce_add_epi32(all));
+}
+
+}  // namespace avx512
+}  // namespace thinslice
