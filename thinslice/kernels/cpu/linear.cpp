@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kRowsAtOnce = 512;
 
 // A thread takes about this many bytes of weights at a time.
-constexpr int64_t kBytesAtOnce = 256 * 1024;
+constexpr int64_t kBytesAtOnce = 1024 * 1024;
 
 QuantizedRows carve(uint8_t* memory, int64_t rows, int64_t groups) {
   const int64_t count = padded_rows(rows) * groups;

@@ -8,8 +8,16 @@ namespace avx512 {
 
 namespace {
 
-// How far ahead of the codes in use memory is asked for.
-constexpr int64_t kPrefetchBytes = 2048;
+// How far ahead memory is asked for: into the second-level cache, then into the first. int4, one
+// row, one thread, 11008 x 4096, share of the read bandwidth measured in the same run: 1024 alone
+// 0.89, 2048 alone 0.85, 4096 alone 0.76, 1024 + 3072 0.95, 1024 + 5120 0.83, 1024 + 8192 0.87.
+constexpr int64_t kNearBytes = 1024;
+constexpr int64_t kFarBytes = 3072;
+
+inline __attribute__((always_inline)) void prefetch(const uint8_t* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(p + kNearBytes), _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(p + kFarBytes), _MM_HINT_T1);
+}
 
 template <Format F>
 inline __attribute__((always_inline)) void load_codes(const uint8_t* p, __m512i w[8]) {
@@ -44,11 +52,9 @@ void multiply(const uint8_t* panel, int64_t groups, const RowBlock& x, int first
   for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
   for (int64_t g = 0; g < groups; ++g) {
     const uint8_t* codes = panel + L::codes(g);
-    for (int i = 0; i < L::lines; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(codes + kPrefetchBytes + 64 * i), _MM_HINT_T0);
-    }
     const uint8_t* scales = panel + L::scales(g);
-    _mm_prefetch(reinterpret_cast<const char*>(scales + kPrefetchBytes), _MM_HINT_T0);
+    for (int i = 0; i < L::lines; ++i) prefetch(codes + 64 * i);
+    prefetch(scales);
     __m512i w[8];
     load_codes<F>(codes, w);
     const __m512 weight_scale = load_halves(scales);
@@ -115,7 +121,7 @@ uint32_t read_bytes(const uint8_t* data, int64_t num_bytes) {
   __m512i sum[4] = {};
   for (int64_t at = 0; at + 256 <= num_bytes; at += 256) {
     for (int i = 0; i < 4; ++i) {
-      _mm_prefetch(reinterpret_cast<const char*>(data + at + kPrefetchBytes + 64 * i), _MM_HINT_T0);
+      prefetch(data + at + 64 * i);
       sum[i] = _mm512_xor_si512(sum[i], _mm512_load_si512(data + at + 64 * i));
     }
   }
