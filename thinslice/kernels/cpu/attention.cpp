@@ -25,20 +25,27 @@ template <int R, int W>
 SIMD_INLINE void multiply_tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
                                int64_t depth, float* c, int64_t c_stride, bool is_added) {
   Vec acc[R][W];
+  THINSLICE_UNROLL
   for (int r = 0; r < R; ++r) {
+    THINSLICE_UNROLL
     for (int w = 0; w < W; ++w) {
       acc[r][w] = is_added ? vload(c + r * c_stride + 16 * w) : vset(0.0f);
     }
   }
   for (int64_t i = 0; i < depth; ++i) {
     Vec column[W];
+    THINSLICE_UNROLL
     for (int w = 0; w < W; ++w) column[w] = vload(b + i * b_stride + 16 * w);
+    THINSLICE_UNROLL
     for (int r = 0; r < R; ++r) {
       const Vec x = vset(a[r * a_stride + i]);
+      THINSLICE_UNROLL
       for (int w = 0; w < W; ++w) acc[r][w] = vfma(x, column[w], acc[r][w]);
     }
   }
+  THINSLICE_UNROLL
   for (int r = 0; r < R; ++r) {
+    THINSLICE_UNROLL
     for (int w = 0; w < W; ++w) vstore(c + r * c_stride + 16 * w, acc[r][w]);
   }
 }

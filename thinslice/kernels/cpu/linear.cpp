@@ -18,6 +18,10 @@ constexpr int64_t kRowsAtOnce = 512;
 // A thread takes about this many bytes of weights at a time.
 constexpr int64_t kBytesAtOnce = 1024 * 1024;
 
+// Quantised rows that stay in the second-level cache while a thread's panels pass over them. AMX,
+// 4096 inputs, one thread: 256 rows (1.4 MiB) 0.78 TOP/s, 512 rows 0.64.
+constexpr int64_t kCachedBytes = 1024 * 1024;
+
 QuantizedRows carve(uint8_t* memory, int64_t rows, int64_t groups) {
   const int64_t count = padded_rows(rows) * groups;
   QuantizedRows x;
@@ -38,30 +42,49 @@ int64_t num_panels(const Target& target) {
   return (target.out_features + kPanelRows - 1) / kPanelRows;
 }
 
+// Rows first.. of x, at most `count`; first is a multiple of the block height.
+QuantizedRows part_of(const QuantizedRows& x, int64_t first, int64_t count) {
+  const int64_t at = first * x.groups;
+  return {std::min(count, x.rows - first), x.groups, x.codes + at * kGroup, x.scales + at,
+          x.negated_sums + at, x.scaled_sums + at};
+}
+
+// One panel of one target, and for SwiGLU the same panel of the other.
+void multiply_panel(const LinearJob& job, int index, const QuantizedRows& x, int64_t first_row,
+                    int64_t panel, float* acc) {
+  const KernelTable& table = kernels();
+  const Target& target = job.targets[index];
+  const int64_t column = panel * kPanelRows;
+  const int columns =
+      static_cast<int>(std::min<int64_t>(kPanelRows, target.out_features - column));
+  table.panel_times_rows(target.panels + panel * panel_bytes(target.format, x.groups),
+                         target.format, x, acc);
+  if (!job.is_swiglu) {
+    table.store(target.epilogue, acc, first_row, x.rows, column, columns);
+    return;
+  }
+  const Target& up = job.targets[1];
+  float* up_acc = acc + padded_rows(x.rows) * kPanelRows;
+  table.panel_times_rows(up.panels + panel * panel_bytes(up.format, x.groups), up.format, x,
+                         up_acc);
+  table.store_swiglu(target.epilogue, acc, up_acc, first_row, x.rows, column, columns);
+}
+
 // Panels of one target, on one thread.
 void multiply_panels(const LinearJob& job, int index, const QuantizedRows& x, int64_t first_row,
                      int64_t first, int64_t last) {
-  const KernelTable& table = kernels();
-  const Target& target = job.targets[index];
-  const int64_t bytes = panel_bytes(target.format, x.groups);
-  const int64_t acc_floats = padded_rows(x.rows) * kPanelRows;
-  float* acc = reinterpret_cast<float*>(thread_scratch(2 * acc_floats * sizeof(float)));
-  table.enter();
-  for (int64_t panel = first; panel < last; ++panel) {
-    const int64_t column = panel * kPanelRows;
-    const int columns = static_cast<int>(
-        std::min<int64_t>(kPanelRows, target.out_features - column));
-    table.panel_times_rows(target.panels + panel * bytes, target.format, x, acc);
-    if (!job.is_swiglu) {
-      table.store(target.epilogue, acc, first_row, x.rows, column, columns);
-      continue;
+  const int64_t cached = kCachedBytes / (x.groups * kGroup) / kBlockRows * kBlockRows;
+  const int64_t rows = std::min(x.rows, std::max<int64_t>(kBlockRows, cached));
+  const std::size_t acc_bytes = 2 * padded_rows(rows) * kPanelRows * sizeof(float);
+  float* acc = reinterpret_cast<float*>(thread_scratch(acc_bytes));
+  kernels().enter();
+  for (int64_t row = 0; row < x.rows; row += rows) {
+    const QuantizedRows part = part_of(x, row, rows);
+    for (int64_t panel = first; panel < last; ++panel) {
+      multiply_panel(job, index, part, first_row + row, panel, acc);
     }
-    const Target& up = job.targets[1];
-    const int64_t up_bytes = panel_bytes(up.format, x.groups);
-    table.panel_times_rows(up.panels + panel * up_bytes, up.format, x, acc + acc_floats);
-    table.store_swiglu(target.epilogue, acc, acc + acc_floats, first_row, x.rows, column, columns);
   }
-  table.leave();
+  kernels().leave();
 }
 
 void multiply_rows(const LinearJob& job, const QuantizedRows& x, int64_t first_row) {

@@ -18,10 +18,10 @@ inline __attribute__((always_inline)) __m256 load_halves(const uint8_t* p) {
   return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
+using Quad = int32_t __attribute__((may_alias));
+
 inline __attribute__((always_inline)) __m256i quad(const int8_t* codes, int i) {
-  int32_t bits;
-  __builtin_memcpy(&bits, codes + 4 * i, 4);
-  return _mm256_set1_epi32(bits);
+  return _mm256_set1_epi32(reinterpret_cast<const Quad*>(codes)[i]);
 }
 
 // Nibbles: a pair's sum is at most 2 * 15 * 127 = 3810, so eight of them fit 16 bits.
@@ -30,17 +30,20 @@ inline __attribute__((always_inline)) void dot_nibbles(const uint8_t* p, const i
                                                        __m256i sum[R]) {
   const __m256i nibble = _mm256_set1_epi8(15);
   __m256i words[R];
+  THINSLICE_UNROLL
   for (int r = 0; r < R; ++r) words[r] = _mm256_setzero_si256();
   for (int i = 0; i < 4; ++i) {
     const __m256i line = load(p + 64 * i);
     const __m256i low = _mm256_and_si256(line, nibble);
     const __m256i high = _mm256_and_si256(_mm256_srli_epi16(line, 4), nibble);
+    THINSLICE_UNROLL
     for (int r = 0; r < R; ++r) {
       const int8_t* codes = x + r * kGroup;
       words[r] = _mm256_add_epi16(words[r], _mm256_maddubs_epi16(low, quad(codes, 2 * i)));
       words[r] = _mm256_add_epi16(words[r], _mm256_maddubs_epi16(high, quad(codes, 2 * i + 1)));
     }
   }
+  THINSLICE_UNROLL
   for (int r = 0; r < R; ++r) sum[r] = _mm256_madd_epi16(words[r], _mm256_set1_epi16(1));
 }
 
@@ -49,10 +52,12 @@ template <int R>
 inline __attribute__((always_inline)) void dot_bytes(const uint8_t* p, const int8_t* x,
                                                      __m256i sum[R]) {
   const __m256i zero_point = _mm256_set1_epi8(static_cast<char>(0x80));
+  THINSLICE_UNROLL
   for (int r = 0; r < R; ++r) sum[r] = _mm256_setzero_si256();
   for (int i = 0; i < 8; ++i) {
     const __m256i w = _mm256_xor_si256(load(p + 64 * i), zero_point);
     const __m256i magnitude = _mm256_abs_epi8(w);
+    THINSLICE_UNROLL
     for (int r = 0; r < R; ++r) {
       const __m256i signed_x = _mm256_sign_epi8(quad(x + r * kGroup, i), w);
       const __m256i words = _mm256_maddubs_epi16(magnitude, signed_x);
@@ -66,6 +71,7 @@ void multiply(const uint8_t* panel, int64_t groups, const RowBlock& x, int first
   using L = Layout<F>;
   for (int half = 0; half < 2; ++half) {
     __m256 acc[R];
+    THINSLICE_UNROLL
     for (int r = 0; r < R; ++r) acc[r] = _mm256_setzero_ps();
     for (int64_t g = 0; g < groups; ++g) {
       const uint8_t* codes = panel + L::codes(g) + 32 * half;
@@ -81,6 +87,7 @@ void multiply(const uint8_t* panel, int64_t groups, const RowBlock& x, int first
         dot_nibbles<R>(codes, x.codes + at * kGroup, sum);
       }
       const __m256 weight_scale = load_halves(scales);
+      THINSLICE_UNROLL
       for (int r = 0; r < R; ++r) {
         if constexpr (F == Format::int4) {
           sum[r] = _mm256_add_epi32(sum[r], _mm256_set1_epi32(8 * x.negated_sums[at + r]));
@@ -93,6 +100,7 @@ void multiply(const uint8_t* panel, int64_t groups, const RowBlock& x, int first
         }
       }
     }
+    THINSLICE_UNROLL
     for (int r = 0; r < R; ++r) {
       _mm256_store_ps(out + (first + r) * kPanelRows + 8 * half, acc[r]);
     }

@@ -4,6 +4,13 @@
 
 #include <stdint.h>
 
+// Before a loop over an array that must stay in registers.
+#if defined(__clang__)
+#define THINSLICE_UNROLL _Pragma("unroll")
+#else
+#define THINSLICE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace thinslice {
 
 struct bf16 {
