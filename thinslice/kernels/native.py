@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from thinslice.kernels.packed import PackedFormat, PackedWeight
+from thinslice.kernels.packed import GROUP, PackedFormat, PackedWeight
 
 _native: ModuleType | None
 try:
@@ -64,6 +64,11 @@ def set_num_threads(count: int) -> None:
     if count < 1:
         raise ValueError(f"at least one thread is needed, got {count}")
     _library().set_num_threads(count)
+
+
+def panel_bytes(fmt: PackedFormat, in_features: int) -> int:
+    """Bytes of a panel as the kernels step over it; `packed.panel_bytes` must agree."""
+    return _library().panel_bytes(_FORMATS[fmt], in_features // GROUP)
 
 
 def linear_scratch_bytes(rows: int, in_features: int) -> int:
