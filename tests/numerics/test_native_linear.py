@@ -150,7 +150,9 @@ def test_swiglu(dtype: torch.dtype) -> None:
     # exp, the sum, the quotient and the product round once each, exp's polynomial within 2 ulp.
     ulps = 6 * torch.finfo(torch.float32).eps + torch.finfo(dtype).eps * (dtype != torch.float32)
     assert ((out.to(torch.float64) - exact).abs() <= ulps * exact.abs() + 1e-30).all()
-    sliced = [native.gate_up_swiglu(x, gate.rows(a, a + 16), up.rows(a, a + 16)) for a in (0, 16, 32)]
+    sliced = [
+        native.gate_up_swiglu(x, gate.rows(a, a + 16), up.rows(a, a + 16)) for a in (0, 16, 32)
+    ]
     assert torch.equal(torch.cat(sliced, dim=1), out)
 
 

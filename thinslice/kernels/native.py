@@ -6,7 +6,6 @@ ask `is_available()`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -15,15 +14,14 @@ from thinslice.kernels.packed import GROUP, PackedFormat, PackedWeight
 
 _native: ModuleType | None
 try:
-    from thinslice import _native  # type: ignore[attr-defined,no-redef]
+    from thinslice import _native  # type: ignore[no-redef]
 except ImportError as error:
     _native, _import_error = None, str(error)
 else:
     _import_error = ""
 
 _FORMATS = {PackedFormat.INT4: 0, PackedFormat.INT4M: 1, PackedFormat.INT8: 2}
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-_CACHE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 MAX_MATRICES = 4
 
 
@@ -33,7 +31,7 @@ def is_available() -> bool:
 
 
 def describe() -> str:
-    """One line for a person: the instruction set and threads in use, or why there are no kernels."""
+    """One line for a person: the instruction set and threads in use, or why there is none."""
     if _native is None:
         return f"no compiled CPU kernels: {_import_error}"
     return f"CPU kernels: {_native.isa()}, {_native.num_threads()} threads"
@@ -41,34 +39,34 @@ def describe() -> str:
 
 def available_isas() -> list[str]:
     """Instruction sets this processor can run, newest first."""
-    return _library().available_isas()
+    return library().available_isas()
 
 
 def isa() -> str:
     """The instruction set in use."""
-    return _library().isa()
+    return library().isa()
 
 
 def set_isa(name: str) -> None:
     """Use one of `available_isas()` from now on, in the whole process. ValueError for others."""
-    _library().set_isa(name)
+    library().set_isa(name)
 
 
 def num_threads() -> int:
     """Threads a kernel runs on, the caller's included."""
-    return _library().num_threads()
+    return library().num_threads()
 
 
 def set_num_threads(count: int) -> None:
     """Use this many threads from now on, in the whole process."""
     if count < 1:
         raise ValueError(f"at least one thread is needed, got {count}")
-    _library().set_num_threads(count)
+    library().set_num_threads(count)
 
 
 def panel_bytes(fmt: PackedFormat, in_features: int) -> int:
     """Bytes of a panel as the kernels step over it; `packed.panel_bytes` must agree."""
-    return _library().panel_bytes(_FORMATS[fmt], in_features // GROUP)
+    return library().panel_bytes(_FORMATS[fmt], in_features // GROUP)
 
 
 def linear_scratch_bytes(rows: int, in_features: int) -> int:
@@ -92,10 +90,9 @@ def linear(
     """
     if out is None:
         out = x.new_empty((x.shape[0], weight.out_features))
-    library = _library()
     _check_rows(x, weight.in_features, "x")
     target = _target(weight, x.shape[0], bias, residual, out)
-    library.linear(*_rows_of(x), _DTYPES[out.dtype], False, [target])
+    library().linear(*_rows_of(x), DTYPE_CODES[out.dtype], False, [target])
     return out
 
 
@@ -119,7 +116,7 @@ def linears(
         targets.append(_target(weight, x.shape[0], bias, None, out))
         if out.dtype != outs[0].dtype:
             raise TypeError("results computed together must have one dtype")
-    _library().linear(*_rows_of(x), _DTYPES[outs[0].dtype], False, targets)
+    library().linear(*_rows_of(x), DTYPE_CODES[outs[0].dtype], False, targets)
     return list(outs)
 
 
@@ -136,19 +133,130 @@ def gate_up_swiglu(
         out = x.new_empty((x.shape[0], gate.out_features))
     _check_rows(x, gate.in_features, "x")
     targets = [_target(weight, x.shape[0], None, None, out) for weight in (gate, up)]
-    _library().linear(*_rows_of(x), _DTYPES[out.dtype], True, targets)
+    library().linear(*_rows_of(x), DTYPE_CODES[out.dtype], True, targets)
     return out
 
 
-def _library() -> ModuleType:
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x [T, D] over its root mean square, times weight [D] fp32; sums in fp32, one rounding.
+
+    With a residual [T, D], x is first added to it in place and the sum is normalised. out may be x.
+    """
+    if out is None:
+        out = torch.empty_like(x)
+    dim = weight.shape[0]
+    _check_vector(weight, dim, "weight")
+    for tensor, name in ((x, "x"), (out, "out"), (residual, "residual")):
+        if tensor is not None:
+            _check_like(tensor, x, dim, name)
+    library().rms_norm(
+        x.shape[0],
+        x.data_ptr(),
+        x.stride(0),
+        0 if residual is None else residual.data_ptr(),
+        0 if residual is None else residual.stride(0),
+        weight.data_ptr(),
+        out.data_ptr(),
+        out.stride(0),
+        dim,
+        DTYPE_CODES[x.dtype],
+        eps,
+    )
+    return out
+
+
+def rope_(
+    x: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    """Rotate the first 2R of the H values of x [T, N, H] in place, value i with value i + R.
+
+    cos and sin are fp32 [positions, R], positions int64 [T].
+    Errors: ValueError for a position outside the tables.
+    """
+    check_heads(x, x.shape[1], x.shape[2], "x")
+    check_indices(positions, torch.int64, [x.shape[0]], "positions")
+    half = cos.shape[1]
+    if cos.dtype != torch.float32 or sin.dtype != torch.float32:
+        raise TypeError(f"cos and sin must be float32, got {cos.dtype} and {sin.dtype}")
+    if cos.shape != sin.shape or not (cos.is_contiguous() and sin.is_contiguous()):
+        raise ValueError("cos and sin must be contiguous and of one shape")
+    if 2 * half > x.shape[2]:
+        raise ValueError(f"cannot rotate {2 * half} of {x.shape[2]} values")
+    library().rope(
+        x.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        x.shape[0],
+        x.stride(0),
+        x.shape[1],
+        x.shape[2],
+        2 * half,
+        positions.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        cos.shape[0],
+    )
+    return x
+
+
+def silu_mul(
+    gate: torch.Tensor, up: torch.Tensor, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """silu(gate) * up for [T, F] of one dtype; out may be either."""
+    if out is None:
+        out = torch.empty_like(gate)
+    for tensor, name in ((gate, "gate"), (up, "up"), (out, "out")):
+        _check_like(tensor, gate, gate.shape[1], name)
+    library().silu_mul(
+        gate.shape[0],
+        gate.data_ptr(),
+        gate.stride(0),
+        up.data_ptr(),
+        up.stride(0),
+        out.data_ptr(),
+        out.stride(0),
+        gate.shape[1],
+        DTYPE_CODES[gate.dtype],
+    )
+    return out
+
+
+def library() -> ModuleType:
+    """The compiled module; RuntimeError where there is none."""
     if _native is None:
         raise RuntimeError(f"the CPU kernels are not built: {_import_error}")
     return _native
 
 
+def check_heads(x: torch.Tensor, heads: int, dim: int, name: str) -> None:
+    """A CPU tensor [T, heads, dim] of fp32 or bf16 whose tokens are contiguous."""
+    if x.dtype not in DTYPE_CODES:
+        raise TypeError(f"{name} must be float32 or bfloat16, got {x.dtype}")
+    if x.dim() != 3 or x.shape[1] != heads or x.shape[2] != dim:
+        raise ValueError(f"{name} must be [tokens, {heads}, {dim}], got {list(x.shape)}")
+    if x.stride(2) != 1 or (x.stride(1) != dim and heads > 1):
+        raise ValueError(f"the tokens of {name} must be contiguous, strides {x.stride()}")
+    if x.device.type != "cpu":
+        raise ValueError(f"{name} must be on the CPU, is on {x.device}")
+
+
+def check_indices(x: torch.Tensor, dtype: torch.dtype, shape: list[int], name: str) -> None:
+    """A contiguous CPU tensor of this integer type and shape."""
+    if x.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {x.dtype}")
+    if list(x.shape) != shape or not x.is_contiguous() or x.device.type != "cpu":
+        raise ValueError(f"{name} must be a contiguous {shape} on the CPU, got {list(x.shape)}")
+
+
 def _check_rows(x: torch.Tensor, columns: int, name: str) -> None:
     """A CPU tensor [T, columns] of fp32 or bf16 whose rows are contiguous."""
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPE_CODES:
         raise TypeError(f"{name} must be float32 or bfloat16, got {x.dtype}")
     if x.dim() != 2 or x.shape[1] != columns:
         raise ValueError(f"{name} must be [rows, {columns}], got {list(x.shape)}")
@@ -159,7 +267,7 @@ def _check_rows(x: torch.Tensor, columns: int, name: str) -> None:
 
 
 def _rows_of(x: torch.Tensor) -> tuple[int, int, int, int, int]:
-    return x.data_ptr(), _DTYPES[x.dtype], x.shape[0], x.shape[1], x.stride(0)
+    return x.data_ptr(), DTYPE_CODES[x.dtype], x.shape[0], x.shape[1], x.stride(0)
 
 
 def _target(
@@ -188,6 +296,13 @@ def _target(
         out.data_ptr(),
         out.stride(0),
     )
+
+
+def _check_like(x: torch.Tensor, like: torch.Tensor, columns: int, name: str) -> None:
+    _check_rows(x, columns, name)
+    _check_count(x, like.shape[0], name)
+    if x.dtype != like.dtype:
+        raise TypeError(f"{name} must be {like.dtype}, got {x.dtype}")
 
 
 def _check_count(x: torch.Tensor, rows: int, name: str) -> None:

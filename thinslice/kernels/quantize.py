@@ -243,9 +243,7 @@ _QUANTIZERS = {
     PackedFormat.INT8: _quantize_int8,
 }
 
-_READERS: dict[
-    GGMLQuantizationType, tuple[PackedFormat, Callable[[np.ndarray], _Groups]]
-] = {
+_READERS: dict[GGMLQuantizationType, tuple[PackedFormat, Callable[[np.ndarray], _Groups]]] = {
     GGMLQuantizationType.Q4_0: (PackedFormat.INT4, _read_q4_0),
     GGMLQuantizationType.Q4_1: (PackedFormat.INT4M, _read_q4_1),
     GGMLQuantizationType.Q8_0: (PackedFormat.INT8, _read_q8_0),

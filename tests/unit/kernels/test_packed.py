@@ -18,7 +18,9 @@ from thinslice.kernels.packed import (
 FORMATS = list(PackedFormat)
 
 
-def parts(fmt: PackedFormat, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def parts(
+    fmt: PackedFormat, n: int, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     rng = torch.Generator().manual_seed(n + k)
     codes = torch.randint(0, fmt.largest_code + 1, (n, k), dtype=torch.uint8, generator=rng)
     scales = torch.rand(n, k // GROUP, generator=rng).half().float()

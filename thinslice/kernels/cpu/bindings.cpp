@@ -7,7 +7,7 @@
 
 #include "dispatch.h"
 #include "linear.h"
-#include "scratch.h"
+#include "paged.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -77,21 +77,23 @@ void py_rms_norm(int64_t rows, Address x, int64_t x_stride, Address residual,
                [&](int64_t first, int64_t last) { table.rms_norm(job, first, last); });
 }
 
-void py_rope(int64_t rows, Address x, int64_t token_stride, int64_t num_heads, int64_t head_dim,
-             int64_t rotary_dim, Address positions, Address cos, Address sin, int dtype) {
-  const RopeJob job = {pointer(x),
-                       token_stride,
-                       num_heads,
-                       head_dim,
-                       rotary_dim,
-                       pointer<const int64_t>(positions),
-                       pointer<const float>(cos),
-                       pointer<const float>(sin),
-                       static_cast<Dtype>(dtype)};
+void py_rope(Address x, int dtype, int64_t num_tokens, int64_t token_stride, int64_t num_heads,
+             int64_t head_dim, int64_t rotary_dim, Address positions, Address cos, Address sin,
+             int64_t num_positions) {
+  RopeJob job;
+  job.x = pointer(x);
+  job.dtype = static_cast<Dtype>(dtype);
+  job.num_tokens = num_tokens;
+  job.token_stride = token_stride;
+  job.num_heads = num_heads;
+  job.head_dim = head_dim;
+  job.rotary_dim = rotary_dim;
+  job.positions = pointer<const int64_t>(positions);
+  job.cos = pointer<const float>(cos);
+  job.sin = pointer<const float>(sin);
+  job.num_positions = num_positions;
   const nb::gil_scoped_release release;
-  const KernelTable& table = kernels();
-  parallel_for(rows, row_grain(num_heads * head_dim),
-               [&](int64_t first, int64_t last) { table.rope(job, first, last); });
+  rope(job);
 }
 
 void py_silu_mul(int64_t rows, Address gate, int64_t gate_stride, Address up, int64_t up_stride,
@@ -105,87 +107,65 @@ void py_silu_mul(int64_t rows, Address gate, int64_t gate_stride, Address up, in
                [&](int64_t first, int64_t last) { table.silu_mul(job, first, last); });
 }
 
-void py_write_kv(int64_t rows, Address k, int64_t k_stride, Address v, int64_t v_stride, int dtype,
-                 Address k_cache, Address v_cache, Address k_scale, Address v_scale,
-                 int cache_dtype, Address slots, int64_t num_kv_heads, int64_t head_dim,
-                 int64_t block_size) {
-  WriteKvJob job;
-  job.k = pointer<const void>(k);
-  job.v = pointer<const void>(v);
-  job.dtype = static_cast<Dtype>(dtype);
-  job.k_stride = k_stride;
-  job.v_stride = v_stride;
-  job.k_cache = pointer(k_cache);
-  job.v_cache = pointer(v_cache);
-  job.k_scale = pointer<uint16_t>(k_scale);
-  job.v_scale = pointer<uint16_t>(v_scale);
-  job.cache_dtype = static_cast<Dtype>(cache_dtype);
-  job.slots = pointer<const int64_t>(slots);
-  job.num_kv_heads = num_kv_heads;
-  job.head_dim = head_dim;
-  job.block_size = block_size;
-  const nb::gil_scoped_release release;
-  const KernelTable& table = kernels();
-  parallel_for(rows, row_grain(2 * num_kv_heads * head_dim),
-               [&](int64_t first, int64_t last) { table.write_kv(job, first, last); });
-}
-
-// The job as an object with the fields of AttentionJob; see native.py.
-AttentionJob read_attention(const nb::handle& o) {
-  AttentionJob job;
-  job.q = pointer<const void>(field<Address>(o, "q"));
-  job.out = pointer(field<Address>(o, "out"));
-  job.dtype = static_cast<Dtype>(field<int>(o, "dtype"));
-  job.q_stride = field<int64_t>(o, "q_stride");
-  job.out_stride = field<int64_t>(o, "out_stride");
-  job.k_cache = pointer<const void>(field<Address>(o, "k_cache"));
-  job.v_cache = pointer<const void>(field<Address>(o, "v_cache"));
-  job.k_scale = pointer<const uint16_t>(field<Address>(o, "k_scale"));
-  job.v_scale = pointer<const uint16_t>(field<Address>(o, "v_scale"));
-  job.cache_dtype = static_cast<Dtype>(field<int>(o, "cache_dtype"));
-  job.block_tables = pointer<const int32_t>(field<Address>(o, "block_tables"));
-  job.max_blocks = field<int64_t>(o, "max_blocks");
-  job.query_starts = pointer<const int32_t>(field<Address>(o, "query_starts"));
-  job.context_lens = pointer<const int32_t>(field<Address>(o, "context_lens"));
-  job.num_sequences = field<int64_t>(o, "num_sequences");
-  job.num_heads = field<int64_t>(o, "num_heads");
+// The attributes of a cache object that both jobs share; see native_attention.py.
+template <typename Job>
+void read_cache(const nb::handle& o, Job& job) {
+  job.cache_dtype = static_cast<Dtype>(field<int>(o, "dtype"));
+  job.num_blocks = field<int64_t>(o, "num_blocks");
   job.num_kv_heads = field<int64_t>(o, "num_kv_heads");
-  job.head_dim = field<int64_t>(o, "head_dim");
   job.block_size = field<int64_t>(o, "block_size");
-  job.window = field<int64_t>(o, "window");
-  job.scale = field<float>(o, "scale");
-  return job;
+  job.head_dim = field<int64_t>(o, "head_dim");
+  job.k_cache = pointer(field<Address>(o, "k"));
+  job.v_cache = pointer(field<Address>(o, "v"));
+  job.k_scale = pointer<uint16_t>(field<Address>(o, "k_scale"));
+  job.v_scale = pointer<uint16_t>(field<Address>(o, "v_scale"));
 }
 
-struct AttentionPiece {
-  int64_t sequence;
-  int64_t first_row;
-  int64_t last_row;
-};
-
-void py_attention(const nb::handle& object) {
-  const AttentionJob job = read_attention(object);
+void py_write_kv(const nb::handle& cache, Address k, int64_t k_stride, Address v, int64_t v_stride,
+                 int dtype, Address slots, int64_t num_tokens) {
+  WriteKvJob job;
+  read_cache(cache, job);
+  job.k = pointer<const void>(k);
+  job.k_stride = k_stride;
+  job.v = pointer<const void>(v);
+  job.v_stride = v_stride;
+  job.dtype = static_cast<Dtype>(dtype);
+  job.slots = pointer<const int64_t>(slots);
+  job.num_tokens = num_tokens;
   const nb::gil_scoped_release release;
-  std::vector<AttentionPiece> pieces;
-  for (int64_t s = 0; s < job.num_sequences; ++s) {
-    const int64_t end = job.query_starts[s + 1];
-    for (int64_t row = job.query_starts[s]; row < end; row += kAttentionTokens) {
-      pieces.push_back({s, row, std::min<int64_t>(end, row + kAttentionTokens)});
-    }
-  }
-  // Longest first: late pieces of a prompt see more positions.
-  std::reverse(pieces.begin(), pieces.end());
-  const KernelTable& table = kernels();
-  const std::size_t bytes = table.attention_scratch_floats(job) * sizeof(float);
-  const int64_t items = static_cast<int64_t>(pieces.size()) * job.num_kv_heads;
-  parallel_for(items, 1, [&](int64_t first, int64_t last) {
-    float* scratch = reinterpret_cast<float*>(thread_scratch(bytes));
-    for (int64_t i = first; i < last; ++i) {
-      const AttentionPiece& piece = pieces[i / job.num_kv_heads];
-      table.attention(job, piece.sequence, piece.first_row, piece.last_row, i % job.num_kv_heads,
-                      scratch);
-    }
-  });
+  write_kv(job);
+}
+
+// (q, stride, out, stride, dtype, tokens, heads)
+void read_queries(const nb::tuple& t, AttentionJob& job) {
+  job.q = pointer<const void>(nb::cast<Address>(t[0]));
+  job.q_stride = nb::cast<int64_t>(t[1]);
+  job.out = pointer(nb::cast<Address>(t[2]));
+  job.out_stride = nb::cast<int64_t>(t[3]);
+  job.dtype = static_cast<Dtype>(nb::cast<int>(t[4]));
+  job.num_tokens = nb::cast<int64_t>(t[5]);
+  job.num_heads = nb::cast<int64_t>(t[6]);
+}
+
+// (block_tables, max_blocks, query_starts, context_lens, sequences)
+void read_sequences(const nb::tuple& t, AttentionJob& job) {
+  job.block_tables = pointer<const int32_t>(nb::cast<Address>(t[0]));
+  job.max_blocks = nb::cast<int64_t>(t[1]);
+  job.query_starts = pointer<const int32_t>(nb::cast<Address>(t[2]));
+  job.context_lens = pointer<const int32_t>(nb::cast<Address>(t[3]));
+  job.num_sequences = nb::cast<int64_t>(t[4]);
+}
+
+void py_attention(const nb::handle& cache, const nb::tuple& queries, const nb::tuple& sequences,
+                  float scale, int64_t window) {
+  AttentionJob job;
+  read_cache(cache, job);
+  read_queries(queries, job);
+  read_sequences(sequences, job);
+  job.scale = scale;
+  job.window = window;
+  const nb::gil_scoped_release release;
+  attention(job);
 }
 
 uint32_t py_read_memory(Address data, int64_t num_bytes) {

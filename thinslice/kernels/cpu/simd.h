@@ -116,10 +116,12 @@ SIMD_INLINE Vec vzero_below(Vec x, Vec bound, Vec a) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, bound.v, _CMP_NLT_UQ), a.v)};
 }
 // Lanes outside first..last-1 become `other`.
+SIMD_INLINE uint32_t lanes_below(int end) {
+  return end <= 0 ? 0u : end >= 16 ? 0xffffu : (1u << end) - 1;
+}
 SIMD_INLINE Vec vkeep(Vec a, int first, int last, Vec other) {
-  const uint32_t below_last = last >= 16 ? 0xffffu : (1u << last) - 1;
-  const uint32_t below_first = first >= 16 ? 0xffffu : (1u << first) - 1;
-  return {_mm512_mask_mov_ps(other.v, static_cast<__mmask16>(below_last & ~below_first), a.v)};
+  const uint32_t kept = lanes_below(last) & ~lanes_below(first);
+  return {_mm512_mask_mov_ps(other.v, static_cast<__mmask16>(kept), a.v)};
 }
 // Lanes i and i+8, then i+4, i+2, i+1.
 SIMD_INLINE float vsum(Vec a) {

@@ -131,6 +131,8 @@ struct AttentionJob {
   const int32_t* query_starts;  // [B + 1]
   const int32_t* context_lens;  // [B], positions in the cache including the new tokens
   int64_t num_sequences;
+  int64_t num_tokens;  // T
+  int64_t num_blocks;
   int64_t num_heads;
   int64_t num_kv_heads;
   int64_t head_dim;
@@ -151,6 +153,8 @@ struct WriteKvJob {
   uint16_t* v_scale;
   Dtype cache_dtype;
   const int64_t* slots;  // [T], block * block_size + offset
+  int64_t num_tokens;
+  int64_t num_blocks;
   int64_t num_kv_heads;
   int64_t head_dim;
   int64_t block_size;
@@ -176,7 +180,9 @@ struct RopeJob {
   int64_t head_dim;
   int64_t rotary_dim;
   const int64_t* positions;
-  const float* cos;  // [positions, rotary_dim / 2]
+  int64_t num_tokens;
+  int64_t num_positions;
+  const float* cos;  // [num_positions, rotary_dim / 2]
   const float* sin;
   Dtype dtype;
 };
