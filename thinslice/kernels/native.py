@@ -64,6 +64,12 @@ def set_num_threads(count: int) -> None:
     library().set_num_threads(count)
 
 
+def read_memory(data: torch.Tensor) -> None:
+    """Read a contiguous uint8 tensor on all threads, to measure how fast memory can be read."""
+    check_indices(data, torch.uint8, [data.numel()], "data")
+    library().read_memory(data.data_ptr(), data.numel())
+
+
 def panel_bytes(fmt: PackedFormat, in_features: int) -> int:
     """Bytes of a panel as the kernels step over it; `packed.panel_bytes` must agree."""
     return library().panel_bytes(_FORMATS[fmt], in_features // GROUP)

@@ -15,6 +15,8 @@ from enum import StrEnum
 
 import torch
 
+from thinslice.kernels.buffers import empty_bytes
+
 PANEL_ROWS = 16
 GROUP = 32
 ALIGNMENT = 64
@@ -111,7 +113,7 @@ class PackedWeight:
 
 def empty(fmt: PackedFormat, out_features: int, in_features: int) -> PackedWeight:
     """A packed matrix whose bytes are not set."""
-    data = torch.empty(packed_bytes(fmt, out_features, in_features), dtype=torch.uint8)
+    data = empty_bytes(packed_bytes(fmt, out_features, in_features))
     return PackedWeight(data, fmt, out_features, in_features)
 
 
