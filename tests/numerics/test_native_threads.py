@@ -1,4 +1,4 @@
-"""The pool of threads: many callers, forks, the interpreter's exit, more threads than processors."""
+"""The pool of threads: many callers, forks, exit, more threads than processors."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
-// Causal attention over a paged KV cache, and the writing of that cache. Online softmax in slices of
-// 64 positions that start at multiples of 64, so that a token's result depends on its position and
-// on nothing that is computed together with it.
+// Causal attention over a paged KV cache, and the writing of that cache. Online softmax in slices
+// of 64 positions that start at multiples of 64, so that a token's result depends on its position
+// and on nothing that is computed together with it.
 #include "vector_kernels.h"
 
 #include "simd.h"

@@ -17,8 +17,8 @@ struct GroupResult {
   int32_t sum;
 };
 
-// A group with an infinity or a NaN gets a scale of infinity or NaN and zero codes: the row's result
-// is NaN, never a plausible number.
+// A group with an infinity or a NaN gets a scale of infinity or NaN and zero codes: the row's
+// result is NaN, never a plausible number.
 template <typename T>
 SIMD_INLINE GroupResult quantize_group(const T* x, int8_t* codes) {
   const Vec a = vload(x), b = vload(x + 16);

@@ -29,9 +29,9 @@ constexpr int kBlockRows = 16;   // activation rows in a row block: the rows of 
 constexpr int kMaxTargets = 4;   // matrices that share one quantised activation
 constexpr int kAttentionTokens = 32;  // query tokens of a sequence that attend together
 
-// A group is 64-byte lines of codes; line i holds inputs 4i..4i+3 (int8), or 8i..8i+3 in the low and
-// 8i+4..8i+7 in the high nibbles, of the 16 rows. Two groups share a line of fp16 scales; int4m has
-// one line of scales and minimums per group. So no load crosses a cache line.
+// A group is 64-byte lines of codes; line i holds inputs 4i..4i+3 (int8), or 8i..8i+3 in the low
+// and 8i+4..8i+7 in the high nibbles, of the 16 rows. Two groups share a line of fp16 scales; int4m
+// has one line of scales and minimums per group. So no load crosses a cache line.
 template <Format F>
 struct Layout;
 template <>
@@ -68,8 +68,8 @@ constexpr int64_t panel_bytes(Format format, int64_t groups) {
 }
 
 // Activations as int8 with one fp32 scale per group, in blocks of up to 16 rows; inside a block
-// group-major ([group][row][32]), so that an AMX tile is one contiguous piece and the 16 rows do not
-// fall into the same cache sets. The last block is padded with zero rows up to `block_height`.
+// group-major ([group][row][32]), so that an AMX tile is one contiguous piece and the 16 rows do
+// not fall into the same cache sets. The last block is padded with zero rows up to `block_height`.
 struct QuantizedRows {
   int64_t rows;
   int64_t groups;
