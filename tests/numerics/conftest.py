@@ -1,0 +1,18 @@
+"""Fixtures for the compiled kernels: skipped where they are not built, restored after each test."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from thinslice.kernels import native
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    """The compiled kernels, with the instruction set and threads put back afterwards."""
+    if not native.is_available():
+        pytest.skip(native.describe())
+    isa, threads = native.isa(), native.num_threads()
+    yield
+    native.set_isa(isa)
+    native.set_num_threads(threads)

@@ -1,0 +1,135 @@
+"""Quantisation: exact where it is promised, and close to the best a group can have elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
+from gguf.quants import quantize as gguf_quantize
+
+from thinslice.errors import CheckpointError
+from thinslice.kernels.packed import GROUP, PackedFormat, unpack, unpack_parts
+from thinslice.kernels.quantize import from_gguf, quantize
+
+FORMATS = list(PackedFormat)
+
+
+def normal(n: int, k: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed)) * 0.02
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.to(torch.float64).square().mean().sqrt())
+
+
+def q4_k_blocks(n: int, k: int) -> np.ndarray:
+    """Random Q4_K blocks: any bits are a valid block if d and dmin are plain halves."""
+    blocks = np.random.default_rng(0).integers(0, 256, (n, k // 256, 144), dtype=np.uint8)
+    blocks[..., :4] = np.array([0.01, 0.02], dtype=np.float16).view(np.uint8)
+    return blocks.reshape(n, -1)
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0])
+@pytest.mark.parametrize(("n", "k"), [(16, 32), (50, 576)])
+def test_gguf_blocks_keep_every_bit(kind: Kind, n: int, k: int) -> None:
+    blocks = gguf_quantize(normal(n, k).numpy(), kind)
+    packed = from_gguf(blocks, kind, k)
+    values = torch.from_numpy(dequantize(blocks, kind))
+    parts = unpack_parts(packed)
+    centred = (parts.codes.float() - packed.format.zero_point).unflatten(1, (-1, GROUP))
+    exact = centred * parts.scales.unsqueeze(2)
+    if parts.mins is not None:
+        exact = exact + parts.mins.unsqueeze(2)
+    assert torch.equal(exact.flatten(1), values)
+    assert torch.equal(unpack(packed), values)
+
+
+def test_q4_k_loses_only_the_rounding_of_its_scales() -> None:
+    blocks = q4_k_blocks(32, 512)
+    values = torch.from_numpy(dequantize(blocks, Kind.Q4_K))
+    packed = from_gguf(blocks, Kind.Q4_K, 512)
+    parts = unpack_parts(packed)
+    assert parts.mins is not None
+    largest = parts.codes.float().unflatten(1, (-1, GROUP)) * parts.scales.unsqueeze(2)
+    bound = 2.0**-11 * (largest.abs() + parts.mins.abs().unsqueeze(2)).flatten(1)
+    assert ((unpack(packed) - values).abs() <= bound * 1.01 + 1e-9).all()
+
+
+def k_quant_blocks(kind: Kind, n: int, k: int) -> np.ndarray:
+    """Random Q5_K or Q6_K blocks with plain halves where the format has them."""
+    size = {Kind.Q5_K: 176, Kind.Q6_K: 210}[kind]
+    blocks = np.random.default_rng(1).integers(0, 256, (n, k // 256, size), dtype=np.uint8)
+    if kind is Kind.Q5_K:
+        blocks[..., :4] = np.array([0.01, 0.02], dtype=np.float16).view(np.uint8)
+    else:
+        blocks[..., -2:] = np.array([0.001], dtype=np.float16).view(np.uint8)
+    return blocks.reshape(n, -1)
+
+
+@pytest.mark.parametrize("kind", [Kind.Q5_K, Kind.Q6_K])
+def test_k_quants_are_within_half_a_step_of_int8(kind: Kind) -> None:
+    blocks = k_quant_blocks(kind, 16, 512)
+    values = torch.from_numpy(dequantize(blocks, kind))
+    packed = from_gguf(blocks, kind, 512)
+    assert packed.format is PackedFormat.INT8
+    half_step = unpack_parts(packed).scales.repeat_interleave(GROUP, dim=1) * 0.5
+    assert ((unpack(packed) - values).abs() <= half_step * 1.001).all()
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_search_beats_the_plain_scale(fmt: PackedFormat) -> None:
+    """Against round-to-nearest with the scale of the extremes, which a search must not lose to."""
+    weight = normal(64, 512)
+    groups = weight.unflatten(1, (-1, GROUP))
+    if fmt is PackedFormat.INT4M:
+        low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+        step = (high - low) / 15
+        plain = ((groups - low) / step).round() * step + low
+    else:
+        levels = 7 if fmt is PackedFormat.INT4 else 127
+        step = groups.abs().amax(2, keepdim=True) / levels
+        plain = (groups / step).round() * step
+    ours = rms(unpack(quantize(weight, fmt)) - weight)
+    limit = {PackedFormat.INT4: 0.90, PackedFormat.INT4M: 0.93, PackedFormat.INT8: 1.01}[fmt]
+    assert ours <= limit * rms(plain.flatten(1) - weight)
+
+
+def test_int4_is_no_worse_than_q4_0() -> None:
+    weight = normal(64, 512, seed=3)
+    theirs = dequantize(gguf_quantize(weight.numpy(), Kind.Q4_0), Kind.Q4_0)
+    assert rms(unpack(quantize(weight, PackedFormat.INT4)) - weight) < 0.95 * rms(
+        torch.from_numpy(theirs) - weight
+    )
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_pieces_do_not_show(fmt: PackedFormat) -> None:
+    """More rows than one piece, not a multiple of a panel: the same as each part alone."""
+    weight = normal(1100, 512)
+    whole = unpack(quantize(weight, fmt))
+    parts = [unpack(quantize(part, fmt)) for part in weight.split(300)]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-7])
+def test_constant_groups(fmt: PackedFormat, value: float) -> None:
+    weight = torch.full((16, 64), value)
+    error = (unpack(quantize(weight, fmt)) - weight).abs().max()
+    # Scales end at 2**-24; eight times half of that is the largest int4 group that becomes zero.
+    assert float(error) <= max(abs(value) / 100, 8 * 2.0**-25)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="multiple of 32"):
+        quantize(torch.zeros(16, 48), PackedFormat.INT4)
+    with pytest.raises(TypeError, match="float"):
+        quantize(torch.zeros(16, 64, dtype=torch.int32), PackedFormat.INT4)
+    with pytest.raises(CheckpointError, match="not a number"):
+        quantize(torch.full((16, 64), float("nan")), PackedFormat.INT8)
+    with pytest.raises(CheckpointError, match="fp16"):
+        quantize(torch.full((16, 64), 1e9), PackedFormat.INT8)
+    with pytest.raises(CheckpointError, match="Q3_K has no packed format"):
+        from_gguf(np.zeros((1, 110), np.uint8), Kind.Q3_K, 256)
+    with pytest.raises(CheckpointError, match="18 bytes"):
+        from_gguf(np.zeros((1, 17), np.uint8), Kind.Q4_0, 32)

@@ -1,0 +1,367 @@
+// Causal attention over a paged KV cache, and the writing of that cache. Online softmax in slices
+// of 64 positions that start at multiples of 64, so that a token's result depends on its position
+// and on nothing that is computed together with it.
+#include "vector_kernels.h"
+
+#include "simd.h"
+
+namespace thinslice {
+namespace THINSLICE_ISA {
+
+namespace {
+
+constexpr int kSlice = 64;
+
+#if defined(THINSLICE_LANES_512)
+constexpr int kWidth = 4;  // vectors of a row that one inner loop keeps in registers
+#else
+constexpr int kWidth = 1;
+#endif
+constexpr int kRows = 4;
+
+// c[r][..] = (c[r][..] or 0) + sum over i of a[r][i] * b[i][..], i ascending, for R rows and W
+// vectors of 16 columns.
+template <int R, int W>
+SIMD_INLINE void multiply_tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+                               int64_t depth, float* c, int64_t c_stride, bool is_added) {
+  Vec acc[R][W];
+  THINSLICE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    THINSLICE_UNROLL
+    for (int w = 0; w < W; ++w) {
+      acc[r][w] = is_added ? vload(c + r * c_stride + 16 * w) : vset(0.0f);
+    }
+  }
+  for (int64_t i = 0; i < depth; ++i) {
+    Vec column[W];
+    THINSLICE_UNROLL
+    for (int w = 0; w < W; ++w) column[w] = vload(b + i * b_stride + 16 * w);
+    THINSLICE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Vec x = vset(a[r * a_stride + i]);
+      THINSLICE_UNROLL
+      for (int w = 0; w < W; ++w) acc[r][w] = vfma(x, column[w], acc[r][w]);
+    }
+  }
+  THINSLICE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    THINSLICE_UNROLL
+    for (int w = 0; w < W; ++w) vstore(c + r * c_stride + 16 * w, acc[r][w]);
+  }
+}
+
+template <int W>
+void multiply_rows(int64_t rows, const float* a, int64_t a_stride, const float* b,
+                   int64_t b_stride, int64_t depth, float* c, int64_t c_stride, bool is_added) {
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows) {
+    multiply_tile<kRows, W>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride,
+                            c_stride, is_added);
+  }
+  const float* a_rest = a + r * a_stride;
+  float* c_rest = c + r * c_stride;
+  switch (rows - r) {
+    case 1:
+      multiply_tile<1, W>(a_rest, a_stride, b, b_stride, depth, c_rest, c_stride, is_added);
+      break;
+    case 2:
+      multiply_tile<2, W>(a_rest, a_stride, b, b_stride, depth, c_rest, c_stride, is_added);
+      break;
+    case 3:
+      multiply_tile<3, W>(a_rest, a_stride, b, b_stride, depth, c_rest, c_stride, is_added);
+      break;
+    default:
+      break;
+  }
+}
+
+SIMD_INLINE void multiply(int64_t rows, int64_t columns, const float* a, int64_t a_stride,
+                          const float* b, int64_t b_stride, int64_t depth, float* c,
+                          int64_t c_stride, bool is_added) {
+  int64_t at = 0;
+  for (; at + 16 * kWidth <= columns; at += 16 * kWidth) {
+    multiply_rows<kWidth>(rows, a, a_stride, b + at, b_stride, depth, c + at, c_stride, is_added);
+  }
+  for (; at < columns; at += 16) {
+    multiply_rows<1>(rows, a, a_stride, b + at, b_stride, depth, c + at, c_stride, is_added);
+  }
+}
+
+// The buffers of one call, carved from the scratch memory of the thread.
+struct Buffers {
+  float* q;       // [rows][H], times the softmax scale
+  float* out;     // [rows][H]
+  float* p;       // [rows][kSlice]
+  float* keys;    // [H][kSlice], transposed
+  float* values;  // [kSlice][H]
+  float* staged;  // [kSlice][H], rows before they are transposed
+  float* largest;  // [rows]
+  float* total;    // [rows]
+};
+
+// Rows of one KV head: row r is token r / group, query head r % group of the group.
+struct Rows {
+  const AttentionJob& job;
+  int64_t kv_head;
+  int64_t group;        // query heads per KV head
+  int64_t first_token;  // index into q
+  int64_t count;        // tokens * group
+  int64_t first_pos;    // position of the first token
+
+  int64_t token(int64_t r) const { return first_token + r / group; }
+  int64_t head(int64_t r) const { return kv_head * group + r % group; }
+  int64_t position(int64_t r) const { return first_pos + r / group; }
+  int64_t window_start(int64_t r) const {
+    return job.window && position(r) >= job.window ? position(r) + 1 - job.window : 0;
+  }
+};
+
+SIMD_INLINE int64_t cache_row(const AttentionJob& job, const int32_t* block_table, int64_t kv_head,
+                              int64_t position) {
+  const int64_t block = block_table[position / job.block_size];
+  return (block * job.num_kv_heads + kv_head) * job.block_size + position % job.block_size;
+}
+
+// One cached row of H values as fp32.
+SIMD_INLINE void read_row(const AttentionJob& job, const void* cache, const uint16_t* scales,
+                          int64_t row, float* out) {
+  const int64_t at = row * job.head_dim;
+  if (job.cache_dtype == Dtype::int8) {
+    const int8_t* codes = static_cast<const int8_t*>(cache) + at;
+    const Vec scale = vset(half_to_float(scales[row]));
+    for (int64_t h = 0; h < job.head_dim; h += 16) vstore(out + h, vmul(vload(codes + h), scale));
+  } else if (job.cache_dtype == Dtype::bf16) {
+    const bf16* values = static_cast<const bf16*>(cache) + at;
+    for (int64_t h = 0; h < job.head_dim; h += 16) vstore(out + h, vload(values + h));
+  } else {
+    const float* values = static_cast<const float*>(cache) + at;
+    for (int64_t h = 0; h < job.head_dim; h += 16) vstore(out + h, vload(values + h));
+  }
+}
+
+// Keys of positions slice + first .. slice + last - 1 as columns; the other columns get any value
+// that was there, their scores are masked.
+void load_keys(const AttentionJob& job, const int32_t* block_table, int64_t kv_head, int64_t slice,
+               int first, int last, const Buffers& buffers) {
+  const int64_t dim = job.head_dim;
+  const bool is_bf16 = job.cache_dtype == Dtype::bf16 && dim % 32 == 0;
+  alignas(64) uint32_t pairs[16 * 16];
+  for (int column = first / 16 * 16; column < last; column += 16) {
+    const uint32_t* rows[16];
+    for (int i = 0; i < 16; ++i) {
+      int at = column + i;
+      at = at < first ? first : at >= last ? last - 1 : at;
+      const int64_t row = cache_row(job, block_table, kv_head, slice + at);
+      if (is_bf16) {
+        rows[i] = reinterpret_cast<const uint32_t*>(static_cast<const bf16*>(job.k_cache) +
+                                                    row * dim);
+      } else {
+        float* staged = buffers.staged + i * dim;
+        read_row(job, job.k_cache, job.k_scale, row, staged);
+        rows[i] = reinterpret_cast<const uint32_t*>(staged);
+      }
+    }
+    if (!is_bf16) {
+      for (int64_t h = 0; h < dim; h += 16) {
+        transpose16(rows, reinterpret_cast<uint32_t*>(buffers.keys + h * kSlice + column), kSlice);
+        for (int i = 0; i < 16; ++i) rows[i] += 16;
+      }
+      continue;
+    }
+    for (int64_t h = 0; h < dim; h += 32) {
+      transpose16(rows, pairs, 16);
+      for (int i = 0; i < 16; ++i) {
+        rows[i] += 16;
+        float* out = buffers.keys + (h + 2 * i) * kSlice + column;
+        vstore(out, vload_low_bf16(pairs + 16 * i));
+        vstore(out + kSlice, vload_high_bf16(pairs + 16 * i));
+      }
+    }
+  }
+}
+
+// p = exp(score - largest) for the positions row r sees, zero for the others; rescales the row's
+// running result when the largest score grew.
+SIMD_INLINE void soften_row(const Rows& rows, int64_t r, int64_t slice, const Buffers& buffers) {
+  float* p = buffers.p + r * kSlice;
+  const int64_t last_seen = rows.position(r) + 1 - slice;
+  const int64_t first_seen = rows.window_start(r) - slice;
+  const int last = static_cast<int>(last_seen < kSlice ? last_seen : kSlice);
+  const int first = static_cast<int>(first_seen > 0 ? first_seen : 0);
+  const Vec masked = vset(-__builtin_inff());
+  Vec scores[4];
+  for (int i = 0; i < 4; ++i) {
+    scores[i] = vkeep(vload(p + 16 * i), first - 16 * i, last - 16 * i, masked);
+  }
+  const float in_slice =
+      vlargest(vmax(vmax(scores[0], scores[1]), vmax(scores[2], scores[3])));
+  const float before = buffers.largest[r];
+  const float largest = in_slice > before ? in_slice : before;
+  for (int i = 0; i < 4; ++i) {
+    scores[i] = vexp(vsub(scores[i], vset(largest)));
+    vstore(p + 16 * i, scores[i]);
+  }
+  const float sum = vsum(vadd(vadd(scores[0], scores[1]), vadd(scores[2], scores[3])));
+  if (largest == before) {
+    buffers.total[r] += sum;
+    return;
+  }
+  float lanes[16];
+  vstore(lanes, vexp(vset(before - largest)));
+  buffers.total[r] = __builtin_fmaf(buffers.total[r], lanes[0], sum);
+  buffers.largest[r] = largest;
+  float* out = buffers.out + r * rows.job.head_dim;
+  for (int64_t h = 0; h < rows.job.head_dim; h += 16) {
+    vstore(out + h, vmul(vload(out + h), vset(lanes[0])));
+  }
+}
+
+// Rows that see a position of the slice are neighbours: positions ascend with the row.
+void attend_slice(const Rows& rows, const int32_t* block_table, int64_t slice,
+                  const Buffers& buffers) {
+  const AttentionJob& job = rows.job;
+  int64_t first_row = 0, last_row = rows.count;
+  while (first_row < last_row && rows.position(first_row) < slice) first_row += rows.group;
+  while (last_row > first_row && rows.window_start(last_row - 1) >= slice + kSlice) {
+    last_row -= rows.group;
+  }
+  if (first_row >= last_row) return;
+  const int64_t first_seen = rows.window_start(first_row) - slice;
+  const int64_t last_seen = rows.position(last_row - 1) + 1 - slice;
+  const int first = static_cast<int>(first_seen > 0 ? first_seen : 0);
+  const int last = static_cast<int>(last_seen < kSlice ? last_seen : kSlice);
+
+  const int64_t dim = job.head_dim, count = last_row - first_row;
+  load_keys(job, block_table, rows.kv_head, slice, first, last, buffers);
+  float* p = buffers.p + first_row * kSlice;
+  const int columns = (last + 15) / 16 * 16;
+  multiply(count, columns, buffers.q + first_row * dim, dim, buffers.keys, kSlice, dim, p, kSlice,
+           false);
+  for (int64_t r = first_row; r < last_row; ++r) soften_row(rows, r, slice, buffers);
+  for (int j = first; j < last; ++j) {
+    const int64_t row = cache_row(job, block_table, rows.kv_head, slice + j);
+    read_row(job, job.v_cache, job.v_scale, row, buffers.values + j * dim);
+  }
+  multiply(count, dim, p + first, kSlice, buffers.values + first * dim, dim, last - first,
+           buffers.out + first_row * dim, dim, true);
+}
+
+template <typename T>
+void attend(const Rows& rows, const int32_t* block_table, const Buffers& buffers) {
+  const AttentionJob& job = rows.job;
+  const int64_t dim = job.head_dim;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const T* q = static_cast<const T*>(job.q) + rows.token(r) * job.q_stride + rows.head(r) * dim;
+    for (int64_t h = 0; h < dim; h += 16) {
+      vstore(buffers.q + r * dim + h, vmul(vload(q + h), vset(job.scale)));
+      vstore(buffers.out + r * dim + h, vset(0.0f));
+    }
+    buffers.largest[r] = -__builtin_inff();
+    buffers.total[r] = 0.0f;
+  }
+  const int64_t last_pos = rows.position(rows.count - 1);
+  for (int64_t slice = rows.window_start(0) / kSlice * kSlice; slice <= last_pos; slice += kSlice) {
+    attend_slice(rows, block_table, slice, buffers);
+  }
+  for (int64_t r = 0; r < rows.count; ++r) {
+    T* out = static_cast<T*>(job.out) + rows.token(r) * job.out_stride + rows.head(r) * dim;
+    const Vec total = vset(buffers.total[r]);
+    for (int64_t h = 0; h < dim; h += 16) {
+      vstore(out + h, vdiv(vload(buffers.out + r * dim + h), total));
+    }
+  }
+}
+
+SIMD_INLINE int64_t largest_count(const AttentionJob& job) {
+  return kAttentionTokens * (job.num_heads / job.num_kv_heads);
+}
+
+// One row of H values into the cache. int8: the scale is amax / 127 rounded to fp16, and the codes
+// are taken against the rounded scale.
+template <typename T>
+SIMD_INLINE void write_row(const WriteKvJob& job, const T* x, void* cache, uint16_t* scales,
+                           int64_t row) {
+  const int64_t at = row * job.head_dim;
+  if (job.cache_dtype == Dtype::f32) {
+    float* out = static_cast<float*>(cache) + at;
+    for (int64_t h = 0; h < job.head_dim; h += 16) vstore(out + h, vload(x + h));
+    return;
+  }
+  if (job.cache_dtype == Dtype::bf16) {
+    bf16* out = static_cast<bf16*>(cache) + at;
+    for (int64_t h = 0; h < job.head_dim; h += 16) vstore(out + h, vload(x + h));
+    return;
+  }
+  uint32_t bits = 0;
+  for (int64_t h = 0; h < job.head_dim; h += 16) {
+    const Vec v = vload(x + h);
+    const uint32_t here = largest_magnitude(v, v);
+    bits = here > bits ? here : bits;
+  }
+  const bool is_finite = bits < 0x7f800000u;
+  const float wanted = float_of(bits) / 127.0f;
+  const uint16_t half = !is_finite ? 0x7e00 : wanted > 65504.0f ? 0x7bff : float_to_half(wanted);
+  scales[row] = half;
+  const float scale = half_to_float(half);
+  const Vec inverse = vset(is_finite && scale > 0.0f ? 1.0f / scale : 0.0f);
+  int8_t* out = static_cast<int8_t*>(cache) + at;
+  for (int64_t h = 0; h < job.head_dim; h += 16) {
+    const Vec code = vmul(is_finite ? vload(x + h) : vset(0.0f), inverse);
+    store_int8(out + h, vmin(vset(127.0f), vmax(vset(-127.0f), code)));
+  }
+}
+
+template <typename T>
+void write_token(const WriteKvJob& job, int64_t token) {
+  const T* k = static_cast<const T*>(job.k) + token * job.k_stride;
+  const T* v = static_cast<const T*>(job.v) + token * job.v_stride;
+  const int64_t slot = job.slots[token];
+  for (int64_t head = 0; head < job.num_kv_heads; ++head) {
+    const int64_t row = (slot / job.block_size * job.num_kv_heads + head) * job.block_size +
+                        slot % job.block_size;
+    write_row(job, k + head * job.head_dim, job.k_cache, job.k_scale, row);
+    write_row(job, v + head * job.head_dim, job.v_cache, job.v_scale, row);
+  }
+}
+
+}  // namespace
+
+int64_t attention_scratch_floats(const AttentionJob& job) {
+  const int64_t count = largest_count(job);
+  return count * (2 * job.head_dim + kSlice + 2) + 3 * kSlice * job.head_dim;
+}
+
+void attention(const AttentionJob& job, int64_t sequence, int64_t first_row, int64_t last_row,
+               int64_t kv_head, float* scratch) {
+  const int64_t count = largest_count(job), dim = job.head_dim;
+  Buffers buffers;
+  buffers.keys = scratch;
+  buffers.values = buffers.keys + kSlice * dim;
+  buffers.staged = buffers.values + kSlice * dim;
+  buffers.q = buffers.staged + kSlice * dim;
+  buffers.out = buffers.q + count * dim;
+  buffers.p = buffers.out + count * dim;
+  buffers.largest = buffers.p + count * kSlice;
+  buffers.total = buffers.largest + count;
+
+  const int64_t start = job.query_starts[sequence], end = job.query_starts[sequence + 1];
+  const int64_t first_pos = job.context_lens[sequence] - (end - start) + (first_row - start);
+  const int64_t group = job.num_heads / job.num_kv_heads;
+  const Rows rows = {job,       kv_head, group, first_row, (last_row - first_row) * group,
+                     first_pos};
+  const int32_t* block_table = job.block_tables + sequence * job.max_blocks;
+  if (job.dtype == Dtype::f32) {
+    attend<float>(rows, block_table, buffers);
+  } else {
+    attend<bf16>(rows, block_table, buffers);
+  }
+}
+
+void write_kv(const WriteKvJob& job, int64_t first_row, int64_t last_row) {
+  for (int64_t token = first_row; token < last_row; ++token) {
+    job.dtype == Dtype::f32 ? write_token<float>(job, token) : write_token<bf16>(job, token);
+  }
+}
+
+}  // namespace THINSLICE_ISA
+}  // namespace thinslice

@@ -1,0 +1,224 @@
+// What the kernels pass to each other: packed formats, quantised rows, jobs, the table of one
+// instruction set. Plain structs only: this header is compiled for every instruction set.
+#pragma once
+
+#include <stdint.h>
+
+// Before a loop over an array that must stay in registers.
+#if defined(__clang__)
+#define THINSLICE_UNROLL _Pragma("unroll")
+#else
+#define THINSLICE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace thinslice {
+
+struct bf16 {
+  uint16_t bits;
+};
+
+enum class Dtype : int { f32 = 0, bf16 = 1, int8 = 2 };
+
+// int4: code - 8 times a scale. int4m: code times a scale plus a minimum. int8: code - 128 times a
+// scale. Codes are unsigned in memory because vpdpbusd multiplies unsigned by signed.
+enum class Format : int { int4 = 0, int4m = 1, int8 = 2 };
+
+constexpr int kPanelRows = 16;   // output rows in a panel: the lanes of a 512-bit register
+constexpr int kGroup = 32;       // inputs that share a scale
+constexpr int kBlockRows = 16;   // activation rows in a row block: the rows of an AMX tile
+constexpr int kMaxTargets = 4;   // matrices that share one quantised activation
+constexpr int kAttentionTokens = 32;  // query tokens of a sequence that attend together
+
+// A group is 64-byte lines of codes; line i holds inputs 4i..4i+3 (int8), or 8i..8i+3 in the low
+// and 8i+4..8i+7 in the high nibbles, of the 16 rows. Two groups share a line of fp16 scales; int4m
+// has one line of scales and minimums per group. So no load crosses a cache line.
+template <Format F>
+struct Layout;
+template <>
+struct Layout<Format::int4> {
+  static constexpr int lines = 4;
+  static constexpr int64_t codes(int64_t g) { return (g >> 1) * 576 + (g & 1) * 256; }
+  static constexpr int64_t scales(int64_t g) { return (g >> 1) * 576 + 512 + (g & 1) * 32; }
+  static constexpr int64_t panel_bytes(int64_t groups) { return (groups + 1) / 2 * 576; }
+};
+template <>
+struct Layout<Format::int4m> {
+  static constexpr int lines = 4;
+  static constexpr int64_t codes(int64_t g) { return g * 320; }
+  static constexpr int64_t scales(int64_t g) { return g * 320 + 256; }
+  static constexpr int64_t panel_bytes(int64_t groups) { return groups * 320; }
+};
+template <>
+struct Layout<Format::int8> {
+  static constexpr int lines = 8;
+  static constexpr int64_t codes(int64_t g) { return (g >> 1) * 1088 + (g & 1) * 512; }
+  static constexpr int64_t scales(int64_t g) { return (g >> 1) * 1088 + 1024 + (g & 1) * 32; }
+  static constexpr int64_t panel_bytes(int64_t groups) { return (groups + 1) / 2 * 1088; }
+};
+
+constexpr int64_t panel_bytes(Format format, int64_t groups) {
+  switch (format) {
+    case Format::int4:
+      return Layout<Format::int4>::panel_bytes(groups);
+    case Format::int4m:
+      return Layout<Format::int4m>::panel_bytes(groups);
+    default:
+      return Layout<Format::int8>::panel_bytes(groups);
+  }
+}
+
+// Activations as int8 with one fp32 scale per group, in blocks of up to 16 rows; inside a block
+// group-major ([group][row][32]), so that an AMX tile is one contiguous piece and the 16 rows do
+// not fall into the same cache sets. The last block is padded with zero rows up to `block_height`.
+struct QuantizedRows {
+  int64_t rows;
+  int64_t groups;
+  int8_t* codes;
+  float* scales;
+  int32_t* negated_sums;  // minus the sum of the codes: times the zero point it corrects the dot
+  float* scaled_sums;     // scale times the sum of the codes: what a minimum is multiplied with
+};
+
+// Heights the kernels are compiled for.
+constexpr int block_height(int64_t rows_left) {
+  return rows_left <= 4 ? static_cast<int>(rows_left) : rows_left <= 8 ? 8 : kBlockRows;
+}
+
+constexpr int64_t padded_rows(int64_t rows) {
+  const int64_t tail = rows % kBlockRows;
+  return rows - tail + (tail ? block_height(tail) : 0);
+}
+
+// One row block of a QuantizedRows.
+struct RowBlock {
+  const int8_t* codes;
+  const float* scales;
+  const int32_t* negated_sums;
+  const float* scaled_sums;
+  int height;
+};
+
+constexpr RowBlock row_block(const QuantizedRows& x, int64_t block) {
+  const int64_t first = block * kBlockRows;
+  const int64_t at = first * x.groups;
+  return {x.codes + at * kGroup, x.scales + at, x.negated_sums + at, x.scaled_sums + at,
+          block_height(x.rows - first)};
+}
+
+// Where 16 columns of results go: out = acc (+ bias) (+ residual), or silu(acc) * acc_up.
+struct Epilogue {
+  const float* bias;
+  const void* residual;
+  int64_t residual_stride;
+  void* out;
+  int64_t out_stride;
+  Dtype out_dtype;
+};
+
+struct AttentionJob {
+  const void* q;           // [T, N, H]
+  void* out;               // [T, N, H]
+  Dtype dtype;             // of q and out
+  int64_t q_stride;        // elements from one token to the next
+  int64_t out_stride;
+  const void* k_cache;     // [num_blocks, K, block_size, H]
+  const void* v_cache;
+  const uint16_t* k_scale;  // [num_blocks, K, block_size] fp16, int8 caches only
+  const uint16_t* v_scale;
+  Dtype cache_dtype;
+  const int32_t* block_tables;  // [B, max_blocks]
+  int64_t max_blocks;
+  const int32_t* query_starts;  // [B + 1]
+  const int32_t* context_lens;  // [B], positions in the cache including the new tokens
+  int64_t num_sequences;
+  int64_t num_tokens;  // T
+  int64_t num_blocks;
+  int64_t num_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  int64_t block_size;
+  int64_t window;  // positions a token sees, itself included; 0 for all
+  float scale;
+};
+
+struct WriteKvJob {
+  const void* k;  // [T, K, H]
+  const void* v;
+  Dtype dtype;
+  int64_t k_stride;
+  int64_t v_stride;
+  void* k_cache;
+  void* v_cache;
+  uint16_t* k_scale;
+  uint16_t* v_scale;
+  Dtype cache_dtype;
+  const int64_t* slots;  // [T], block * block_size + offset
+  int64_t num_tokens;
+  int64_t num_blocks;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  int64_t block_size;
+};
+
+struct RmsNormJob {
+  const void* x;   // [T, D]
+  void* residual;  // [T, D] or null; x is added to it and the sum is normalised
+  const float* weight;
+  void* out;
+  int64_t x_stride;
+  int64_t residual_stride;
+  int64_t out_stride;
+  int64_t dim;
+  Dtype dtype;
+  float eps;
+};
+
+struct RopeJob {
+  void* x;  // [T, N, H]
+  int64_t token_stride;
+  int64_t num_heads;
+  int64_t head_dim;
+  int64_t rotary_dim;
+  const int64_t* positions;
+  int64_t num_tokens;
+  int64_t num_positions;
+  const float* cos;  // [num_positions, rotary_dim / 2]
+  const float* sin;
+  Dtype dtype;
+};
+
+struct SiluMulJob {
+  const void* gate;
+  const void* up;
+  void* out;
+  int64_t gate_stride;
+  int64_t up_stride;
+  int64_t out_stride;
+  int64_t dim;
+  Dtype dtype;
+};
+
+// The kernels of one instruction set. Row and item ranges are half open.
+struct KernelTable {
+  const char* name;
+  void (*quantize_rows)(const void* x, Dtype dtype, int64_t stride, const QuantizedRows& out,
+                        int64_t first_block, int64_t last_block);
+  // acc[padded_rows(x.rows)][16] = rows of x times the 16 rows of one panel.
+  void (*panel_times_rows)(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc);
+  void (*enter)();  // once per run of panels on a thread, before and after
+  void (*leave)();
+  void (*store)(const Epilogue& epilogue, const float* acc, int64_t first_row, int64_t rows,
+                int64_t column, int columns);
+  void (*store_swiglu)(const Epilogue& epilogue, const float* gate, const float* up,
+                       int64_t first_row, int64_t rows, int64_t column, int columns);
+  uint32_t (*read_bytes)(const uint8_t* data, int64_t num_bytes);
+  void (*rms_norm)(const RmsNormJob& job, int64_t first_row, int64_t last_row);
+  void (*rope)(const RopeJob& job, int64_t first_row, int64_t last_row);
+  void (*silu_mul)(const SiluMulJob& job, int64_t first_row, int64_t last_row);
+  void (*write_kv)(const WriteKvJob& job, int64_t first_row, int64_t last_row);
+  int64_t (*attention_scratch_floats)(const AttentionJob& job);
+  void (*attention)(const AttentionJob& job, int64_t sequence, int64_t first_row, int64_t last_row,
+                    int64_t kv_head, float* scratch);
+};
+
+}  // namespace thinslice

@@ -1,0 +1,26 @@
+// What each instruction set defines, in its own namespace.
+#pragma once
+
+#include "types.h"
+
+namespace thinslice {
+namespace THINSLICE_ISA {
+
+void quantize_rows(const void* x, Dtype dtype, int64_t stride, const QuantizedRows& out,
+                   int64_t first_block, int64_t last_block);
+void panel_times_rows(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc);
+void store(const Epilogue& epilogue, const float* acc, int64_t first_row, int64_t rows,
+           int64_t column, int columns);
+void store_swiglu(const Epilogue& epilogue, const float* gate, const float* up, int64_t first_row,
+                  int64_t rows, int64_t column, int columns);
+uint32_t read_bytes(const uint8_t* data, int64_t num_bytes);
+void rms_norm(const RmsNormJob& job, int64_t first_row, int64_t last_row);
+void rope(const RopeJob& job, int64_t first_row, int64_t last_row);
+void silu_mul(const SiluMulJob& job, int64_t first_row, int64_t last_row);
+void write_kv(const WriteKvJob& job, int64_t first_row, int64_t last_row);
+int64_t attention_scratch_floats(const AttentionJob& job);
+void attention(const AttentionJob& job, int64_t sequence, int64_t first_row, int64_t last_row,
+               int64_t kv_head, float* scratch);
+
+}  // namespace THINSLICE_ISA
+}  // namespace thinslice
