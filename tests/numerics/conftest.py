@@ -1,4 +1,4 @@
-"""Fixtures for the compiled kernels: skipped where they are not built, restored after each test."""
+"""Fixtures for the compiled kernels: restored after each test."""
 
 from collections.abc import Iterator
 
@@ -10,8 +10,7 @@ from thinslice.kernels import native
 @pytest.fixture
 def kernels() -> Iterator[None]:
     """The compiled kernels, with the instruction set and threads put back afterwards."""
-    if not native.is_available():
-        pytest.skip(native.describe())
+    assert native.is_available(), native.describe()
     isa, threads = native.isa(), native.num_threads()
     yield
     native.set_isa(isa)

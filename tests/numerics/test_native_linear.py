@@ -2,12 +2,12 @@
 
 import math
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.numerics import oracle
 from thinslice.kernels import native
 from thinslice.kernels.packed import PackedFormat, PackedWeight, unpack
 

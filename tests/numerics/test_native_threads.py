@@ -5,10 +5,10 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
-import oracle
 import pytest
 import torch
 
+from tests.numerics import oracle
 from thinslice.kernels import native
 from thinslice.kernels.packed import PackedFormat
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from thinslice.engine.load import native_dtype
+from thinslice.kernels import native
 from thinslice.plan.available import cgroup_bound, default_budget, free_memory, total_memory
 from thinslice.store.store import Store
 from thinslice.units import GIB, MIB, format_bytes
@@ -51,6 +52,7 @@ def examine() -> list[Finding]:
         *_versions(),
         _cores(),
         _instructions(),
+        _kernels(),
         _memory(),
         _cgroup(),
         *_devices(),
@@ -94,6 +96,11 @@ def _cpu_flags() -> set[str]:
         if key.strip() in ("flags", "Features"):
             return set(value.split())
     return set()
+
+
+def _kernels() -> Finding:
+    state = "ok" if native.is_available() else "warn"
+    return Finding("compiled kernels", f"{native.describe()}; not used by run yet", state)
 
 
 def _memory() -> Finding:

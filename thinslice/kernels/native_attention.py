@@ -132,27 +132,22 @@ def attention(
     *,
     scale: float,
     window: int = 0,
-    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of q [T, N, H] over the cached positions, the new tokens' included.
 
     N is a multiple of the cache's heads. A token sees the last `window` positions, its own among
-    them, or all of them for 0. out may be q.
-    Peak extra memory: on each thread 4 * (32 * N / K * (2 * H + 66) + 192 * H) bytes.
+    them, or all of them for 0.
+    Peak extra memory: the result; on each thread 4 * (32 * N / K * (2 * H + 66) + 192 * H) bytes.
     Errors: ValueError for a batch whose lengths or blocks do not fit the cache.
     Source: online softmax, Milakov and Gimelshein 2018; slices of 64 positions.
     """
-    if out is None:
-        out = torch.empty_like(q)
     heads, dim = cache.k.shape[1], cache.k.shape[3]
     check_heads(q, q.shape[1], dim, "q")
-    check_heads(out, q.shape[1], dim, "out")
     if q.shape[1] % heads:
         raise ValueError(f"{q.shape[1]} query heads cannot share {heads} KV heads")
-    if out.dtype != q.dtype or out.shape != q.shape:
-        raise ValueError("out must have q's shape and dtype")
     if window < 0:
         raise ValueError(f"a window is 0 or more positions, got {window}")
+    out = torch.empty(q.shape, dtype=q.dtype)
     queries = (
         q.data_ptr(),
         q.stride(0),
