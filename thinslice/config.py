@@ -79,7 +79,7 @@ class SamplingParams:
 
 def _in_range(name: str, value: float, smallest: float, largest: float) -> None:
     if not math.isfinite(value) or not smallest <= value <= largest:
-        raise RequestError(f"{name} is {value}; expected {smallest:g}..{largest:g}")
+        raise RequestError(f"{name} is {value}; expected {smallest}..{largest}")
 
 
 @dataclass(frozen=True)

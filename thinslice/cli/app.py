@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from thinslice import __version__
 from thinslice.cli.chat import chat
@@ -53,6 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _exit_code(arguments: list[str]) -> int:
     try:
         result = make_app()(arguments, exit_on_error=False, print_error=False)
+    except UnusedCliTokensError as error:
+        surplus = " ".join(error.unused_tokens or ())
+        print_error(f"unexpected: {surplus}; a text of several words goes in quotes")
+        return ConfigError.exit_code
     except CycloptsError as error:
         print_error(" ".join(str(error).split()))
         return ConfigError.exit_code

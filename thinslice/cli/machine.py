@@ -136,7 +136,7 @@ def _disk() -> list[Finding]:
     root = Store().root
     existing = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    if not os.access(existing, os.W_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         return [Finding("model store", f"{root} cannot be written", "bad")]
     state = "ok" if free >= _SMALLEST_DISK else "bad"
     return [Finding("model store", f"{root}, {format_bytes(free)} free on its disk", state)]

@@ -105,7 +105,7 @@ class LLM:
 
         Errors: RequestError as ``generate``, and where the model has no chat template.
         """
-        stream = self.stream(messages, params)
+        stream = Stream(self._chat_request(messages, params or SamplingParams()))
         for _ in stream:
             pass
         return stream.completion
@@ -132,8 +132,23 @@ class LLM:
     def _chat_request(self, messages: Sequence[Message], params: SamplingParams) -> Request:
         if self.template is None:
             raise RequestError("this model has no chat template; give it a plain prompt instead")
+        _check_messages(messages)
         rendered = self.template.render(messages)
         # The template writes the special tokens itself.
         token_ids = self.tokenizer.encode(rendered, add_special_tokens=False)
         sequence = self.engine.add_request(token_ids, params)
         return Request(self.engine, sequence, self.tokenizer, ReasoningSplitter(rendered))
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    is_list = isinstance(messages, list | tuple) and len(messages) > 0
+    if not is_list or not all(_is_message(message) for message in messages):
+        raise RequestError(
+            'a conversation is a list of messages such as {"role": "user", "content": "Hello"}'
+        )
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, dict) and all(
+        isinstance(message.get(field), str) for field in ("role", "content")
+    )

@@ -40,6 +40,9 @@ _SLICE_WEIGHTS = (4 * MIB, MIB)
 _NUM_BUFFERS = 3
 # What a direct read of a slice at any offset takes more: a page on either side.
 _ALIGNMENT_BYTES = 2 * 4096
+# What a process holds before the model differs from one start to the next by about a MiB; a
+# suggestion must still fit the next time.
+_JITTER_BYTES = 4 * MIB
 # Converting blocks to numbers holds float32 values and working copies of them.
 _CONVERSION_BYTES_PER_WEIGHT = 16
 
@@ -277,13 +280,13 @@ def _budget_error(case: _Case, budget_bytes: int) -> BudgetError:
 
 def _suggestions(case: _Case, budget_bytes: int, need: MemoryPlan) -> Iterator[str]:
     """Single changes that fit, each the planner run again with that one change."""
-    workload = case.workload
+    workload, room = case.workload, budget_bytes - _JITTER_BYTES
     if workload.context is not None:
-        shorter = _first_fit(replace(case, workload=replace(workload, context=None)), budget_bytes)
+        shorter = _first_fit(replace(case, workload=replace(workload, context=None)), room)
         if shorter is not None:
             yield f"--context {shorter.context}"
     if workload.dtype == "float32":
         smaller = replace(case, workload=replace(workload, dtype="bfloat16"))
-        if _first_fit(smaller, budget_bytes) is not None:
+        if _first_fit(smaller, room) is not None:
             yield "--dtype bfloat16"
-    yield f"--memory {size_option(-(-need.peak_bytes // MIB) * MIB)}"
+    yield f"--memory {size_option(-(-(need.peak_bytes + _JITTER_BYTES) // MIB) * MIB)}"

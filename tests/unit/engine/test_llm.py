@@ -150,6 +150,13 @@ def test_a_prompt_that_cannot_be_served_is_refused_at_once(
     assert_idle(llm)
 
 
+@pytest.mark.parametrize("messages", ["hi", [], ["hi"], [{"role": "user"}], [{"content": 3}], None])
+def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any) -> None:
+    with pytest.raises(RequestError, match="a conversation is a list of messages"):
+        llm.chat(messages)
+    assert_idle(llm)
+
+
 def test_one_bad_prompt_among_several_leaves_nothing_behind(llm: LLM) -> None:
     with pytest.raises(RequestError):
         llm.generate(["good", "x" * 500], LONG)
