@@ -50,6 +50,8 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise RequestError(f"stop is the text {self.stop!r:.60}; expected a tuple of texts")
         _in_range("temperature", self.temperature, 0.0, 100.0)
         _in_range("top_k", self.top_k, 0, 1 << 31)
         _in_range("top_p", self.top_p, 0.0, 1.0)
@@ -78,6 +80,10 @@ class SamplingParams:
 
 
 def _in_range(name: str, value: float, smallest: float, largest: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RequestError(f"{name} is {value!r:.60}; expected a number")
+    if isinstance(smallest, int) and not isinstance(value, int):
+        raise RequestError(f"{name} is {value}; expected a whole number")
     if not math.isfinite(value) or not smallest <= value <= largest:
         raise RequestError(f"{name} is {value}; expected {smallest}..{largest}")
 

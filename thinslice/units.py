@@ -19,6 +19,7 @@ _UNITS = {
     "GiB": GIB,
     "TiB": 1024**4,
 }
+_LONGEST_NUMBER = 18
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
 
 
@@ -38,6 +39,8 @@ def parse_bytes(text: str) -> int:
             f"{text!r} is not a size: write {number}{letter}iB (1024-based) "
             f"or {number}{letter}B (1000-based)"
         )
+    if len(number) > _LONGEST_NUMBER:
+        raise ConfigError(f"{text!r:.60} is more memory than there is")
     num_bytes = int(float(number) * _UNITS[unit])
     if num_bytes <= 0:
         raise ConfigError(f"{text!r} is no bytes at all; write for example 4GiB or 4GB")

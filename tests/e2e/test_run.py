@@ -34,7 +34,8 @@ def test_json_has_the_plan_and_the_measured_peak_within_it(smollm2_path: Path) -
     done = run("run", "smollm2", "--memory", "900MiB", "--json", *GREEDY, stdin=b"Say hi.")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["completion_tokens"] == len(report["text"]) or report["text"]
+    assert 0 < report["completion_tokens"] <= 12
+    assert report["text"]
     assert report["finish_reason"] in ("stop", "length")
     assert report["peak_bytes"] <= report["plan"]["peak_bytes"] <= 900 * 1024**2
     assert report["plan"]["budget_bytes"] == 900 * 1024**2
@@ -73,6 +74,7 @@ def test_a_reader_that_goes_away_is_no_error(smollm2_path: Path) -> None:
         f"{command} 'Count to one hundred.' | head -c 5; exit ${{PIPESTATUS[0]}}",
         shell=True,
         executable="/bin/bash",
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
         timeout=120,
@@ -157,6 +159,7 @@ def test_help_loads_no_torch() -> None:
 def test_an_interrupt_ends_quietly(smollm2_path: Path) -> None:
     process = subprocess.Popen(
         [*THINSLICE, "run", "smollm2", "--max-tokens", "4000", "--ignore-eos", "Count."],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thinslice.cli.chat_view import AnswerView
-from thinslice.cli.console import note, out, print_error
+from thinslice.cli.console import note, out, print_error, write
 from thinslice.cli.options import Load, LoadOptions, Sampling
-from thinslice.cli.run import load_model, summary
+from thinslice.cli.run import load_model, summary, warn_if_cut
 from thinslice.config import SamplingParams
 from thinslice.errors import RequestError, ThinsliceError
 from thinslice.store.files import publish, write_synced
@@ -63,12 +63,12 @@ class Conversation:
         self.messages: list[Message] = self._opening()
         self.last_reasoning = ""
         self.commands: dict[str, Callable[[str], None]] = {
-            "/help": lambda _: out.print(_HELP, markup=False),
+            "/help": lambda _: out.print(_HELP),
             "/reset": lambda _: self.reset(),
             "/system": self.set_system,
             "/save": self.save,
             "/load": self.load,
-            "/reasoning": lambda _: out.print(self.last_reasoning, style="dim", markup=False),
+            "/reasoning": lambda _: write(self.last_reasoning + "\n", dim=True),
         }
 
     def loop(self, read_line: Callable[[str], str]) -> None:
@@ -138,6 +138,7 @@ class Conversation:
         completion = stream.completion
         self.last_reasoning = completion.reasoning
         self.messages = [*messages, {"role": "assistant", "content": completion.text}]
+        warn_if_cut(completion)
         stopped = "stopped; " if completion.finish_reason == "abort" else ""
         note(stopped + summary(self.llm, completion))
 
@@ -151,7 +152,7 @@ class Conversation:
             else:
                 self.answer(text)
         except ThinsliceError as error:
-            print_error(str(error))
+            print_error(f"{error} (/reset starts a new conversation)")
 
     def _opening(self) -> list["Message"]:
         return [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -190,7 +191,7 @@ def _plain_line() -> str:
 
 
 def _path(file: str) -> Path:
-    if not file:
+    if not file or "\0" in file:
         raise RequestError("which file? write for example /save talk.json")
     return Path(file).expanduser().absolute()
 

@@ -2,7 +2,9 @@
 
 import time
 
-from thinslice.cli.console import err, note, out, write
+from rich.text import Text
+
+from thinslice.cli.console import err, note, out, safe, write
 
 
 class AnswerView:
@@ -40,8 +42,7 @@ class AnswerView:
         self._tail = (self._tail + text)[-200:].replace("\n", " ")
         if self._status is not None:
             width = max(err.width - 20, 10)
-            shown = self._tail[-width:].replace("[", r"\[")
-            self._status.update(f"[dim]{shown}[/]")
+            self._status.update(Text(safe(self._tail[-width:], err), style="dim"))
 
     def _fold(self) -> None:
         if self._is_folded:

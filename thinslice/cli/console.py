@@ -1,4 +1,7 @@
-"""What the command line shows: for a person on a terminal, or plain when piped."""
+"""What the command line shows: for a person on a terminal, or plain when piped.
+
+Nothing shown is read as markup: a model's text, a file's name and an error may hold anything.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 # Wider than any line we print: a pipe gets whole lines, a terminal is asked for its width.
 _PIPE_WIDTH = 4096
@@ -21,19 +25,26 @@ _PIPE_WIDTH = 4096
 
 def _console(stream: TextIO, is_error: bool) -> Console:
     width = None if stream.isatty() else _PIPE_WIDTH
-    return Console(stderr=is_error, highlight=False, soft_wrap=True, width=width)
+    return Console(
+        stderr=is_error,
+        highlight=False,
+        soft_wrap=True,
+        width=width,
+        markup=False,
+        emoji=False,
+    )
 
 
 # Answers go to out, everything about them to err, so that a pipe carries the answer alone.
 out = _console(sys.stdout, is_error=False)
 err = _console(sys.stderr, is_error=True)
 
-# Control characters a model could use to command the terminal; tab and newline are text.
+# Control characters that could command the terminal; tab and newline are text.
 _CONTROL = dict.fromkeys([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F, *range(0x80, 0xA0)])
 
 
 def safe(text: str, console: Console = out) -> str:
-    """Text of a model, without control characters where it goes to a terminal."""
+    """Text from elsewhere, without control characters where it goes to a terminal."""
     return text.translate(_CONTROL) if console.is_terminal else text
 
 
@@ -41,7 +52,7 @@ def write(text: str, *, dim: bool = False) -> None:
     """Print a piece of a model's text to standard output at once, as it is."""
     shown = safe(text)
     if out.is_terminal and dim:
-        out.print(shown, style="dim", end="", markup=False)
+        out.print(Text(shown, style="dim"), end="")
     else:
         out.file.write(shown)
     out.file.flush()
@@ -49,19 +60,12 @@ def write(text: str, *, dim: bool = False) -> None:
 
 def note(text: str) -> None:
     """Print one line about what happened, to standard error."""
-    err.print(text, style="dim" if err.is_terminal else None, markup=False)
+    err.print(Text(safe(text, err), style="dim"))
 
 
 def print_error(text: str) -> None:
     """Print an error to standard error."""
-    err.print(
-        f"[bold red]error:[/] {_escape(text)}" if err.is_terminal else f"error: {text}",
-        markup=err.is_terminal,
-    )
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+    err.print(Text.assemble(("error: ", "bold red"), safe(text, err)))
 
 
 class ProgressBars:
@@ -82,7 +86,7 @@ class ProgressBars:
 def progress_bars() -> Iterator[ProgressBars]:
     """Bars on standard error for as long as the context lasts; they vanish at its end."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TimeRemainingColumn(),

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from thinslice.cli.console import out
 from thinslice.cli.options import Json
@@ -12,7 +13,7 @@ from thinslice.cli.options import Json
 if TYPE_CHECKING:
     from thinslice.cli.machine import Finding
 
-_MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]note[/]", "bad": "[red]no[/]"}
+_STYLES = {"ok": "green", "warn": "yellow", "bad": "red"}
 
 
 def doctor(*, as_json: Json = False) -> int:
@@ -36,6 +37,6 @@ def doctor(*, as_json: Json = False) -> int:
 def _table(findings: "list[Finding]") -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        mark = _MARKS[finding.state] if out.is_terminal else finding.state
+        mark = Text(finding.state, style=_STYLES[finding.state])
         table.add_row(mark, finding.name, finding.value)
     return table

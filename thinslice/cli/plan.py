@@ -9,7 +9,7 @@ from rich.table import Table
 
 from thinslice.cli.console import note, out
 from thinslice.cli.models import plain_table, print_json
-from thinslice.cli.options import Json, Load, LoadOptions
+from thinslice.cli.options import Fit, FitOptions, Json
 from thinslice.errors import BudgetError
 from thinslice.units import MIB, format_bytes, size_option
 
@@ -25,7 +25,7 @@ def plan(
     model: str,
     /,
     *,
-    load: Load = LoadOptions(),  # noqa: B008
+    fit: Fit = FitOptions(),  # noqa: B008
     sequences: Annotated[int, Parameter(name="--sequences")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -47,12 +47,12 @@ def plan(
     checkpoint = open_checkpoint(Store().resolve(model))
     # Held while planning: what the process has before a model is loaded is measured.
     _tokenizer = load_tokenizer(checkpoint)
-    settings = EngineSettings(load.memory, load.context, load.dtype, sequences)
+    settings = EngineSettings(fit.memory, fit.context, fit.dtype, sequences)
     chosen = plan_checkpoint(checkpoint, settings)
     if as_json:
         print_json(chosen.to_dict())
         return
-    if load.memory is None:
+    if fit.memory is None:
         note(f"no --memory: planned for 80% of what is free, {format_bytes(chosen.budget_bytes)}")
     out.print(_parts_table(chosen))
     out.print(_sizes_table(chosen))

@@ -1,9 +1,11 @@
 """thinslice run: answer one prompt."""
 
 import json
+import os
+import stat
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from cyclopts import Parameter
 
@@ -12,11 +14,14 @@ from thinslice.cli.options import Load, LoadOptions, Sampling
 from thinslice.config import SamplingParams
 from thinslice.errors import ConfigError, RequestError
 from thinslice.memory.meter import peak_rss_bytes
-from thinslice.units import gib
+from thinslice.units import MIB, gib
 
 if TYPE_CHECKING:
     from thinslice.engine.llm import LLM, Message
     from thinslice.engine.request import Completion
+
+# No context of a model we run holds as much text.
+_LARGEST_INPUT = 8 * MIB
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def run(
 
     Args:
         model: Name of the model.
-        prompt: The prompt; without one it is read from standard input.
+        prompt: The prompt; what is piped in follows it, or stands alone.
     """
     text = _read_prompt(prompt)
     if options.raw and options.system is not None:
@@ -60,15 +65,19 @@ def run(
         if options.system is not None:
             request = [{"role": "system", "content": options.system}, *request]
     stream = llm.stream(request, sampling)
-    for chunk in stream:
-        if not options.json:
-            write(chunk.text, dim=chunk.kind == "reasoning")
+    try:
+        for chunk in stream:
+            if not options.json:
+                write(chunk.text, dim=chunk.kind == "reasoning")
+    except KeyboardInterrupt:
+        note("\nstopped")
+        raise
     completion = stream.completion
     if options.json:
         write(json.dumps(report(model, llm, completion), ensure_ascii=False) + "\n")
         return
     write("\n")
-    _warn_if_cut(completion)
+    warn_if_cut(completion)
     note(summary(llm, completion))
 
 
@@ -121,22 +130,33 @@ def _read_prompt(prompt: str | None) -> str:
             "no prompt; give it as an argument or on standard input, "
             "or start a conversation with thinslice chat"
         )
-    if prompt is not None:
-        text = prompt
-    else:
-        data = sys.stdin.buffer.read()
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            raise RequestError(
-                f"standard input is not UTF-8: byte {data[error.start]:#04x} at {error.start}"
-            ) from None
+    piped = _read_piped(sys.stdin.buffer) if prompt is None or _is_piped() else ""
+    text = "\n\n".join(part for part in (prompt, piped) if part)
     if not text.strip():
         raise RequestError("the prompt is empty; give it as an argument or on standard input")
     return text
 
 
-def _warn_if_cut(completion: "Completion") -> None:
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or a file, which belongs to the prompt."""
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _read_piped(stream: BinaryIO) -> str:
+    data = stream.read(_LARGEST_INPUT + 1)
+    if len(data) > _LARGEST_INPUT:
+        raise RequestError(f"standard input has over {_LARGEST_INPUT >> 20} MiB: no prompt")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"standard input is not UTF-8: byte {data[error.start]:#04x} at {error.start}"
+        ) from None
+
+
+def warn_if_cut(completion: "Completion") -> None:
+    """Say so where an answer ended because it was as long as it might be."""
     if completion.finish_reason != "length":
         return
     if completion.reasoning and not completion.text:

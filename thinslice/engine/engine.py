@@ -66,8 +66,13 @@ class Engine:
         scheduled = self.scheduler.schedule()
         logits = self.runner.run(scheduled)
         sampled = [tokens.sequence for tokens in scheduled if tokens.is_sampled]
+        token_ids = [sample(row, one) for one, row in zip(sampled, logits, strict=True)]
+        # All at once after the last thing that can be interrupted, so that every sequence is
+        # either a step further or where it was.
         self._count_computed(scheduled)
-        return [self._commit(s, sample(row, s)) for s, row in zip(sampled, logits, strict=True)]
+        return [
+            self._commit(one, token_id) for one, token_id in zip(sampled, token_ids, strict=True)
+        ]
 
     def abort(self, sequence: Sequence, reason: str = "abort") -> None:
         """End a sequence now and free its blocks; a finished one is left as it is."""

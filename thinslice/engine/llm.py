@@ -14,6 +14,8 @@ from thinslice.text.reasoning import ReasoningSplitter
 from thinslice.text.tokenizer import Tokenizer, load_tokenizer
 
 Message = dict[str, str]
+# Characters; the longest tokens of the supported vocabularies are runs of 128 spaces.
+_LONGEST_TOKEN = 256
 
 
 class Settings(TypedDict, total=False):
@@ -125,6 +127,7 @@ class LLM:
     def _request(self, text: str, params: SamplingParams) -> Request:
         if not text:
             raise RequestError("the prompt is empty")
+        self._check_length(text)
         token_ids = self.tokenizer.encode(text, add_special_tokens=True)
         sequence = self.engine.add_request(token_ids, params)
         return Request(self.engine, sequence, self.tokenizer, None)
@@ -134,10 +137,20 @@ class LLM:
             raise RequestError("this model has no chat template; give it a plain prompt instead")
         _check_messages(messages)
         rendered = self.template.render(messages)
+        self._check_length(rendered)
         # The template writes the special tokens itself.
         token_ids = self.tokenizer.encode(rendered, add_special_tokens=False)
         sequence = self.engine.add_request(token_ids, params)
         return Request(self.engine, sequence, self.tokenizer, ReasoningSplitter(rendered))
+
+    def _check_length(self, text: str) -> None:
+        """Refuse what cannot fit before it is encoded, which takes many times the text's memory."""
+        most = self.plan.context * _LONGEST_TOKEN
+        if len(text) > most:
+            raise RequestError(
+                f"the prompt has {len(text)} characters, too many for a context of "
+                f"{self.plan.context} tokens"
+            )
 
 
 def _check_messages(messages: Sequence[Message]) -> None:
