@@ -80,8 +80,8 @@ def load_engine(
 
 
 def native_dtype() -> str:
-    """bfloat16 where the processor multiplies it natively, else float32.
+    """bfloat16 where torch's products of it run compiled on this processor, else float32.
 
-    Without native support torch emulates bfloat16 many times slower than it runs float32.
+    Elsewhere torch emulates bfloat16 many times slower than it runs float32.
     """
     return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"

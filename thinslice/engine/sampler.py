@@ -1,7 +1,7 @@
 """Sampler: from one row of logits to one token id, exactly and repeatably.
 
 The order is penalties, temperature, top-k, top-p, min-p. Every draw takes one number from the
-sequence's own generator, so a sequence's text does not depend on its company in a batch.
+sequence's own generator, so the draws of one sequence do not depend on its company in a batch.
 """
 
 from collections import Counter

@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.checkpoints import GgufOptions, GgufTokenizer, tiny_config, write_gguf_model
 from thinslice.config import SamplingParams
+from thinslice.engine import engine
 from thinslice.engine.llm import LLM
+from thinslice.engine.sampler import sample
+from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.text.byte_level import BYTE_TO_CHARACTER
@@ -180,3 +184,35 @@ def test_settings_out_of_range_are_refused_before_anything_is_loaded(model: str)
         LLM(model, max_num_seqs=0)
     with pytest.raises(StoreError, match="org/none"):
         LLM("org/none", offline=True)
+
+
+def test_an_interrupt_while_sampling_leaves_every_sequence_where_it_was(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [completion.text for completion in llm.generate(["abc", "xyz"], LONG)]
+    first, second = llm.stream("abc", LONG), llm.stream("xyz", LONG)
+    calls = []
+
+    def interrupted(logits: torch.Tensor, sequence: Sequence) -> int:
+        calls.append(sequence)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(logits, sequence)
+
+    monkeypatch.setattr(engine, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.engine.step()
+    monkeypatch.undo()
+    assert "".join(chunk.text for chunk in second) == expected[1]
+    for _ in first:
+        pass
+    assert_idle(llm)
+
+
+def test_stop_as_one_text_is_refused() -> None:
+    with pytest.raises(RequestError, match="expected a tuple of texts"):
+        SamplingParams(stop=" 5")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="temperature is '1'; expected a number"):
+        SamplingParams(temperature="1")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="expected a whole number"):
+        SamplingParams(max_tokens=2.5)  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""The commands around run: what they print, and that their numbers are those of the model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from thinslice.units import MIB
+
+DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def thinslice(*arguments: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+    env = dict(os.environ) if home is None else {**os.environ, "THINSLICE_HOME": str(home)}
+    return subprocess.run(
+        [sys.executable, "-m", "thinslice", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=env,
+    )
+
+
+def test_ls_and_show_tell_size_licence_context_and_digest(smollm2_path: Path) -> None:
+    listed = thinslice("ls")
+    assert listed.returncode == 0
+    row = next(line for line in listed.stdout.splitlines() if line.startswith("smollm2"))
+    for part in ("93.81 MiB", "8192", "apache-2.0", "LlamaForCausalLM"):
+        assert part in row
+    shown = thinslice("show", "smollm2")
+    assert f"sha256 {DIGEST}" in shown.stdout
+    record = json.loads(thinslice("show", "smollm2", "--json").stdout)
+    assert record["num_bytes"] == 98_362_432
+    assert record["files"][0]["sha256"] == DIGEST
+    assert json.loads(thinslice("ls", "--json").stdout)["models"][0]["name"] == "smollm2"
+
+
+def test_an_empty_store_says_what_fills_it(tmp_path: Path) -> None:
+    assert "thinslice pull smollm2 fetches one" in thinslice("ls", home=tmp_path).stderr
+    for command in (["rm", "smollm2"], ["show", "smollm2"], ["pull", "smollm2", "--offline"]):
+        refused = thinslice(*command, home=tmp_path)
+        assert refused.returncode == 6
+        assert "smollm2 is not stored" in refused.stderr
+    assert thinslice("run", "smollm2", "hi", "--offline", home=tmp_path).returncode == 6
+
+
+def test_rm_removes_what_ls_showed(smollm2_path: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models" / "smollm2"
+    models.mkdir(parents=True)
+    for file in smollm2_path.parent.iterdir():
+        (models / file.name).symlink_to(file) if file.suffix == ".gguf" else (
+            models / file.name
+        ).write_bytes(file.read_bytes())
+    assert "smollm2" in thinslice("ls", home=tmp_path).stdout
+    removed = thinslice("rm", "smollm2", home=tmp_path)
+    assert removed.returncode == 0
+    assert not models.exists()
+    assert smollm2_path.exists(), "a link is removed, not what it points to"
+
+
+def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None:
+    planned = thinslice("plan", "smollm2", "--memory", "512MiB")
+    assert planned.returncode == 0, planned.stderr
+    for part in ("runtime", "weight ring", "headroom", "slices streamed", "--memory 256MiB"):
+        assert part in planned.stdout
+    record = json.loads(thinslice("plan", "smollm2", "--memory", "512MiB", "--json").stdout)
+    assert sum(record["parts"].values()) == record["peak_bytes"] <= 512 * MIB
+    assert record["streaming"]["num_pinned"] < record["streaming"]["num_slices"]
+    refused = thinslice("plan", "smollm2", "--memory", "100MiB")
+    assert refused.returncode == 3
+    assert refused.stdout == ""
+
+
+def test_doctor_finds_a_store_it_cannot_use(tmp_path: Path) -> None:
+    works = thinslice("doctor", "--json")
+    assert works.returncode == 0
+    names = {finding["name"] for finding in json.loads(works.stdout)["findings"]}
+    assert {"Python", "torch", "cores", "memory", "compiled kernels", "model store"} <= names
+    (tmp_path / "file").write_text("")
+    broken = thinslice("doctor", home=tmp_path / "file")
+    assert broken.returncode == 1
+    assert "cannot be written" in broken.stdout
+
+
+def test_markup_and_control_characters_in_names_are_shown_as_they_are() -> None:
+    refused = thinslice("run", ":smile:[b]x[/b]", "hi")
+    assert refused.returncode == 2
+    assert ":smile:[b]x[/b]" in refused.stderr
+
+
+def test_a_full_disk_behind_stdout_is_an_error_and_no_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "thinslice", "ls", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 6
+    assert done.stderr == "error: cannot write the output: the disk is full\n"
