@@ -1,5 +1,6 @@
 """Fixtures that several rooms' tests use."""
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -7,6 +8,9 @@ import pytest
 
 from thinslice.store.store import Store
 
+# A shell that runs tests in the background has interrupts ignored, here and in every child; the
+# tests of Ctrl-C need the handler Python has otherwise.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says something of the machine, nothing of the code.
 hypothesis.settings.register_profile("thinslice", deadline=None)
 hypothesis.settings.load_profile("thinslice")
