@@ -4,7 +4,7 @@ Arithmetic and validation only. Reading a config.json is in shape_from_config.py
 shape_from_gguf.py.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from thinslice.errors import CheckpointError
 
@@ -114,7 +114,3 @@ class ModelShape:
     def window_of(self, layer_idx: int) -> int | None:
         """Positions a query of this layer sees (itself included), or None for all."""
         return self.sliding_window if layer_idx in self.sliding_layers else None
-
-    def to_dict(self) -> dict[str, object]:
-        """The fields that differ from nothing, for ``show --json``."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
