@@ -10,7 +10,7 @@ from tests.checkpoints import GgufOptions, GgufTokenizer, tiny_config, write_ggu
 from thinslice.config import SamplingParams
 from thinslice.engine import engine
 from thinslice.engine.llm import LLM
-from thinslice.engine.sampler import sample
+from thinslice.engine.sampler import Sampled, sample_rows
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
 from thinslice.plan.shape_from_config import shape_from_config
@@ -191,21 +191,20 @@ def test_an_interrupt_while_sampling_leaves_every_sequence_where_it_was(
 ) -> None:
     expected = [completion.text for completion in llm.generate(["abc", "xyz"], LONG)]
     first, second = llm.stream("abc", LONG), llm.stream("xyz", LONG)
-    calls = []
+    sampled = []
 
-    def interrupted(logits: torch.Tensor, sequence: Sequence) -> int:
-        calls.append(sequence)
-        if len(calls) == 2:
+    def interrupted(logits: torch.Tensor, best: list[int], sequence: Sequence) -> Sampled:
+        if sampled:
             raise KeyboardInterrupt
-        return sample(logits, sequence)
+        sampled.append(sample_rows(logits, best, sequence))
+        return sampled[-1]
 
-    monkeypatch.setattr(engine, "sample", interrupted)
+    monkeypatch.setattr(engine, "sample_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.engine.step()
     monkeypatch.undo()
     assert "".join(chunk.text for chunk in second) == expected[1]
-    for _ in first:
-        pass
+    assert "".join(chunk.text for chunk in first) == expected[0]
     assert_idle(llm)
 
 
