@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from thinslice.config import SamplingParams
 from thinslice.engine.sequence import Sequence, TokenLogprobs
 
-Floats = NDArray[np.floating]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Ids = NDArray[np.intp]
 
 # How far below the likeliest token to look for those a filter keeps, in units of the temperature:
-# the first ones nearly always hold enough, which is checked; the last holds everything.
-_REACHES = (4.0, 8.0, 12.0, 16.0, np.inf)
+# the first nearly always holds enough, which is checked; a row is only sorted as a last resort.
+_REACHES = (4.0, 8.0, 12.0)
 # float32's largest: what one over the smallest temperatures is cut to.
 _LARGEST_SCALE = 3.0e38
 _DRAW_BLOCK = 256
@@ -39,7 +40,7 @@ def sample(logits_V: torch.Tensor, sequence: Sequence) -> int:
 
     Errors: ArithmeticError for logits that are not numbers.
     Extra memory: a copy of the row where there are penalties; where tokens are drawn two float32
-    copies at a time; where nearly all tokens are as likely as each other, 40 bytes per token.
+    copies at a time; where the filters may keep nearly all tokens, 40 bytes per token.
     """
     row = logits_V.numpy()
     return _choose(row, int(row.argmax()), sequence, [])
@@ -88,7 +89,7 @@ def token_logprobs(logits_V: Floats, token_id: int, count: int) -> TokenLogprobs
     likeliest: list[int] = []
     if count > 0:
         wanted = SamplingParams(temperature=1.0, top_k=count, top_p=1.0)
-        likeliest = _likeliest(logits_V, wanted)[1][:count].tolist()
+        likeliest = _likeliest(logits_V, logits_V.max(), wanted, None)[1][:count].tolist()
     return TokenLogprobs(float(shifted[token_id]), tuple((i, float(shifted[i])) for i in likeliest))
 
 
@@ -120,10 +121,10 @@ def keep_likely(logits_V: Floats, params: SamplingParams) -> tuple[Floats, Ids]:
 
     The probabilities are those at the params' temperature, which must not be 0.
     """
-    total = None
+    largest, total = logits_V.max(), None
     if params.top_p < 1.0 and not params.top_k:
-        total = float(_weights(logits_V, logits_V.max(), params.temperature).sum())
-    logits, token_ids = _likeliest(logits_V, params, total)
+        total = float(_weights(logits_V, largest, params.temperature).sum())
+    logits, token_ids = _likeliest(logits_V, largest, params, total)
     if params.top_k:
         logits, token_ids = logits[: params.top_k], token_ids[: params.top_k]
     weights = _exact_weights(logits, params.temperature)
@@ -153,7 +154,7 @@ def _choose(row: Floats, best: int, sequence: Sequence, accepted: list[int]) -> 
     return int(token_ids[_draw(_exact_weights(logits, params.temperature), draw)])
 
 
-def _draw(weights: Floats, draw: float) -> int:
+def _draw(weights: Floats | Doubles, draw: float) -> int:
     """The first place up to which the weights sum to more than this share of all."""
     sums = weights.cumsum(dtype=np.float64)
     # Rounded up, the share could be all of them.
@@ -172,24 +173,24 @@ def _draw_from_all(weights: Floats, draw: float) -> int:
     return start + _draw(weights[start : start + _DRAW_BLOCK], inside)
 
 
-def _weights(logits_V: Floats, largest: np.floating, temperature: float) -> Floats:
-    """Probabilities as multiples of the likeliest one's, in the logits' own precision."""
-    scaled = logits_V - largest
+def _weights(logits: Floats, largest: np.float32, temperature: float) -> Floats:
+    """Probabilities as multiples of the likeliest token's."""
+    scaled = logits - largest
     with np.errstate(over="ignore"):
-        scaled *= min(1.0 / temperature, _LARGEST_SCALE)
+        scaled *= np.float32(min(1.0 / temperature, _LARGEST_SCALE))
     np.exp(scaled, out=scaled)
     return scaled
 
 
-def _exact_weights(logits: Floats, temperature: float) -> Floats:
+def _exact_weights(logits: Floats, temperature: float) -> Doubles:
     """The same in float64, for logits in order."""
     with np.errstate(over="ignore"):
-        weights: Floats = np.exp((logits.astype(np.float64) - logits[0]) / temperature)
+        weights: Doubles = np.exp((logits.astype(np.float64) - logits[0]) / temperature)
     return weights
 
 
 def _likeliest(
-    logits_V: Floats, params: SamplingParams, total: float | None = None
+    logits_V: Floats, largest: np.float32, params: SamplingParams, total: float | None
 ) -> tuple[Floats, Ids]:
     """The largest logits in order, equal ones by id: at least all that the filters keep.
 
@@ -197,23 +198,40 @@ def _likeliest(
         total: the mass of all tokens as a multiple of the likeliest one's, where there is a top-p
             and no top-k.
     """
-    largest = float(logits_V.max())
-    token_ids = np.flatnonzero(logits_V >= largest - _REACHES[0] * params.temperature)
-    logits = logits_V[token_ids]
-    for reach in _REACHES[1:]:
-        if _is_enough(logits, largest, params, total):
-            break
+    for reach in _REACHES:
         token_ids = np.flatnonzero(logits_V >= largest - reach * params.temperature)
         logits = logits_V[token_ids]
-    order = np.argsort(-logits, kind="stable")
+        if _is_enough(logits, largest, params, total):
+            break
+    else:
+        bound = -np.inf
+        if 0 < params.top_k < len(logits_V):
+            bound = np.partition(logits_V, -params.top_k)[-params.top_k]
+        token_ids = np.flatnonzero(logits_V >= bound)
+        logits = logits_V[token_ids]
+    order = _descending(logits)
     return logits[order], token_ids[order]
 
 
-def _is_enough(logits: Floats, largest: float, params: SamplingParams, total: float | None) -> bool:
+def _is_enough(
+    logits: Floats, largest: np.float32, params: SamplingParams, total: float | None
+) -> bool:
     """Whether the logits above some bound hold all that the filters keep."""
     if params.top_k:
         return len(logits) >= params.top_k
-    weights = _weights(logits, logits.dtype.type(largest), params.temperature)
+    weights = _weights(logits, largest, params.temperature)
     if weights.min() < params.min_p:
         return True
     return total is not None and float(weights.sum(dtype=np.float64)) >= params.top_p * total
+
+
+def _descending(logits: Floats) -> Ids:
+    """The order from the largest to the smallest, equal ones by place.
+
+    Value and place are sorted as one integer, which is many times faster than a stable argsort.
+    """
+    bits = (0.0 - logits).view(np.int32)  # 0 - x, as -x would tell -0 from 0
+    ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64)
+    keys = (ascending << 32) | np.arange(len(logits))
+    keys.sort()
+    return keys & 0xFFFFFFFF

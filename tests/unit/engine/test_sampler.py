@@ -54,8 +54,9 @@ def test_filters_keep_what_their_definitions_keep(
     params: SamplingParams, seed: int, size: int, spread: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    logits = rng.standard_normal(size) * spread
+    logits = (rng.standard_normal(size) * spread).astype(np.float32)
     logits[rng.integers(size, size=3)] = 1.0  # ties, resolved by id
+    logits[rng.integers(size, size=2)] = (0.0, -0.0)
     kept_logits, token_ids = keep_likely(logits, params)
     assert token_ids.tolist() == plainly_kept(logits, params)
     assert (kept_logits == logits[token_ids]).all()
