@@ -144,6 +144,7 @@ class Engine:
         # All at once after the last thing that can be interrupted.
         outputs = self._commit(scheduled, samples)
         outputs = [self._hand_out(output) for output in outputs]
+        self.metrics.steps += 1
         self.metrics.schedule_s.observe(scheduled_at - start)
         self.metrics.run_s.observe(ran_at - scheduled_at)
         self.metrics.sample_s.observe(time.perf_counter() - ran_at)
