@@ -7,7 +7,7 @@ their own event loop, woken once for each step. The engine itself is touched by 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
@@ -25,9 +25,9 @@ class AsyncStream:
     """The completions of one prompt as they come: iterate for Deltas, then read ``completions``.
 
     The last Delta of each completion has a finish reason; the iteration ends after the last one's.
-    What went wrong in a request is in its Delta, and not raised. Whoever ends the iteration early
-    calls ``aclose``, or uses the stream as a context manager: that ends the completions, and
-    their blocks are free before the next step.
+    What went wrong in a request is in its Delta, and not raised. Whoever leaves early calls
+    ``aclose``, or uses the stream as a context manager: that ends the completions, and their
+    blocks are free before the next step. A task that is cancelled while it waits here need not.
     """
 
     def __init__(self, engine: "AsyncEngine", num_samples: int) -> None:
@@ -48,14 +48,19 @@ class AsyncStream:
     ) -> None:
         await self.aclose()
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
+    def __aiter__(self) -> "AsyncStream":
+        return self
+
+    async def __anext__(self) -> Delta:
+        if not self._num_unfinished:
+            raise StopAsyncIteration
         try:
-            while self._num_unfinished:
-                delta = await self._deltas.get()
-                self._num_unfinished -= delta.finish_reason is not None
-                yield delta
-        finally:
+            delta = await self._deltas.get()
+        except asyncio.CancelledError:
             await self.aclose()
+            raise
+        self._num_unfinished -= delta.finish_reason is not None
+        return delta
 
     async def aclose(self) -> None:
         """End what is unfinished."""
@@ -164,12 +169,14 @@ class AsyncEngine:
     # The thread's side.
 
     def _run(self) -> None:
-        while self._take_commands():
-            if self.llm.engine.has_work:
-                self._step()
-        for stream, request in list(self._streams.values()):
-            self.llm.engine.abort(request.sequence)
-            self._deliver([(stream, request)])
+        try:
+            while self._take_commands():
+                if self.llm.engine.has_work:
+                    self._step()
+        finally:
+            for _, request in self._streams.values():
+                self.llm.engine.abort(request.sequence)
+            self._deliver(list(self._streams.values()))
 
     def _take_commands(self) -> bool:
         """Run what tasks have asked for, waiting for it where there is no work; False to end."""
