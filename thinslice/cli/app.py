@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from thinslice import __version__
+from thinslice.cli.bench import bench
 from thinslice.cli.chat import chat
 from thinslice.cli.console import print_error
 from thinslice.cli.doctor import doctor
@@ -28,7 +29,17 @@ _EPILOGUE = (
     "130 interrupted."
 )
 INTERRUPTED = 130
-_COMMANDS: tuple[Callable[..., int | None], ...] = (run, chat, plan, pull, ls, show, rm, doctor)
+_COMMANDS: tuple[Callable[..., int | None], ...] = (
+    run,
+    chat,
+    plan,
+    bench,
+    pull,
+    ls,
+    show,
+    rm,
+    doctor,
+)
 
 
 def make_app() -> App:

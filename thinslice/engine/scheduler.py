@@ -161,9 +161,13 @@ class Scheduler:
         return self.blocks.num_taken_by(sequence) <= room
 
     def _num_needed(self, sequences: list[Sequence]) -> int:
-        """Blocks that running sequences still need for their prompts, and one more for each."""
-        counts = (self.blocks.blocks_for(s.num_tokens) - len(s.blocks) for s in sequences)
-        return sum(max(count, 0) + 1 for count in counts)
+        """Blocks that running sequences still need for their prompts, and soon for what follows."""
+        return sum(max(self._soon(sequence) - len(sequence.blocks), 0) for sequence in sequences)
+
+    def _soon(self, sequence: Sequence) -> int:
+        """Blocks that a sequence will hold soon: one more than now, unless it never comes to it."""
+        most = self.blocks.blocks_for(sequence.max_positions)
+        return min(self.blocks.blocks_for(sequence.num_tokens) + 1, most)
 
     def _displace_for(self, sequence: Sequence, step: _Step) -> bool:
         """Preempt sequences of a higher priority value, the last in order first, if that helps."""

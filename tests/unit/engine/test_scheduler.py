@@ -130,6 +130,17 @@ def test_a_prompt_waits_until_it_fits_beside_what_the_running_ones_need() -> Non
     assert shape_of(run_step(scheduler)) == [(1, 8)]
 
 
+def test_as_many_run_as_their_longest_courses_fit() -> None:
+    """Room that no running sequence can come to need is given away."""
+    scheduler = Scheduler(small_plan(num_kv_blocks=6))
+    for seq_id in range(3):
+        scheduler.add(new_sequence(seq_id, 3, 5, first_token=seq_id))
+    assert len(run_step(scheduler)) == 3
+    while scheduler.has_work:
+        run_step(scheduler)
+    assert scheduler.num_preemptions == 0
+
+
 def test_the_last_to_come_gives_way_and_goes_on_later() -> None:
     scheduler = Scheduler(small_plan(num_kv_blocks=6))
     first, last = new_sequence(0, 4, 16, first_token=5), new_sequence(1, 4, 16, first_token=6)
