@@ -110,7 +110,7 @@ def test_bench_tells_speed_and_memory(smollm2_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert (record["prompt_tokens"], record["completion_tokens"], record["sequences"]) == (40, 6, 3)
-    assert record["tokens_per_sweep"] == 3.0
+    assert 1.0 < record["tokens_per_sweep"] <= 3.0
     assert record["steps"] >= 6
     assert 0 < record["time_to_first_token_s"] <= record["last_time_to_first_token_s"]
     assert 0 < record["peak_bytes"] <= record["planned_bytes"] <= record["budget_bytes"]
