@@ -10,7 +10,8 @@ from types import ModuleType
 
 import torch
 
-from thinslice.kernels.packed import GROUP, PackedFormat, PackedWeight
+from thinslice.kernels.packed import PackedWeight
+from thinslice.plan.packed_format import GROUP, PackedFormat
 
 _native: ModuleType | None
 try:

@@ -11,63 +11,19 @@ This module knows the layout; choosing codes and scales is `quantize.py`'s work.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 
 from thinslice.kernels.buffers import empty_bytes
-
-PANEL_ROWS = 16
-GROUP = 32
-ALIGNMENT = 64
-
-
-class PackedFormat(StrEnum):
-    """How a weight is stored: 4.5, 5 and 8.5 bits each, scales included."""
-
-    INT4 = "int4"  # scale * (code - 8)
-    INT4M = "int4m"  # scale * code + minimum
-    INT8 = "int8"  # scale * (code - 128)
-
-    @property
-    def zero_point(self) -> int:
-        return {PackedFormat.INT4: 8, PackedFormat.INT4M: 0, PackedFormat.INT8: 128}[self]
-
-    @property
-    def largest_code(self) -> int:
-        return 255 if self is PackedFormat.INT8 else 15
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of codes in one group of one panel."""
-        return 512 if self is PackedFormat.INT8 else 256
-
-
-def check_in_features(in_features: int) -> None:
-    """Refuse a row length that does not divide into groups (ValueError)."""
-    if in_features <= 0 or in_features % GROUP:
-        raise ValueError(
-            f"packed formats need a multiple of {GROUP} input features, got {in_features}"
-        )
-
-
-def panel_bytes(fmt: PackedFormat, in_features: int) -> int:
-    """Bytes of one panel of 16 output rows."""
-    check_in_features(in_features)
-    groups = in_features // GROUP
-    if fmt is PackedFormat.INT4M:
-        return groups * (fmt.code_bytes + ALIGNMENT)
-    return (groups + 1) // 2 * (2 * fmt.code_bytes + ALIGNMENT)
-
-
-def num_panels(out_features: int) -> int:
-    """Panels that hold this many output rows; the last one is padded with zero rows."""
-    return -(-out_features // PANEL_ROWS)
-
-
-def packed_bytes(fmt: PackedFormat, out_features: int, in_features: int) -> int:
-    """Bytes of a whole packed matrix."""
-    return num_panels(out_features) * panel_bytes(fmt, in_features)
+from thinslice.plan.packed_format import (
+    ALIGNMENT,
+    GROUP,
+    PANEL_ROWS,
+    PackedFormat,
+    num_panels,
+    packed_bytes,
+    panel_bytes,
+)
 
 
 @dataclass(frozen=True, eq=False)

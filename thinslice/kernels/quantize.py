@@ -13,15 +13,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from thinslice.errors import CheckpointError
-from thinslice.kernels.packed import (
-    GROUP,
-    PANEL_ROWS,
-    PackedFormat,
-    PackedWeight,
-    check_in_features,
-    empty,
-    pack_into,
-)
+from thinslice.kernels.packed import PackedWeight, empty, pack_into
+from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, check_in_features
 
 # Elements worked on at a time: temporaries of half a MiB, which stay in the caches.
 _PIECE = 1 << 17

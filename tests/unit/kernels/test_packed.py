@@ -4,16 +4,8 @@ import pytest
 import torch
 
 from thinslice.kernels import native
-from thinslice.kernels.packed import (
-    GROUP,
-    PackedFormat,
-    PackedWeight,
-    pack,
-    packed_bytes,
-    panel_bytes,
-    unpack,
-    unpack_parts,
-)
+from thinslice.kernels.packed import PackedWeight, pack, unpack, unpack_parts
+from thinslice.plan.packed_format import GROUP, PackedFormat, packed_bytes, panel_bytes
 
 FORMATS = list(PackedFormat)
 
