@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from thinslice.checkpoint.names import expected_tensors
-from thinslice.model.batch import ForwardBatch, SequenceSpan
+from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder, LayerContext
 from thinslice.model.mtp import MTPDecoder
 from thinslice.plan.cost import model_parameters, mtp_parameters
@@ -122,8 +122,7 @@ def module_mtp(weights: Weights, hidden: torch.Tensor, embedding: torch.Tensor) 
     decoder.load_state_dict(weights, assign=True)
     count = len(hidden)
     positions = torch.arange(count)
-    span = SequenceSpan(0, count, count, torch.tensor([0]))
-    batch = ForwardBatch(positions, positions, positions, [span])
+    batch = pack([TokenRun(range(count), 0, [0])], block_size=16)
     cos, sin = decoder.rotary.tables(positions)
     caches = (torch.zeros(1, 2, 16, 8), torch.zeros(1, 2, 16, 8))
     layer = decoder.model.mtp_layers[0]
