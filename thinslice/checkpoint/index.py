@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat
+from thinslice.plan.packing import Packing
+from thinslice.plan.weight_layout import Stored, StoredMatrix
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class TensorEntry:
 
     Attributes:
         name: the name Hugging Face checkpoints use, also for a GGUF.
-        dtype: BF16, F16, F32, or the ggml name of a quantised type such as Q4_1.
+        dtype: BF16, F16, F32, the ggml name of a quantised type such as Q4_1, or the PackedFormat
+            of a packed checkpoint's matrix.
         shape: rows first, as torch has it (a GGUF header stores it reversed).
         offset: first byte in the file, from its start.
         rotary_heads: for q and k rows of a GGUF of the Llama family, whose rows llama.cpp reorders
@@ -33,6 +37,13 @@ class TensorEntry:
     num_bytes: int
     rotary_heads: int = 0
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row; of a packed matrix, whose rows come in panels, of its share of one."""
+        is_packed = self.dtype in set(PackedFormat)
+        rows = -(-self.shape[0] // PANEL_ROWS) * PANEL_ROWS if is_packed else self.shape[0]
+        return self.num_bytes // rows
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -43,6 +54,7 @@ class Checkpoint:
         kind: ``safetensors`` or ``gguf``.
         files: every file that holds tensors.
         metadata: the GGUF key-value pairs; empty for safetensors.
+        packing: how a packed checkpoint is cut; None for every other.
     """
 
     path: Path
@@ -51,8 +63,18 @@ class Checkpoint:
     tensors: Mapping[str, TensorEntry]
     files: tuple[Path, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    packing: Packing | None = None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors on disk."""
         return sum(entry.num_bytes for entry in self.tensors.values())
+
+    @property
+    def stored(self) -> Stored:
+        """How each matrix lies on disk."""
+        return {
+            name: StoredMatrix(entry.dtype, entry.row_bytes)
+            for name, entry in self.tensors.items()
+            if len(entry.shape) == 2
+        }

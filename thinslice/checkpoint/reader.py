@@ -88,6 +88,19 @@ class CheckpointReader:
             for first, piece in self._pieces(entry, start, stop):
                 out[first - start : first - start + len(piece)].copy_(piece)
 
+    def read_bytes(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        """Fill ``out`` with the bytes of rows ``start`` to ``stop`` as they lie on disk.
+
+        Args:
+            out: uint8, flat, of exactly those bytes. Rows of a packed matrix come in whole panels.
+
+        Errors: CheckpointError naming the file if it cannot be read or has shrunk.
+        """
+        entry = self.checkpoint.tensors[name]
+        assert out.dtype == torch.uint8, f"{name}: {out.dtype}"
+        assert out.is_contiguous(), f"{name}: not contiguous"
+        self._fill(entry, start, out)
+
     def _read_rotary(self, entry: TensorEntry, start: int, stop: int, out: torch.Tensor) -> None:
         """Put rows back that llama.cpp reordered within each head.
 
@@ -120,7 +133,7 @@ class CheckpointReader:
     def _fill(self, entry: TensorEntry, start: int, out: torch.Tensor) -> None:
         """Fill ``out``, which has the type on disk, with the bytes of rows from ``start`` on."""
         view = out.view(torch.uint8).numpy().reshape(-1).data
-        offset = entry.offset + start * (entry.num_bytes // entry.shape[0])
+        offset = entry.offset + start * entry.row_bytes
         with os_errors_named(entry.path):
             file = self._file(entry.path)
             for begin in range(0, len(view), SCRATCH_BYTES):

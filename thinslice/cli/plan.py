@@ -47,7 +47,7 @@ def plan(
     checkpoint = open_checkpoint(Store().resolve(model))
     # Held while planning: what the process has before a model is loaded is measured.
     _tokenizer = load_tokenizer(checkpoint)
-    settings = EngineSettings(fit.memory, fit.context, fit.dtype, sequences)
+    settings = EngineSettings(fit.memory, fit.context, fit.dtype, fit.kv_dtype, sequences)
     chosen = plan_checkpoint(checkpoint, settings)
     if as_json:
         print_json(chosen.to_dict())

@@ -92,6 +92,7 @@ def load_model(model: str, load: LoadOptions) -> "LLM":
             memory=load.memory,
             context=load.context,
             dtype=load.dtype,
+            kv_dtype=load.kv_dtype,
             max_num_seqs=1,
             offline=load.offline,
         )

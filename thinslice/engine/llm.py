@@ -24,6 +24,7 @@ class Settings(TypedDict, total=False):
     memory: str | int | None
     context: int | None
     dtype: str
+    kv_dtype: str
     max_num_seqs: int
     offline: bool
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence as Rows
 import torch
 
 from thinslice.engine.scheduler import ScheduledTokens
+from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.batch import ForwardBatch, TokenRun, pack
-from thinslice.model.decoder import Decoder, KVCaches
+from thinslice.model.decoder import Decoder
 
 
 class Runner:
@@ -19,7 +20,7 @@ class Runner:
     def __init__(
         self,
         decoder: Decoder,
-        kv_caches: KVCaches,
+        kv_caches: Rows[PagedKv],
         block_size: int,
         weights: WeightStore | None,
     ) -> None:

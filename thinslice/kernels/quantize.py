@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 
 from thinslice.errors import CheckpointError
 from thinslice.kernels.packed import PackedWeight, empty, pack_into
-from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, check_in_features
+from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat
 
 # Elements worked on at a time: temporaries of half a MiB, which stay in the caches.
 _PIECE = 1 << 17
@@ -46,12 +46,18 @@ def quantize(weight: torch.Tensor, fmt: PackedFormat) -> PackedWeight:
     CheckpointError for weights that are not finite or exceed the range of fp16 scales.
     Source: the search for scales is that of make_qx_quants and make_qkx2_quants in llama.cpp.
     """
-    if not weight.dtype.is_floating_point:
-        raise TypeError(f"quantize takes float weights, got {weight.dtype}")
     if weight.dim() != 2:
         raise ValueError(f"quantize takes a matrix, got {list(weight.shape)}")
-    check_in_features(weight.shape[1])
     target = empty(fmt, weight.shape[0], weight.shape[1])
+    quantize_into(target, weight)
+    return target
+
+
+def quantize_into(target: PackedWeight, weight: torch.Tensor) -> None:
+    """Fill a packed matrix [N, K]; otherwise as ``quantize``."""
+    if not weight.dtype.is_floating_point:
+        raise TypeError(f"quantize takes float weights, got {weight.dtype}")
+    fmt = target.format
     step = _rows_per_piece(weight.shape[1])
     for start in range(0, weight.shape[0], step):
         piece = weight[start : start + step]
@@ -59,7 +65,6 @@ def quantize(weight: torch.Tensor, fmt: PackedFormat) -> PackedWeight:
         if not bool(groups.isfinite().all()):
             raise CheckpointError("a weight is infinite or not a number; it cannot be quantised")
         _write_piece(target, start, _QUANTIZERS[fmt](groups))
-    return target
 
 
 def from_gguf(blocks: np.ndarray, kind: GGMLQuantizationType, in_features: int) -> PackedWeight:
@@ -74,8 +79,16 @@ def from_gguf(blocks: np.ndarray, kind: GGMLQuantizationType, in_features: int) 
     if kind not in _READERS:
         known = ", ".join(sorted(k.name for k in _READERS))
         raise CheckpointError(f"GGUF type {kind.name} has no packed format; those with: {known}")
+    target = empty(_READERS[kind][0], blocks.shape[0], in_features)
+    from_gguf_into(target, blocks, kind)
+    return target
+
+
+def from_gguf_into(target: PackedWeight, blocks: np.ndarray, kind: GGMLQuantizationType) -> None:
+    """Fill a packed matrix [N, K]; otherwise as ``from_gguf``."""
+    in_features = target.in_features
     fmt, read = _READERS[kind]
-    check_in_features(in_features)
+    assert fmt is target.format, f"{kind.name} into {target.format}"
     block_size, block_bytes = GGML_QUANT_SIZES[kind]
     row_bytes = in_features // block_size * block_bytes
     if in_features % block_size or blocks.ndim != 2 or blocks.shape[1] != row_bytes:
@@ -83,13 +96,11 @@ def from_gguf(blocks: np.ndarray, kind: GGMLQuantizationType, in_features: int) 
             f"{kind.name} rows of {in_features} weights have {row_bytes} bytes in blocks of "
             f"{block_size}, got an array {list(blocks.shape)}"
         )
-    target = empty(fmt, blocks.shape[0], in_features)
     step = _rows_per_piece(in_features)
     for start in range(0, blocks.shape[0], step):
         piece = np.ascontiguousarray(blocks[start : start + step], dtype=np.uint8)
         groups = read(piece.reshape(piece.shape[0], -1, block_bytes))
         _write_piece(target, start, groups)
-    return target
 
 
 def _rows_per_piece(in_features: int) -> int:
