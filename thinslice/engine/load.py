@@ -13,6 +13,7 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.runner import Runner
 from thinslice.errors import ConfigError
 from thinslice.kernels.dispatch import NATIVE, is_native, ops_for
+from thinslice.memory.fuse import fuse
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
 from thinslice.memory.meter import current_rss_bytes
@@ -120,6 +121,8 @@ def load_engine(
         # Two pools of threads that take turns wait for each other; see kernels/cpu/threads.cpp.
         torch.set_num_threads(1)
     kv_caches = allocate_kv_caches(shape, chosen)
+    if weights is not None and ops is NATIVE:
+        decoder.stack = fuse(decoder, weights, kv_caches)
     runner = Runner(decoder, kv_caches, chosen.block_size, weights)
     return Engine(runner, chosen, eos_token_ids)
 

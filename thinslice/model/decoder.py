@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from thinslice.kernels.dispatch import TORCH, Ops
+from thinslice.kernels.native_stack import NativeStack
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.kernels.torch_ops import Rows
 from thinslice.model.batch import ForwardBatch
@@ -193,6 +194,7 @@ class DecoderBlock(nn.Module):
         self.self_attn = Attention(shape, window)
         self.post_attention_layernorm = RMSNorm(size, shape.rms_norm_eps)
         self.mlp = SlicedMLP(shape, packing) if packing else MLP(size, inner, bias, bias)
+        self.has_gate_bias = bias
 
     def forward(self, x_TD: torch.Tensor, context: LayerContext) -> torch.Tensor:
         x_TD = self.self_attn(x_TD, self.input_layernorm(x_TD), context)
@@ -226,7 +228,8 @@ class DecoderStack(nn.Module):
 class Decoder(nn.Module):
     """A whole model without its multi-token-prediction layers.
 
-    ``packing`` is that of a packed checkpoint, whose feed-forward is cut into blocks.
+    ``packing`` is that of a packed checkpoint, whose feed-forward is cut into blocks. ``stack``
+    holds the layers once more as one call into compiled code, where memory/fuse.py could make it.
     """
 
     def __init__(self, shape: ModelShape, packing: Packing | None = None) -> None:
@@ -235,6 +238,7 @@ class Decoder(nn.Module):
         self.model = DecoderStack(shape, packing)
         self.lm_head = Linear(shape.hidden_size, shape.vocab_size)
         self.rotary = Rotary(shape)
+        self.stack: NativeStack | None = None
         self.tie_head()
 
     def tie_head(self) -> None:
@@ -256,6 +260,8 @@ class Decoder(nn.Module):
         """
         x_TD = self.model.embed_tokens(batch.token_ids_T)
         cos_TR, sin_TR = self.rotary.tables(batch.positions_T)
+        if self.stack is not None and self.stack.serves(kv_caches):
+            return self.stack.run(x_TD, (cos_TR, sin_TR), batch.slots_T, batch.sequences)
         for layer, cache in zip(self.model.layers, kv_caches, strict=True):
             x_TD = layer(x_TD, LayerContext(batch, cos_TR, sin_TR, cache))
         return x_TD
