@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat
+from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, num_panels
 from thinslice.plan.packing import Packing
 from thinslice.plan.weight_layout import Stored, StoredMatrix
 
@@ -22,7 +22,8 @@ class TensorEntry:
         name: the name Hugging Face checkpoints use, also for a GGUF.
         dtype: BF16, F16, F32, the ggml name of a quantised type such as Q4_1, or the PackedFormat
             of a packed checkpoint's matrix.
-        shape: rows first, as torch has it (a GGUF header stores it reversed).
+        shape: rows first, as torch has it (a GGUF header stores it reversed); of a packed matrix
+            its rows and columns, whatever the header says of its bytes.
         offset: first byte in the file, from its start.
         rotary_heads: for q and k rows of a GGUF of the Llama family, whose rows llama.cpp reorders
             within each head (pairs side by side), the number of heads; 0 elsewhere. The reader
@@ -38,11 +39,16 @@ class TensorEntry:
     rotary_heads: int = 0
 
     @property
+    def is_packed(self) -> bool:
+        """Whether it is a matrix in a packed format, whose rows come in panels of 16."""
+        return self.dtype in set(PackedFormat)
+
+    @property
     def row_bytes(self) -> int:
-        """Bytes of a row; of a packed matrix, whose rows come in panels, of its share of one."""
-        is_packed = self.dtype in set(PackedFormat)
-        rows = -(-self.shape[0] // PANEL_ROWS) * PANEL_ROWS if is_packed else self.shape[0]
-        return self.num_bytes // rows
+        """Bytes of a row; of a packed matrix, its share of a panel."""
+        if self.is_packed:
+            return self.num_bytes // (num_panels(self.shape[0]) * PANEL_ROWS)
+        return self.num_bytes // self.shape[0]
 
 
 @dataclass(frozen=True)

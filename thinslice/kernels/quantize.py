@@ -54,17 +54,24 @@ def quantize(weight: torch.Tensor, fmt: PackedFormat) -> PackedWeight:
 
 
 def quantize_into(target: PackedWeight, weight: torch.Tensor) -> None:
-    """Fill a packed matrix [N, K]; otherwise as ``quantize``."""
+    """Fill a packed matrix [N, K] from a float matrix; see ``quantize``.
+
+    Peak extra memory: about 8 MiB. Errors: those of ``quantize``.
+    """
     if not weight.dtype.is_floating_point:
         raise TypeError(f"quantize takes float weights, got {weight.dtype}")
-    fmt = target.format
+    if tuple(weight.shape) != (target.out_features, target.in_features):
+        raise ValueError(
+            f"a packed matrix [{target.out_features}, {target.in_features}] takes weights of that "
+            f"shape, got {list(weight.shape)}"
+        )
     step = _rows_per_piece(weight.shape[1])
     for start in range(0, weight.shape[0], step):
         piece = weight[start : start + step]
         groups = piece.to(torch.float32).unflatten(1, (-1, GROUP))
         if not bool(groups.isfinite().all()):
             raise CheckpointError("a weight is infinite or not a number; it cannot be quantised")
-        _write_piece(target, start, _QUANTIZERS[fmt](groups))
+        _write_piece(target, start, _QUANTIZERS[target.format](groups))
 
 
 def from_gguf(blocks: np.ndarray, kind: GGMLQuantizationType, in_features: int) -> PackedWeight:
@@ -76,19 +83,24 @@ def from_gguf(blocks: np.ndarray, kind: GGMLQuantizationType, in_features: int) 
     Peak extra memory: the packed matrix and about 8 MiB.
     Errors: CheckpointError for a kind that has no packed format or blocks of another size.
     """
-    if kind not in _READERS:
-        known = ", ".join(sorted(k.name for k in _READERS))
-        raise CheckpointError(f"GGUF type {kind.name} has no packed format; those with: {known}")
-    target = empty(_READERS[kind][0], blocks.shape[0], in_features)
+    target = empty(_reader_of(kind)[0], blocks.shape[0], in_features)
     from_gguf_into(target, blocks, kind)
     return target
 
 
 def from_gguf_into(target: PackedWeight, blocks: np.ndarray, kind: GGMLQuantizationType) -> None:
-    """Fill a packed matrix [N, K]; otherwise as ``from_gguf``."""
+    """Fill a packed matrix of the kind's own format from blocks; see ``from_gguf``.
+
+    Peak extra memory: about 8 MiB.
+    Errors: those of ``from_gguf``; ValueError for a target of another format or number of rows.
+    """
+    fmt, read = _reader_of(kind)
     in_features = target.in_features
-    fmt, read = _READERS[kind]
-    assert fmt is target.format, f"{kind.name} into {target.format}"
+    if target.format is not fmt or len(blocks) != target.out_features:
+        raise ValueError(
+            f"{len(blocks)} rows of {kind.name} go into as many of {fmt}, "
+            f"not into {target.out_features} of {target.format}"
+        )
     block_size, block_bytes = GGML_QUANT_SIZES[kind]
     row_bytes = in_features // block_size * block_bytes
     if in_features % block_size or blocks.ndim != 2 or blocks.shape[1] != row_bytes:
@@ -101,6 +113,15 @@ def from_gguf_into(target: PackedWeight, blocks: np.ndarray, kind: GGMLQuantizat
         piece = np.ascontiguousarray(blocks[start : start + step], dtype=np.uint8)
         groups = read(piece.reshape(piece.shape[0], -1, block_bytes))
         _write_piece(target, start, groups)
+
+
+def _reader_of(
+    kind: GGMLQuantizationType,
+) -> tuple[PackedFormat, Callable[[np.ndarray], _Groups]]:
+    if kind not in _READERS:
+        known = ", ".join(sorted(k.name for k in _READERS))
+        raise CheckpointError(f"GGUF type {kind.name} has no packed format; those with: {known}")
+    return _READERS[kind]
 
 
 def _rows_per_piece(in_features: int) -> int:
