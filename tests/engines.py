@@ -5,7 +5,8 @@ import torch
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import load_engine, weight_layout
+from thinslice.engine.load import load_engine
+from thinslice.engine.planning import Model
 from thinslice.model.batch import TokenRun, pack
 from thinslice.plan.planner import Workload, plan
 from thinslice.units import GIB
@@ -16,7 +17,7 @@ def engine_of(
 ) -> Engine:
     """A loaded engine with room to spare."""
     workload = Workload(context, max_num_seqs, dtype)
-    layout = weight_layout(checkpoint, dtype)
+    layout = Model.of(checkpoint).layout(dtype)
     return load_engine(
         checkpoint, plan(checkpoint.shape, layout, 4 * GIB, workload, 0), frozenset()
     )

@@ -9,7 +9,7 @@ from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model
 from tests.engines import engine_of, greedy, logits_of
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import checkpoint_dtype
+from thinslice.engine.planning import checkpoint_dtype
 from thinslice.kernels import native
 from thinslice.plan.shape_from_config import shape_from_config
 

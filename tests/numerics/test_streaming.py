@@ -18,7 +18,8 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import checkpoint_dtype, load_engine, weight_layout
+from thinslice.engine.load import load_engine
+from thinslice.engine.planning import Model, checkpoint_dtype
 from thinslice.errors import CheckpointError
 from thinslice.kernels import native
 from thinslice.plan.memory_plan import StreamingPlan
@@ -53,7 +54,7 @@ def write(kind: str, folder: Path) -> Checkpoint:
 
 def streamed_engine(checkpoint: Checkpoint, num_pinned: int, dtype: str = "float32") -> Engine:
     """An engine whose slices are so small that every matrix has several."""
-    layout = weight_layout(checkpoint, dtype)
+    layout = Model.of(checkpoint).layout(dtype)
     resident = plan(checkpoint.shape, layout, 4 * GIB, Workload(None, 2, dtype), 0)
     streaming = StreamingPlan(
         slice_bytes=SLICE_BYTES,
@@ -67,7 +68,7 @@ def streamed_engine(checkpoint: Checkpoint, num_pinned: int, dtype: str = "float
 
 def num_slices(checkpoint: Checkpoint, dtype: str = "float32") -> int:
     """Slices of a sweep."""
-    return len(weight_layout(checkpoint, dtype).slices(SLICE_BYTES))
+    return len(Model.of(checkpoint).layout(dtype).slices(SLICE_BYTES))
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0-tied", "Q5_0"])

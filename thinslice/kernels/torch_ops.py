@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from thinslice.errors import ConfigError
 from thinslice.kernels.packed import PackedWeight, unpack
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
+from thinslice.plan.packed_format import PANEL_ROWS
+from thinslice.units import MIB
 
 # Rows of a matrix: numbers, or packed.
 Rows = torch.Tensor | PackedWeight
+# Weights of a packed matrix that are numbers at one time.
+_UNPACKED_AT_ONCE = MIB
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -56,13 +60,28 @@ def linear(
 
     A packed matrix is turned into numbers first: its result is near that of the compiled kernels,
     which quantise ``x`` as well, and not the same. ``out`` may be ``residual``.
-    Extra memory: T times rows; of a packed matrix 14 bytes for each weight.
+    Extra memory: T times rows; for a packed matrix 14 MiB more.
     """
-    weight = unpack(rows).to(x_TD.dtype) if isinstance(rows, PackedWeight) else rows
-    result = F.linear(x_TD, weight, bias)
+    if isinstance(rows, PackedWeight):
+        result = _packed_linear(x_TD, rows)
+        if bias is not None:
+            result += bias
+    else:
+        result = F.linear(x_TD, rows, bias)
     if residual is not None:
         return torch.add(residual, result, out=out)
     return result if out is None else out.copy_(result)
+
+
+def _packed_linear(x_TD: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """``x @ weight.T``, a piece of the rows at a time: as numbers they take many times the room."""
+    result = x_TD.new_empty(x_TD.shape[0], weight.out_features)
+    step = max(_UNPACKED_AT_ONCE // weight.in_features // PANEL_ROWS, 1) * PANEL_ROWS
+    for start in range(0, weight.out_features, step):
+        stop = min(start + step, weight.out_features)
+        numbers = unpack(weight.rows(start, stop)).to(x_TD.dtype)
+        result[:, start:stop] = F.linear(x_TD, numbers)
+    return result
 
 
 def write_kv(cache: torch.Tensor, rows_TKH: torch.Tensor, slots_T: torch.Tensor) -> None:
