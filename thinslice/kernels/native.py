@@ -89,9 +89,7 @@ def repack(blocks: torch.Tensor, kind: str, target: PackedWeight) -> None:
     check_indices(blocks, torch.uint8, [target.out_features, groups * block_bytes], "blocks")
     if target.format is not fmt:
         raise ValueError(f"{kind} goes into {fmt}, not into {target.format}")
-    library().repack(
-        blocks.data_ptr(), code, target.out_features, groups, target.data.data_ptr()
-    )
+    library().repack(blocks.data_ptr(), code, target.out_features, groups, target.data.data_ptr())
 
 
 def panel_bytes(fmt: PackedFormat, in_features: int) -> int:
