@@ -34,13 +34,20 @@ def plan_checkpoint(checkpoint: Checkpoint, settings: EngineSettings) -> MemoryP
     dtype = native_dtype() if settings.dtype == "auto" else settings.dtype
     workload = Workload(settings.context, settings.max_num_seqs, dtype)
     source = weight_source(checkpoint, dtype)
-    budget_bytes = settings.memory_bytes
-    if budget_bytes is None:
-        free_bytes = free_memory()
-        if free_bytes is None:
-            raise ConfigError("this system does not tell its free memory; name --memory")
-        budget_bytes = default_budget(free_bytes)
-    return plan(checkpoint.shape, source, budget_bytes, workload, current_rss_bytes())
+    return plan(checkpoint.shape, source, budget_bytes(settings), workload, current_rss_bytes())
+
+
+def budget_bytes(settings: EngineSettings) -> int:
+    """The budget that was named, or a share of what is free.
+
+    Errors: ConfigError where none was named and the system does not tell what is free.
+    """
+    if settings.memory_bytes is not None:
+        return settings.memory_bytes
+    free_bytes = free_memory()
+    if free_bytes is None:
+        raise ConfigError("this system does not tell its free memory; name --memory")
+    return default_budget(free_bytes)
 
 
 def weight_source(checkpoint: Checkpoint, dtype: str) -> WeightSource:
