@@ -114,7 +114,8 @@ def cut_windows(
         token_ids.pop()
     windows = Windows(token_ids, first_scored, context, len(text_ids), len(used_ids))
     if windows.num_scored < 2:
-        raise RequestError(f"the text has {len(text_ids)} tokens; at least 3 are needed")
+        needed = 2 if prefix_ids else 3
+        raise RequestError(f"the text has {len(text_ids)} tokens; at least {needed} are needed")
     return windows
 
 
