@@ -12,13 +12,13 @@ from thinslice.config import SamplingParams
 from thinslice.engine import sequence as engine_sequence
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.verify import verify
-from thinslice.memory.load import load_resident
-from thinslice.model.batch import ForwardBatch, SequenceSpan
+from thinslice.kernels.paged_kv import PagedKv
+from thinslice.memory.load import LoadedDtypes, load_resident
+from thinslice.model.batch import TokenRun, pack
 from thinslice.model.mtp import MTPDecoder
 
 SMALL_MTP = Path(__file__).parent / "models" / "small_mtp"
 BLOCK_SIZE, MAX_POSITIONS = 16, 320
-KVCache = tuple[torch.Tensor, torch.Tensor]
 # Stands between verification and the drafter; a planted fault changes the rows.
 Change = Callable[[CertainRows, list[int]], CertainRows]
 
@@ -28,16 +28,16 @@ def load_small_mtp() -> MTPDecoder:
     checkpoint = open_checkpoint(SMALL_MTP)
     decoder = MTPDecoder(checkpoint.shape)
     with CheckpointReader(checkpoint) as reader:
-        load_resident(decoder, reader, torch.float32)
+        load_resident(decoder, reader, LoadedDtypes(torch.float32, torch.float32))
     return decoder
 
 
-def empty_caches(decoder: MTPDecoder, num_sequences: int, count: int) -> list[KVCache]:
+def empty_caches(decoder: MTPDecoder, num_sequences: int, count: int) -> list[PagedKv]:
     """K and V of so many layers; garbage where nothing has been written, as in an engine."""
     shape = decoder.shape
     num_blocks = num_sequences * MAX_POSITIONS // BLOCK_SIZE
     size = (num_blocks, shape.num_key_value_heads, BLOCK_SIZE, shape.head_dim)
-    return [(torch.full(size, 9.0), torch.full(size, -9.0)) for _ in range(count)]
+    return [PagedKv(torch.full(size, 9.0), torch.full(size, -9.0)) for _ in range(count)]
 
 
 def unchanged(rows: CertainRows, drafts: list[int]) -> CertainRows:
@@ -53,7 +53,7 @@ class Run:
     """
 
     sequence: engine_sequence.Sequence
-    block_table: torch.Tensor
+    blocks: list[int]
     num_drafts: int
     drafts: list[int] = field(default_factory=list)
     num_drafted: int = 0
@@ -86,12 +86,12 @@ class Speculation:
         self.main_caches, self.mtp_caches = caches[:-1], caches[-1]
         self.drafter = MTPDrafter(decoder, self.mtp_caches)
         # Blocks of a sequence lie apart, so that a wrong one is seen.
-        tables = torch.arange(caches[0][0].shape[0]).view(-1, len(prompts)).T.flip(1)
+        tables = torch.arange(caches[0].k.shape[0]).view(-1, len(prompts)).T.flip(1)
         params = SamplingParams(temperature=0)
         self.runs = [
             Run(
                 engine_sequence.Sequence(i, prompt, params, MAX_POSITIONS, torch.Generator()),
-                tables[i].contiguous(),
+                tables[i].tolist(),
                 num_drafts,
             )
             for i, prompt in enumerate(prompts)
@@ -131,25 +131,17 @@ class Speculation:
             num_drafts = run.num_drafts
         sequence.num_computed += count
         next_ids = sequence.tokens(start + 1, start + 1 + count)
-        rows = CertainRows(start, hidden[:count], next_ids, run.block_table, num_drafts)
+        rows = CertainRows(start, hidden[:count], next_ids, run.blocks, num_drafts)
         return self.change(rows, drafts)
 
     def _forward(self, runs: list[Run], fed: list[list[int]]) -> list[torch.Tensor]:
-        positions, slots, spans = [], [], []
-        for run, tokens in zip(runs, fed, strict=True):
-            first = run.sequence.num_computed
-            position = torch.arange(first, first + len(tokens))
-            begin = sum(len(one) for one in positions)
-            positions.append(position)
-            slots.append(run.block_table[position // BLOCK_SIZE] * BLOCK_SIZE)
-            slots[-1] += position % BLOCK_SIZE
-            last = first + len(tokens)
-            table = run.block_table[: -(-last // BLOCK_SIZE)]
-            spans.append(SequenceSpan(begin, begin + len(tokens), last, table))
-        ids = torch.tensor([one for tokens in fed for one in tokens])
-        batch = ForwardBatch(ids, torch.cat(positions), torch.cat(slots), spans)
+        packed = [
+            TokenRun(tokens, run.sequence.num_computed, run.blocks)
+            for run, tokens in zip(runs, fed, strict=True)
+        ]
+        batch = pack(packed, BLOCK_SIZE)
         hidden = self.decoder(batch, self.main_caches)
-        return [hidden[span.start : span.stop] for span in spans]
+        return [hidden[span.start : span.stop] for span in batch.spans]
 
     def _cut(self, tokens: list[int]) -> list[int]:
         for place, token_id in enumerate(tokens):

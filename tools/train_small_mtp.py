@@ -35,8 +35,9 @@ from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ConfigError, ThinsliceError
 from thinslice.kernels import torch_ops
-from thinslice.memory.load import load_resident
-from thinslice.model.batch import ForwardBatch, SequenceSpan
+from thinslice.kernels.paged_kv import PagedKv
+from thinslice.memory.load import LoadedDtypes, load_resident
+from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import LayerContext
 from thinslice.model.mtp import MTPDecoder
 from thinslice.model.rope import inverse_frequencies, rotary_tables
@@ -317,14 +318,15 @@ def check_export(folder: Path, model: TrainedModel) -> None:
     checkpoint = open_checkpoint(folder)
     decoder = MTPDecoder(checkpoint.shape)
     with CheckpointReader(checkpoint) as reader:
-        load_resident(decoder, reader, torch.float32)
+        load_resident(decoder, reader, LoadedDtypes(torch.float32, torch.float32))
     row, _ = next(training_rows(random.Random(1), 128))
     ids, positions = torch.tensor(row), torch.arange(127)
-    span = SequenceSpan(0, 127, 127, torch.tensor([0]))
-    batch = ForwardBatch(ids[:-1], positions, positions, [span])
+    batch = pack([TokenRun(row[:-1], 0, [0])], block_size=128)
     shape = checkpoint.shape
     size = (1, shape.num_key_value_heads, 128, shape.head_dim)
-    caches = [(torch.zeros(size), torch.zeros(size)) for _ in range(shape.num_hidden_layers + 1)]
+    caches = [
+        PagedKv(torch.zeros(size), torch.zeros(size)) for _ in range(shape.num_hidden_layers + 1)
+    ]
     hidden = decoder(batch, caches[:-1])
     context = LayerContext(batch, *decoder.rotary.tables(positions), caches[-1])
     embedding = decoder.model.embed_tokens(ids[1:])

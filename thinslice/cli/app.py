@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from thinslice import __version__
 from thinslice.cli.chat import chat
+from thinslice.cli.compare import compare
 from thinslice.cli.console import print_error
 from thinslice.cli.doctor import doctor
 from thinslice.cli.models import ls, pull, rm, show
@@ -28,7 +29,17 @@ _EPILOGUE = (
     "130 interrupted."
 )
 INTERRUPTED = 130
-_COMMANDS: tuple[Callable[..., int | None], ...] = (run, chat, plan, pull, ls, show, rm, doctor)
+_COMMANDS: tuple[Callable[..., int | None], ...] = (
+    run,
+    chat,
+    compare,
+    plan,
+    pull,
+    ls,
+    show,
+    rm,
+    doctor,
+)
 
 
 def make_app() -> App:

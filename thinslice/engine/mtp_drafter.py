@@ -15,12 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from thinslice.model.batch import ForwardBatch, SequenceSpan
+from thinslice.kernels.paged_kv import PagedKv
+from thinslice.model.batch import ForwardBatch, TokenRun, pack
 from thinslice.model.decoder import LayerContext
 from thinslice.model.mtp import MTPDecoder, MTPLayer
-
-# First position, token ids and block table of one sequence.
-_Span = tuple[int, list[int], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class CertainRows:
         start: position of the first row; the rows before it have been given.
         hidden_TD: residual stream of the main model, before its final norm.
         next_token_ids: the token after each row.
-        block_table: blocks of the sequence, int64, with room for the rows, and for one more for
+        blocks: block table of the sequence, with room for the rows, and for one more for
             each draft beyond the first.
         num_drafts: tokens to draft; 0 within a prompt, or to keep in step only.
     """
@@ -43,7 +41,7 @@ class CertainRows:
     start: int
     hidden_TD: torch.Tensor
     next_token_ids: list[int]
-    block_table: torch.Tensor
+    blocks: Rows[int]
     num_drafts: int = 1
 
 
@@ -54,7 +52,7 @@ class MTPDrafter:
     as vLLM and SGLang do. MiMo's layer is not trained for that: its second draft is seldom right.
 
     Args:
-        caches: K and V of the layer, each [num_blocks, K, block_size, H].
+        cache: K and V of the layer.
         takes_normed_hidden: the layer was trained on the residual stream after the main model's
             final norm, as FastMTP's is; Xiaomi's take it before.
     """
@@ -62,7 +60,7 @@ class MTPDrafter:
     def __init__(
         self,
         decoder: MTPDecoder,
-        caches: tuple[torch.Tensor, torch.Tensor],
+        cache: PagedKv,
         takes_normed_hidden: bool = False,
     ) -> None:
         layers = decoder.model.mtp_layers
@@ -72,8 +70,7 @@ class MTPDrafter:
         assert isinstance(layer, MTPLayer)
         self.decoder = decoder
         self.layer = layer
-        self.caches = caches
-        self.block_size = caches[0].shape[2]
+        self.cache = cache
         self.takes_normed_hidden = takes_normed_hidden
 
     @torch.inference_mode()
@@ -86,16 +83,17 @@ class MTPDrafter:
         Time: the layer once over all rows, and again over one row for each further draft; the head
         over one row for each draft. Extra memory: 4 T D, the layer's activations, and B V logits.
         """
+        block_size = self.cache.block_size
         hidden_TD = torch.cat([one.hidden_TD for one in sequences])
         if self.takes_normed_hidden:
             hidden_TD = self.decoder.model.norm(hidden_TD)
-        batch = self._pack([(one.start, one.next_token_ids, one.block_table) for one in sequences])
+        batch = pack([_new_rows(one) for one in sequences], block_size)
         out_BD = self._run(hidden_TD, batch)[[span.stop - 1 for span in batch.spans]]
         drafts: list[list[int]] = [[] for _ in sequences]
         for num_drafted in range(max(one.num_drafts for one in sequences)):
             drafting = [i for i, one in enumerate(sequences) if one.num_drafts > num_drafted]
             if num_drafted > 0:
-                batch = self._pack([_row_of_draft(sequences[i], drafts[i]) for i in drafting])
+                batch = pack([_row_of_draft(sequences[i], drafts[i]) for i in drafting], block_size)
                 out_BD[drafting] = self._run(out_BD[drafting], batch)
             token_ids = self.decoder.lm_head(out_BD[drafting]).argmax(-1).tolist()
             for i, token_id in zip(drafting, token_ids, strict=True):
@@ -104,28 +102,16 @@ class MTPDrafter:
 
     def _run(self, hidden_TD: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         embedding_TD = self.decoder.model.embed_tokens(batch.token_ids_T)
-        cos_TH, sin_TH = self.decoder.rotary.tables(batch.positions_T)
-        context = LayerContext(batch, cos_TH, sin_TH, self.caches)
+        cos_TR, sin_TR = self.decoder.rotary.tables(batch.positions_T)
+        context = LayerContext(batch, cos_TR, sin_TR, self.cache)
         return self.layer.predict(hidden_TD, embedding_TD, context)
 
-    def _pack(self, rows: Rows[_Span]) -> ForwardBatch:
-        token_ids: list[int] = []
-        positions: list[torch.Tensor] = []
-        slots: list[torch.Tensor] = []
-        spans: list[SequenceSpan] = []
-        for first, tokens, block_table in rows:
-            last, begin = first + len(tokens), len(token_ids)
-            token_ids += tokens
-            position = torch.arange(first, last)
-            positions.append(position)
-            block = block_table[position // self.block_size]
-            slots.append(block * self.block_size + position % self.block_size)
-            num_blocks = -(-last // self.block_size)
-            spans.append(SequenceSpan(begin, len(token_ids), last, block_table[:num_blocks]))
-        return ForwardBatch(torch.tensor(token_ids), torch.cat(positions), torch.cat(slots), spans)
+
+def _new_rows(sequence: CertainRows) -> TokenRun:
+    return TokenRun(sequence.next_token_ids, sequence.start, sequence.blocks)
 
 
-def _row_of_draft(sequence: CertainRows, drafts: list[int]) -> _Span:
+def _row_of_draft(sequence: CertainRows, drafts: list[int]) -> TokenRun:
     """The last draft, at the position after the row that it was read from."""
     position = sequence.start + len(sequence.next_token_ids) + len(drafts) - 1
-    return position, drafts[-1:], sequence.block_table
+    return TokenRun(drafts[-1:], position, sequence.blocks)

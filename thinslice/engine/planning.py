@@ -107,15 +107,27 @@ def plan_model(
     )
     if workload.kv_dtype == "int8" and not workload.is_native:
         raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")
-    budget_bytes = settings.memory_bytes
-    if budget_bytes is None:
-        free_bytes = free_memory()
-        if free_bytes is None:
-            raise ConfigError("this system does not tell its free memory; name --memory")
-        budget_bytes = default_budget(free_bytes)
     layout = model.layout(settings.dtype)
     runtime_bytes = runtime_bytes or current_rss_bytes()
-    return plan(model.shape, layout, budget_bytes, workload, runtime_bytes)
+    return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
+
+
+def plan_checkpoint(checkpoint: Checkpoint, settings: EngineSettings) -> MemoryPlan:
+    """``plan_model`` of a checkpoint that is here."""
+    return plan_model(Model.of(checkpoint), settings)
+
+
+def budget_bytes(settings: EngineSettings) -> int:
+    """The budget that was named, or a share of what is free.
+
+    Errors: ConfigError where none was named and the system does not tell what is free.
+    """
+    if settings.memory_bytes is not None:
+        return settings.memory_bytes
+    free_bytes = free_memory()
+    if free_bytes is None:
+        raise ConfigError("this system does not tell its free memory; name --memory")
+    return default_budget(free_bytes)
 
 
 def predict_speed(model: Model, chosen: MemoryPlan, hardware: HardwareProfile) -> Prediction:

@@ -10,7 +10,6 @@ import torch
 from tests.speculation import (
     BLOCK_SIZE,
     Change,
-    KVCache,
     Run,
     Speculation,
     empty_caches,
@@ -18,8 +17,9 @@ from tests.speculation import (
     unchanged,
 )
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
+from thinslice.kernels.paged_kv import PagedKv
 from thinslice.kernels.torch_ops import gather_kv
-from thinslice.model.batch import ForwardBatch, SequenceSpan
+from thinslice.model.batch import TokenRun, pack
 from thinslice.model.mtp import MTPDecoder
 from tools.small_mtp_text import examples
 
@@ -34,8 +34,9 @@ def decoder() -> MTPDecoder:
     return load_small_mtp()
 
 
-def cached(caches: KVCache, block_table: torch.Tensor, count: int) -> list[torch.Tensor]:
-    return [gather_kv(cache, block_table, count) for cache in caches]
+def cached(cache: PagedKv, blocks: list[int], count: int) -> list[torch.Tensor]:
+    used = torch.tensor(blocks[: -(-count // BLOCK_SIZE)])
+    return [gather_kv(one, used, count) for one in (cache.k, cache.v)]
 
 
 @torch.inference_mode()
@@ -45,20 +46,18 @@ def from_scratch(
     """K and V of a whole text's rows, all run at once, and the drafts after it."""
     count = len(token_ids) - 1
     caches = empty_caches(decoder, 1, decoder.shape.num_hidden_layers + 1)
-    table, positions = torch.arange(caches[0][0].shape[0]), torch.arange(count)
-    used = table[: -(-count // BLOCK_SIZE)]
-    span = SequenceSpan(0, count, count, used)
-    batch = ForwardBatch(torch.tensor(token_ids[:-1]), positions, positions, [span])
+    blocks = list(range(caches[0].k.shape[0]))
+    batch = pack([TokenRun(token_ids[:-1], 0, blocks)], BLOCK_SIZE)
     hidden = decoder(batch, caches[:-1])
     drafter = MTPDrafter(decoder, caches[-1])
-    rows = CertainRows(0, hidden, token_ids[1:], table, num_drafts)
+    rows = CertainRows(0, hidden, token_ids[1:], blocks, num_drafts)
     (drafts,) = drafter.propose([rows])
-    return cached(caches[-1], used, count), drafts
+    return cached(caches[-1], blocks, count), drafts
 
 
 def check_in_step(speculation: Speculation, run: Run) -> None:
     sequence, num_drafts = run.sequence, len(run.drafts)
-    kept = cached(speculation.mtp_caches, run.block_table, sequence.num_computed)
+    kept = cached(speculation.mtp_caches, run.blocks, sequence.num_computed)
     token_ids = sequence.tokens(0, sequence.num_computed + 1)
     expected, drafts = from_scratch(speculation.decoder, token_ids, num_drafts)
     for one, other in zip(kept, expected, strict=True):
@@ -147,12 +146,12 @@ def test_faults_are_seen(decoder: MTPDecoder, fault: Change) -> None:
 def test_a_layer_trained_on_normed_states_gets_them(decoder: MTPDecoder) -> None:
     """FastMTP's setting: as if the states given had gone through the main model's norm."""
     torch.manual_seed(0)
-    hidden, table = torch.randn(5, decoder.shape.hidden_size), torch.arange(4)
+    hidden, blocks = torch.randn(5, decoder.shape.hidden_size), [0, 1, 2, 3]
     kept = []
     for normed, states in ((True, hidden), (False, decoder.model.norm(hidden)), (False, hidden)):
-        (caches,) = empty_caches(decoder, 1, 1)
-        drafter = MTPDrafter(decoder, caches, takes_normed_hidden=normed)
-        drafter.propose([CertainRows(0, states, [1, 2, 3, 4, 5], table)])
-        kept.append(cached(caches, table[:1], 5)[0])
+        (cache,) = empty_caches(decoder, 1, 1)
+        drafter = MTPDrafter(decoder, cache, takes_normed_hidden=normed)
+        drafter.propose([CertainRows(0, states, [1, 2, 3, 4, 5], blocks)])
+        kept.append(cached(cache, blocks, 5)[0])
     assert torch.equal(kept[0], kept[1])
     assert not torch.allclose(kept[0], kept[2])
