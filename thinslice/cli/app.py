@@ -13,6 +13,7 @@ from thinslice.cli.chat import chat
 from thinslice.cli.console import print_error
 from thinslice.cli.doctor import doctor
 from thinslice.cli.models import ls, pull, rm, show
+from thinslice.cli.pack import pack
 from thinslice.cli.plan import plan
 from thinslice.cli.run import run
 from thinslice.errors import ConfigError, StoreError, ThinsliceError
@@ -28,7 +29,17 @@ _EPILOGUE = (
     "130 interrupted."
 )
 INTERRUPTED = 130
-_COMMANDS: tuple[Callable[..., int | None], ...] = (run, chat, plan, pull, ls, show, rm, doctor)
+_COMMANDS: tuple[Callable[..., int | None], ...] = (
+    run,
+    chat,
+    plan,
+    pack,
+    pull,
+    ls,
+    show,
+    rm,
+    doctor,
+)
 
 
 def make_app() -> App:
