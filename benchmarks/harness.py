@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -290,13 +291,16 @@ def drop_page_cache(*paths: Path) -> None:
     Pages are charged to the control group that first read them: left there by another process,
     they would be memory that a contestant uses and does not pay for.
     """
-    for path in paths:
-        for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if not file.is_file():
-                continue
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())  # what is not written yet cannot be dropped
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for file in files_of(*paths):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())  # what is not written yet cannot be dropped
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def files_of(*paths: Path) -> list[Path]:
+    """The files themselves, and all files under the folders."""
+    found = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+    return [file for file in found if file.is_file()]
 
 
 class Artefacts:
@@ -320,7 +324,21 @@ class Artefacts:
             make(path)
         return path
 
+    def check_space(self, num_bytes: int) -> None:
+        """Errors: RunError if the disk cannot hold so much, with what is in the folder already."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        present = sum(file.stat().st_size for file in files_of(*self.folder.iterdir()))
+        free = shutil.disk_usage(self.folder).free
+        if present + free < num_bytes:
+            raise RunError(
+                f"the large files need {(num_bytes - present) / 1e9:.0f} GB more; {self.folder} "
+                f"has {free / 1e9:.0f} GB free; --work names another folder"
+            )
+
     def clean_up(self) -> None:
         """Delete what was made here, unless it is to be kept."""
         for path in [] if self._keep else self._made:
-            subprocess.run(["rm", "-rf", "--", str(path)], check=True)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ ratio beside `read limit` is the share of the memory's read bandwidth that decod
 
 The environment is everyone's: on busy cores set OMP_WAIT_POLICY=PASSIVE, or threads that spin
 while they wait slow all of torch down. A table goes to standard error; the last line is JSON.
+Large files, 41 GB, are deleted at the end unless --keep.
 """
 
 import argparse
@@ -47,6 +48,8 @@ LLAMA, OPENVINO, TRANSFORMERS = "llama.cpp", "OpenVINO GenAI", "transformers bf1
 LIMIT = "read limit"
 # How many times better than each peer thinslice is to be.
 TARGETS = {LLAMA: 1.0, OPENVINO: 1.0, TRANSFORMERS: 1.0}
+# A checkpoint in bfloat16, and from it or beside it 4 and 8 bits, for thinslice and for llama.cpp.
+WORK_BYTES = 41 * 10**9
 SHORT_PROMPT = 8
 PROMPT = "Explain in two sentences why the sky is blue."
 
@@ -184,6 +187,8 @@ def run(options: argparse.Namespace) -> int:
     artefacts = Artefacts(options.work or options.peers / "work", keep=options.keep)
     chosen = {"threads": options.threads, "dtype": options.dtype, "layers": options.layers}
     quick = QUICK if options.quick else {}
+    if not options.quick:
+        artefacts.check_space(WORK_BYTES)
     make = Contestants(peers, artefacts, Settings(**{**chosen, **quick}))
     rows: list[Row] = []
     try:

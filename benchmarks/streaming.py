@@ -3,11 +3,11 @@
 MiMo-7B's shape with random weights, one token at a time. Every run has a fresh memory control group
 of the named size, without swap, and starts with none of its files in the page cache; this needs
 root on Linux. In bfloat16 in 4 GiB beside accelerate's disk offload and AirLLM, in int4 in 2 GiB
-beside llama.cpp's memory mapping. The disk's own speed is measured before each of thinslice's runs:
+beside llama.cpp's memory mapping. The disk's own speed is measured after each of thinslice's runs:
 `disk limit` is the time it takes the disk to deliver what thinslice read.
 
-Figures are medians of the rounds. A table goes to standard error; the last line is JSON. Disk:
-36 GB, and 16 GB of it in bfloat16 alone; AirLLM keeps a copy of its own.
+Figures are medians of the rounds. A table goes to standard error; the last line is JSON. Large
+files, 40 GB, are deleted at the end unless --keep.
 """
 
 import argparse
@@ -48,6 +48,8 @@ from thinslice.units import GIB, MIB, parse_bytes
 ACCELERATE, AIRLLM, LLAMA, LIMIT = "accelerate", "AirLLM", "llama.cpp mmap", "disk limit"
 # How many times faster than each peer thinslice is to be.
 TARGETS = {ACCELERATE: 1.6, AIRLLM: 2.8, LLAMA: 1.6, LIMIT: 1 / 1.15}
+# A checkpoint in bfloat16, AirLLM's copy of it, and 4 bits for thinslice and for llama.cpp.
+WORK_BYTES = 40 * 10**9
 PROMPT_TOKENS = 4
 DISK_AMOUNT = 2 * GIB
 DISK_OPTIONS = tuple(ReaderOptions(size, depth) for size in (MIB, 4 * MIB) for depth in (4, 8))
@@ -181,9 +183,9 @@ def airllm_files(make: Contestants) -> Path:
 def bfloat16_case(make: Contestants, options: argparse.Namespace) -> Case:
     """In bfloat16, beside accelerate and AirLLM."""
     streams, last = Streams(make, options.bfloat16_memory), {}
-    offload = options.work / "accelerate"
-    accelerate_options = ["--resident", options.resident, "--folder", str(offload)]
-    airllm_options = ["--folder", str(options.work / "airllm")]
+    folder = make.artefacts.need("accelerate", Path.mkdir)
+    accelerate_options = ["--resident", options.resident, "--folder", str(folder)]
+    airllm_options = ["--folder", str(make.artefacts.folder / "airllm")]
     runs = {
         OURS: streams.ours(make.checkpoint, "bfloat16", last),
         LIMIT: streams.disk_limit(make.checkpoint, last),
@@ -202,8 +204,10 @@ def int4_case(make: Contestants, options: argparse.Namespace) -> Case:
         LIMIT: streams.disk_limit(lambda: make.packed(dtype), last),
         LLAMA: streams.llama(lambda: make.gguf("int4")),
     }
-    theirs = f"{GGUF_TYPES['int4']} without repacking"
-    return Case("int4", "s/token", runs, TARGETS, f"in {streams.memory}, {theirs}")
+    note = f"in {streams.memory}, {GGUF_TYPES['int4']} without repacking"
+    if dtype != "int4":
+        note += f" beside {dtype}"
+    return Case("int4", "s/token", runs, TARGETS, note)
 
 
 CASES: dict[str, Callable[[Contestants, argparse.Namespace], Case]] = {
@@ -223,6 +227,8 @@ def run(options: argparse.Namespace) -> int:
     artefacts = Artefacts(options.work, keep=options.keep)
     chosen = {"threads": options.threads, "dtype": options.dtype, "new_tokens": options.tokens}
     quick = QUICK if options.quick else {}
+    if not options.quick:
+        artefacts.check_space(WORK_BYTES)
     make = Contestants(peers, artefacts, Settings(**{**chosen, **quick}))
     rounds = options.rounds or make.settings.rounds
     rows: list[Row] = []
