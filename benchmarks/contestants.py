@@ -34,7 +34,7 @@ class Settings:
 
     Attributes:
         shape: the large one, as tools/make_checkpoint.py knows it.
-        dtype: thinslice's in every case; None takes what the case is about.
+        dtype: thinslice's in every case; None takes what the case is about, as files hold it.
         layers: that transformers runs of the large shape, for all of them.
     """
 
@@ -60,6 +60,10 @@ class Contestants:
         self.settings = settings
         self.threads = str(settings.threads)
         self.smollm2 = Store().ensure("smollm2", None)
+
+    def small_model(self) -> Path:
+        """SmolLM2 as a GGUF in Q4_1."""
+        return self.smollm2
 
     def checkpoint(self) -> Path:
         """Random weights of the large shape in bfloat16."""
@@ -92,7 +96,6 @@ class Contestants:
     def ours(
         self,
         model: Callable[[], Path],
-        dtype: str,
         figure: Callable[[Result], float],
         **amounts: int,
     ) -> Run:
@@ -100,7 +103,8 @@ class Contestants:
 
         def run() -> Figure:
             words = [f"--{name.replace('_', '-')}={value}" for name, value in amounts.items()]
-            result = run_ours(model(), "--dtype", dtype, "--threads", self.threads, *words)
+            words += ["--dtype", self.settings.dtype or "auto", "--threads", self.threads]
+            result = run_ours(model(), *words)
             return Figure(figure(result), result)
 
         return run

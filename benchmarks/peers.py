@@ -60,7 +60,7 @@ def large_decode(make: Contestants, name: str) -> Case:
     amount = make.settings.new_tokens
     amounts = {"prompt_tokens": SHORT_PROMPT, "new_tokens": amount + 1}
     runs = {
-        OURS: make.ours(lambda: make.packed(dtype), dtype, decode_rate, **amounts),
+        OURS: make.ours(lambda: make.packed(dtype), decode_rate, **amounts),
         LLAMA: make.llama_bench(lambda: make.gguf(name), 0, amount),
     }
     if dtype == name:
@@ -80,7 +80,7 @@ def large_prefill(make: Contestants) -> Case:
     amounts = {"prompt_tokens": amount, "new_tokens": 1}
     random = {"prompt_tokens": amount, "layers": make.settings.layers}
     runs = {
-        OURS: make.ours(lambda: make.packed(dtype), dtype, rate, **amounts),
+        OURS: make.ours(lambda: make.packed(dtype), rate, **amounts),
         LLAMA: make.llama_bench(lambda: make.gguf("int4"), amount, 0),
         TRANSFORMERS: make.library("transformers-random", make.checkpoint, rate, **random),
     }
@@ -94,21 +94,19 @@ def large_prefill(make: Contestants) -> Case:
 
 def small_decode(make: Contestants) -> Case:
     """SmolLM2, one sequence, one token at a time."""
-    model, dtype = lambda: make.smollm2, make.settings.dtype or "int4"
     amount = 4 * make.settings.new_tokens
     amounts = {"prompt_tokens": SHORT_PROMPT, "new_tokens": amount + 1}
     runs = {
-        OURS: make.ours(model, dtype, decode_rate, **amounts),
-        LLAMA: make.llama_bench(model, 0, amount),
-        OPENVINO: make.library("openvino", model, decode_rate, **amounts),
-        TRANSFORMERS: make.library("transformers-gguf", model, decode_rate, **amounts),
+        OURS: make.ours(make.small_model, decode_rate, **amounts),
+        LLAMA: make.llama_bench(make.small_model, 0, amount),
+        OPENVINO: make.library("openvino", make.small_model, decode_rate, **amounts),
+        TRANSFORMERS: make.library("transformers-gguf", make.small_model, decode_rate, **amounts),
     }
     return Case("smollm2-decode", "tokens/s", runs, TARGETS, "Q4_1")
 
 
 def small_prefill(make: Contestants) -> Case:
     """SmolLM2, one prompt."""
-    model, dtype = lambda: make.smollm2, make.settings.dtype or "int4"
     amount = make.settings.prompt_tokens
 
     def rate(result: Result) -> float:
@@ -116,17 +114,16 @@ def small_prefill(make: Contestants) -> Case:
 
     amounts = {"prompt_tokens": amount, "new_tokens": 2}
     runs = {
-        OURS: make.ours(model, dtype, rate, **amounts),
-        LLAMA: make.llama_bench(model, amount, 0),
-        OPENVINO: make.library("openvino", model, rate, **amounts),
-        TRANSFORMERS: make.library("transformers-gguf", model, rate, **amounts),
+        OURS: make.ours(make.small_model, rate, **amounts),
+        LLAMA: make.llama_bench(make.small_model, amount, 0),
+        OPENVINO: make.library("openvino", make.small_model, rate, **amounts),
+        TRANSFORMERS: make.library("transformers-gguf", make.small_model, rate, **amounts),
     }
     return Case("smollm2-prefill", "tokens/s", runs, TARGETS, f"Q4_1, {amount} tokens")
 
 
 def small_batch(make: Contestants) -> Case:
     """SmolLM2, several sequences at once."""
-    dtype = make.settings.dtype or "int4"
     amount = make.settings.new_tokens
     amounts = {
         "prompt_tokens": BATCH_PROMPT,
@@ -134,7 +131,7 @@ def small_batch(make: Contestants) -> Case:
         "sequences": NUM_SEQUENCES,
     }
     runs = {
-        OURS: make.ours(lambda: make.smollm2, dtype, decode_rate, **amounts),
+        OURS: make.ours(make.small_model, decode_rate, **amounts),
         LLAMA: make.llama_batched_bench(amount),
     }
     note = f"Q4_1, {NUM_SEQUENCES} sequences, all their tokens"

@@ -200,7 +200,7 @@ def int4_case(make: Contestants, options: argparse.Namespace) -> Case:
     streams, last = Streams(make, options.int4_memory), {}
     dtype = make.settings.dtype or "int4"
     runs = {
-        OURS: streams.ours(lambda: make.packed(dtype), dtype, last),
+        OURS: streams.ours(lambda: make.packed(dtype), make.settings.dtype or "auto", last),
         LIMIT: streams.disk_limit(lambda: make.packed(dtype), last),
         LLAMA: streams.llama(lambda: make.gguf("int4")),
     }
