@@ -5,8 +5,9 @@ import torch
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import load_engine, weight_source
-from thinslice.model.batch import ForwardBatch, SequenceSpan
+from thinslice.engine.load import load_engine
+from thinslice.engine.planning import Model
+from thinslice.model.batch import TokenRun, pack
 from thinslice.plan.planner import Workload, plan
 from thinslice.units import GIB
 
@@ -16,9 +17,9 @@ def engine_of(
 ) -> Engine:
     """A loaded engine with room to spare."""
     workload = Workload(context, max_num_seqs, dtype)
-    source = weight_source(checkpoint, dtype)
+    layout = Model.of(checkpoint).layout(dtype)
     return load_engine(
-        checkpoint, plan(checkpoint.shape, source, 4 * GIB, workload, 0), frozenset()
+        checkpoint, plan(checkpoint.shape, layout, 4 * GIB, workload, 0), frozenset()
     )
 
 
@@ -34,11 +35,8 @@ def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
 @torch.inference_mode()
 def logits_of(engine: Engine, prompt: list[int]) -> torch.Tensor:
     """Logits [T, V] of every position of a prompt, run at once."""
-    count = len(prompt)
-    block_table = torch.arange(-(-count // engine.plan.block_size))
-    positions = torch.arange(count)
-    batch = ForwardBatch(
-        torch.tensor(prompt), positions, positions, [SequenceSpan(0, count, count, block_table)]
-    )
+    block_size = engine.plan.block_size
+    blocks = range(-(-len(prompt) // block_size))
+    batch = pack([TokenRun(prompt, 0, blocks)], block_size)
     runner = engine.runner
     return runner.decoder.logits(runner.decoder(batch, runner.kv_caches))

@@ -8,8 +8,9 @@ from gguf.quants import dequantize
 from gguf.quants import quantize as gguf_quantize
 
 from thinslice.errors import CheckpointError
-from thinslice.kernels.packed import GROUP, PackedFormat, unpack, unpack_parts
+from thinslice.kernels.packed import unpack, unpack_parts
 from thinslice.kernels.quantize import from_gguf, quantize
+from thinslice.plan.packed_format import GROUP, PackedFormat
 
 FORMATS = list(PackedFormat)
 

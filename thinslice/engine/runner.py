@@ -5,9 +5,10 @@ from collections.abc import Sequence as Rows
 import torch
 
 from thinslice.engine.scheduler import ScheduledTokens
+from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.weight_store import WeightStore
-from thinslice.model.batch import ForwardBatch, SequenceSpan
-from thinslice.model.decoder import Decoder, KVCaches
+from thinslice.model.batch import ForwardBatch, TokenRun, pack
+from thinslice.model.decoder import Decoder
 
 
 class Runner:
@@ -19,7 +20,7 @@ class Runner:
     def __init__(
         self,
         decoder: Decoder,
-        kv_caches: KVCaches,
+        kv_caches: Rows[PagedKv],
         block_size: int,
         weights: WeightStore | None,
     ) -> None:
@@ -50,20 +51,9 @@ class Runner:
             self.weights.close()
 
     def _batch(self, scheduled: Rows[ScheduledTokens]) -> ForwardBatch:
-        token_ids: list[int] = []
-        positions: list[torch.Tensor] = []
-        slots: list[torch.Tensor] = []
-        spans: list[SequenceSpan] = []
-        for tokens in scheduled:
-            sequence = tokens.sequence
-            first, last = sequence.num_computed, sequence.num_computed + tokens.count
-            start = len(token_ids)
-            token_ids += sequence.tokens(first, last)
-            position = torch.arange(first, last)
-            positions.append(position)
-            num_blocks = -(-last // self.block_size)
-            block_table = torch.tensor(sequence.blocks[:num_blocks])
-            in_block = position % self.block_size
-            slots.append(block_table[position // self.block_size] * self.block_size + in_block)
-            spans.append(SequenceSpan(start, len(token_ids), last, block_table))
-        return ForwardBatch(torch.tensor(token_ids), torch.cat(positions), torch.cat(slots), spans)
+        return pack([self._run_of(tokens) for tokens in scheduled], self.block_size)
+
+    def _run_of(self, tokens: ScheduledTokens) -> TokenRun:
+        sequence = tokens.sequence
+        first = sequence.num_computed
+        return TokenRun(sequence.tokens(first, first + tokens.count), first, sequence.blocks)

@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, chain
 
 import torch
+
+from thinslice.kernels.paged_kv import SequenceBatch
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,90 @@ class SequenceSpan:
 
 
 @dataclass(frozen=True)
+class TokenRun:
+    """Tokens of one sequence that go through the model at once.
+
+    Attributes:
+        token_ids: at least one.
+        first: the position of the first of them.
+        blocks: the sequence's block table; it may be longer than needed.
+    """
+
+    token_ids: Sequence[int]
+    first: int
+    blocks: Sequence[int]
+
+    @property
+    def stop(self) -> int:
+        """The position after the last of them."""
+        return self.first + len(self.token_ids)
+
+
+@dataclass(frozen=True, eq=False)
 class ForwardBatch:
     """Packed tokens of several sequences, prompt chunks and single tokens side by side.
 
     Attributes:
         token_ids_T, positions_T: int64.
         slots_T: where each token's key and value go: block * block_size + offset; int64.
-        spans: the sequences, in the order of their rows.
+        query_starts: [B + 1] int32, the row at which each sequence's tokens start, and T.
+        context_lens: [B] int32, positions in each KV cache once these rows are written.
+        block_tables: [B, most blocks] int32; a shorter table is filled up with block 0.
+        block_size: KV positions in a block.
     """
 
     token_ids_T: torch.Tensor
     positions_T: torch.Tensor
     slots_T: torch.Tensor
-    spans: Sequence[SequenceSpan]
+    query_starts: torch.Tensor
+    context_lens: torch.Tensor
+    block_tables: torch.Tensor
+    block_size: int
+
+    @cached_property
+    def sequences(self) -> SequenceBatch:
+        """What attention takes."""
+        return SequenceBatch(self.query_starts, self.context_lens, self.block_tables)
+
+    @cached_property
+    def spans(self) -> list[SequenceSpan]:
+        """The same sequences one by one, in the order of their rows."""
+        starts, lengths = self.query_starts.tolist(), self.context_lens.tolist()
+        tables = self.block_tables.long()
+        return [
+            SequenceSpan(start, stop, length, table[: -(-length // self.block_size)])
+            for start, stop, length, table in zip(
+                starts[:-1], starts[1:], lengths, tables, strict=True
+            )
+        ]
+
+
+def pack(runs: Sequence[TokenRun], block_size: int) -> ForwardBatch:
+    """The batch of these runs, in their order."""
+    counts = torch.tensor([len(run.token_ids) for run in runs])
+    firsts = torch.tensor([run.first for run in runs])
+    starts = [0, *accumulate(len(run.token_ids) for run in runs)]
+    query_starts = torch.tensor(starts, dtype=torch.int32)
+    block_tables = _block_tables(runs, block_size)
+    sequence_T = torch.repeat_interleave(counts)
+    positions_T = torch.arange(starts[-1]) + (firsts - query_starts[:-1])[sequence_T]
+    block_T = block_tables[sequence_T, positions_T // block_size]
+    return ForwardBatch(
+        token_ids_T=torch.tensor(list(chain.from_iterable(run.token_ids for run in runs))),
+        positions_T=positions_T,
+        slots_T=block_T * block_size + positions_T % block_size,
+        query_starts=query_starts,
+        context_lens=torch.tensor([run.stop for run in runs], dtype=torch.int32),
+        block_tables=block_tables,
+        block_size=block_size,
+    )
+
+
+def _block_tables(runs: Sequence[TokenRun], block_size: int) -> torch.Tensor:
+    counts = [-(-run.stop // block_size) for run in runs]
+    most = max(counts)
+    rows = [
+        [*run.blocks[:count], *[0] * (most - count)]
+        for run, count in zip(runs, counts, strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.int32)

@@ -1,0 +1,57 @@
+"""A packed batch against its definition, token by token."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thinslice.model.batch import ForwardBatch, TokenRun, pack
+
+BLOCK_SIZE = 4
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[TokenRun]:
+    """Up to five runs, each in blocks of its own, with a block or two to spare."""
+    free = list(range(200))
+    drawn = []
+    for _ in range(draw(st.integers(1, 5))):
+        first, count = draw(st.integers(0, 30)), draw(st.integers(1, 40))
+        num_blocks = -(-(first + count) // BLOCK_SIZE) + draw(st.integers(0, 2))
+        blocks = [free.pop(draw(st.integers(0, len(free) - 1))) for _ in range(num_blocks)]
+        token_ids = draw(st.lists(st.integers(0, 99), min_size=count, max_size=count))
+        drawn.append(TokenRun(token_ids, first, blocks))
+    return drawn
+
+
+def assert_is_batch_of(batch: ForwardBatch, drawn: list[TokenRun]) -> None:
+    row = 0
+    for run, span in zip(drawn, batch.spans, strict=True):
+        used = run.blocks[: -(-run.stop // BLOCK_SIZE)]
+        assert (span.start, span.num_positions) == (row, run.stop)
+        assert span.block_table.tolist() == used
+        for position, token_id in enumerate(run.token_ids, start=run.first):
+            slot = run.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+            assert int(batch.token_ids_T[row]) == token_id
+            assert int(batch.positions_T[row]) == position
+            assert int(batch.slots_T[row]) == slot
+            row += 1
+        assert span.stop == row
+    assert row == len(batch.token_ids_T)
+
+
+@given(runs())
+def test_a_batch_holds_each_run_in_its_place(drawn: list[TokenRun]) -> None:
+    batch = pack(drawn, BLOCK_SIZE)
+    assert_is_batch_of(batch, drawn)
+    assert batch.slots_T.dtype == batch.positions_T.dtype == batch.token_ids_T.dtype == torch.int64
+    # What the compiled kernels take, as it stands.
+    assert batch.sequences.block_tables is batch.block_tables
+
+
+def test_a_planted_fault_is_seen() -> None:
+    drawn = [TokenRun([1, 2, 3], 2, [5, 7]), TokenRun([4], 0, [6])]
+    batch = pack(drawn, BLOCK_SIZE)
+    batch.slots_T[1] += 1
+    with pytest.raises(AssertionError):
+        assert_is_batch_of(batch, drawn)
