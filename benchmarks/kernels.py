@@ -16,7 +16,8 @@ import torch
 
 from thinslice.kernels import native
 from thinslice.kernels.buffers import empty_bytes
-from thinslice.kernels.packed import PackedFormat, PackedWeight, packed_bytes
+from thinslice.kernels.packed import PackedWeight
+from thinslice.plan.packed_format import PackedFormat, packed_bytes
 
 OUT_FEATURES, IN_FEATURES = 11008, 4096
 WORKING_SET = 1200 * 10**6

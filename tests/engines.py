@@ -8,7 +8,8 @@ from tests.checkpoints import random_tensors, tiny_config
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import load_engine, weight_source
+from thinslice.engine.load import load_engine
+from thinslice.engine.planning import Model
 from thinslice.engine.runner import Runner
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.model.batch import TokenRun, pack
@@ -24,9 +25,9 @@ def engine_of(
 ) -> Engine:
     """A loaded engine with room to spare."""
     workload = Workload(context, max_num_seqs, dtype)
-    source = weight_source(checkpoint, dtype)
+    layout = Model.of(checkpoint).layout(dtype)
     return load_engine(
-        checkpoint, plan(checkpoint.shape, source, 4 * GIB, workload, 0), frozenset()
+        checkpoint, plan(checkpoint.shape, layout, 4 * GIB, workload, 0), frozenset()
     )
 
 
@@ -64,6 +65,7 @@ def tiny_engine(**sizes: int) -> Engine:
         MemoryPlan(
             budget_bytes=GIB,
             dtype="float32",
+            kv_dtype="float32",
             context=64,
             chunk=32,
             max_num_seqs=4,
@@ -75,7 +77,7 @@ def tiny_engine(**sizes: int) -> Engine:
     )
     decoder = Decoder(shape)
     decoder.load_state_dict(random_tensors(shape, seed=2), assign=True)
-    kv_caches = allocate_kv_caches(shape, chosen, torch.float32)
+    kv_caches = allocate_kv_caches(shape, chosen)
     return Engine(Runner(decoder, kv_caches, chosen.block_size, None), chosen, frozenset({1}))
 
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from thinslice.kernels.packed import GROUP, PackedFormat, PackedWeight, pack, unpack_parts
+from thinslice.kernels.packed import PackedWeight, pack, unpack_parts
+from thinslice.plan.packed_format import GROUP, PackedFormat
 
 
 def round_of_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.numerics import oracle
 from thinslice.kernels import native
-from thinslice.kernels.packed import PackedFormat, PackedWeight, unpack
+from thinslice.kernels.packed import PackedWeight, unpack
+from thinslice.plan.packed_format import PackedFormat
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.numerics import oracle
 from thinslice.kernels import native
-from thinslice.kernels.packed import PackedFormat
+from thinslice.plan.packed_format import PackedFormat
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

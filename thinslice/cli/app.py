@@ -11,9 +11,11 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from thinslice import __version__
 from thinslice.cli.bench import bench
 from thinslice.cli.chat import chat
+from thinslice.cli.compare import compare
 from thinslice.cli.console import print_error
 from thinslice.cli.doctor import doctor
 from thinslice.cli.models import ls, pull, rm, show
+from thinslice.cli.pack import pack
 from thinslice.cli.plan import plan
 from thinslice.cli.run import run
 from thinslice.errors import ConfigError, StoreError, ThinsliceError
@@ -33,6 +35,8 @@ _COMMANDS: tuple[Callable[..., int | None], ...] = (
     run,
     chat,
     plan,
+    pack,
+    compare,
     bench,
     pull,
     ls,

@@ -67,6 +67,7 @@ def bench(
             memory=load.memory,
             context=context,
             dtype=load.dtype,
+            kv_dtype=load.kv_dtype,
             max_num_seqs=options.sequences,
             offline=load.offline,
         )

@@ -173,7 +173,7 @@ class Engine:
     def _run(self, scheduled: list[ScheduledTokens]) -> torch.Tensor:
         """The model's pass over one batch, with the sweep's metrics where weights are streamed."""
         weights = self.runner.weights
-        if weights is None:
+        if weights is None or self.plan.streaming is None:
             return self.runner.run(scheduled)
         start, before = time.perf_counter(), weights.read_stats()
         logits_RV = self.runner.run(scheduled)

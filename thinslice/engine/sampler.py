@@ -56,8 +56,14 @@ def sample_rows(logits_RV: torch.Tensor, best: list[int], sequence: Sequence) ->
     """The next tokens of a sequence from the row behind its last token and one for each draft.
 
     Each row is sampled as if there were no draft. A draft is accepted where it is the token
-    sampled, and the first row where it is not ends the run with that token: the tokens are those
-    that come without drafts, and each takes one number from the generator.
+    sampled, and the first row where it is not ends the run with that token. This is rejection
+    sampling for a drafter that puts all its mass on one token (arXiv 2211.17192): draft x is
+    accepted with probability p(x), and what takes its place is distributed as p without x,
+    renormalised. And because each token takes one number from the sequence's generator, as it does
+    without drafts, a seed gives the text it gives without drafts.
+
+    The sequence is left as it was but for its generator. The caller cuts the tokens at the first
+    that ends it.
 
     Args:
         best: ``best_tokens`` of the rows.

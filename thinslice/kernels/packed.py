@@ -11,63 +11,19 @@ This module knows the layout; choosing codes and scales is `quantize.py`'s work.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 
 from thinslice.kernels.buffers import empty_bytes
-
-PANEL_ROWS = 16
-GROUP = 32
-ALIGNMENT = 64
-
-
-class PackedFormat(StrEnum):
-    """How a weight is stored: 4.5, 5 and 8.5 bits each, scales included."""
-
-    INT4 = "int4"  # scale * (code - 8)
-    INT4M = "int4m"  # scale * code + minimum
-    INT8 = "int8"  # scale * (code - 128)
-
-    @property
-    def zero_point(self) -> int:
-        return {PackedFormat.INT4: 8, PackedFormat.INT4M: 0, PackedFormat.INT8: 128}[self]
-
-    @property
-    def largest_code(self) -> int:
-        return 255 if self is PackedFormat.INT8 else 15
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of codes in one group of one panel."""
-        return 512 if self is PackedFormat.INT8 else 256
-
-
-def check_in_features(in_features: int) -> None:
-    """Refuse a row length that does not divide into groups (ValueError)."""
-    if in_features <= 0 or in_features % GROUP:
-        raise ValueError(
-            f"packed formats need a multiple of {GROUP} input features, got {in_features}"
-        )
-
-
-def panel_bytes(fmt: PackedFormat, in_features: int) -> int:
-    """Bytes of one panel of 16 output rows."""
-    check_in_features(in_features)
-    groups = in_features // GROUP
-    if fmt is PackedFormat.INT4M:
-        return groups * (fmt.code_bytes + ALIGNMENT)
-    return (groups + 1) // 2 * (2 * fmt.code_bytes + ALIGNMENT)
-
-
-def num_panels(out_features: int) -> int:
-    """Panels that hold this many output rows; the last one is padded with zero rows."""
-    return -(-out_features // PANEL_ROWS)
-
-
-def packed_bytes(fmt: PackedFormat, out_features: int, in_features: int) -> int:
-    """Bytes of a whole packed matrix."""
-    return num_panels(out_features) * panel_bytes(fmt, in_features)
+from thinslice.plan.packed_format import (
+    ALIGNMENT,
+    GROUP,
+    PANEL_ROWS,
+    PackedFormat,
+    num_panels,
+    packed_bytes,
+    panel_bytes,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +86,30 @@ def pack_into(
     _check_parts(target, codes, scales, mins)
     panels, groups = num_panels(target.out_features), target.in_features // GROUP
     lines = _code_lines(_pad_rows(codes, panels), fmt).reshape(panels, groups, fmt.code_bytes)
-    scale_bytes = _half_bytes(_pad_rows(scales, panels), panels)
-    if mins is not None:
-        rest = torch.cat([scale_bytes, _half_bytes(_pad_rows(mins, panels), panels)], dim=2)
-        target.data.view(panels, groups, -1).copy_(torch.cat([lines, rest], dim=2))
+    scale_bytes = half_bytes(_pad_rows(scales, panels))
+    min_bytes = None if mins is None else half_bytes(_pad_rows(mins, panels))
+    write_lines(target, lines, scale_bytes, min_bytes)
+
+
+def write_lines(
+    target: PackedWeight,
+    lines: torch.Tensor,
+    scale_bytes: torch.Tensor,
+    min_bytes: torch.Tensor | None,
+) -> None:
+    """Write the lines of each group of each panel to their places.
+
+    Args:
+        lines: codes, uint8 [panels, groups, bytes of a group's codes].
+        scale_bytes, min_bytes: fp16 of 16 rows, uint8 [panels, groups, 32]; see ``half_bytes``.
+    """
+    fmt = target.format
+    panels, groups = lines.shape[:2]
+    if min_bytes is not None:
+        out = target.data.view(panels, groups, fmt.code_bytes + ALIGNMENT)
+        out[:, :, : fmt.code_bytes] = lines
+        out[:, :, fmt.code_bytes : -2 * PANEL_ROWS] = scale_bytes
+        out[:, :, -2 * PANEL_ROWS :] = min_bytes
         return
     out = target.data.view(panels, (groups + 1) // 2, 2 * fmt.code_bytes + ALIGNMENT)
     if groups % 2:
@@ -198,6 +174,30 @@ def unpack(weight: PackedWeight) -> torch.Tensor:
     return out.flatten(1)
 
 
+def unpack_rows(weight: PackedWeight, row_ids_T: torch.Tensor) -> torch.Tensor:
+    """Some rows of a packed matrix, in any order, as fp32 [T, K]; the numbers ``unpack`` gives.
+
+    Peak extra memory: about 14 bytes per number returned.
+    """
+    fmt, panel_ids, lanes = weight.format, row_ids_T // PANEL_ROWS, row_ids_T % PANEL_ROWS
+    has_mins = fmt is PackedFormat.INT4M
+    num_lines = fmt.code_bytes * (1 if has_mins else 2) // 64
+    body = weight.data.view(num_panels(weight.out_features), -1, num_lines + 1, 64)
+    # The four inputs of a line that belong to a row, and the halves of its groups.
+    quads = body[:, :, :num_lines].unflatten(3, (PANEL_ROWS, 4))[panel_ids, :, :, lanes]
+    halves = body[:, :, num_lines].unflatten(2, (2, PANEL_ROWS, 2))[panel_ids, :, :, lanes]
+    halves = halves.contiguous().view(torch.float16).squeeze(-1).float()
+    if fmt is not PackedFormat.INT8:
+        quads = torch.stack((quads & 15, quads >> 4), dim=3)
+    groups = weight.in_features // GROUP
+    codes = quads.flatten(1)[:, : weight.in_features].float() - fmt.zero_point
+    scales = halves[..., 0] if has_mins else halves.flatten(1)[:, :groups]
+    rows = codes.unflatten(1, (-1, GROUP)) * scales.unsqueeze(2)
+    if has_mins:
+        rows = rows + halves[..., 1].unsqueeze(2)
+    return rows.flatten(1)
+
+
 def _check_parts(
     target: PackedWeight, codes: torch.Tensor, scales: torch.Tensor, mins: torch.Tensor | None
 ) -> None:
@@ -241,8 +241,9 @@ def _codes_from_lines(lines: torch.Tensor, fmt: PackedFormat) -> torch.Tensor:
     return split.reshape(panels * PANEL_ROWS, groups * GROUP)
 
 
-def _half_bytes(x: torch.Tensor, panels: int) -> torch.Tensor:
-    by_group = x.to(torch.float16).view(panels, PANEL_ROWS, -1).transpose(1, 2).contiguous()
+def half_bytes(x: torch.Tensor) -> torch.Tensor:
+    """Scales or minimums [rows, groups] of whole panels as fp16, uint8 [panels, groups, 32]."""
+    by_group = x.to(torch.float16).unflatten(0, (-1, PANEL_ROWS)).transpose(1, 2).contiguous()
     return by_group.view(torch.uint8)
 
 
