@@ -12,7 +12,7 @@ from thinslice.config import SamplingParams
 from thinslice.engine.request import Completion, TextChunk
 from thinslice.plan.memory_plan import MemoryPlan
 
-PLAN = MemoryPlan(1 << 30, "float32", 64, 16, 1, 16, 4, ())
+PLAN = MemoryPlan(1 << 30, "float32", "float32", 64, 16, 1, 16, 4, ())
 
 
 class ScriptedStream:
