@@ -14,7 +14,7 @@ import argparse
 import os
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,9 @@ from harness import (
     OURS,
     Artefacts,
     Case,
+    Figure,
     Row,
+    Run,
     RunError,
     console,
     report,
@@ -63,6 +65,11 @@ SHORT_PROMPT = 8
 PROMPT = "Explain in two sentences why the sky is blue."
 
 
+def case_of(name: str, unit: str, runs: Mapping[str, Run], note: str) -> Case:
+    """A case with its targets."""
+    return Case(name, unit, runs, TARGETS[name], note)
+
+
 def large_decode(make: Contestants, name: str) -> Case:
     """MiMo-7B's shape, one sequence, one token at a time."""
     dtype = make.settings.dtype or name
@@ -75,7 +82,7 @@ def large_decode(make: Contestants, name: str) -> Case:
     if dtype == name:
         runs[LIMIT] = make.read_limit(name)
     note = f"{GGUF_TYPES[name]}" if dtype == name else f"{GGUF_TYPES[name]} beside {dtype}"
-    return Case(f"mimo-{name}-decode", "tokens/s", runs, TARGETS[f"mimo-{name}-decode"], note)
+    return case_of(f"mimo-{name}-decode", "tokens/s", runs, note)
 
 
 def large_prefill(make: Contestants) -> Case:
@@ -98,7 +105,7 @@ def large_prefill(make: Contestants) -> Case:
         note += (
             f"; transformers: {make.settings.layers} layers measured, scaled to {make.num_layers}"
         )
-    return Case("mimo-int4-prefill", "tokens/s", runs, TARGETS["mimo-int4-prefill"], note)
+    return case_of("mimo-int4-prefill", "tokens/s", runs, note)
 
 
 def small_decode(make: Contestants) -> Case:
@@ -111,7 +118,7 @@ def small_decode(make: Contestants) -> Case:
         OPENVINO: make.library("openvino", make.small_model, decode_rate, **amounts),
         TRANSFORMERS: make.library("transformers-gguf", make.small_model, decode_rate, **amounts),
     }
-    return Case("smollm2-decode", "tokens/s", runs, TARGETS["smollm2-decode"], "Q4_1")
+    return case_of("smollm2-decode", "tokens/s", runs, "Q4_1")
 
 
 def small_prefill(make: Contestants) -> Case:
@@ -146,7 +153,7 @@ def small_batch(make: Contestants) -> Case:
         LLAMA: make.llama_batched_bench(amount),
     }
     note = f"Q4_1, {NUM_SEQUENCES} sequences, all their tokens"
-    return Case("smollm2-batch", "tokens/s", runs, TARGETS["smollm2-batch"], note)
+    return case_of("smollm2-batch", "tokens/s", runs, note)
 
 
 def small_start(make: Contestants) -> Case:
@@ -161,7 +168,7 @@ def small_start(make: Contestants) -> Case:
         LLAMA: make.first_output([*theirs, *greedy]),
         START_LIMIT: lambda: Figure(START_LIMIT_S),
     }
-    return Case("smollm2-start", "s", runs, TARGETS["smollm2-start"], "process start to first word")
+    return case_of("smollm2-start", "s", runs, "process start to first word")
 
 
 CASES: dict[str, Callable[[Contestants], Case]] = {
