@@ -6,7 +6,7 @@ PYTHON ?= python3
 # The package holds compiled code: a change to it installs the package again.
 NATIVE := $(wildcard thinslice/kernels/cpu/*)
 
-.PHONY: run test check lint types docs bench-peers bench-streaming clean
+.PHONY: run test check lint types docs bench-peers bench-streaming soak clean
 
 run: $(VENV)/.run
 	$(BIN)/thinslice run smollm2 --memory 1GiB --temperature 0 "Explain in two sentences why the sky is blue."
@@ -47,6 +47,10 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.run
+
+# Ten minutes of mixed load: memory must not grow. No part of check.
+soak: $(VENV)/.dev
+	$(BIN)/python tools/soak.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,14 +1,22 @@
 """Engines for tests: loaded from a checkpoint, run greedily or for their logits."""
 
+from dataclasses import replace
+
 import torch
 
+from tests.checkpoints import random_tensors, tiny_config
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model
+from thinslice.engine.runner import Runner
+from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.model.batch import TokenRun, pack
+from thinslice.model.decoder import Decoder
+from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.planner import Workload, plan
+from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB
 
 
@@ -40,3 +48,41 @@ def logits_of(engine: Engine, prompt: list[int]) -> torch.Tensor:
     batch = pack([TokenRun(prompt, 0, blocks)], block_size)
     runner = engine.runner
     return runner.decoder.logits(runner.decoder(batch, runner.kv_caches))
+
+
+def tiny_engine(**sizes: int) -> Engine:
+    """A one-layer model with random float32 weights, always the same; ``sizes`` are the plan's."""
+    config = tiny_config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    shape = shape_from_config(config)
+    chosen = replace(
+        MemoryPlan(
+            budget_bytes=GIB,
+            dtype="float32",
+            kv_dtype="float32",
+            context=64,
+            chunk=32,
+            max_num_seqs=4,
+            block_size=4,
+            num_kv_blocks=64,
+            parts=(),
+        ),
+        **sizes,
+    )
+    decoder = Decoder(shape)
+    decoder.load_state_dict(random_tensors(shape, seed=2), assign=True)
+    kv_caches = allocate_kv_caches(shape, chosen)
+    return Engine(Runner(decoder, kv_caches, chosen.block_size, None), chosen, frozenset({1}))
+
+
+def run_all(engine: Engine) -> None:
+    """Step until nothing is left; the block manager's invariants hold after each step."""
+    while engine.has_work:
+        engine.step()
+        engine.scheduler.blocks.check()

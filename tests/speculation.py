@@ -1,7 +1,7 @@
 """Speculative decoding in the plainest way, for tests of its parts: no scheduler, no budget."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.config import SamplingParams
 from thinslice.engine import sequence as engine_sequence
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
-from thinslice.engine.verify import verify
+from thinslice.engine.sampler import best_tokens, sample_rows
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.load import LoadedDtypes, load_resident
 from thinslice.model.batch import TokenRun, pack
@@ -122,7 +122,8 @@ class Speculation:
         num_drafts = 0
         if count == sequence.num_uncomputed:
             logits = self.decoder.logits(hidden[count - 1 :])
-            tokens = verify(logits, drafts, sequence)
+            drafted = replace(sequence, draft_token_ids=list(drafts))
+            tokens = sample_rows(logits, best_tokens(logits), drafted).token_ids
             count += len(tokens) - 1
             run.num_drafted += len(drafts)
             run.num_accepted += len(tokens) - 1

@@ -8,6 +8,9 @@ from thinslice.units import parse_bytes
 
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
+MAX_SAMPLES = 128
+MAX_LOGPROBS = 20
+MAX_SALT_LENGTH = 1024
 DTYPES = ("auto", "bfloat16", "float32", "int8", "int4")
 KV_DTYPES = ("auto", "bfloat16", "float32", "int8")
 
@@ -34,6 +37,15 @@ class SamplingParams:
             several times.
         max_tokens: The longest completion. Without it, as long as the context allows.
         ignore_eos: Go on past the model's own end, for measurements.
+        n: Completions of the same prompt, which share its KV blocks; the one with index i draws
+            from seed + i.
+        logprobs: Give each token's log-probability and those of this many likeliest tokens, of
+            the model's own distribution: before penalties, temperature and filters. None gives
+            none.
+        priority: Requests of lower priority values go first, and may displace others.
+        deadline_s: Seconds after which a request ends, wherever it is.
+        cache_salt: Only requests of the same salt share cached prefixes: who guesses another's
+            prompt cannot see by the time an answer takes that the guess is right.
 
     Errors: RequestError for a value out of range.
     """
@@ -50,10 +62,13 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     max_tokens: int | None = None
     ignore_eos: bool = False
+    n: int = 1
+    logprobs: int | None = None
+    priority: int = 0
+    deadline_s: float | None = None
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            raise RequestError(f"stop is the text {self.stop!r:.60}; expected a tuple of texts")
         _in_range("temperature", self.temperature, 0.0, 100.0)
         _in_range("top_k", self.top_k, 0, 1 << 31)
         _in_range("top_p", self.top_p, 0.0, 1.0)
@@ -67,18 +82,53 @@ class SamplingParams:
             _in_range("seed", self.seed, 0, (1 << 63) - 1)
         if self.max_tokens is not None:
             _in_range("max_tokens", self.max_tokens, 1, 1 << 31)
+        _in_range("n", self.n, 1, MAX_SAMPLES)
+        if self.logprobs is not None:
+            _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _in_range("priority", self.priority, -(1 << 31), 1 << 31)
+        if self.deadline_s is not None:
+            _in_range("deadline_s", self.deadline_s, 0.0, 1e9)
+        if not isinstance(self.cache_salt, str) or len(self.cache_salt) > MAX_SALT_LENGTH:
+            raise RequestError(f"cache_salt is no text of at most {MAX_SALT_LENGTH} characters")
+        self._check_stops()
+
+    def _check_stops(self) -> None:
+        if isinstance(self.stop, str):
+            raise RequestError(f"stop is the text {self.stop!r:.60}; expected a tuple of texts")
+        for name in ("stop", "stop_token_ids"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple | list):
+                raise RequestError(f"{name} is {value!r:.60}; expected a tuple")
         if len(self.stop) > MAX_STOP_STRINGS:
             raise RequestError(f"{len(self.stop)} stop strings; at most {MAX_STOP_STRINGS}")
         for stop in self.stop:
+            if not isinstance(stop, str):
+                raise RequestError(f"the stop string {stop!r:.60} is no text")
             if not 0 < len(stop) <= MAX_STOP_LENGTH:
                 raise RequestError(
                     f"a stop string of {len(stop)} characters; expected 1..{MAX_STOP_LENGTH}"
                 )
+        for token_id in self.stop_token_ids:
+            _in_range("a stop token id", token_id, 0, 1 << 31)
 
     @property
     def is_greedy(self) -> bool:
         """Whether the next token is simply the most likely one."""
         return self.temperature == 0.0
+
+    @property
+    def has_filter(self) -> bool:
+        """Whether top-k, top-p or min-p leaves any token out."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether tokens seen before change the logits."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
 
 
 def _in_range(name: str, value: float, smallest: float, largest: float) -> None:

@@ -35,6 +35,10 @@ class RequestError(ThinsliceError):
     exit_code = 5
 
 
+class BusyError(RequestError):
+    """The queue of waiting requests is full, or closed (HTTP 503 in a server)."""
+
+
 class StoreError(ThinsliceError):
     """The model store cannot fetch, keep or remove a model (network, disk, a lock)."""
 

@@ -102,3 +102,33 @@ def test_a_full_disk_behind_stdout_is_an_error_and_no_traceback() -> None:
         )
     assert done.returncode == 6
     assert done.stderr == "error: cannot write the output: the disk is full\n"
+
+
+def test_bench_tells_speed_and_memory(smollm2_path: Path) -> None:
+    sizes = ("--prompt-tokens", "40", "--completion-tokens", "6", "--sequences", "3")
+    done = thinslice("bench", "smollm2", "--memory", "2GiB", *sizes, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert (record["prompt_tokens"], record["completion_tokens"], record["sequences"]) == (40, 6, 3)
+    assert 1.0 < record["tokens_per_sweep"] <= 3.0
+    assert record["steps"] >= 6
+    assert 0 < record["time_to_first_token_s"] <= record["last_time_to_first_token_s"]
+    assert 0 < record["peak_bytes"] <= record["planned_bytes"] <= record["budget_bytes"]
+    documented = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    assert [name for name in record if f"`{name}`" not in documented] == []
+
+
+def test_bench_streamed_tells_what_a_sweep_reads(smollm2_path: Path) -> None:
+    sizes = ("--prompt-tokens", "20", "--completion-tokens", "3", "--memory", "480MiB")
+    record = json.loads(thinslice("bench", "smollm2", *sizes, "--json").stdout)
+    assert record["plan"]["streaming"] is not None
+    assert record["streamed_bytes_per_sweep"] > 10 * MIB
+    assert 0 <= record["slice_wait_share"] <= 1
+    shown = thinslice("bench", "smollm2", *sizes).stdout
+    assert "streamed per sweep" in shown
+
+
+def test_bench_refuses_sizes_that_make_no_sense(smollm2_path: Path) -> None:
+    refused = thinslice("bench", "smollm2", "--sequences", "0")
+    assert refused.returncode == 2
+    assert "--sequences is 0; expected 1 or more" in refused.stderr

@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from thinslice import __version__
+from thinslice.cli.bench import bench
 from thinslice.cli.chat import chat
 from thinslice.cli.compare import compare
 from thinslice.cli.console import print_error
@@ -36,6 +37,7 @@ _COMMANDS: tuple[Callable[..., int | None], ...] = (
     plan,
     pack,
     compare,
+    bench,
     pull,
     ls,
     show,

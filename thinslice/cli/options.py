@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -40,5 +41,9 @@ class LoadOptions(FitOptions):
 
 Fit = Annotated[FitOptions, Parameter(name="*", group=Group("Loading", sort_key=1))]
 Load = Annotated[LoadOptions, Parameter(name="*", group=Group("Loading", sort_key=1))]
-Sampling = Annotated[SamplingParams, Parameter(name="*", group=Group("Sampling", sort_key=2))]
+# What only has a meaning beside other requests is no option of a command.
+_FOR_ONE = re.compile("^(?!(n|logprobs|priority|deadline_s|cache_salt)$)")
+Sampling = Annotated[
+    SamplingParams, Parameter(name="*", parse=_FOR_ONE, group=Group("Sampling", sort_key=2))
+]
 Json = Annotated[bool, Parameter(name="--json")]

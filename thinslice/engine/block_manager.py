@@ -1,50 +1,179 @@
-"""Who owns which block of the KV cache."""
+"""Who holds which block of the KV cache, and which prefixes are in it.
 
+A block is held by the sequences whose block tables it is in. Full blocks are also cached: found by
+the digest of all tokens up to their end, so that a later sequence with the same beginning takes
+them as they are. A cached block that nobody holds stays until its room is needed, the one let go
+of longest ago first. Only blocks full of computed tokens are ever shared, and those are never
+written again, so nothing is copied.
+
+Source: the prefix caching of vLLM (v1/core/block_pool.py) in the manner of nano-vllm.
+"""
+
+import hashlib
 import heapq
+from array import array
+
+from thinslice.engine.sequence import Sequence
+
+
+def root_digest(salt: str, adapter: str = "") -> bytes:
+    """The digest of an empty prefix; only sequences of one root share blocks."""
+    parts = (part.encode(errors="surrogatepass") for part in (salt, adapter))
+    return _hash(b"".join(len(part).to_bytes(8) + part for part in parts))
+
+
+def _digest(parent: bytes, token_ids: list[int]) -> bytes:
+    return _hash(parent + array("q", token_ids).tobytes())
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=32).digest()
 
 
 class BlockManager:
-    """Hands out blocks, lowest number first, and takes them back.
-
-    Blocks are reserved for a sequence's longest course when it is admitted, so a running sequence
-    never waits for one.
-    """
+    """Hands out a fixed number of blocks, takes them back, and remembers what is in them."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self._holders: dict[int, Sequence] = {}
+        self._ref_counts = [0] * num_blocks
+        # Empty blocks, lowest number first: memory that was never touched takes none.
         self._free = list(range(num_blocks))
-        self._owned: dict[int, tuple[int, ...]] = {}
+        self._cached: dict[bytes, int] = {}
+        self._digests: dict[int, bytes] = {}
+        # Cached blocks that nobody holds, the one let go of longest ago first.
+        self._evictable: dict[int, None] = {}
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody owns."""
-        return len(self._free)
+        """Blocks nobody holds, the cached ones included."""
+        return len(self._free) + len(self._evictable)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks a prefix is found in, held or not."""
+        return len(self._cached)
 
     def blocks_for(self, num_positions: int) -> int:
         """Blocks that hold this many positions."""
         return -(-num_positions // self.block_size)
 
-    def can_reserve(self, num_positions: int) -> bool:
-        """Whether so many positions could be reserved now."""
-        return self.blocks_for(num_positions) <= self.num_free
+    def num_taken_by(self, sequence: Sequence) -> int:
+        """Free blocks that a waiting sequence would take for all tokens it has so far."""
+        held = sum(self._ref_counts[block] > 0 for block in self._find_prefix(sequence))
+        return self.blocks_for(sequence.num_tokens) - held
 
-    def reserve(self, owner: int, num_positions: int) -> tuple[int, ...]:
-        """Give ``owner`` blocks for this many positions."""
-        count = self.blocks_for(num_positions)
-        assert owner not in self._owned, f"sequence {owner} has blocks already"
-        assert count <= self.num_free, f"{count} blocks wanted, {self.num_free} free"
-        blocks = tuple(heapq.heappop(self._free) for _ in range(count))
-        self._owned[owner] = blocks
-        return blocks
+    def num_alone(self, sequence: Sequence) -> int:
+        """Blocks that would be free if this sequence let go of them."""
+        return sum(self._ref_counts[block] == 1 for block in sequence.blocks)
 
-    def release(self, owner: int) -> None:
-        """Take back all blocks of ``owner``."""
-        for block in self._owned.pop(owner):
-            heapq.heappush(self._free, block)
+    def take_prefix(self, sequence: Sequence) -> None:
+        """Give a sequence without blocks those that hold its beginning, as far as it is cached.
+
+        At least one of its tokens is left to compute.
+        """
+        assert not sequence.blocks, f"sequence {sequence.seq_id} has blocks already"
+        blocks = self._find_prefix(sequence)
+        for block in blocks:
+            self._evictable.pop(block, None)
+            self._ref_counts[block] += 1
+        sequence.blocks = blocks
+        sequence.num_computed = len(blocks) * self.block_size
+        self._holders[sequence.seq_id] = sequence
+
+    def grow(self, sequence: Sequence, num_positions: int) -> bool:
+        """Give a sequence blocks up to so many positions; False, and none, if there are not."""
+        count = self.blocks_for(num_positions) - len(sequence.blocks)
+        if count > self.num_free:
+            return False
+        for _ in range(count):
+            block = self._take()
+            self._ref_counts[block] = 1
+            sequence.blocks.append(block)
+        return True
+
+    def cache_computed(self, sequence: Sequence, num_before: int) -> None:
+        """Remember the blocks that were filled since ``num_before`` tokens were computed."""
+        first, stop = num_before // self.block_size, sequence.num_computed // self.block_size
+        if first == stop:
+            return
+        self._extend_digests(sequence, stop)
+        for index in range(first, stop):
+            digest, block = sequence.digests[index + 1], sequence.blocks[index]
+            # Two that computed the same side by side: the first one's block is kept.
+            if digest not in self._cached:
+                self._cached[digest] = block
+                self._digests[block] = digest
+
+    def release(self, sequence: Sequence) -> None:
+        """Take back the blocks of a sequence; what is cached in them is kept for others."""
+        del self._holders[sequence.seq_id]
+        # The end first: a prefix without its end is of use, an end without its prefix is not.
+        for block in reversed(sequence.blocks):
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] > 0:
+                continue
+            if block in self._digests:
+                self._evictable[block] = None
+            else:
+                heapq.heappush(self._free, block)
+        sequence.blocks = []
 
     def check(self) -> None:
-        """Assert that every block is free or owned, exactly once."""
-        owned = [block for blocks in self._owned.values() for block in blocks]
-        everything = sorted(owned + self._free)
-        assert everything == list(range(self.num_blocks)), "a block is lost or owned twice"
+        """Assert every invariant. Time: all blocks and all tables."""
+        held = [0] * self.num_blocks
+        for sequence in self._holders.values():
+            self._check_table(sequence)
+            for block in sequence.blocks:
+                held[block] += 1
+        assert held == self._ref_counts, "a block's references are not its holders"
+        unheld = sorted([*self._free, *self._evictable])
+        expected = [block for block, count in enumerate(held) if count == 0]
+        assert unheld == expected, "a block is lost, or free while somebody holds it"
+        inverse = {block: digest for digest, block in self._cached.items()}
+        assert inverse == self._digests, "a digest leads to another block than its own"
+        assert len(inverse) == len(self._cached), "two digests for one block"
+        assert not any(block in self._digests for block in self._free), "a free block is cached"
+        assert all(block in self._digests for block in self._evictable), "an empty block is kept"
+
+    def _check_table(self, sequence: Sequence) -> None:
+        name, blocks = f"sequence {sequence.seq_id}", sequence.blocks
+        assert len(set(blocks)) == len(blocks), f"{name} has a block twice"
+        capacity = len(blocks) * self.block_size
+        assert sequence.num_computed <= capacity, f"{name} has tokens in no block"
+        num_full = sequence.num_computed // self.block_size
+        for index, block in enumerate(blocks):
+            if index >= num_full:
+                assert self._ref_counts[block] == 1, f"{name} writes to a block others hold"
+                assert block not in self._digests, f"{name} writes to a cached block"
+            elif block in self._digests:
+                assert self._digests[block] == sequence.digests[index + 1], f"{name}: other tokens"
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        most = (sequence.num_tokens - 1) // self.block_size
+        self._extend_digests(sequence, most)
+        blocks: list[int] = []
+        for digest in sequence.digests[1 : most + 1]:
+            block = self._cached.get(digest)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def _extend_digests(self, sequence: Sequence, num_blocks: int) -> None:
+        digests, size = sequence.digests, self.block_size
+        if not digests:
+            digests.append(root_digest(sequence.params.cache_salt))
+        for index in range(len(digests) - 1, num_blocks):
+            token_ids = sequence.tokens(index * size, (index + 1) * size)
+            digests.append(_digest(digests[-1], token_ids))
+
+    def _take(self) -> int:
+        """An empty block, or else the cached one let go of longest ago, emptied."""
+        if self._free:
+            return heapq.heappop(self._free)
+        block = next(iter(self._evictable))
+        del self._evictable[block]
+        del self._cached[self._digests.pop(block)]
+        return block

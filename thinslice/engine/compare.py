@@ -270,13 +270,14 @@ def _memory_that_fits(
 @contextmanager
 def _sequence(engine: Engine, token_ids: list[int]) -> Iterator[TokenSequence]:
     """A sequence of these tokens that holds blocks of the KV cache, outside any schedule."""
-    count = len(token_ids)
+    count, blocks = len(token_ids), engine.scheduler.blocks
     sequence = TokenSequence(0, token_ids, SamplingParams(), count, torch.Generator())
-    sequence.blocks = engine.scheduler.blocks.reserve(sequence.seq_id, count)
+    blocks.take_prefix(sequence)
+    assert blocks.grow(sequence, count), f"no blocks for {count} tokens"
     try:
         yield sequence
     finally:
-        engine.scheduler.blocks.release(sequence.seq_id)
+        blocks.release(sequence)
 
 
 def _logits(engine: Engine, sequence: TokenSequence, chunk: int) -> Iterator[torch.Tensor]:

@@ -1,36 +1,41 @@
 """Engine: sequences in, tokens out, one step at a time."""
 
 import os
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate
 
 import torch
 
 from thinslice.config import SamplingParams
+from thinslice.engine.contained import Contained
+from thinslice.engine.metrics import Metrics
 from thinslice.engine.runner import Runner
-from thinslice.engine.sampler import sample
+from thinslice.engine.sampler import Sampled, best_tokens, sample_rows
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
-from thinslice.engine.sequence import Sequence, Status
+from thinslice.engine.sequence import OnOutput, Sequence, Status, StepOutput
 from thinslice.errors import RequestError
 from thinslice.plan.memory_plan import MemoryPlan
 
-
-@dataclass(frozen=True)
-class NewToken:
-    """A token that a step brought forth; ``finish_reason`` is set on a sequence's last one."""
-
-    sequence: Sequence
-    token_id: int
-    finish_reason: str | None
+_LARGEST_SEED = (1 << 63) - 1
 
 
 class Engine:
-    """Continuous batching over the paged KV cache, inside one plan."""
+    """Continuous batching over the paged KV cache, inside one plan. One thread at a time.
+
+    Attributes:
+        metrics: what was done so far.
+        clock: seconds; deadlines and timings are on it.
+    """
 
     def __init__(self, runner: Runner, plan: MemoryPlan, eos_token_ids: frozenset[int]) -> None:
         self.runner = runner
         self.plan = plan
         self.eos_token_ids = eos_token_ids
         self.scheduler = Scheduler(plan)
+        self.metrics = Metrics(kv_blocks=plan.num_kv_blocks)
+        self.clock: Callable[[], float] = time.perf_counter
         self._next_id = 0
 
     @property
@@ -38,67 +43,69 @@ class Engine:
         """Whether any sequence is unfinished."""
         return self.scheduler.has_work
 
-    def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> Sequence:
-        """Queue a prompt.
+    def add_request(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        on_output: OnOutput | None = None,
+    ) -> Sequence:
+        """Queue a prompt for one completion.
+
+        Args:
+            on_output: called with each of the sequence's outputs. An exception in it ends this
+                sequence alone, with the reason ``error``.
+
+        Errors: RequestError as ``check_request``, and for params that ask for several.
+        """
+        if params.n != 1:
+            raise RequestError(f"n is {params.n}; this gives one completion, generate several")
+        return self.add_samples(prompt_token_ids, params, on_output)[0]
+
+    def add_samples(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        on_output: OnOutput | None = None,
+    ) -> list[Sequence]:
+        """Queue a prompt for ``params.n`` completions, which share its blocks.
+
+        The first computes the prompt. The others wait for it, take its full blocks from the prefix
+        cache, and compute only what stands in the last one.
+
+        Errors: RequestError as ``check_request``.
+        """
+        self.check_request(prompt_token_ids, params)
+        seed = params.seed
+        if seed is None:
+            seed = int.from_bytes(os.urandom(7), "little")
+        now = self.clock()
+        sequences = [
+            Sequence(
+                seq_id=self._next_id + index,
+                prompt_token_ids=prompt_token_ids,
+                params=params,
+                max_positions=self._max_positions(prompt_token_ids, params),
+                generator=torch.Generator().manual_seed((seed + index) & _LARGEST_SEED),
+                deadline=now + (float("inf") if params.deadline_s is None else params.deadline_s),
+                arrived_at=now,
+                on_output=on_output,
+            )
+            for index in range(params.n)
+        ]
+        self._next_id += params.n
+        for sequence in sequences:
+            sequence.leader = None if sequence is sequences[0] else sequences[0]
+            self.scheduler.add(sequence)
+        self.metrics.prompt_tokens += len(prompt_token_ids)
+        return sequences
+
+    def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
+        """Refuse what can never be served; reads nothing that a step changes.
 
         Errors: RequestError for an empty prompt, an id outside the vocabulary, or a prompt and
         completion longer than the context; nothing is ever cut.
         """
-        self._check_prompt(prompt_token_ids, params)
-        context = self.plan.context
-        max_tokens = params.max_tokens or context - len(prompt_token_ids)
-        seed = params.seed
-        if seed is None:
-            seed = int.from_bytes(os.urandom(7), "little")
-        sequence = Sequence(
-            seq_id=self._next_id,
-            prompt_token_ids=prompt_token_ids,
-            params=params,
-            max_positions=len(prompt_token_ids) + max_tokens,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        self._next_id += 1
-        self.scheduler.add(sequence)
-        return sequence
-
-    def step(self) -> list[NewToken]:
-        """Run one batch and sample one token for each sequence whose prompt is through."""
-        scheduled = self.scheduler.schedule()
-        logits = self.runner.run(scheduled)
-        sampled = [tokens.sequence for tokens in scheduled if tokens.is_sampled]
-        token_ids = [sample(row, one) for one, row in zip(sampled, logits, strict=True)]
-        # All at once after the last thing that can be interrupted, so that every sequence is
-        # either a step further or where it was.
-        self._count_computed(scheduled)
-        return [
-            self._commit(one, token_id) for one, token_id in zip(sampled, token_ids, strict=True)
-        ]
-
-    def abort(self, sequence: Sequence, reason: str = "abort") -> None:
-        """End a sequence now and free its blocks; a finished one is left as it is."""
-        if sequence.status is not Status.FINISHED:
-            self.scheduler.finish(sequence, reason)
-
-    def _count_computed(self, scheduled: list[ScheduledTokens]) -> None:
-        for tokens in scheduled:
-            tokens.sequence.num_computed += tokens.count
-
-    def _commit(self, sequence: Sequence, token_id: int) -> NewToken:
-        sequence.completion_token_ids.append(token_id)
-        reason = self._finish_reason(sequence, token_id)
-        if reason is not None:
-            self.scheduler.finish(sequence, reason)
-        return NewToken(sequence, token_id, reason)
-
-    def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
-        params = sequence.params
-        is_end = token_id in self.eos_token_ids and not params.ignore_eos
-        if is_end or token_id in params.stop_token_ids:
-            return "stop"
-        return "length" if sequence.num_tokens >= sequence.max_positions else None
-
-    def _check_prompt(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
-        num_prompt, context = len(prompt_token_ids), self.plan.context
+        num_prompt, context = len(prompt_token_ids), self.scheduler.capacity
         if num_prompt == 0:
             raise RequestError("the prompt is empty; give at least one token")
         if num_prompt >= context:
@@ -112,6 +119,189 @@ class Engine:
                 f"context of {context}; max_tokens {context - num_prompt} fits"
             )
         vocab_size = self.runner.decoder.shape.vocab_size
-        for token_id in prompt_token_ids:
+        for token_id in (min(prompt_token_ids), max(prompt_token_ids)):
             if not 0 <= token_id < vocab_size:
                 raise RequestError(f"token id {token_id} is outside the vocabulary of {vocab_size}")
+
+    def step(self) -> list[StepOutput]:
+        """Run one batch and sample behind each sequence whose tokens are all through.
+
+        Each sequence is afterwards either a step further or, where this raises, as it was.
+        Sequences past their deadline are ended instead, if there are any.
+        """
+        expired = self.scheduler.expired(self.clock())
+        if expired:
+            return [self._end(sequence, "deadline") for sequence in expired]
+        if not self.has_work:
+            return []
+        start = time.perf_counter()
+        scheduled = self.scheduler.schedule()
+        assert scheduled, "work is left and nothing is scheduled"
+        scheduled_at = time.perf_counter()
+        logits_RV = self._run(scheduled)
+        ran_at = time.perf_counter()
+        samples = _sample_all(scheduled, logits_RV)
+        # All at once after the last thing that can be interrupted.
+        outputs = self._commit(scheduled, samples)
+        outputs = [self._hand_out(output) for output in outputs]
+        self.metrics.steps += 1
+        self.metrics.schedule_s.observe(scheduled_at - start)
+        self.metrics.run_s.observe(ran_at - scheduled_at)
+        self.metrics.sample_s.observe(time.perf_counter() - ran_at)
+        self._count()
+        return outputs
+
+    def abort(self, sequence: Sequence, reason: str = "abort") -> None:
+        """End a sequence now and free its blocks; a finished one is left as it is."""
+        if sequence.status is not Status.FINISHED:
+            self._finish(sequence, reason)
+            self._count()
+
+    def fail(self, sequence: Sequence, error: BaseException) -> None:
+        """End a sequence because of what went wrong with it, also where it had ended already."""
+        self.abort(sequence, "error")
+        if sequence.finish_reason != "error":
+            self.metrics.requests[str(sequence.finish_reason)] -= 1
+            self.metrics.requests["error"] += 1
+        sequence.finish_reason, sequence.error = "error", error
+
+    def _max_positions(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
+        if params.max_tokens is None:
+            return self.scheduler.capacity
+        return len(prompt_token_ids) + params.max_tokens
+
+    def _run(self, scheduled: list[ScheduledTokens]) -> torch.Tensor:
+        """The model's pass over one batch, with the sweep's metrics where weights are streamed."""
+        weights = self.runner.weights
+        if weights is None or self.plan.streaming is None:
+            return self.runner.run(scheduled)
+        start, before = time.perf_counter(), weights.read_stats()
+        logits_RV = self.runner.run(scheduled)
+        after = weights.read_stats()
+        self.metrics.sweep_s.observe(time.perf_counter() - start)
+        self.metrics.slice_wait_s.observe(after.wait_s - before.wait_s)
+        self.metrics.streamed_bytes = after.num_bytes
+        return logits_RV
+
+    def _commit(
+        self, scheduled: list[ScheduledTokens], samples: list[Sampled | Exception | None]
+    ) -> list[StepOutput]:
+        """Count what was computed, append what was sampled, end what has ended."""
+        outputs: list[StepOutput] = []
+        for tokens, sampled in zip(scheduled, samples, strict=True):
+            sequence, num_before = tokens.sequence, tokens.sequence.num_computed
+            if isinstance(sampled, Exception):
+                self.fail(sequence, sampled)
+                outputs.append(StepOutput(sequence, (), "error"))
+            elif sampled is None:
+                sequence.num_computed += tokens.count
+                self.scheduler.blocks.cache_computed(sequence, num_before)
+            else:
+                new_ids, reason = self._append(sequence, sampled)
+                # Rejected drafts do not count: their positions are written again.
+                sequence.num_computed = sequence.num_tokens - 1
+                self.scheduler.blocks.cache_computed(sequence, num_before)
+                self.metrics.drafted_tokens += tokens.num_drafts
+                self.metrics.accepted_tokens += len(new_ids) - 1
+                if reason is not None:
+                    self._finish(sequence, reason)
+                outputs.append(StepOutput(sequence, new_ids, reason))
+        return outputs
+
+    def _append(self, sequence: Sequence, sampled: Sampled) -> tuple[tuple[int, ...], str | None]:
+        """Append tokens up to the one that ends the sequence; those, and the finish reason."""
+        now, num_before = self.clock(), len(sequence.completion_token_ids)
+        sequence.draft_token_ids.clear()
+        reason = None
+        for token_id in sampled.token_ids:
+            sequence.completion_token_ids.append(token_id)
+            reason = self._finish_reason(sequence, token_id)
+            if reason is not None:
+                break
+        new_ids = tuple(sequence.completion_token_ids[num_before:])
+        sequence.logprobs += sampled.logprobs[: len(new_ids)]
+        sequence.last_token_at = now
+        if sequence.first_token_at is None:
+            sequence.first_token_at = now
+            self.metrics.time_to_first_token_s.observe(now - sequence.arrived_at)
+        self.metrics.completion_tokens += len(new_ids)
+        return new_ids, reason
+
+    def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
+        params = sequence.params
+        is_end = token_id in self.eos_token_ids and not params.ignore_eos
+        if is_end or token_id in params.stop_token_ids:
+            return "stop"
+        return "length" if sequence.num_tokens >= sequence.max_positions else None
+
+    def _finish(self, sequence: Sequence, reason: str) -> None:
+        self.scheduler.finish(sequence, reason)
+        self.metrics.requests[reason] += 1
+        num_tokens = len(sequence.completion_token_ids)
+        if sequence.first_token_at is not None and num_tokens > 1:
+            seconds = sequence.last_token_at - sequence.first_token_at
+            self.metrics.time_per_token_s.observe(seconds / (num_tokens - 1))
+
+    def _end(self, sequence: Sequence, reason: str) -> StepOutput:
+        """End a sequence that brought no token."""
+        self.abort(sequence, reason)
+        return self._hand_out(StepOutput(sequence, (), reason))
+
+    def _hand_out(self, output: StepOutput) -> StepOutput:
+        """Call back whoever wants this output; what goes wrong there ends the sequence."""
+        sequence = output.sequence
+        if sequence.on_output is None:
+            return output
+        with Contained() as trouble:
+            sequence.on_output(output)
+        if trouble.error is None:
+            return output
+        self.fail(sequence, trouble.error)
+        return replace(output, finish_reason="error")
+
+    def _count(self) -> None:
+        scheduler, metrics = self.scheduler, self.metrics
+        metrics.num_waiting = len(scheduler.waiting)
+        metrics.num_running = len(scheduler.running)
+        metrics.kv_blocks_used = metrics.kv_blocks - scheduler.blocks.num_free
+        metrics.kv_blocks_cached = scheduler.blocks.num_cached
+        metrics.prefix_hit_tokens = scheduler.num_prefix_hits
+        metrics.preemptions = scheduler.num_preemptions
+
+
+def _sample_all(
+    scheduled: list[ScheduledTokens], logits_RV: torch.Tensor
+) -> list[Sampled | Exception | None]:
+    """The new tokens of each sequence: None within a prompt, an exception where one failed.
+
+    Where this is interrupted, every generator is as it was.
+    """
+    generators = [
+        tokens.sequence.generator
+        for tokens in scheduled
+        if tokens.num_rows and not tokens.sequence.params.is_greedy
+    ]
+    states = [generator.get_state() for generator in generators]
+    stops = accumulate(tokens.num_rows for tokens in scheduled)
+    try:
+        best = best_tokens(logits_RV)
+        return [
+            _sample_one(tokens.sequence, logits_RV[start:stop], best[start:stop])
+            if tokens.num_rows
+            else None
+            for tokens, stop in zip(scheduled, stops, strict=True)
+            for start in (stop - tokens.num_rows,)
+        ]
+    except BaseException:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        raise
+
+
+def _sample_one(
+    sequence: Sequence, logits_RV: torch.Tensor, best: list[int]
+) -> Sampled | Exception:
+    with Contained() as trouble:
+        return sample_rows(logits_RV, best, sequence)
+    assert trouble.error is not None
+    return trouble.error

@@ -1,6 +1,7 @@
 """LLM: a model by name, ready to complete prompts inside a budget."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
 from thinslice.checkpoint.open import open_checkpoint
@@ -12,7 +13,6 @@ from thinslice.errors import RequestError
 from thinslice.plan.predict import Prediction
 from thinslice.store.store import Store
 from thinslice.text.chat_template import ChatTemplate
-from thinslice.text.reasoning import ReasoningSplitter
 from thinslice.text.tokenizer import Tokenizer, load_tokenizer
 
 Message = dict[str, str]
@@ -34,7 +34,8 @@ class Settings(TypedDict, total=False):
 class Stream:
     """A completion as it comes: iterate for TextChunks, then read ``completion``.
 
-    Leaving the iteration early ends the completion and frees its blocks.
+    Leaving the iteration early ends the completion and frees its blocks. What goes wrong in the
+    request is raised.
     """
 
     def __init__(self, request: Request) -> None:
@@ -44,17 +45,27 @@ class Stream:
         request = self._request
         try:
             # Another stream's steps may have brought this one forward, or to its end.
-            yield from request.advance()
+            yield from request.advance().chunks
             while not request.is_finished:
                 request.engine.step()
-                yield from request.advance()
+                yield from request.advance().chunks
         finally:
             request.engine.abort(request.sequence)
+        if request.sequence.error is not None:
+            raise request.sequence.error
 
     @property
     def completion(self) -> Completion:
         """The whole completion so far; final once the iteration has ended."""
         return self._request.completion()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt ready for the engine; ``rendered`` is the text of a conversation's."""
+
+    token_ids: list[int]
+    rendered: str | None
 
 
 class LLM:
@@ -90,20 +101,28 @@ class LLM:
         self.engine = load_engine(checkpoint, self.plan, end_ids, progress)
 
     def generate(
-        self, prompts: str | Sequence[str], params: SamplingParams | None = None
+        self,
+        prompts: str | Sequence[str | Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
-        """Complete each prompt as it stands, several at a time; results in the prompts' order.
+        """Complete texts as they stand and answer conversations, several at a time.
 
-        Errors: RequestError where a prompt is empty or does not fit the context.
+        Args:
+            params: for all prompts, or one for each.
+            progress: called with the number of completions that are finished, and of all.
+
+        Returns the completions in the prompts' order, ``params.n`` for each prompt. Where one goes
+        wrong, its reason is ``error`` and the others are what they would be.
+        Errors: RequestError where a prompt is empty or does not fit the context; CheckpointError
+        where weights cannot be read.
         """
-        texts = [prompts] if isinstance(prompts, str) else prompts
+        asked = [prompts] if isinstance(prompts, str) else prompts
         requests: list[Request] = []
         try:
-            requests += (self._request(text, params or SamplingParams()) for text in texts)
-            while any(not request.is_finished for request in requests):
-                self.engine.step()
-                for request in requests:
-                    request.advance()
+            for prompt, one in zip(asked, _params_for_each(params, len(asked)), strict=True):
+                requests += self.add_requests(self.prepare(prompt), one)
+            self._run(requests, progress)
         finally:
             for request in requests:
                 self.engine.abort(request.sequence)
@@ -114,7 +133,8 @@ class LLM:
 
         Errors: RequestError as ``generate``, and where the model has no chat template.
         """
-        stream = Stream(self._chat_request(messages, params or SamplingParams()))
+        _check_messages(messages)
+        stream = self.stream(messages, params)
         for _ in stream:
             pass
         return stream.completion
@@ -127,28 +147,53 @@ class LLM:
         Errors: RequestError as ``generate`` and ``chat``, at once and not on iteration.
         """
         params = params or SamplingParams()
+        if params.n != 1:
+            raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
+        return Stream(self.add_requests(self.prepare(prompt), params)[0])
+
+    def prepare(self, prompt: str | Sequence[Message]) -> Prompt:
+        """The tokens of a text, or of a conversation rendered by the model's template.
+
+        Safe in any thread.
+        Errors: RequestError as ``generate``, and where the model has no chat template.
+        """
         if isinstance(prompt, str):
-            return Stream(self._request(prompt, params))
-        return Stream(self._chat_request(prompt, params))
-
-    def _request(self, text: str, params: SamplingParams) -> Request:
-        if not text:
-            raise RequestError("the prompt is empty")
-        self._check_length(text)
-        token_ids = self.tokenizer.encode(text, add_special_tokens=True)
-        sequence = self.engine.add_request(token_ids, params)
-        return Request(self.engine, sequence, self.tokenizer, None)
-
-    def _chat_request(self, messages: Sequence[Message], params: SamplingParams) -> Request:
+            if not prompt:
+                raise RequestError("the prompt is empty")
+            self._check_length(prompt)
+            return Prompt(self.tokenizer.encode(prompt, add_special_tokens=True), None)
+        _check_messages(prompt)
         if self.template is None:
             raise RequestError("this model has no chat template; give it a plain prompt instead")
-        _check_messages(messages)
-        rendered = self.template.render(messages)
+        rendered = self.template.render(prompt)
         self._check_length(rendered)
         # The template writes the special tokens itself.
-        token_ids = self.tokenizer.encode(rendered, add_special_tokens=False)
-        sequence = self.engine.add_request(token_ids, params)
-        return Request(self.engine, sequence, self.tokenizer, ReasoningSplitter(rendered))
+        return Prompt(self.tokenizer.encode(rendered, add_special_tokens=False), rendered)
+
+    def add_requests(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
+        """Queue a prompt's ``params.n`` completions.
+
+        Errors: RequestError where they can never be served.
+        """
+        return [
+            Request(self.engine, sequence, self.tokenizer, prompt.rendered, index)
+            for index, sequence in enumerate(self.engine.add_samples(prompt.token_ids, params))
+        ]
+
+    def _run(self, requests: list[Request], progress: Callable[[int, int], None] | None) -> None:
+        """Step until all are finished."""
+        unfinished = {request.sequence.seq_id: request for request in requests}
+        while unfinished:
+            num_before = len(unfinished)
+            for output in self.engine.step():
+                request = unfinished.get(output.sequence.seq_id)
+                if request is None:
+                    continue  # a stream's
+                request.advance()
+                if request.is_finished:
+                    del unfinished[output.sequence.seq_id]
+            if progress is not None and len(unfinished) < num_before:
+                progress(len(requests) - len(unfinished), len(requests))
 
     def _check_length(self, text: str) -> None:
         """Refuse what cannot fit before it is encoded, which takes many times the text's memory."""
@@ -158,6 +203,16 @@ class LLM:
                 f"the prompt has {len(text)} characters, too many for a context of "
                 f"{self.plan.context} tokens"
             )
+
+
+def _params_for_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(f"{len(params)} params for {count} prompts; give one for each, or one")
+    return params
 
 
 def _check_messages(messages: Sequence[Message]) -> None:

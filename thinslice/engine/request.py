@@ -1,10 +1,10 @@
 """Request: a sequence's tokens turned into text as they come."""
 
-import time
 from dataclasses import dataclass
 
+from thinslice.engine.contained import Contained
 from thinslice.engine.engine import Engine
-from thinslice.engine.sequence import Sequence, Status
+from thinslice.engine.sequence import Sequence, Status, TokenLogprobs
 from thinslice.text.detokenizer import IncrementalDetokenizer
 from thinslice.text.reasoning import ReasoningSplitter
 from thinslice.text.stop_strings import StopStringMatcher
@@ -20,15 +20,40 @@ class TextChunk:
 
 
 @dataclass(frozen=True)
+class Delta:
+    """What has come of one completion since the last time.
+
+    Attributes:
+        index: which of a prompt's ``n`` completions.
+        chunks: text that is sure; perhaps none, as a character or a stop string may be unfinished.
+        token_ids: the new tokens, whose text may come later.
+        logprobs: of these tokens, where they were asked for.
+        finish_reason: set on the last one.
+        error: what went wrong where the reason is ``error``.
+    """
+
+    index: int
+    chunks: list[TextChunk]
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]
+    finish_reason: str | None
+    error: BaseException | None
+
+
+@dataclass(frozen=True)
 class Completion:
     """A finished completion.
 
     Attributes:
         text: the answer; of a plain completion, all of it.
         reasoning: what stood between <think> tags, where the prompt was a chat.
-        finish_reason: ``stop``, ``length`` or ``abort``.
+        finish_reason: ``stop``, ``length``, ``abort``, ``deadline`` or ``error``.
         seed: draws the same text again.
         prefill_s, decode_s: seconds to the first token, and from there to the last.
+        index: which of a prompt's ``n`` completions.
+        num_cached: prompt tokens that were found in the prefix cache.
+        logprobs: of each token, where they were asked for.
+        error: what went wrong where the reason is ``error``.
     """
 
     text: str
@@ -39,6 +64,10 @@ class Completion:
     seed: int
     prefill_s: float
     decode_s: float
+    index: int = 0
+    num_cached: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    error: BaseException | None = None
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -47,43 +76,79 @@ class Completion:
 
 
 class Request:
-    """Follows one sequence: detokenizes, watches for stop strings, splits reasoning off."""
+    """Follows one sequence: detokenizes, watches for stop strings, splits reasoning off.
+
+    What goes wrong in that ends this sequence alone, with the reason ``error``.
+    """
 
     def __init__(
         self,
         engine: Engine,
         sequence: Sequence,
         tokenizer: Tokenizer,
-        splitter: ReasoningSplitter | None,
+        rendered_prompt: str | None,
+        index: int = 0,
     ) -> None:
         self.engine = engine
         self.sequence = sequence
-        self._detokenizer = IncrementalDetokenizer(tokenizer, continues_text=splitter is None)
+        self.index = index
+        is_plain = rendered_prompt is None
+        self._detokenizer = IncrementalDetokenizer(tokenizer, continues_text=is_plain)
         self._stops = StopStringMatcher(sequence.params.stop)
-        self._splitter = splitter
+        self._splitter = None if rendered_prompt is None else ReasoningSplitter(rendered_prompt)
         self._num_seen = 0
         self._texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
-        self._started_at = time.perf_counter()
-        self._first_at = self._last_at = self._started_at
 
     @property
     def is_finished(self) -> bool:
         """Whether its sequence has ended."""
         return self.sequence.status is Status.FINISHED
 
-    def advance(self) -> list[TextChunk]:
-        """The text of the tokens that came since the last call.
+    def advance(self) -> Delta:
+        """What has come since the last call.
 
         A stop string ends the sequence; text from it on is not given.
         """
+        start, chunks = self._num_seen, list[TextChunk]()
+        with Contained() as trouble:
+            chunks += self._new_text()
+        if trouble.error is not None:
+            self.engine.fail(self.sequence, trouble.error)
+        sequence = self.sequence
+        return Delta(
+            index=self.index,
+            chunks=chunks,
+            token_ids=sequence.completion_token_ids[start : self._num_seen],
+            logprobs=sequence.logprobs[start : self._num_seen],
+            finish_reason=sequence.finish_reason,
+            error=sequence.error,
+        )
+
+    def completion(self) -> Completion:
+        """The whole of a finished request."""
+        sequence = self.sequence
+        reason, first_at = sequence.finish_reason, sequence.first_token_at
+        assert reason is not None, "the sequence has not ended"
+        return Completion(
+            text="".join(self._texts["answer"]),
+            reasoning="".join(self._texts["reasoning"]),
+            prompt_token_ids=sequence.prompt_token_ids,
+            token_ids=sequence.completion_token_ids[: self._num_seen],
+            finish_reason=reason,
+            seed=sequence.generator.initial_seed(),
+            prefill_s=0.0 if first_at is None else first_at - sequence.arrived_at,
+            decode_s=0.0 if first_at is None else sequence.last_token_at - first_at,
+            index=self.index,
+            num_cached=sequence.num_cached,
+            logprobs=tuple(sequence.logprobs[: self._num_seen]),
+            error=sequence.error,
+        )
+
+    def _new_text(self) -> list[TextChunk]:
         chunks: list[TextChunk] = []
-        new_ids = self.sequence.completion_token_ids[self._num_seen :]
-        if new_ids:
-            self._last_at = time.perf_counter()
-            self._first_at = self._last_at if self._num_seen == 0 else self._first_at
-        for token_id in new_ids:
+        for token_id in self.sequence.completion_token_ids[self._num_seen :]:
             self._num_seen += 1
-            if not self._is_end_token(token_id):
+            if not self._is_end_token():
                 chunks += self._emit(self._stops.push(self._detokenizer.push(token_id)))
             if self._stops.matched is not None:
                 self.engine.abort(self.sequence, "stop")
@@ -93,26 +158,10 @@ class Request:
             chunks += self._flush()
         return chunks
 
-    def completion(self) -> Completion:
-        """The whole of a finished request."""
-        reason = self.sequence.finish_reason
-        assert reason is not None, "the sequence has not ended"
-        return Completion(
-            text="".join(self._texts["answer"]),
-            reasoning="".join(self._texts["reasoning"]),
-            prompt_token_ids=self.sequence.prompt_token_ids,
-            token_ids=self.sequence.completion_token_ids[: self._num_seen],
-            finish_reason=reason,
-            seed=self.sequence.generator.initial_seed(),
-            prefill_s=self._first_at - self._started_at,
-            decode_s=self._last_at - self._first_at,
-        )
-
-    def _is_end_token(self, token_id: int) -> bool:
-        """Whether this is the token that ended the sequence, which is not part of its text."""
+    def _is_end_token(self) -> bool:
+        """Whether the last token seen ended the sequence and is not part of its text."""
         is_last = self._num_seen == len(self.sequence.completion_token_ids)
-        by_length = self.sequence.finish_reason != "stop"
-        return is_last and self.is_finished and not by_length
+        return is_last and self.sequence.finish_reason == "stop"
 
     def _flush(self) -> list[TextChunk]:
         chunks: list[TextChunk] = []

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from itertools import accumulate
 
 import torch
 
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.weight_store import WeightStore
-from thinslice.model.batch import ForwardBatch, TokenRun, pack
+from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder
 
 
@@ -32,16 +33,15 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, scheduled: Rows[ScheduledTokens]) -> torch.Tensor:
-        """Run the scheduled tokens; logits [rows, V] in float32 of each sequence that is sampled.
+        """Run the scheduled tokens; logits [rows, V] in float32 of the rows that are sampled.
 
-        Rows are in the order of ``scheduled``, sequences that are not sampled left out.
+        Rows are in the order of ``scheduled``: for each of its sequences the last ``num_rows``.
         """
-        batch = self._batch(scheduled)
+        batch = pack([_run_of(tokens) for tokens in scheduled], self.block_size)
         if self.weights is not None:
             self.weights.begin_sweep()
         hidden_TD = self.decoder(batch, self.kv_caches)
-        pairs = zip(scheduled, batch.spans, strict=True)
-        rows = [span.stop - 1 for tokens, span in pairs if tokens.is_sampled]
+        rows = _sampled_rows(scheduled)
         if not rows:
             return torch.empty(0, self.decoder.shape.vocab_size)
         return self.decoder.logits(hidden_TD[rows])
@@ -55,7 +55,7 @@ class Runner:
         assert self.weights is None or tokens.count <= tile, f"{tokens.count} rows, tile {tile}"
         if self.weights is not None:
             self.weights.begin_sweep()
-        hidden_TD = self.decoder(self._batch([tokens]), self.kv_caches)
+        hidden_TD = self.decoder(pack([_run_of(tokens)], self.block_size), self.kv_caches)
         for rows_TD in hidden_TD.split(tile):
             yield self.decoder.logits(rows_TD)
 
@@ -64,10 +64,17 @@ class Runner:
         if self.weights is not None:
             self.weights.close()
 
-    def _batch(self, scheduled: Rows[ScheduledTokens]) -> ForwardBatch:
-        return pack([self._run_of(tokens) for tokens in scheduled], self.block_size)
 
-    def _run_of(self, tokens: ScheduledTokens) -> TokenRun:
-        sequence = tokens.sequence
-        first = sequence.num_computed
-        return TokenRun(sequence.tokens(first, first + tokens.count), first, sequence.blocks)
+def _run_of(tokens: ScheduledTokens) -> TokenRun:
+    sequence = tokens.sequence
+    first = sequence.num_computed
+    return TokenRun(sequence.tokens(first, first + tokens.count), first, sequence.blocks)
+
+
+def _sampled_rows(scheduled: Rows[ScheduledTokens]) -> list[int]:
+    stops = accumulate(tokens.count for tokens in scheduled)
+    return [
+        row
+        for tokens, stop in zip(scheduled, stops, strict=True)
+        for row in range(stop - tokens.num_rows, stop)
+    ]

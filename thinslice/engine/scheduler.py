@@ -1,7 +1,7 @@
 """Scheduler: which tokens of which sequences run in the next step."""
 
-from collections import deque
-from dataclasses import dataclass
+from bisect import insort
+from dataclasses import dataclass, field
 
 from thinslice.engine.block_manager import BlockManager
 from thinslice.engine.sequence import Sequence, Status
@@ -10,29 +10,65 @@ from thinslice.plan.memory_plan import MemoryPlan
 
 @dataclass(frozen=True)
 class ScheduledTokens:
-    """The next ``count`` uncomputed tokens of one sequence."""
+    """The next tokens of one sequence.
+
+    Attributes:
+        count: how many run, drafts included.
+        num_drafts: the last of them, which are guesses.
+        num_rows: how many of the last ones are sampled behind; 0 within a prompt, else one more
+            than there are drafts.
+    """
 
     sequence: Sequence
     count: int
+    num_drafts: int = 0
+    num_rows: int = 0
 
-    @property
-    def is_sampled(self) -> bool:
-        """Whether these are its last uncomputed tokens, so that a new one is sampled."""
-        return self.count == self.sequence.num_uncomputed
+
+@dataclass
+class _Step:
+    """One step in the making: what is scheduled, and for how many more tokens there is room."""
+
+    room: int
+    scheduled: dict[int, ScheduledTokens] = field(default_factory=dict)
+
+    def add(self, tokens: ScheduledTokens) -> None:
+        self.scheduled[tokens.sequence.seq_id] = tokens
+        self.room -= tokens.count
+
+    def remove(self, sequence: Sequence) -> None:
+        tokens = self.scheduled.pop(sequence.seq_id, None)
+        if tokens is not None:
+            self.room += tokens.count
 
 
 class Scheduler:
-    """First come, first served; generated tokens first, then prompt chunks in what room is left.
+    """Serves sequences by priority, then first come.
 
-    A sequence is admitted once all blocks it may ever need are free, so none is ever preempted.
+    Each step takes the next token of every running sequence, then prompt chunks in what room is
+    left. Blocks are given as they are needed. Where none are left, the running sequence that is
+    last in order gives up its own and waits; it is computed again later, mostly from the prefix
+    cache, and goes on as if nothing had been. The first in order never gives way, and any sequence
+    alone fits, so there is always one that moves on.
+
+    A sequence is admitted when all its tokens fit beside what the running ones already need; to
+    make room, it displaces running ones of a higher priority value.
+
+    Attributes:
+        capacity: the most positions a sequence may come to hold; who adds one sees to that.
+        num_preemptions: sequences sent back so far.
+        num_prefix_hits: tokens found in the prefix cache so far, when sequences first came in.
     """
 
     def __init__(self, plan: MemoryPlan) -> None:
         self.chunk = plan.chunk
         self.max_num_seqs = plan.max_num_seqs
         self.blocks = BlockManager(plan.num_kv_blocks, plan.block_size)
-        self.waiting: deque[Sequence] = deque()
+        self.capacity = min(plan.context, plan.num_kv_blocks * plan.block_size)
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.num_prefix_hits = 0
 
     @property
     def has_work(self) -> bool:
@@ -40,20 +76,27 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the queue."""
-        self.waiting.append(sequence)
+        """Put a sequence in the queue, at the place that its order gives it."""
+        assert sequence.max_positions <= self.capacity, "a sequence that can never fit"
+        insort(self.waiting, sequence, key=lambda other: other.order)
 
     def schedule(self) -> list[ScheduledTokens]:
         """The next step's tokens, at most ``chunk`` in all."""
-        self._admit()
-        room = self.chunk
-        scheduled: list[ScheduledTokens] = []
-        for sequence in sorted(self.running, key=lambda s: s.num_uncomputed > 1):
-            count = min(sequence.num_uncomputed, room)
-            if count > 0:
-                scheduled.append(ScheduledTokens(sequence, count))
-                room -= count
-        return scheduled
+        step = _Step(self.chunk)
+        ready = [s for s in self.running if s.num_uncomputed == 1]
+        prefills = [s for s in self.running if s.num_uncomputed > 1]
+        in_order = [*sorted(ready, key=_order), *sorted(prefills, key=_order)]
+        for place, sequence in enumerate(in_order):
+            # Drafts leave room for the tokens of those that come after.
+            others = max(len(ready) - place - 1, 0)
+            if sequence.status is Status.RUNNING:
+                self._schedule(sequence, step, others)
+        self._admit(step)
+        return list(step.scheduled.values())
+
+    def expired(self, now: float) -> list[Sequence]:
+        """Unfinished sequences past their deadline."""
+        return [s for s in (*self.running, *self.waiting) if s.deadline <= now]
 
     def finish(self, sequence: Sequence, reason: str) -> None:
         """Take a sequence out, wherever it is, and free its blocks."""
@@ -61,16 +104,97 @@ class Scheduler:
             self.waiting.remove(sequence)
         elif sequence.status is Status.RUNNING:
             self.running.remove(sequence)
-            self.blocks.release(sequence.seq_id)
+            self.blocks.release(sequence)
         sequence.status = Status.FINISHED
         sequence.finish_reason = reason
 
-    def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_num_seqs:
-            sequence = self.waiting[0]
-            if not self.blocks.can_reserve(sequence.max_positions):
+    def _schedule(self, sequence: Sequence, step: _Step, others: int) -> None:
+        """Give a running sequence its next tokens, with blocks for them."""
+        count = min(sequence.num_uncomputed, step.room)
+        if count == 0:
+            return
+        is_last = count == sequence.num_uncomputed
+        stop = sequence.num_computed + count
+        while not self.blocks.grow(sequence, stop):
+            victim = max(self.running, key=_order)
+            self._preempt(victim, step)
+            if victim is sequence:
                 return
-            self.waiting.popleft()
-            sequence.blocks = self.blocks.reserve(sequence.seq_id, sequence.max_positions)
+        num_drafts = self._fit_drafts(sequence, step.room - count - others) if is_last else 0
+        num_rows = 1 + num_drafts if is_last else 0
+        step.add(ScheduledTokens(sequence, count + num_drafts, num_drafts, num_rows))
+
+    def _fit_drafts(self, sequence: Sequence, room: int) -> int:
+        """Cut the drafts to what fits, without taking anybody's blocks, and say how many remain.
+
+        All of them accepted and one token more must not exceed the longest completion.
+        """
+        drafts, num_tokens = sequence.draft_token_ids, sequence.num_tokens
+        most = max(min(len(drafts), room, sequence.max_positions - num_tokens - 1), 0)
+        if not self.blocks.grow(sequence, num_tokens + most):
+            most = len(sequence.blocks) * self.blocks.block_size - num_tokens
+        del drafts[most:]
+        return most
+
+    def _admit(self, step: _Step) -> None:
+        """Let waiting sequences in, in order, until one has to go on waiting."""
+        for sequence in [*self.waiting]:
+            if step.room == 0:
+                return
+            if sequence.waits_for_leader:
+                continue
+            if not self._fits(sequence) and not self._displace_for(sequence, step):
+                return
+            self.waiting.remove(sequence)
+            self.blocks.take_prefix(sequence)
+            if sequence.num_preemptions == 0:
+                sequence.num_cached = sequence.num_computed
+                self.num_prefix_hits += sequence.num_cached
             sequence.status = Status.RUNNING
             self.running.append(sequence)
+            self._schedule(sequence, step, others=0)
+
+    def _fits(self, sequence: Sequence) -> bool:
+        if len(self.running) >= min(self.max_num_seqs, self.chunk):
+            return False
+        room = self.blocks.num_free - self._num_needed(self.running)
+        return self.blocks.num_taken_by(sequence) <= room
+
+    def _num_needed(self, sequences: list[Sequence]) -> int:
+        """Blocks that running sequences still need for their prompts, and soon for what follows."""
+        return sum(max(self._soon(sequence) - len(sequence.blocks), 0) for sequence in sequences)
+
+    def _soon(self, sequence: Sequence) -> int:
+        """Blocks that a sequence will hold soon: one more than now, unless it never comes to it."""
+        most = self.blocks.blocks_for(sequence.max_positions)
+        return min(self.blocks.blocks_for(sequence.num_tokens) + 1, most)
+
+    def _displace_for(self, sequence: Sequence, step: _Step) -> bool:
+        """Preempt sequences of a higher priority value, the last in order first, if that helps."""
+        priority = sequence.params.priority
+        others = [s for s in self.running if s.params.priority <= priority]
+        victims = [s for s in self.running if s.params.priority > priority]
+        free = self.blocks.num_free + sum(self.blocks.num_alone(victim) for victim in victims)
+        if not victims or self.blocks.num_taken_by(sequence) > free - self._num_needed(others):
+            return False
+        for victim in sorted(victims, key=_order, reverse=True):
+            self._preempt(victim, step)
+            if self._fits(sequence):
+                return True
+        return False  # what it shared with them was counted as held
+
+    def _preempt(self, sequence: Sequence, step: _Step) -> None:
+        """Send a running sequence back to wait, without its blocks but with all its tokens."""
+        step.remove(sequence)
+        self.running.remove(sequence)
+        self.blocks.release(sequence)
+        sequence.num_computed = 0
+        sequence.draft_token_ids.clear()
+        sequence.status = Status.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.add(sequence)
+
+
+def _order(sequence: Sequence) -> tuple[int, int]:
+    return sequence.order

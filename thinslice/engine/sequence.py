@@ -1,7 +1,9 @@
 """Sequence: one prompt on its way to a completion."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Optional
 
 import torch
 
@@ -16,7 +18,36 @@ class Status(Enum):
     FINISHED = auto()
 
 
-@dataclass
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural log-probabilities of the model's own distribution where one token was chosen.
+
+    Attributes:
+        logprob: of the token chosen.
+        top: id and log-probability of the likeliest tokens, likeliest first, equal ones by id.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step brought a sequence: its new tokens, or its end, or both.
+
+    Attributes:
+        finish_reason: set on a sequence's last output, None before.
+    """
+
+    sequence: "Sequence"
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+
+
+OnOutput = Callable[[StepOutput], None]
+
+
+@dataclass(eq=False)
 class Sequence:
     """The state of one request.
 
@@ -24,7 +55,17 @@ class Sequence:
         max_positions: the most positions it can come to hold: prompt plus longest completion.
         num_computed: tokens whose K and V are in the cache.
         blocks: its block table.
-        finish_reason: ``stop``, ``length`` or ``abort`` once finished.
+        finish_reason: ``stop``, ``length``, ``abort``, ``deadline`` or ``error`` once finished.
+        error: what went wrong where the reason is ``error``.
+        draft_token_ids: guesses at the tokens behind the last one, to be run with it.
+        logprobs: of each token of the completion, where they are asked for.
+        digests: of the empty prefix, then of each full block; grows as blocks are looked up.
+        num_cached: tokens found in the prefix cache when it was first admitted.
+        num_preemptions: how often it lost its blocks to another.
+        leader: the sequence of the same prompt that computes it for this one.
+        deadline: when it ends at the latest, on the engine's clock.
+        arrived_at, first_token_at, last_token_at: on the engine's clock.
+        on_output: called with each of its outputs, in the thread that runs steps.
     """
 
     seq_id: int
@@ -35,8 +76,20 @@ class Sequence:
     completion_token_ids: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
     num_computed: int = 0
-    blocks: tuple[int, ...] = ()
+    blocks: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    error: BaseException | None = None
+    draft_token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    num_cached: int = 0
+    num_preemptions: int = 0
+    leader: Optional["Sequence"] = None
+    deadline: float = float("inf")
+    arrived_at: float = 0.0
+    first_token_at: float | None = None
+    last_token_at: float = 0.0
+    on_output: OnOutput | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -48,11 +101,27 @@ class Sequence:
         """Tokens still to run through the model before the next one can be sampled."""
         return self.num_tokens - self.num_computed
 
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sequences are served in this order: by priority, then first come."""
+        return (self.params.priority, self.seq_id)
+
+    @property
+    def waits_for_leader(self) -> bool:
+        """Whether another sequence is still to compute the prompt that both have."""
+        leader = self.leader
+        if leader is None or leader.status is Status.FINISHED:
+            return False
+        return not leader.completion_token_ids
+
     def tokens(self, start: int, stop: int) -> list[int]:
-        """Token ids of positions ``[start, stop)``."""
+        """Token ids of positions ``[start, stop)``; drafts follow the completion."""
         num_prompt = len(self.prompt_token_ids)
         if stop <= num_prompt:
             return self.prompt_token_ids[start:stop]
-        if start >= num_prompt:
+        if start >= num_prompt and not self.draft_token_ids:
             return self.completion_token_ids[start - num_prompt : stop - num_prompt]
-        return self.prompt_token_ids[start:] + self.completion_token_ids[: stop - num_prompt]
+        behind = self.completion_token_ids + self.draft_token_ids
+        if start >= num_prompt:
+            return behind[start - num_prompt : stop - num_prompt]
+        return self.prompt_token_ids[start:] + behind[: stop - num_prompt]

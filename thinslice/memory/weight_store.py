@@ -18,7 +18,7 @@ from thinslice.checkpoint.reader import CheckpointReader, decode_rows
 from thinslice.kernels.buffers import empty_bytes
 from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.kernels.torch_ops import Rows
-from thinslice.memory.slice_reader import SliceReader
+from thinslice.memory.slice_reader import ReadStats, SliceReader
 from thinslice.memory.slice_schedule import Slice
 from thinslice.model.decoder import Decoder, Embedding, Linear
 from thinslice.plan.memory_plan import StreamingPlan
@@ -118,6 +118,10 @@ class WeightStore:
         """Go to the first slice, also after a sweep that was broken off."""
         if self._reader is not None:
             self._reader.restart()
+
+    def read_stats(self) -> ReadStats:
+        """What was read since the store was opened; the pinned slices are not counted."""
+        return ReadStats(0, 0.0, 0.0) if self._reader is None else self._reader.stats()
 
     def resident(self, name: str) -> PackedWeight | None:
         """A packed matrix that lies in memory as a whole, else None."""

@@ -6,35 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoints import GgufOptions, GgufTokenizer, tiny_config, write_gguf_model
+from tests.tiny_llm import TEMPLATE, write_model
 from thinslice.config import SamplingParams
 from thinslice.engine import engine
 from thinslice.engine.llm import LLM
-from thinslice.engine.sampler import sample
+from thinslice.engine.sampler import Sampled, sample_rows
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
-from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
 
-SPECIAL = ("<|im_start|>", "<|im_end|>")
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 LONG = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24, seed=3, ignore_eos=True)
-
-
-def write_model(path: Path, chat_template: str = TEMPLATE) -> Path:
-    config = tiny_config(vocab_size=259, bos_token_id=257, eos_token_id=258)
-    tokenizer = GgufTokenizer(
-        tokens=(*BYTE_TO_CHARACTER, "th", *SPECIAL),
-        merges=("t h",),
-        token_types=(*[1] * 257, 3, 3),
-        pre="smollm",
-        chat_template=chat_template,
-    )
-    write_gguf_model(path, shape_from_config(config), 1, GgufOptions(tokenizer=tokenizer))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -191,21 +171,20 @@ def test_an_interrupt_while_sampling_leaves_every_sequence_where_it_was(
 ) -> None:
     expected = [completion.text for completion in llm.generate(["abc", "xyz"], LONG)]
     first, second = llm.stream("abc", LONG), llm.stream("xyz", LONG)
-    calls = []
+    sampled = []
 
-    def interrupted(logits: torch.Tensor, sequence: Sequence) -> int:
-        calls.append(sequence)
-        if len(calls) == 2:
+    def interrupted(logits: torch.Tensor, best: list[int], sequence: Sequence) -> Sampled:
+        if sampled:
             raise KeyboardInterrupt
-        return sample(logits, sequence)
+        sampled.append(sample_rows(logits, best, sequence))
+        return sampled[-1]
 
-    monkeypatch.setattr(engine, "sample", interrupted)
+    monkeypatch.setattr(engine, "sample_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.engine.step()
     monkeypatch.undo()
     assert "".join(chunk.text for chunk in second) == expected[1]
-    for _ in first:
-        pass
+    assert "".join(chunk.text for chunk in first) == expected[0]
     assert_idle(llm)
 
 

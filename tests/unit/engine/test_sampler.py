@@ -1,15 +1,26 @@
 """Sampling against plain definitions, and its distribution against the probabilities."""
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thinslice.config import SamplingParams
-from thinslice.engine.sampler import _CANDIDATES, keep_likely, penalize, sample
+from thinslice.engine.sampler import (
+    _DRAW_BLOCK,
+    best_tokens,
+    keep_likely,
+    penalize,
+    sample,
+    sample_rows,
+    token_logprobs,
+)
 from thinslice.engine.sequence import Sequence
 
 filters = st.builds(
     SamplingParams,
+    temperature=st.sampled_from([0.3, 1.0, 2.5]),
     top_k=st.sampled_from([0, 1, 3, 50, 5000]),
     top_p=st.sampled_from([0.05, 0.5, 0.9, 0.999, 1.0]),
     min_p=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
@@ -23,31 +34,32 @@ def sequence_of(
     return Sequence(0, list(prompt), params, 100, generator, list(completion))
 
 
-def plainly_kept(logits: torch.Tensor, params: SamplingParams) -> list[int]:
+def plainly_kept(logits: np.ndarray, params: SamplingParams) -> list[int]:
     """The filters one after the other, each by its definition, in plain Python."""
     order = sorted(range(len(logits)), key=lambda i: (-float(logits[i]), i))
     if params.top_k:
         order = order[: params.top_k]
-    weights = [float(w) for w in logits[order].exp()]
+    best = float(logits[order[0]])
+    weights = [float(np.exp((float(logits[i]) - best) / params.temperature)) for i in order]
     kept, mass = 0, 0.0
     while kept < len(order) and (kept == 0 or mass / sum(weights) < params.top_p):
         mass += weights[kept]
         kept += 1
-    order = order[:kept] if params.top_p < 1.0 else order
-    best = float(logits[order[0]].exp())
-    return [i for i in order if float(logits[i].exp()) >= params.min_p * best]
+    kept = kept if params.top_p < 1.0 else len(order)
+    return [i for i, w in zip(order[:kept], weights[:kept], strict=True) if w >= params.min_p]
 
 
-@given(filters, st.integers(0, 2**32), st.sampled_from([5, 300, _CANDIDATES + 700]))
+@given(filters, st.integers(0, 2**32), st.sampled_from([5, 300, 1700]), st.sampled_from([0.1, 2]))
 def test_filters_keep_what_their_definitions_keep(
-    params: SamplingParams, seed: int, size: int
+    params: SamplingParams, seed: int, size: int, spread: float
 ) -> None:
-    torch.manual_seed(seed)
-    logits = torch.randn(size, dtype=torch.float64) * 2
-    logits[torch.randint(size, (3,))] = 1.0  # ties, resolved by id
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal(size) * spread).astype(np.float32)
+    logits[rng.integers(size, size=3)] = 1.0  # ties, resolved by id
+    logits[rng.integers(size, size=2)] = (0.0, -0.0)
     kept_logits, token_ids = keep_likely(logits, params)
     assert token_ids.tolist() == plainly_kept(logits, params)
-    assert torch.equal(kept_logits, logits[token_ids])
+    assert (kept_logits == logits[token_ids]).all()
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -65,6 +77,80 @@ def test_draws_follow_the_probabilities() -> None:
     critical = 18.47  # chi-square with 4 degrees of freedom, p = 0.001
     assert statistic(0.7) < critical
     assert statistic(0.8) > critical
+
+
+def test_draws_from_a_whole_vocabulary_follow_the_probabilities() -> None:
+    """Over several blocks of tokens; chi-square over the blocks, and over the tokens of one."""
+    torch.manual_seed(0)
+    logits = torch.randn(5 * _DRAW_BLOCK + 77)
+    sequence = sequence_of(SamplingParams(temperature=1.0, top_p=1.0, seed=3))
+    count = 20_000
+    draws = torch.tensor([sample(logits, sequence) for _ in range(count)])
+    probs = logits.double().softmax(0)
+    blocks = torch.arange(len(logits)) // _DRAW_BLOCK
+
+    def statistic(bins: torch.Tensor, num_bins: int) -> float:
+        expected = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, probs) * count
+        observed = torch.bincount(bins[draws], minlength=num_bins).double()
+        return float(((observed - expected) ** 2 / expected).sum())
+
+    assert statistic(blocks, 6) < 20.52  # 5 degrees of freedom, p = 0.001
+    assert statistic(torch.arange(len(logits)) % 16, 16) < 37.70  # 15 degrees, p = 0.001
+
+
+def test_a_token_of_no_probability_is_never_drawn() -> None:
+    logits = torch.full((700,), float("-inf"))
+    logits[[3, 600]] = 0.0
+    for top_p in (1.0, 0.99999):
+        sequence = sequence_of(SamplingParams(temperature=1.0, top_p=top_p))
+        assert {sample(logits, sequence) for _ in range(200)} == {3, 600}
+
+
+def test_logits_that_are_no_numbers_are_an_error() -> None:
+    for value in (float("nan"), float("inf"), float("-inf")):
+        logits = torch.full((10,), value)
+        for temperature in (0.0, 1.0):
+            with pytest.raises(ArithmeticError, match="the model gave no numbers"):
+                sample(logits, sequence_of(SamplingParams(temperature=temperature)))
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+def test_logprobs_are_those_of_the_unchanged_logits(size: int) -> None:
+    torch.manual_seed(size)
+    logits = torch.randn(size) * 4
+    logits[5:8] = 30.0  # equal ones, by id
+    params = SamplingParams(temperature=2.0, top_k=2, frequency_penalty=1.5, logprobs=4, seed=1)
+    sequence = sequence_of(params, completion=(5, 5))
+    sampled = sample_rows(logits[None], best_tokens(logits[None]), sequence)
+    expected = logits.double().log_softmax(0)
+    (got,) = sampled.logprobs
+    order = sorted(range(size), key=lambda i: (-float(logits[i]), i))[:4]
+    assert [token_id for token_id, _ in got.top] == order
+    values = torch.tensor([got.logprob, *(value for _, value in got.top)], dtype=torch.float64)
+    torch.testing.assert_close(values, expected[[*sampled.token_ids, *order]])
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(values, (logits / 2).double().log_softmax(0)[[0, *order]])
+
+
+def test_no_top_logprobs_gives_the_chosen_one_alone() -> None:
+    assert token_logprobs(np.zeros(4, dtype=np.float32), 2, 0).top == ()
+
+
+def test_rows_behind_drafts_give_the_tokens_that_come_without() -> None:
+    """A draft that is right is accepted, a wrong one ends the run with the right token."""
+    torch.manual_seed(4)
+    logits = torch.randn(5, 40) * 2
+    params = SamplingParams(temperature=1.0, seed=9, frequency_penalty=0.5, repetition_penalty=1.2)
+    alone = sequence_of(params)
+    for row in logits:
+        alone.completion_token_ids.append(sample(row, alone))
+    right = alone.completion_token_ids
+    for num_right in range(5):
+        sequence = sequence_of(params)
+        drafts = [*right[:num_right], *[(token_id + 1) % 40 for token_id in right[num_right:4]]]
+        sequence.draft_token_ids = drafts
+        sampled = sample_rows(logits, best_tokens(logits), sequence)
+        assert sampled.token_ids == right[: num_right + 1]
 
 
 def test_greedy_takes_the_lowest_id_among_equals() -> None:
@@ -93,7 +179,8 @@ def test_penalties_by_their_definitions() -> None:
         repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, temperature=1
     )
     logits = torch.tensor([4.0, -4.0, 1.0, 1.0, 1.0])
-    sequence = sequence_of(params, prompt=(0, 1), completion=(2, 2, 3))
+    sequence = sequence_of(params, prompt=(0, 1), completion=(2, 2))
     expected = torch.tensor([2.0, -8.0, 0.5 - 0.5 - 0.5, 0.5 - 0.5 - 0.25, 1.0])
-    torch.testing.assert_close(penalize(logits, sequence), expected)
+    penalized = penalize(logits.numpy(), sequence, [3])
+    torch.testing.assert_close(torch.from_numpy(penalized), expected)
     assert logits[0] == 4.0, "the row given is left as it was"

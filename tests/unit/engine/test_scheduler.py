@@ -1,6 +1,7 @@
-"""Scheduler and block manager: invariants under random operations."""
+"""Scheduler and block manager: invariants under random operations, and each rule by itself."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinslice.config import SamplingParams
-from thinslice.engine.block_manager import BlockManager
-from thinslice.engine.scheduler import Scheduler
+from thinslice.engine.block_manager import BlockManager, root_digest
+from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.plan.memory_plan import MemoryPlan
+
+BLOCK_SIZE, CHUNK, MAX_NUM_SEQS = 4, 10, 4
 
 
 def small_plan(num_kv_blocks: int = 12) -> MemoryPlan:
@@ -20,22 +23,61 @@ def small_plan(num_kv_blocks: int = 12) -> MemoryPlan:
         dtype="float32",
         kv_dtype="float32",
         context=64,
-        chunk=10,
-        max_num_seqs=4,
-        block_size=4,
+        chunk=CHUNK,
+        max_num_seqs=MAX_NUM_SEQS,
+        block_size=BLOCK_SIZE,
         num_kv_blocks=num_kv_blocks,
         parts=(),
     )
 
 
-def new_sequence(seq_id: int, num_prompt: int, num_completion: int) -> Sequence:
+def new_sequence(
+    seq_id: int,
+    num_prompt: int,
+    num_completion: int,
+    first_token: int = 0,
+    **params: object,
+) -> Sequence:
     return Sequence(
         seq_id=seq_id,
-        prompt_token_ids=list(range(num_prompt)),
-        params=SamplingParams(),
+        prompt_token_ids=[first_token, *range(1, num_prompt)],
+        params=SamplingParams(**params),  # type: ignore[arg-type]
         max_positions=num_prompt + num_completion,
         generator=torch.Generator(),
     )
+
+
+def run_step(
+    scheduler: Scheduler, num_accepted: Callable[[int], int] = lambda drafts: 0
+) -> list[ScheduledTokens]:
+    """One step as the engine takes it, every token 0."""
+    scheduled = scheduler.schedule()
+    scheduler.blocks.check()
+    assert sum(tokens.count for tokens in scheduled) <= CHUNK
+    assert len(scheduler.running) <= MAX_NUM_SEQS
+    assert len({tokens.sequence.seq_id for tokens in scheduled}) == len(scheduled)
+    for tokens in scheduled:
+        sequence, before = tokens.sequence, tokens.sequence.num_computed
+        assert sequence.status is Status.RUNNING
+        assert 0 < tokens.count - tokens.num_drafts <= sequence.num_uncomputed
+        assert len(sequence.blocks) * BLOCK_SIZE >= before + tokens.count
+        sequence.num_computed += tokens.count
+        if tokens.num_rows:
+            assert tokens.num_rows == tokens.num_drafts + 1
+            new = num_accepted(tokens.num_drafts) + 1
+            sequence.draft_token_ids.clear()
+            sequence.completion_token_ids += [0] * new
+            assert sequence.num_tokens <= sequence.max_positions
+            sequence.num_computed = sequence.num_tokens - 1
+        scheduler.blocks.cache_computed(sequence, before)
+        if sequence.num_tokens == sequence.max_positions:
+            scheduler.finish(sequence, "length")
+    scheduler.blocks.check()
+    return scheduled
+
+
+def shape_of(scheduled: list[ScheduledTokens]) -> list[tuple[int, int]]:
+    return [(tokens.sequence.seq_id, tokens.count) for tokens in scheduled]
 
 
 @given(st.randoms(use_true_random=False))
@@ -44,75 +86,198 @@ def test_random_operations_keep_the_invariants(rng: random.Random) -> None:
     alive: list[Sequence] = []
     for seq_id in range(60):
         if rng.random() < 0.5:
-            alive.append(new_sequence(seq_id, rng.randint(1, 30), rng.randint(1, 18)))
+            first, priority = rng.randint(0, 1), rng.choice([0, 0, 1])
+            size = rng.randint(1, 30), rng.randint(1, 18)
+            alive.append(new_sequence(seq_id, *size, first_token=first, priority=priority))
             scheduler.add(alive[-1])
         if alive and rng.random() < 0.1:
             scheduler.finish(alive.pop(rng.randrange(len(alive))), "abort")
-        run_step(scheduler)
+        for sequence in scheduler.running:
+            sequence.draft_token_ids = [0] * rng.choice([0, 0, 3])
+        run_step(scheduler, lambda drafts: rng.randint(0, drafts))
         alive = [sequence for sequence in alive if sequence.status is not Status.FINISHED]
     while scheduler.has_work:
-        assert run_step(scheduler) > 0, "work is left and nothing is scheduled"
+        assert run_step(scheduler), "work is left and nothing is scheduled"
     assert scheduler.blocks.num_free == 12
-
-
-def run_step(scheduler: Scheduler) -> int:
-    """One step as the engine takes it; the number of tokens it ran."""
-    scheduled = scheduler.schedule()
-    total = sum(tokens.count for tokens in scheduled)
-    assert total <= 10
-    assert len(scheduler.running) <= 4
-    scheduler.blocks.check()
-    for tokens in scheduled:
-        sequence, is_sampled = tokens.sequence, tokens.is_sampled
-        assert tokens.count <= sequence.num_uncomputed
-        sequence.num_computed += tokens.count
-        assert sequence.num_computed <= len(sequence.blocks) * 4
-        if is_sampled:
-            sequence.completion_token_ids.append(0)
-            if sequence.num_tokens >= sequence.max_positions:
-                scheduler.finish(sequence, "length")
-    return total
 
 
 def test_generated_tokens_go_before_prompt_chunks() -> None:
     scheduler = Scheduler(small_plan())
-    long, short = new_sequence(0, 20, 4), new_sequence(1, 3, 4)
-    scheduler.add(long)
-    scheduler.add(short)
-    first = scheduler.schedule()
-    assert [(t.sequence.seq_id, t.count) for t in first] == [(0, 10)]
-    short.num_computed, short.completion_token_ids = 3, [7]
-    long.num_computed = 10
-    second = scheduler.schedule()
-    assert [(t.sequence.seq_id, t.count) for t in second] == [(1, 1), (0, 9)]
+    scheduler.add(new_sequence(0, 3, 9, first_token=7))
+    scheduler.add(new_sequence(1, 30, 4))
+    assert shape_of(run_step(scheduler)) == [(0, 3), (1, 7)]
+    assert shape_of(run_step(scheduler)) == [(0, 1), (1, 9)]
 
 
-def test_a_sequence_waits_until_its_longest_course_fits() -> None:
+def test_blocks_are_given_as_they_are_needed() -> None:
+    scheduler = Scheduler(small_plan())
+    sequence = new_sequence(0, 3, 40)
+    scheduler.add(sequence)
+    counts = []
+    for _ in range(7):
+        run_step(scheduler)
+        counts.append(len(sequence.blocks))
+    assert counts == [1, 1, 2, 2, 2, 2, 3]
+
+
+def test_a_prompt_waits_until_it_fits_beside_what_the_running_ones_need() -> None:
     scheduler = Scheduler(small_plan(num_kv_blocks=5))
-    scheduler.add(new_sequence(0, 8, 8))
-    scheduler.add(new_sequence(1, 4, 4))
-    scheduler.schedule()
-    assert [s.seq_id for s in scheduler.running] == [0]
-    scheduler.finish(scheduler.running[0], "abort")
-    scheduler.schedule()
-    assert [s.seq_id for s in scheduler.running] == [1]
+    scheduler.add(new_sequence(0, 12, 2, first_token=5))
+    scheduler.add(new_sequence(1, 8, 1, first_token=6))
+    assert shape_of(run_step(scheduler)) == [(0, 10)]
+    assert shape_of(run_step(scheduler)) == [(0, 2)]
+    assert [s.seq_id for s in scheduler.waiting] == [1]
+    run_step(scheduler)
+    assert shape_of(run_step(scheduler)) == [(1, 8)]
 
 
-def test_a_lost_block_and_one_owned_twice_are_seen() -> None:
-    lost = BlockManager(4, 16)
-    lost._free.pop()
-    twice = BlockManager(4, 16)
-    blocks = twice.reserve(0, 20)
-    twice._owned[1] = blocks[:1]
-    for manager in (lost, twice):
+def test_as_many_run_as_their_longest_courses_fit() -> None:
+    """Room that no running sequence can come to need is given away."""
+    scheduler = Scheduler(small_plan(num_kv_blocks=6))
+    for seq_id in range(3):
+        scheduler.add(new_sequence(seq_id, 3, 5, first_token=seq_id))
+    assert len(run_step(scheduler)) == 3
+    while scheduler.has_work:
+        run_step(scheduler)
+    assert scheduler.num_preemptions == 0
+
+
+def test_the_last_to_come_gives_way_and_goes_on_later() -> None:
+    scheduler = Scheduler(small_plan(num_kv_blocks=6))
+    first, last = new_sequence(0, 4, 16, first_token=5), new_sequence(1, 4, 16, first_token=6)
+    scheduler.add(first)
+    scheduler.add(last)
+    while first.status is not Status.FINISHED:
+        run_step(scheduler)
+    assert (first.num_preemptions, last.num_preemptions) == (0, 1)
+    so_far = len(last.completion_token_ids)
+    assert so_far > 4
+    run_step(scheduler)
+    assert last.status is Status.RUNNING
+    assert last.num_computed >= so_far + 4 - BLOCK_SIZE, "the prefix cache had most of it"
+    while scheduler.has_work:
+        run_step(scheduler)
+    assert len(last.completion_token_ids) == 16
+
+
+def test_lower_priority_values_go_first_and_displace_others() -> None:
+    scheduler = Scheduler(small_plan())
+    for seq_id in range(4):
+        scheduler.add(new_sequence(seq_id, 2, 20, first_token=seq_id, priority=5))
+    run_step(scheduler)
+    scheduler.add(new_sequence(4, 2, 20, first_token=4, priority=5))
+    scheduler.add(new_sequence(5, 2, 20, first_token=5, priority=-1))
+    run_step(scheduler)
+    assert sorted(s.seq_id for s in scheduler.running) == [0, 1, 2, 5]
+    assert [s.seq_id for s in scheduler.waiting] == [3, 4]
+
+
+def test_a_cached_prefix_is_taken_as_it_is() -> None:
+    scheduler = Scheduler(small_plan())
+    for seq_id in range(2):
+        sequence = new_sequence(seq_id, 9, 1)
+        scheduler.add(sequence)
+        run_step(scheduler)
+    assert (sequence.num_cached, scheduler.num_prefix_hits) == (8, 8)
+    assert not scheduler.has_work
+
+
+def test_at_least_one_token_is_computed() -> None:
+    scheduler = Scheduler(small_plan())
+    for seq_id in range(2):
+        scheduler.add(new_sequence(seq_id, 8, 1))
+        scheduled = run_step(scheduler)
+    assert shape_of(scheduled) == [(1, 4)]
+
+
+def test_another_salt_or_another_first_token_shares_nothing() -> None:
+    scheduler = Scheduler(small_plan())
+    for seq_id, (first, salt) in enumerate([(0, ""), (1, ""), (0, "a"), (0, "b")]):
+        sequence = new_sequence(seq_id, 9, 1, first_token=first, cache_salt=salt)
+        scheduler.add(sequence)
+        run_step(scheduler)
+        assert sequence.num_cached == 0
+    roots = [root_digest("ab", "c"), root_digest("a", "bc"), root_digest("abc"), root_digest("ab")]
+    assert len(set(roots)) == 4
+
+
+def test_the_block_let_go_of_longest_ago_is_emptied_first() -> None:
+    scheduler = Scheduler(small_plan(num_kv_blocks=4))
+    for seq_id, first in enumerate([10, 20, 10, 30]):
+        scheduler.add(new_sequence(seq_id, 5, 1, first_token=first))
+        run_step(scheduler)
+    # Three prefixes are cached; a prompt of two blocks takes the free one and the oldest.
+    scheduler.add(new_sequence(4, 8, 1, first_token=40))
+    run_step(scheduler)
+    for seq_id, first in enumerate([20, 10, 30], start=5):
+        scheduler.add(new_sequence(seq_id, 5, 1, first_token=first))
+    assert [len(scheduler.blocks._find_prefix(s)) for s in scheduler.waiting] == [0, 1, 1]
+
+
+def test_samples_of_one_prompt_wait_for_the_first_and_share_its_blocks() -> None:
+    scheduler = Scheduler(small_plan())
+    sequences = [new_sequence(seq_id, 11, 3) for seq_id in range(3)]
+    for sequence in sequences:
+        sequence.leader = None if sequence is sequences[0] else sequences[0]
+        scheduler.add(sequence)
+    assert shape_of(run_step(scheduler)) == [(0, 10)]
+    assert shape_of(run_step(scheduler)) == [(0, 1)]
+    assert shape_of(run_step(scheduler)) == [(0, 1), (1, 3), (2, 3)]
+    assert sequences[0].blocks[:2] == sequences[1].blocks[:2] == sequences[2].blocks[:2]
+    assert len({sequence.blocks[2] for sequence in sequences}) == 3
+
+
+def test_drafts_run_where_there_is_room_and_take_nobodys_blocks() -> None:
+    scheduler = Scheduler(small_plan(num_kv_blocks=4))
+    first, second = new_sequence(0, 4, 5, first_token=5), new_sequence(1, 4, 5, first_token=6)
+    scheduler.add(first)
+    scheduler.add(second)
+    run_step(scheduler)
+    first.draft_token_ids, second.draft_token_ids = [0] * 9, [0] * 9
+    scheduled = scheduler.schedule()
+    # Three of nine: one token more must end at the longest completion. Both have their last block.
+    assert [(t.count, t.num_drafts, t.num_rows) for t in scheduled] == [(4, 3, 4), (4, 3, 4)]
+    assert (first.num_preemptions, second.num_preemptions) == (0, 0)
+
+
+def test_lost_blocks_and_false_references_are_seen() -> None:
+    def manager() -> tuple[BlockManager, Sequence]:
+        blocks, sequence = BlockManager(6, BLOCK_SIZE), new_sequence(0, 10, 1)
+        blocks.take_prefix(sequence)
+        assert blocks.grow(sequence, 10)
+        sequence.num_computed = 10
+        blocks.cache_computed(sequence, 0)
+        blocks.check()
+        return blocks, sequence
+
+    def shared_end(blocks: BlockManager, sequence: Sequence) -> None:
+        other = new_sequence(1, 3, 1)
+        blocks.take_prefix(other)
+        other.blocks.append(sequence.blocks[2])
+        blocks._ref_counts[sequence.blocks[2]] += 1
+
+    faults: list[Callable[[BlockManager, Sequence], object]] = [
+        lambda blocks, _: blocks._free.pop(),
+        lambda blocks, sequence: blocks._free.append(sequence.blocks[0]),
+        lambda blocks, sequence: sequence.blocks.pop(),
+        lambda blocks, sequence: sequence.blocks.append(sequence.blocks[0]),
+        lambda blocks, _: blocks._digests.popitem(),
+        lambda blocks, sequence: sequence.digests.reverse(),
+        shared_end,
+    ]
+    for fault in faults:
+        blocks, sequence = manager()
+        fault(blocks, sequence)
         with pytest.raises(AssertionError):
-            manager.check()
+            blocks.check()
 
 
-def test_tokens_across_prompt_and_completion() -> None:
+def test_tokens_across_prompt_completion_and_drafts() -> None:
     sequence = new_sequence(0, 3, 5)
     sequence.completion_token_ids = [10, 11]
-    everything = [0, 1, 2, 10, 11]
-    for start in range(6):
-        for stop in range(start, 6):
-            assert sequence.tokens(start, stop) == everything[start:stop]
+    for drafts in ([], [20, 21, 22]):
+        sequence.draft_token_ids = drafts
+        everything = [0, 1, 2, 10, 11, *drafts]
+        for start in range(len(everything) + 1):
+            for stop in range(start, len(everything) + 1):
+                assert sequence.tokens(start, stop) == everything[start:stop]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,9 +13,8 @@ from hypothesis import strategies as st
 
 from thinslice.config import SamplingParams
 from thinslice.engine import sampler
-from thinslice.engine.sampler import keep_likely, sample
+from thinslice.engine.sampler import best_tokens, keep_likely, sample, sample_rows
 from thinslice.engine.sequence import Sequence
-from thinslice.engine.verify import verify
 
 # Two rows: the logits that follow the prompt, and those that follow the draft.
 LOGITS = torch.tensor([[1.2, 0.3, 2.0, -0.5, 0.9, -1.0], [0.1, 1.5, 1.7, 0.2, -0.3, 0.8]])
@@ -28,6 +28,12 @@ Outcome = tuple[int, ...]
 def sequence_of(params: SamplingParams, completion: list[int] | None = None) -> Sequence:
     generator = torch.Generator().manual_seed(params.seed or 0)
     return Sequence(0, PROMPT, params, 100, generator, list(completion or COMPLETION))
+
+
+def verify(logits: torch.Tensor, drafts: list[int], sequence: Sequence) -> list[int]:
+    """The tokens that a sequence with these drafts takes."""
+    drafted = replace(sequence, draft_token_ids=list(drafts))
+    return sample_rows(logits, best_tokens(logits), drafted).token_ids
 
 
 def probabilities(
@@ -63,10 +69,10 @@ def expected_shares(params: SamplingParams) -> dict[Outcome, float]:
 @pytest.fixture
 def remembered_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the filters keep of the few rows there are, computed once each: most of a run's time."""
-    kept: dict[tuple[float, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+    kept: dict[tuple[tuple[float, ...], SamplingParams], tuple[np.ndarray, np.ndarray]] = {}
 
-    def remember(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
-        key = tuple(logits.tolist())
+    def remember(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
+        key = (tuple(logits.tolist()), params)
         if key not in kept:
             kept[key] = keep_likely(logits, params)
         return kept[key]
@@ -116,8 +122,10 @@ def rejecting(redraw: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> V
 
     def run(logits: torch.Tensor, drafts: list[int], sequence: Sequence) -> list[int]:
         params, generator = sequence.params, sequence.generator
-        scaled, token_ids = keep_likely(logits[0].double() / params.temperature, params)
-        p, is_draft = scaled.softmax(0), token_ids == drafts[0]
+        kept, ids = keep_likely(logits[0].numpy(), params)
+        token_ids = torch.from_numpy(ids)
+        p = (torch.from_numpy(kept).double() / params.temperature).softmax(0)
+        is_draft = token_ids == drafts[0]
         if torch.rand((), dtype=torch.float64, generator=generator) < p[is_draft].sum():
             return [drafts[0], sample(logits[1], sequence)]
         rest = redraw(p, is_draft)

@@ -1,0 +1,27 @@
+"""A tiny random model with a byte-level tokenizer and a chat template, in one GGUF file."""
+
+from pathlib import Path
+
+from tests.checkpoints import GgufOptions, GgufTokenizer, tiny_config, write_gguf_model
+from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.text.byte_level import BYTE_TO_CHARACTER
+
+SPECIAL = ("<|im_start|>", "<|im_end|>")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_model(path: Path, chat_template: str = TEMPLATE) -> Path:
+    """Write the model and return its path."""
+    config = tiny_config(vocab_size=259, bos_token_id=257, eos_token_id=258)
+    tokenizer = GgufTokenizer(
+        tokens=(*BYTE_TO_CHARACTER, "th", *SPECIAL),
+        merges=("t h",),
+        token_types=(*[1] * 257, 3, 3),
+        pre="smollm",
+        chat_template=chat_template,
+    )
+    write_gguf_model(path, shape_from_config(config), 1, GgufOptions(tokenizer=tokenizer))
+    return path

@@ -1,0 +1,165 @@
+"""Ten thousand random operations on a tiny model: whatever happens beside it, a request's tokens
+are those it gets alone, and in the end nothing is left."""
+
+import gc
+import random
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.engines import run_all, tiny_engine
+from thinslice.config import SamplingParams
+from thinslice.engine.engine import Engine
+from thinslice.engine.sequence import Sequence, Status
+
+NUM_OPERATIONS = 10_000
+# Room for about two and a half of the longest sequences, so that blocks run out often.
+NUM_KV_BLOCKS = 40
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A model so small takes ten times as long on two threads, which wait for each other."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+class Stress:
+    """Requests drawn from a fixed set, so that what each gives alone is known."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.engine = tiny_engine(num_kv_blocks=NUM_KV_BLOCKS, chunk=24, max_num_seqs=5)
+        self.now = 0.0
+        self.engine.clock = lambda: self.now
+        self.kinds = [self._kind() for _ in range(80)]
+        self.alone = [
+            [tokens_alone(prompt, params, index) for index in range(params.n)]
+            for prompt, params in self.kinds
+        ]
+        self.alive: dict[Sequence, list[int]] = {}
+        self.ends: Counter[str] = Counter()
+
+    def _kind(self) -> tuple[list[int], SamplingParams]:
+        """Prompts that begin alike, greedy and drawn, with penalties and without."""
+        rng = self.rng
+        prefix = [3 + rng.randrange(2)] * rng.choice([0, 7, 12, 30])
+        prompt = prefix + [rng.randrange(3, 64) for _ in range(rng.randint(1, 12))]
+        params = SamplingParams(
+            temperature=rng.choice([0.0, 0.7, 1.5]),
+            top_p=rng.choice([1.0, 0.9]),
+            frequency_penalty=rng.choice([0.0, 0.0, 0.5]),
+            seed=rng.randrange(100),
+            max_tokens=rng.randint(1, 20),
+            n=rng.choice([1, 1, 1, 3]),
+            cache_salt=rng.choice(["", "", "mine"]),
+        )
+        return prompt, params
+
+    def run(self) -> None:
+        operations = [self.add, self.abort, self.draft, self.step]
+        for operation in self.rng.choices(operations, (5, 1, 4, 12), k=NUM_OPERATIONS):
+            operation()
+            self.engine.scheduler.blocks.check()
+        while self.engine.has_work:
+            self.step()
+            self.engine.scheduler.blocks.check()
+
+    def add(self) -> None:
+        if len(self.engine.scheduler.waiting) > 12:
+            return
+        which = self.rng.randrange(len(self.kinds))
+        prompt, params = self.kinds[which]
+        deadline_s = 20.0 if self.rng.random() < 0.1 else None
+        params = replace(params, priority=self.rng.choice([0, 0, 0, 1]), deadline_s=deadline_s)
+        sequences = self.engine.add_samples(prompt, params)
+        self.alive |= dict(zip(sequences, self.alone[which], strict=True))
+
+    def abort(self) -> None:
+        if self.alive:
+            sequence = self.rng.choice(list(self.alive))
+            self.engine.abort(sequence)
+            self._check_ended(sequence)
+
+    def draft(self) -> None:
+        """Guess right for a while, then perhaps wrong."""
+        for sequence in self.engine.scheduler.running:
+            done = len(sequence.completion_token_ids)
+            right = self.alive[sequence][done : done + self.rng.randint(0, 4)]
+            wrong = [self.rng.randrange(64)] * self.rng.randint(0, 2)
+            sequence.draft_token_ids = [*right, *wrong]
+
+    def step(self) -> None:
+        self.now += 1.0
+        for output in self.engine.step():
+            if output.finish_reason is not None:
+                self._check_ended(output.sequence)
+
+    def _check_ended(self, sequence: Sequence) -> None:
+        assert sequence.status is Status.FINISHED
+        expected, got = self.alive.pop(sequence), sequence.completion_token_ids
+        assert got == expected[: len(got)], f"sequence {sequence.seq_id}"
+        if sequence.finish_reason in ("stop", "length"):
+            assert len(got) == len(expected)
+        self.ends[str(sequence.finish_reason)] += 1
+
+
+def tokens_alone(prompt: list[int], params: SamplingParams, index: int) -> list[int]:
+    """What one sample of a prompt gives on an engine of its own."""
+    assert params.seed is not None
+    engine = tiny_engine()
+    alone = replace(params, n=1, seed=params.seed + index)
+    sequence = engine.add_request(prompt, alone)
+    run_all(engine)
+    return sequence.completion_token_ids
+
+
+def test_ten_thousand_operations_change_no_token_and_leave_nothing() -> None:
+    stress = Stress(seed=1)
+    engine = stress.engine
+    stress.run()
+    assert not stress.alive
+    assert set(stress.ends) == {"stop", "length", "abort", "deadline"}
+    metrics = engine.metrics
+    # All of it happened, and often.
+    assert min(metrics.preemptions, metrics.accepted_tokens, metrics.prefix_hit_tokens) > 100
+    assert metrics.drafted_tokens > metrics.accepted_tokens + 300
+    assert min(stress.ends.values()) > 20
+    assert (metrics.num_waiting, metrics.num_running, metrics.kv_blocks_used) == (0, 0, 0)
+    assert engine.scheduler.blocks.num_free == NUM_KV_BLOCKS
+    assert_nothing_is_kept(engine)
+
+
+def assert_nothing_is_kept(engine: Engine) -> None:
+    """A finished sequence is not held on to by the engine."""
+    sequence = engine.add_request([5, 6, 7], SamplingParams(max_tokens=3))
+    run_all(engine)
+    kept = weakref.ref(sequence)
+    del sequence
+    gc.collect()
+    assert kept() is None
+    assert not [one for one in gc.get_objects() if type(one) is Sequence]
+
+
+def test_a_block_written_by_mistake_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same operations fail where a prefix is taken for one block more than it has."""
+    stress = Stress(seed=1)
+    blocks = stress.engine.scheduler.blocks
+    find_prefix = blocks._find_prefix
+
+    def one_too_many(sequence: Sequence) -> list[int]:
+        found = find_prefix(sequence)
+        held = [b for b in blocks._evictable if b not in found]
+        room = len(found) < (sequence.num_tokens - 1) // blocks.block_size
+        return [*found, held[0]] if found and held and room else found
+
+    monkeypatch.setattr(blocks, "_find_prefix", one_too_many)
+    monkeypatch.setattr(blocks, "check", lambda: None)
+    with pytest.raises(AssertionError, match="sequence"):
+        stress.run()

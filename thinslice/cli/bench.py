@@ -1,0 +1,115 @@
+"""thinslice bench: how fast a model runs within a budget, and what it takes."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from thinslice.cli.console import out, progress_bars
+from thinslice.cli.models import plain_table, print_json
+from thinslice.cli.options import Json, Load, LoadOptions
+from thinslice.errors import ConfigError
+from thinslice.memory.meter import peak_rss_bytes
+from thinslice.units import format_bytes
+
+if TYPE_CHECKING:
+    from thinslice.engine.benchmark import BenchmarkResult
+    from thinslice.engine.llm import LLM
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is run.
+
+    Attributes:
+        prompt_tokens: Tokens of each prompt.
+        completion_tokens: Tokens of each completion.
+        sequences: Prompts that run at once.
+    """
+
+    prompt_tokens: int = 512
+    completion_tokens: int = 64
+    sequences: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "completion_tokens", "sequences"):
+            if getattr(self, name) < 1:
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(f"{option} is {getattr(self, name)}; expected 1 or more")
+
+
+def bench(
+    model: str,
+    /,
+    *,
+    options: Annotated[BenchOptions, Parameter(name="*")] = BenchOptions(),
+    load: Load = LoadOptions(),  # noqa: B008
+    as_json: Json = False,
+) -> None:
+    """Measure prefill, decode and memory on prompts of random tokens.
+
+    Without --context, it is what a prompt and its completion take.
+
+    Args:
+        model: Name of the model.
+        as_json: Print one JSON object instead of the table.
+    """
+    from thinslice.engine.benchmark import benchmark
+    from thinslice.engine.llm import LLM
+
+    context = load.context
+    if context is None:
+        context = options.prompt_tokens + options.completion_tokens
+    with progress_bars() as progress:
+        llm = LLM(
+            model,
+            progress=progress,
+            memory=load.memory,
+            context=context,
+            dtype=load.dtype,
+            kv_dtype=load.kv_dtype,
+            max_num_seqs=options.sequences,
+            offline=load.offline,
+        )
+    result = benchmark(llm.engine, **asdict(options))
+    if as_json:
+        print_json(_report(model, options, llm, result))
+    else:
+        _print_table(llm, result)
+
+
+def _report(
+    model: str, options: BenchOptions, llm: "LLM", result: "BenchmarkResult"
+) -> dict[str, Any]:
+    """The fields of ``bench --json``, as docs/benchmarks.md tells them."""
+    return {
+        "model": model,
+        **asdict(options),
+        **asdict(result),
+        "peak_bytes": peak_rss_bytes(),
+        "planned_bytes": llm.plan.peak_bytes,
+        "budget_bytes": llm.plan.budget_bytes,
+        "plan": llm.plan.to_dict(),
+    }
+
+
+def _print_table(llm: "LLM", result: "BenchmarkResult") -> None:
+    plan = llm.plan
+    table = plain_table()
+    table.add_row("prefill", f"{result.prefill_tokens_per_s:.1f} tokens/s")
+    table.add_row("decode", f"{result.decode_tokens_per_s:.1f} tokens/s")
+    first, last = result.time_to_first_token_s, result.last_time_to_first_token_s
+    table.add_row("first token", f"{first:.3f} s (median), {last:.3f} s (last)")
+    table.add_row("tokens per sweep", f"{result.tokens_per_sweep:.2f}")
+    table.add_row("accepted per sweep", f"{result.accepted_per_sweep:.2f}")
+    table.add_row("beside the model", f"{result.overhead_s * 1e3:.2f} ms per step")
+    if plan.streaming is not None:
+        streamed = format_bytes(round(result.streamed_bytes_per_sweep))
+        table.add_row("streamed per sweep", streamed)
+        table.add_row("waiting for slices", f"{result.slice_wait_share:.0%} of the model's time")
+    table.add_row("preemptions", str(result.preemptions))
+    table.add_row("peak", format_bytes(peak_rss_bytes()))
+    table.add_row("planned", format_bytes(plan.peak_bytes))
+    table.add_row("budget", format_bytes(plan.budget_bytes))
+    table.add_row("weights", f"{plan.dtype}, {plan.describe_weights()}")
+    out.print(table)
