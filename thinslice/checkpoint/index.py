@@ -11,6 +11,7 @@ from typing import Any
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, num_panels
 from thinslice.plan.packing import Packing
+from thinslice.plan.weight_layout import Stored, StoredMatrix
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,12 @@ class Checkpoint:
     def num_bytes(self) -> int:
         """Bytes of all tensors on disk."""
         return sum(entry.num_bytes for entry in self.tensors.values())
+
+    @property
+    def stored(self) -> Stored:
+        """How each matrix lies on disk."""
+        return {
+            name: StoredMatrix(entry.dtype, entry.row_bytes)
+            for name, entry in self.tensors.items()
+            if len(entry.shape) == 2
+        }

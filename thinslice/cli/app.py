@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from thinslice import __version__
 from thinslice.cli.chat import chat
+from thinslice.cli.compare import compare
 from thinslice.cli.console import print_error
 from thinslice.cli.doctor import doctor
 from thinslice.cli.models import ls, pull, rm, show
@@ -34,6 +35,7 @@ _COMMANDS: tuple[Callable[..., int | None], ...] = (
     chat,
     plan,
     pack,
+    compare,
     pull,
     ls,
     show,

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -76,19 +78,26 @@ class ProgressBars:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, description: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` bytes are through."""
+        """Show that ``done`` of ``total`` bytes, or whatever is counted, are through."""
         if description not in self._tasks:
             self._tasks[description] = self._progress.add_task(description, total=total or None)
         self._progress.update(self._tasks[description], completed=done, total=total or None)
 
 
 @contextmanager
-def progress_bars() -> Iterator[ProgressBars]:
-    """Bars on standard error for as long as the context lasts; they vanish at its end."""
+def progress_bars(counted: str = "bytes") -> Iterator[ProgressBars]:
+    """Bars on standard error for as long as the context lasts; they vanish at its end.
+
+    Args:
+        counted: what progress is told in: bytes, shown as such, or a word for other things.
+    """
+    counts: tuple[ProgressColumn, ...] = (DownloadColumn(binary_units=True),)
+    if counted != "bytes":
+        counts = (MofNCompleteColumn(), TextColumn(counted, markup=False))
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(binary_units=True),
+        *counts,
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:

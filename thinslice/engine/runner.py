@@ -1,13 +1,15 @@
 """Runner: from scheduled tokens to the logits of the rows that are sampled."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 
 import torch
 
 from thinslice.engine.scheduler import ScheduledTokens
+from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.batch import ForwardBatch, TokenRun, pack
-from thinslice.model.decoder import Decoder, KVCaches
+from thinslice.model.decoder import Decoder
 
 
 class Runner:
@@ -19,7 +21,7 @@ class Runner:
     def __init__(
         self,
         decoder: Decoder,
-        kv_caches: KVCaches,
+        kv_caches: Rows[PagedKv],
         block_size: int,
         weights: WeightStore | None,
     ) -> None:
@@ -43,6 +45,19 @@ class Runner:
         if not rows:
             return torch.empty(0, self.decoder.shape.vocab_size)
         return self.decoder.logits(hidden_TD[rows])
+
+    @torch.inference_mode()
+    def score(self, tokens: ScheduledTokens, tile: int) -> Iterator[torch.Tensor]:
+        """Run the scheduled tokens; logits [rows, V] in float32 of all of them, a tile at a time.
+
+        Where weights stream, a tile must hold all tokens: the head passes by once in a sweep.
+        """
+        assert self.weights is None or tokens.count <= tile, f"{tokens.count} rows, tile {tile}"
+        if self.weights is not None:
+            self.weights.begin_sweep()
+        hidden_TD = self.decoder(self._batch([tokens]), self.kv_caches)
+        for rows_TD in hidden_TD.split(tile):
+            yield self.decoder.logits(rows_TD)
 
     def close(self) -> None:
         """Stop reading weights."""

@@ -21,9 +21,15 @@ except ImportError as error:
 else:
     _import_error = ""
 
-_FORMATS = {PackedFormat.INT4: 0, PackedFormat.INT4M: 1, PackedFormat.INT8: 2}
+FORMAT_CODES = {PackedFormat.INT4: 0, PackedFormat.INT4M: 1, PackedFormat.INT8: 2}
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 MAX_MATRICES = 4
+_REPACKED = {
+    "Q4_0": (0, PackedFormat.INT4, 18),
+    "Q4_1": (1, PackedFormat.INT4M, 20),
+    "Q8_0": (2, PackedFormat.INT8, 34),
+}
+REPACKED_TYPES = frozenset(_REPACKED)
 
 
 def is_available() -> bool:
@@ -71,9 +77,24 @@ def read_memory(data: torch.Tensor) -> None:
     library().read_memory(data.data_ptr(), data.numel())
 
 
+def repack(blocks: torch.Tensor, kind: str, target: PackedWeight) -> None:
+    """Put the blocks [N, bytes of a row] of a GGUF matrix into a packed one, their codes as they
+    are.
+
+    Args:
+        kind: Q4_0 (into int4), Q4_1 (int4m) or Q8_0 (int8).
+    """
+    code, fmt, block_bytes = _REPACKED[kind]
+    groups = target.in_features // GROUP
+    check_indices(blocks, torch.uint8, [target.out_features, groups * block_bytes], "blocks")
+    if target.format is not fmt:
+        raise ValueError(f"{kind} goes into {fmt}, not into {target.format}")
+    library().repack(blocks.data_ptr(), code, target.out_features, groups, target.data.data_ptr())
+
+
 def panel_bytes(fmt: PackedFormat, in_features: int) -> int:
     """Bytes of a panel as the kernels step over it; `packed.panel_bytes` must agree."""
-    return library().panel_bytes(_FORMATS[fmt], in_features // GROUP)
+    return library().panel_bytes(FORMAT_CODES[fmt], in_features // GROUP)
 
 
 def linear_scratch_bytes(rows: int, in_features: int) -> int:
@@ -159,7 +180,7 @@ def rms_norm(
     if out is None:
         out = torch.empty_like(x)
     dim = weight.shape[0]
-    _check_vector(weight, dim, "weight")
+    check_vector(weight, dim, "weight")
     for tensor, name in ((x, "x"), (out, "out"), (residual, "residual")):
         if tensor is not None:
             _check_like(tensor, x, dim, name)
@@ -292,10 +313,10 @@ def _target(
         if residual.dtype != out.dtype:
             raise TypeError(f"residual must have out's dtype {out.dtype}, got {residual.dtype}")
     if bias is not None:
-        _check_vector(bias, weight.out_features, "bias")
+        check_vector(bias, weight.out_features, "bias")
     return (
         weight.data.data_ptr(),
-        _FORMATS[weight.format],
+        FORMAT_CODES[weight.format],
         weight.out_features,
         0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),
@@ -317,7 +338,8 @@ def _check_count(x: torch.Tensor, rows: int, name: str) -> None:
         raise ValueError(f"{name} must have {rows} rows, got {x.shape[0]}")
 
 
-def _check_vector(x: torch.Tensor, size: int, name: str) -> None:
+def check_vector(x: torch.Tensor, size: int, name: str) -> None:
+    """A contiguous float32 tensor [size]."""
     if x.dtype != torch.float32:
         raise TypeError(f"{name} must be float32, got {x.dtype}")
     if list(x.shape) != [size] or not x.is_contiguous():

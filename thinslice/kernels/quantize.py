@@ -28,6 +28,9 @@ _INT4_DIVISORS = (7.1, 7.4, 7.7, 8.0, 8.3, 8.6, 8.9)
 # Divisors of the range that are tried as scales of int4m. The same measure: one candidate 7.50%,
 # three 7.16%, these seven 7.07%, nineteen 6.98%; Q4_1 has 7.83%.
 _INT4M_DIVISORS = (12.5, 13.0, 13.5, 14.0, 14.5, 15.0, 15.5)
+# Divisors of the largest magnitude that are tried as scales of int8; none cuts it off. The same
+# measure: one candidate (Q8_0) 0.535%, three 0.502%, these seven 0.486%, 25 in finer steps 0.477%.
+_INT8_DIVISORS = (127, 126, 125, 124, 123, 122, 121)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +83,7 @@ def from_gguf(blocks: np.ndarray, kind: GGMLQuantizationType, in_features: int) 
 
     Q4_0, Q4_1 and Q8_0 keep every bit. Q4_K becomes int4m with scales and minimums rounded to fp16
     (relative error of a weight's parts at most 2**-11). Q5_K and Q6_K are requantised to int8,
-    which adds an error of 0.5% of the weights' root mean square, Q8_0's own on normal weights.
+    which adds an error of 0.5% of the weights' root mean square, a tenth below Q8_0's own.
     Peak extra memory: the packed matrix and about 8 MiB.
     Errors: CheckpointError for a kind that has no packed format or blocks of another size.
     """
@@ -209,9 +212,17 @@ def _half_above(x: torch.Tensor) -> torch.Tensor:
 
 def _quantize_int8(x: torch.Tensor) -> _Groups:
     """Levels -127..127; a scale rounded down would cut off the largest value."""
-    scales = _half_above(x.abs().amax(-1) / 127)
-    codes = _levels(x, scales, -127, 127).add_(128).to(torch.uint8)
-    return _Groups(codes, scales)
+    largest = x.abs().amax(-1)
+    best_error = torch.full_like(largest, torch.inf)
+    best_scales = torch.zeros_like(largest)
+    for divisor in _INT8_DIVISORS:
+        scales = _half_above(largest / divisor)
+        error = _levels(x, scales, -127, 127).mul_(scales.unsqueeze(-1)).sub_(x).square_().sum(-1)
+        is_better = error < best_error
+        best_error = torch.where(is_better, error, best_error)
+        best_scales = torch.where(is_better, scales, best_scales)
+    codes = _levels(x, best_scales, -127, 127).add_(128).to(torch.uint8)
+    return _Groups(codes, best_scales)
 
 
 def _halves(data: np.ndarray) -> torch.Tensor:

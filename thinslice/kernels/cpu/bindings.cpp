@@ -5,9 +5,12 @@
 
 #include <algorithm>
 
+#include "bind_stack.h"
+#include "border.h"
 #include "dispatch.h"
 #include "linear.h"
 #include "paged.h"
+#include "repack.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -15,18 +18,6 @@ namespace nb = nanobind;
 namespace thinslice {
 
 namespace {
-
-using Address = uintptr_t;
-
-template <typename T = void>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-template <typename T>
-T field(const nb::handle& object, const char* name) {
-  return nb::cast<T>(object.attr(name));
-}
 
 // (panels, format, out_features, bias, residual, residual_stride, out, out_stride)
 Target read_target(const nb::tuple& t, Dtype out_dtype) {
@@ -107,20 +98,6 @@ void py_silu_mul(int64_t rows, Address gate, int64_t gate_stride, Address up, in
                [&](int64_t first, int64_t last) { table.silu_mul(job, first, last); });
 }
 
-// The attributes of a cache object that both jobs share; see native_attention.py.
-template <typename Job>
-void read_cache(const nb::handle& o, Job& job) {
-  job.cache_dtype = static_cast<Dtype>(field<int>(o, "dtype"));
-  job.num_blocks = field<int64_t>(o, "num_blocks");
-  job.num_kv_heads = field<int64_t>(o, "num_kv_heads");
-  job.block_size = field<int64_t>(o, "block_size");
-  job.head_dim = field<int64_t>(o, "head_dim");
-  job.k_cache = pointer(field<Address>(o, "k"));
-  job.v_cache = pointer(field<Address>(o, "v"));
-  job.k_scale = pointer<uint16_t>(field<Address>(o, "k_scale"));
-  job.v_scale = pointer<uint16_t>(field<Address>(o, "v_scale"));
-}
-
 void py_write_kv(const nb::handle& cache, Address k, int64_t k_stride, Address v, int64_t v_stride,
                  int dtype, Address slots, int64_t num_tokens) {
   WriteKvJob job;
@@ -168,6 +145,13 @@ void py_attention(const nb::handle& cache, const nb::tuple& queries, const nb::t
   attention(job);
 }
 
+void py_repack(Address blocks, int type, int64_t rows, int64_t groups, Address panels) {
+  const RepackJob job = {pointer<const uint8_t>(blocks), static_cast<GgmlType>(type), rows, groups,
+                         pointer<uint8_t>(panels)};
+  const nb::gil_scoped_release release;
+  repack(job);
+}
+
 uint32_t py_read_memory(Address data, int64_t num_bytes) {
   const nb::gil_scoped_release release;
   return read_memory(pointer<const uint8_t>(data), num_bytes);
@@ -190,7 +174,9 @@ NB_MODULE(_native, m) {
   m.def("silu_mul", py_silu_mul);
   m.def("write_kv", py_write_kv);
   m.def("attention", py_attention);
+  m.def("repack", py_repack);
   m.def("read_memory", py_read_memory);
+  bind_stack(m);
 }
 
 }  // namespace thinslice
