@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from safetensors import safe_open
 
 from tests.checkpoints import (
@@ -15,14 +17,15 @@ from tests.checkpoints import (
     write_safetensors_model,
 )
 from tests.packed_checkpoints import cut_blocks, stored_bytes, write_packed_model
-from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.names import expected_tensors
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.kernels.buffers import empty_bytes
 from thinslice.kernels.packed import PackedWeight, unpack
-from thinslice.kernels.quantize import quantize
+from thinslice.kernels.quantize import from_gguf, quantize
 from thinslice.pack import layout
+from thinslice.pack.convert import convert
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import PackedFormat
@@ -211,3 +214,26 @@ def test_config_of_a_folder_is_kept(tmp_path: Path) -> None:
         "thinslice.json",
         "tokenizer.json",
     ]
+
+
+def test_codes_of_q4_k_are_kept_although_blocks_cut_through_its_own(tmp_path: Path) -> None:
+    """Q4_K keeps 256 weights together, a block of a feed-forward ends at any multiple of 64."""
+    rows, columns = 32, 512
+    bits = np.random.default_rng(0).integers(0, 256, (rows, columns // 256, 144), dtype=np.uint8)
+    bits[..., :4] = np.array([0.01, 0.02], dtype=np.float16).view(np.uint8)
+    path = tmp_path / "blocks"
+    path.write_bytes(bits.tobytes())
+    name = "model.layers.0.mlp.down_proj.weight"
+    entry = TensorEntry(name, path, "Q4_K", (rows, columns), 0, bits.size)
+    source = Checkpoint(tmp_path, "gguf", shape_from_config(tiny_config()), {name: entry}, (path,))
+    whole = unpack(from_gguf(bits.reshape(rows, -1), GGMLQuantizationType.Q4_K, columns))
+    edges = [(0, 192), (192, 384), (384, 512)]
+    targets = tuple(layout.Target(f"{one}", 0, 0, (0, rows), one) for one in edges)
+    work = layout.Work(entry, INT4M, "F32", targets)
+    with CheckpointReader(source) as reader:
+        parts = [data for _, data in convert(reader, work, 0, rows)]
+    for (first, last), data in zip(edges, parts, strict=True):
+        aligned = empty_bytes(data.numel())
+        aligned.copy_(data)
+        part = unpack(PackedWeight(aligned, INT4M, rows, last - first))
+        assert torch.equal(part, whole[:, first:last])

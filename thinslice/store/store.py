@@ -76,6 +76,8 @@ class Store:
         Errors: ConfigError, StoreError, CheckpointError; StoreError for a GGUF that is not stored,
         whose shape is in its weights' file.
         """
+        if find_copy(self.root, text) is not None:
+            return self.resolve(text)
         name = self._parse(text)
         is_stored = isinstance(name, LocalPath) or folder_in(self.root, name).is_dir()
         if is_stored or not isinstance(name, HubModel) or name.quant is not None:

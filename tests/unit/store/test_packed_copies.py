@@ -55,6 +55,7 @@ def test_a_copy_is_made_once_and_found_by_name(
     assert (copy.name, copy.model, copy.format, copy.is_whole) == (NAME, "tiny", "int4", True)
     assert copy.num_bytes == sum(path.stat().st_size for path in folder.iterdir())
     assert pulled.resolve(NAME) == pulled.ensure(NAME, offline=True) == folder
+    assert pulled.locate(NAME) == folder
     shown = pulled.show(NAME)
     assert (shown.name, shown.source, shown.weights) == (NAME, "packed copy", "int4, head int8")
     assert [model.name for model in pulled.list()] == ["tiny"]
