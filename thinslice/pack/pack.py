@@ -24,7 +24,7 @@ from thinslice.pack.source import SourceFiles
 from thinslice.pack.write_weights import SYNC_BYTES, PackingJob, write_weights
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.packing import packing_for
-from thinslice.store.files import check_free_space, disk_errors, publish
+from thinslice.store.files import check_free_space, disk_errors, publish, remove_all_but
 from thinslice.store.pack_record import (
     WEIGHTS,
     PackRecord,
@@ -52,11 +52,14 @@ class PackOptions:
         format: int4 or int8, of the layers' matrices.
         name: the source's name, for the record.
         memory_bytes: the most the process may hold; None for what all threads take.
+        starts_over: whether what was packed from other files or in another way makes room; without
+            it that is an error.
     """
 
     format: PackedFormat
     name: str
     memory_bytes: int | None = None
+    starts_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def pack_model(
     num_threads = _num_threads(source, layout, options.memory_bytes)
     what = f"the packed {options.name}"
     with disk_errors(folder, what, layout.num_bytes, _ADVICE), _lock(folder):
+        if options.starts_over:
+            _drop_others(folder, settings)
         record = _whole(folder, settings)
         if record is not None:
             return Packed(record, was_there=True)
@@ -169,6 +174,15 @@ def _slices_done(folder: Path, settings: PackSettings) -> int:
     if foreign:
         raise ConfigError(f"{folder} is not empty ({foreign[0]!r:.80}); name a new folder")
     return 0
+
+
+def _drop_others(folder: Path, settings: PackSettings) -> None:
+    """Empty a folder unless it holds this very packing, whole or begun."""
+    record, journal = read_record(folder), read_journal(folder)
+    is_same = record is not None and record.settings == settings
+    is_begun = record is None and journal is not None and journal[0] == settings
+    if not is_same and not is_begun:
+        remove_all_but(folder, {LOCK})
 
 
 def _drop_journal(folder: Path) -> None:
