@@ -8,18 +8,16 @@ from functools import partial
 import torch
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_bytes
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import Progress, load_engine
+from thinslice.engine.load import Progress, load_engine, open_model
 from thinslice.engine.planning import budget_bytes, plan_checkpoint
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.store.store import Store
 from thinslice.text.tokenizer import Tokenizer, load_tokenizer
 from thinslice.units import MIB, size_option
 
@@ -128,7 +126,7 @@ class ModelPair:
         self.b = b
         self.budget_bytes = budget_bytes
         chunk = min(a.plan.chunk, b.plan.chunk)
-        streams = a.runner.weights is not None or b.runner.weights is not None
+        streams = a.plan.streaming is not None or b.plan.streaming is not None
         # The same chunks for both give the same tiles, and equal models equal bits. Streamed
         # weights pass by once in a sweep, the head's for one tile.
         self.chunk = min(chunk, TILE) if streams else chunk
@@ -178,9 +176,9 @@ def load_pair(
     Errors: ConfigError, StoreError, CheckpointError, BudgetError; RequestError for models of
     different vocabularies and for a text too short.
     """
-    store, each = Store(), settings.of_each()
-    paths = [store.ensure(name, progress, offline=settings.offline) for name in _names(settings)]
-    checkpoints = [open_checkpoint(path) for path in paths]
+    each = settings.of_each()
+    names = (settings.a, settings.b)
+    checkpoints = [open_model(*one, progress) for one in zip(names, each, strict=True)]
     tokenizers = [load_tokenizer(checkpoint) for checkpoint in checkpoints]
     check_same_vocabulary(*tokenizers)
     text_ids = tokenizers[0].encode(text, add_special_tokens=False)
@@ -286,10 +284,6 @@ def _logits(engine: Engine, sequence: TokenSequence, chunk: int) -> Iterator[tor
         tokens = ScheduledTokens(sequence, min(sequence.num_uncomputed, chunk))
         yield from engine.runner.score(tokens, TILE)
         sequence.num_computed += tokens.count
-
-
-def _names(settings: CompareSettings) -> tuple[str, str]:
-    return settings.a, settings.b
 
 
 def _named(progress: Progress, name: str, what: str, done: int, total: int) -> None:
