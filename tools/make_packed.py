@@ -3,7 +3,7 @@
     python -m tools.make_packed --shape qwq-32b --dtype int4 --out DIR
 
 A 32B model takes 64 GB in bfloat16 and 20 GB so. Layout and formats are those of
-``thinslice pack``; the numbers repeat after some rows. Memory: about 0.4 GiB, nearly all of it torch's own.
+``thinslice pack``; the numbers repeat after some rows. Memory: about 0.4 GiB, nearly all torch's.
 """
 
 import argparse
