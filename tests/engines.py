@@ -5,7 +5,8 @@ import torch
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import load_engine, weight_source
+from thinslice.engine.load import load_engine
+from thinslice.engine.planning import Model
 from thinslice.model.batch import TokenRun, pack
 from thinslice.plan.planner import Workload, plan
 from thinslice.units import GIB
@@ -16,9 +17,9 @@ def engine_of(
 ) -> Engine:
     """A loaded engine with room to spare."""
     workload = Workload(context, max_num_seqs, dtype)
-    source = weight_source(checkpoint, dtype)
+    layout = Model.of(checkpoint).layout(dtype)
     return load_engine(
-        checkpoint, plan(checkpoint.shape, source, 4 * GIB, workload, 0), frozenset()
+        checkpoint, plan(checkpoint.shape, layout, 4 * GIB, workload, 0), frozenset()
     )
 
 

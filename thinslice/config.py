@@ -8,6 +8,8 @@ from thinslice.units import parse_bytes
 
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
+DTYPES = ("auto", "bfloat16", "float32", "int8", "int4")
+KV_DTYPES = ("auto", "bfloat16", "float32", "int8")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ class EngineSettings:
     Attributes:
         memory: the budget, as ``4GiB`` or in bytes; None takes a share of what is free.
         context: tokens of prompt and completion together; None takes as many as fit.
-        dtype: ``auto``, ``bfloat16`` or ``float32``.
+        dtype: what the weights are computed with: ``auto`` (what the file has), ``bfloat16``,
+            ``float32``, ``int8`` or ``int4``.
+        kv_dtype: of the KV cache: ``auto``, ``bfloat16``, ``float32`` or ``int8``.
         max_num_seqs: sequences that may run at once.
         offline: use no network; only a model that is here already is found.
 
@@ -105,12 +109,15 @@ class EngineSettings:
     memory: str | int | None = None
     context: int | None = None
     dtype: str = "auto"
+    kv_dtype: str = "auto"
     max_num_seqs: int = 8
     offline: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("auto", "bfloat16", "float32"):
-            raise ConfigError(f"dtype {self.dtype!r} is unknown; auto, bfloat16 or float32")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype {self.dtype!r} is unknown; one of {', '.join(DTYPES)}")
+        if self.kv_dtype not in KV_DTYPES:
+            raise ConfigError(f"kv_dtype {self.kv_dtype!r} is unknown; {', '.join(KV_DTYPES)}")
         if not 0 < self.max_num_seqs <= 1024:
             raise ConfigError(f"max_num_seqs is {self.max_num_seqs}; expected 1..1024")
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from thinslice.checkpoint.names import expected_tensors
+from thinslice.kernels.paged_kv import PagedKv
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder, LayerContext
 from thinslice.model.mtp import MTPDecoder
@@ -124,9 +125,9 @@ def module_mtp(weights: Weights, hidden: torch.Tensor, embedding: torch.Tensor) 
     positions = torch.arange(count)
     batch = pack([TokenRun(range(count), 0, [0])], block_size=16)
     cos, sin = decoder.rotary.tables(positions)
-    caches = (torch.zeros(1, 2, 16, 8), torch.zeros(1, 2, 16, 8))
+    cache = PagedKv(torch.zeros(1, 2, 16, 8), torch.zeros(1, 2, 16, 8))
     layer = decoder.model.mtp_layers[0]
-    return layer.predict(hidden, embedding, LayerContext(batch, cos, sin, caches))
+    return layer.predict(hidden, embedding, LayerContext(batch, cos, sin, cache))
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:

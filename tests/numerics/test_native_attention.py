@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinslice.kernels import native
-from thinslice.kernels.native_attention import PagedKv, SequenceBatch, attention, write_kv
+from thinslice.kernels.native_attention import attention, write_kv
+from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

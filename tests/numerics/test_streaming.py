@@ -18,21 +18,25 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import load_engine, weight_source
+from thinslice.engine.load import load_engine
+from thinslice.engine.planning import Model, checkpoint_dtype
 from thinslice.errors import CheckpointError
+from thinslice.kernels import native
 from thinslice.plan.memory_plan import StreamingPlan
 from thinslice.plan.planner import Workload, plan
 from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.plan.weight_slices import sweep_slices
 from thinslice.units import GIB
 
 PROMPT = [3, 17, 5, 88, 41, 9, 60, 2, 33, 71, 12]
+SLICE_BYTES = 4096
 KINDS = {
     "bf16": ("LlamaForCausalLM", {}),
     "bf16-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
     "bf16-biased": ("Qwen2ForCausalLM", {}),
     "Q4_1": ("LlamaForCausalLM", {}),
     "Q8_0-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
+    "Q4_0": ("Qwen2ForCausalLM", {}),
+    "Q5_0": ("Qwen3ForCausalLM", {}),
     "F16": ("Qwen3ForCausalLM", {}),
 }
 
@@ -50,11 +54,11 @@ def write(kind: str, folder: Path) -> Checkpoint:
 
 def streamed_engine(checkpoint: Checkpoint, num_pinned: int, dtype: str = "float32") -> Engine:
     """An engine whose slices are so small that every matrix has several."""
-    source = weight_source(checkpoint, dtype)
-    resident = plan(checkpoint.shape, source, 4 * GIB, Workload(None, 2, dtype), 0)
+    layout = Model.of(checkpoint).layout(dtype)
+    resident = plan(checkpoint.shape, layout, 4 * GIB, Workload(None, 2, dtype), 0)
     streaming = StreamingPlan(
-        slice_weights=2048,
-        num_slices=len(sweep_slices(checkpoint.shape, 2048)),
+        slice_bytes=SLICE_BYTES,
+        num_slices=num_slices(checkpoint, dtype),
         num_pinned=num_pinned,
         num_buffers=3,
         buffer_bytes=4 * 4096,
@@ -62,13 +66,41 @@ def streamed_engine(checkpoint: Checkpoint, num_pinned: int, dtype: str = "float
     return load_engine(checkpoint, replace(resident, streaming=streaming), frozenset())
 
 
+def num_slices(checkpoint: Checkpoint, dtype: str = "float32") -> int:
+    """Slices of a sweep."""
+    return len(Model.of(checkpoint).layout(dtype).slices(SLICE_BYTES))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0-tied", "Q5_0"])
+@pytest.mark.parametrize("is_native", [True, False])
+def test_packed_logits_are_the_same_bits_streamed_or_resident(
+    kind: str, is_native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the compiled kernels for any slices; in torch, whose products depend on a matrix's
+    size, for the same slices."""
+    if not is_native:
+        monkeypatch.setattr(native, "is_available", lambda: False)
+    checkpoint = write(kind, tmp_path)
+    dtype = checkpoint_dtype(checkpoint)
+    count = num_slices(checkpoint, dtype)
+    resident = (
+        engine_of(checkpoint, dtype) if is_native else streamed_engine(checkpoint, count, dtype)
+    )
+    expected_logits, expected = logits_of(resident, PROMPT), greedy(resident, PROMPT, 12)
+    for num_pinned in (0, count // 3, count):
+        engine = streamed_engine(checkpoint, num_pinned, dtype)
+        assert torch.equal(logits_of(engine, PROMPT), expected_logits)
+        assert greedy(engine, PROMPT, 12) == expected
+        engine.runner.close()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_streamed_logits_and_tokens_equal_resident_ones(kind: str, tmp_path: Path) -> None:
     checkpoint = write(kind, tmp_path)
     resident = engine_of(checkpoint, "float32", max_num_seqs=2)
-    num_slices = len(sweep_slices(checkpoint.shape, 2048))
+    count = num_slices(checkpoint)
     expected_logits, expected = logits_of(resident, PROMPT), greedy(resident, PROMPT, 12)
-    for num_pinned in (0, num_slices // 3, num_slices - 1, num_slices):
+    for num_pinned in (0, count // 3, count - 1, count):
         engine = streamed_engine(checkpoint, num_pinned)
         torch.testing.assert_close(logits_of(engine, PROMPT), expected_logits)
         assert greedy(engine, PROMPT, 12) == expected
@@ -78,9 +110,8 @@ def test_streamed_logits_and_tokens_equal_resident_ones(kind: str, tmp_path: Pat
 def test_pinned_or_streamed_the_bits_are_the_same(tmp_path: Path) -> None:
     """With the same slices nothing depends on where they lie, in bfloat16 too."""
     checkpoint = write("bf16", tmp_path)
-    num_slices = len(sweep_slices(checkpoint.shape, 2048))
     logits = []
-    for num_pinned in (0, 5, num_slices):
+    for num_pinned in (0, 5, num_slices(checkpoint, "bfloat16")):
         engine = streamed_engine(checkpoint, num_pinned, "bfloat16")
         logits.append(logits_of(engine, PROMPT))
         engine.runner.close()
@@ -92,10 +123,10 @@ def test_a_planted_fault_is_seen(tmp_path: Path) -> None:
     """The comparison fails when the last slice of one matrix is left out."""
     checkpoint = write("bf16", tmp_path)
     expected = logits_of(engine_of(checkpoint, "float32"), PROMPT)
-    engine = streamed_engine(checkpoint, len(sweep_slices(checkpoint.shape, 2048)))
+    engine = streamed_engine(checkpoint, num_slices(checkpoint))
     projection = engine.runner.decoder.model.layers[1].mlp.down_proj
     whole = projection.slices
-    projection.slices = lambda: iter([*[*whole()][:-1], (0, torch.zeros(1, 96))])
+    projection.slices = lambda: iter([*whole()][:-1])
     with pytest.raises(AssertionError):
         torch.testing.assert_close(logits_of(engine, PROMPT), expected)
 
@@ -118,7 +149,7 @@ def test_chunks_and_a_sweep_broken_off_leave_the_order_right(tmp_path: Path) -> 
     engine.runner.close()
 
 
-def interrupt(x: torch.Tensor) -> torch.Tensor:
+def interrupt(residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     raise KeyboardInterrupt
 
 

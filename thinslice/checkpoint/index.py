@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, num_panels
+from thinslice.plan.packing import Packing
+from thinslice.plan.weight_layout import Stored, StoredMatrix
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,10 @@ class TensorEntry:
 
     Attributes:
         name: the name Hugging Face checkpoints use, also for a GGUF.
-        dtype: BF16, F16, F32, or the ggml name of a quantised type such as Q4_1.
-        shape: rows first, as torch has it (a GGUF header stores it reversed).
+        dtype: BF16, F16, F32, the ggml name of a quantised type such as Q4_1, or the PackedFormat
+            of a packed checkpoint's matrix.
+        shape: rows first, as torch has it (a GGUF header stores it reversed); of a packed matrix
+            its rows and columns, whatever the header says of its bytes.
         offset: first byte in the file, from its start.
         rotary_heads: for q and k rows of a GGUF of the Llama family, whose rows llama.cpp reorders
             within each head (pairs side by side), the number of heads; 0 elsewhere. The reader
@@ -33,6 +38,18 @@ class TensorEntry:
     num_bytes: int
     rotary_heads: int = 0
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is a matrix in a packed format, whose rows come in panels of 16."""
+        return self.dtype in set(PackedFormat)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row; of a packed matrix, its share of a panel."""
+        if self.is_packed:
+            return self.num_bytes // (num_panels(self.shape[0]) * PANEL_ROWS)
+        return self.num_bytes // self.shape[0]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -43,6 +60,7 @@ class Checkpoint:
         kind: ``safetensors`` or ``gguf``.
         files: every file that holds tensors.
         metadata: the GGUF key-value pairs; empty for safetensors.
+        packing: how a packed checkpoint is cut; None for every other.
     """
 
     path: Path
@@ -51,8 +69,18 @@ class Checkpoint:
     tensors: Mapping[str, TensorEntry]
     files: tuple[Path, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    packing: Packing | None = None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors on disk."""
         return sum(entry.num_bytes for entry in self.tensors.values())
+
+    @property
+    def stored(self) -> Stored:
+        """How each matrix lies on disk."""
+        return {
+            name: StoredMatrix(entry.dtype, entry.row_bytes)
+            for name, entry in self.tensors.items()
+            if len(entry.shape) == 2
+        }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from thinslice.checkpoint.index import TensorEntry
 from thinslice.errors import CheckpointError
 from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.packing import Packing
 
 _NUM_SHOWN = 10
 # Rotary frequencies that old checkpoints store although they follow from the config.
@@ -18,18 +19,22 @@ _PREDICTION_LAYER = re.compile(r"model\.mtp_layers\.(\d{1,4})\.", re.ASCII)
 Shapes = dict[str, tuple[int, ...]]
 
 
-def expected_tensors(shape: ModelShape) -> Shapes:
-    """Every tensor of a model under its exact name, with its shape, rows first."""
+def expected_tensors(shape: ModelShape, packing: Packing | None = None) -> Shapes:
+    """Every tensor of a model under its exact name, with its shape, rows first.
+
+    Args:
+        packing: of a packed checkpoint, whose feed-forwards are cut into blocks.
+    """
     hidden_size = shape.hidden_size
     tensors: Shapes = {"model.embed_tokens.weight": (shape.vocab_size, hidden_size)}
     for layer_idx in range(shape.num_hidden_layers):
-        tensors |= _block_tensors(shape, f"model.layers.{layer_idx}")
+        tensors |= _layer_tensors(shape, f"model.layers.{layer_idx}", packing)
     tensors["model.norm.weight"] = (hidden_size,)
     if not shape.tie_word_embeddings:
         tensors["lm_head.weight"] = (shape.vocab_size, hidden_size)
     for layer_idx in range(shape.num_nextn_predict_layers):
         prefix = f"model.mtp_layers.{layer_idx}"
-        tensors |= _block_tensors(shape, prefix)
+        tensors |= _layer_tensors(shape, prefix, packing)
         tensors[f"{prefix}.input_proj.weight"] = (hidden_size, 2 * hidden_size)
         for norm in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
             tensors[f"{prefix}.{norm}.weight"] = (hidden_size,)
@@ -37,7 +42,7 @@ def expected_tensors(shape: ModelShape) -> Shapes:
 
 
 def check_names(
-    shape: ModelShape, tensors: Mapping[str, TensorEntry]
+    shape: ModelShape, tensors: Mapping[str, TensorEntry], packing: Packing | None = None
 ) -> tuple[ModelShape, dict[str, TensorEntry]]:
     """Compare a checkpoint with its shape; return the shape as it holds, and the tensors in use.
 
@@ -49,7 +54,7 @@ def check_names(
     """
     if not any(_PREDICTION_LAYER.match(name) for name in tensors):
         shape = replace(shape, num_nextn_predict_layers=0)
-    expected = expected_tensors(shape)
+    expected = expected_tensors(shape, packing)
     missing = [name for name in expected if name not in tensors]
     unexpected = [
         f"{name!r:.120}"
@@ -71,18 +76,20 @@ def check_names(
     return shape, {name: tensors[name] for name in expected}
 
 
-def _block_tensors(shape: ModelShape, prefix: str) -> Shapes:
-    """One decoder block: attention, MLP and the norms before them."""
-    hidden_size, intermediate_size = shape.hidden_size, shape.intermediate_size
+def _layer_tensors(shape: ModelShape, prefix: str, packing: Packing | None) -> Shapes:
+    """One decoder layer: attention, feed-forward and the norms before them."""
+    hidden_size, inner = shape.hidden_size, shape.intermediate_size
     projections = {
         "self_attn.q_proj": (shape.q_size, hidden_size, shape.attention_bias),
         "self_attn.k_proj": (shape.kv_size, hidden_size, shape.attention_bias),
         "self_attn.v_proj": (shape.kv_size, hidden_size, shape.attention_bias),
         "self_attn.o_proj": (hidden_size, shape.q_size, shape.attention_out_bias),
-        "mlp.gate_proj": (intermediate_size, hidden_size, shape.mlp_bias),
-        "mlp.up_proj": (intermediate_size, hidden_size, shape.mlp_bias),
-        "mlp.down_proj": (hidden_size, intermediate_size, shape.mlp_bias),
     }
+    if packing is None:
+        projections |= _mlp_projections(shape, "mlp", inner)
+    else:
+        for idx, (start, stop) in enumerate(packing.blocks(inner)):
+            projections |= _mlp_projections(shape, f"mlp.blocks.{idx}", stop - start, idx == 0)
     tensors: Shapes = {
         f"{prefix}.input_layernorm.weight": (hidden_size,),
         f"{prefix}.post_attention_layernorm.weight": (hidden_size,),
@@ -95,6 +102,18 @@ def _block_tensors(shape: ModelShape, prefix: str) -> Shapes:
         if has_bias:
             tensors[f"{prefix}.{name}.bias"] = (rows,)
     return tensors
+
+
+def _mlp_projections(
+    shape: ModelShape, prefix: str, inner: int, has_out_bias: bool = True
+) -> dict[str, tuple[int, int, bool]]:
+    """Rows, columns and whether there is a bias, of ``inner`` features of a feed-forward."""
+    size, has_bias = shape.hidden_size, shape.mlp_bias
+    return {
+        f"{prefix}.gate_proj": (inner, size, has_bias),
+        f"{prefix}.up_proj": (inner, size, has_bias),
+        f"{prefix}.down_proj": (size, inner, has_bias and has_out_bias),
+    }
 
 
 def _is_ignorable(name: str, shape: ModelShape) -> bool:

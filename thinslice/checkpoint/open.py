@@ -12,8 +12,14 @@ from thinslice.checkpoint.gguf_header import GgufHeader, model_name, read_gguf
 from thinslice.checkpoint.gguf_names import ROPE_FACTORS, to_checkpoint_names
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.names import check_names
-from thinslice.checkpoint.safetensors_header import read_safetensors_folder
+from thinslice.checkpoint.packed_tensors import check_packed_tensors
+from thinslice.checkpoint.safetensors_header import (
+    SINGLE_NAME,
+    read_safetensors_folder,
+    read_safetensors_header,
+)
 from thinslice.errors import CheckpointError
+from thinslice.plan.packing import Packing
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.plan.shape_from_gguf import shape_from_gguf
 from thinslice.units import MIB
@@ -69,9 +75,14 @@ def _open_safetensors(folder: Path) -> Checkpoint:
     if generation_path.is_file():
         generation = read_json_object(generation_path, _MAX_CONFIG_BYTES)
     shape = shape_from_config(config, generation)
-    shape, tensors = check_names(shape, read_safetensors_folder(folder))
+    packing = Packing.from_config(config)
+    if packing is None:
+        shape, tensors = check_names(shape, read_safetensors_folder(folder))
+    else:
+        stored = read_safetensors_header(folder / SINGLE_NAME, is_packed=True)
+        shape, tensors = check_packed_tensors(shape, packing, stored)
     files = tuple(sorted({entry.path for entry in tensors.values()}))
-    return Checkpoint(folder, "safetensors", shape, tensors, files)
+    return Checkpoint(folder, "safetensors", shape, tensors, files, packing=packing)
 
 
 def _open_gguf(path: Path) -> Checkpoint:

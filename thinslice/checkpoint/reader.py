@@ -19,6 +19,7 @@ from gguf.quants import dequantize
 from thinslice.checkpoint.files import os_errors_named
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.errors import CheckpointError
+from thinslice.plan.packed_format import PANEL_ROWS, num_panels
 from thinslice.units import MIB
 
 SCRATCH_BYTES = 4 * MIB
@@ -73,6 +74,7 @@ class CheckpointReader:
         Errors: CheckpointError naming the file if it cannot be read or has shrunk.
         """
         entry = self.checkpoint.tensors[name]
+        assert not entry.is_packed, f"{name} is packed: read its bytes"
         assert 0 <= start <= stop <= entry.shape[0], f"{name}: rows {start}:{stop}"
         assert tuple(out.shape) == (stop - start, *entry.shape[1:]), f"{name}: {tuple(out.shape)}"
         assert out.is_contiguous(), f"{name}: not contiguous"
@@ -87,6 +89,31 @@ class CheckpointReader:
         else:
             for first, piece in self._pieces(entry, start, stop):
                 out[first - start : first - start + len(piece)].copy_(piece)
+
+    def read_bytes(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        """Fill ``out`` with the bytes of rows ``start`` to ``stop`` as they lie on disk.
+
+        Args:
+            start, stop: of a packed matrix multiples of 16, or its last row; that gives whole
+                panels.
+            out: flat uint8 of exactly those bytes, on the CPU.
+
+        Errors: CheckpointError as ``read_rows``.
+        """
+        entry = self.checkpoint.tensors[name]
+        assert 0 <= start <= stop <= entry.shape[0], f"{name}: rows {start}:{stop}"
+        rows = stop - start
+        if entry.is_packed:
+            is_whole = start % PANEL_ROWS == 0 and (
+                stop % PANEL_ROWS == 0 or stop == entry.shape[0]
+            )
+            assert is_whole, f"{name}: rows {start}:{stop} are no whole panels"
+            rows = num_panels(rows) * PANEL_ROWS
+        assert out.dtype == torch.uint8, f"{name}: {out.dtype}"
+        assert tuple(out.shape) == (rows * entry.row_bytes,), f"{name}: {tuple(out.shape)}"
+        assert out.is_contiguous(), f"{name}: not contiguous"
+        assert out.device.type == "cpu", f"{name}: on {out.device}"
+        self._fill(entry, start, out)
 
     def _read_rotary(self, entry: TensorEntry, start: int, stop: int, out: torch.Tensor) -> None:
         """Put rows back that llama.cpp reordered within each head.
@@ -108,7 +135,7 @@ class CheckpointReader:
         self, entry: TensorEntry, start: int, stop: int
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Rows as they are kept, some at a time: the first row's index and their values."""
-        row_bytes = entry.num_bytes // entry.shape[0]
+        row_bytes = entry.row_bytes
         value_bytes = 4 * _row_values(entry) if entry.dtype not in _TORCH_DTYPES else row_bytes
         step = max(SCRATCH_BYTES // value_bytes, 1)
         for first in range(start, stop, step):
@@ -120,7 +147,7 @@ class CheckpointReader:
     def _fill(self, entry: TensorEntry, start: int, out: torch.Tensor) -> None:
         """Fill ``out``, which has the type on disk, with the bytes of rows from ``start`` on."""
         view = out.view(torch.uint8).numpy().reshape(-1).data
-        offset = entry.offset + start * (entry.num_bytes // entry.shape[0])
+        offset = entry.offset + start * entry.row_bytes
         with os_errors_named(entry.path):
             file = self._file(entry.path)
             for begin in range(0, len(view), SCRATCH_BYTES):
@@ -145,16 +172,24 @@ def decode_rows(entry: TensorEntry, start: int, raw: torch.Tensor) -> torch.Tens
     Returns [rows, columns] in the type on disk, a view of ``raw`` where no row moved, or float32
     for block types. Peak extra memory: up to 16 bytes for each number of a block type.
     """
-    row_bytes = entry.num_bytes // entry.shape[0]
-    values = _values(entry, raw.view(-1, row_bytes))
+    values = _values(entry, raw.view(-1, entry.row_bytes))
+    return restore_rows(entry, start, values)
+
+
+def restore_rows(entry: TensorEntry, start: int, rows: torch.Tensor) -> torch.Tensor:
+    """Put back rows [rows, anything] that llama.cpp reordered; others are returned as they are.
+
+    Args:
+        start: the first row; for an entry with ``rotary_heads`` rows are given as whole heads.
+    """
     if not entry.rotary_heads:
-        return values
+        return rows
     head_rows = entry.shape[0] // entry.rotary_heads
     assert start % head_rows == 0, f"{entry.name}: row {start} is within a head"
-    assert len(values) % head_rows == 0, f"{entry.name}: {len(values)} rows are no whole heads"
+    assert len(rows) % head_rows == 0, f"{entry.name}: {len(rows)} rows are no whole heads"
     # [heads, H/2, 2, columns] as it is kept; the pairs' members belong into halves.
-    pairs = values.view(-1, head_rows // 2, 2, values.shape[1])
-    return pairs.transpose(1, 2).reshape(values.shape)
+    pairs = rows.view(-1, head_rows // 2, 2, rows.shape[1])
+    return pairs.transpose(1, 2).reshape(rows.shape)
 
 
 def _row_values(entry: TensorEntry) -> int:

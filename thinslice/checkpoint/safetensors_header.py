@@ -6,6 +6,7 @@ Format: huggingface/safetensors, README.md, section Format.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -25,7 +26,7 @@ SINGLE_NAME = "model.safetensors"
 # The format allows headers of 100 MB. Ours name a thousand tensors in about 0.1 MB; parsed JSON
 # takes up to ten times its text, so the limit is what keeps a hostile header out of memory.
 _MAX_HEADER_BYTES = 16 * MIB
-_MAX_TENSORS = 65_536
+MAX_TENSORS = 65_536
 _MAX_DIMS = 8
 _LENGTH_BYTES = 8
 _ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -51,8 +52,11 @@ def read_safetensors_folder(folder: Path) -> dict[str, TensorEntry]:
     return read_safetensors_header(singles[0])
 
 
-def read_safetensors_header(path: Path) -> dict[str, TensorEntry]:
+def read_safetensors_header(path: Path, *, is_packed: bool = False) -> dict[str, TensorEntry]:
     """List the tensors of one file.
+
+    Args:
+        is_packed: whether tensors of plain bytes (U8) may be among them, as in a packed checkpoint.
 
     Peak extra memory: the header and its JSON, at most about ten times 16 MiB.
     Errors: CheckpointError for a damaged file or a tensor of an unsupported type.
@@ -73,21 +77,27 @@ def read_safetensors_header(path: Path) -> dict[str, TensorEntry]:
             )
         header = parse_json_object(file.read(header_bytes), str(path))
     header.pop("__metadata__", None)
-    if len(header) > _MAX_TENSORS:
-        raise CheckpointError(f"{path}: {len(header)} tensors; at most {_MAX_TENSORS} are expected")
-    entries = [_entry(path, name, fields, data_start) for name, fields in header.items()]
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: {len(header)} tensors; at most {MAX_TENSORS} are expected")
+    item_bytes = _ITEM_BYTES | {"U8": 1} if is_packed else _ITEM_BYTES
+    entries = [
+        _entry((path, data_start), name, fields, item_bytes) for name, fields in header.items()
+    ]
     _check_coverage(path, entries, data_start, size)
     return {entry.name: entry for entry in entries}
 
 
-def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
+def _entry(
+    place: tuple[Path, int], name: str, fields: Any, item_bytes: Mapping[str, int]
+) -> TensorEntry:
+    path, data_start = place
     label = f"{path}: tensor {name!r:.120}"
     if not isinstance(fields, dict):
         raise CheckpointError(f"{label} is not described by an object")
     dtype = fields.get("dtype")
-    if dtype not in tuple(_ITEM_BYTES):
+    if dtype not in tuple(item_bytes):
         raise CheckpointError(
-            f"{label} is {dtype!r:.40}; supported are {', '.join(_ITEM_BYTES)}, "
+            f"{label} is {dtype!r:.40}; supported are {', '.join(item_bytes)}, "
             "so take the checkpoint before it was quantised, or a GGUF"
         )
     shape, offsets = fields.get("shape"), fields.get("data_offsets")
@@ -96,7 +106,7 @@ def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
     if not _is_counts(offsets) or len(offsets) != 2:
         raise CheckpointError(f"{label} has data_offsets {offsets!r:.80}")
     begin, end = offsets
-    num_bytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    num_bytes = math.prod(shape) * item_bytes[dtype]
     if end - begin != num_bytes:
         raise CheckpointError(
             f"{label}: data_offsets span {end - begin} bytes, shape and dtype {num_bytes}"
@@ -131,7 +141,7 @@ def _shard_of_each(index_path: Path) -> dict[str, str]:
     weight_map = read_json_object(index_path, _MAX_HEADER_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_path}: no weight_map")
-    if len(weight_map) > _MAX_TENSORS:
+    if len(weight_map) > MAX_TENSORS:
         raise CheckpointError(f"{index_path}: {len(weight_map)} tensors are too many")
     for shard in weight_map.values():
         is_plain = isinstance(shard, str) and not any(part in shard for part in "/\\:\0")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from thinslice.engine.load import native_dtype
+from thinslice.engine.planning import native_dtype
 from thinslice.kernels import native
 from thinslice.plan.available import cgroup_bound, default_budget, free_memory, total_memory
 from thinslice.store.store import Store
@@ -100,7 +100,7 @@ def _cpu_flags() -> set[str]:
 
 def _kernels() -> Finding:
     state = "ok" if native.is_available() else "warn"
-    return Finding("compiled kernels", f"{native.describe()}; not used by run yet", state)
+    return Finding("compiled kernels", native.describe(), state)
 
 
 def _memory() -> Finding:

@@ -16,12 +16,15 @@ class FitOptions:
         memory: The budget: the most the whole process may hold, as 4GiB or 4GB. Without it, 80% of
             what is free.
         context: Tokens of prompt and completion together. Without it, as many as fit.
-        dtype: Of weights, activations and KV cache. auto is bfloat16 where the processor has it.
+        dtype: What the weights are computed with. auto is what the file has: int4 or int8 where it
+            is quantised so, else bfloat16 where the processor has it.
+        kv_dtype: Of the KV cache. auto is bfloat16; float32 beside --dtype float32.
     """
 
     memory: str | None = None
     context: int | None = None
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32", "int8", "int4"] = "auto"
+    kv_dtype: Literal["auto", "bfloat16", "float32", "int8"] = "auto"
 
 
 @dataclass(frozen=True)

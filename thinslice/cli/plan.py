@@ -1,22 +1,25 @@
 """thinslice plan: what a model would take, before anything of it is loaded."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
 
-from thinslice.cli.console import note, out
+from thinslice.cli.console import note, out, progress_bars
 from thinslice.cli.models import plain_table, print_json
 from thinslice.cli.options import Fit, FitOptions, Json
 from thinslice.errors import BudgetError
+from thinslice.plan.model_shape import ModelShape
 from thinslice.units import MIB, format_bytes, size_option
 
 if TYPE_CHECKING:
-    from thinslice.checkpoint.index import Checkpoint
     from thinslice.config import EngineSettings
+    from thinslice.engine.planning import Model
+    from thinslice.plan.hardware import HardwareProfile
     from thinslice.plan.memory_plan import MemoryPlan
+    from thinslice.plan.predict import Prediction
 
 _BAR_WIDTH = 32
 
@@ -29,34 +32,58 @@ def plan(
     sequences: Annotated[int, Parameter(name="--sequences")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Show what a model would take within a budget, and what other settings would give.
+    """Show what a model would take within a budget and how fast it would be, and what other
+    settings would give.
 
-    Reads headers only. The model must be here; thinslice pull fetches one.
+    Reads headers only; of a model of the Hugging Face Hub that is not stored it fetches the
+    settings, a few KB. The first plan measures the machine, which takes under ten seconds.
 
     Args:
         model: Name of the model.
         sequences: Sequences that are to run at once.
         as_json: Print one JSON object instead of the tables.
     """
-    from thinslice.checkpoint.open import open_checkpoint
     from thinslice.config import EngineSettings
-    from thinslice.engine.load import plan_checkpoint
-    from thinslice.store.store import Store
-    from thinslice.text.tokenizer import load_tokenizer
+    from thinslice.engine.planning import plan_model, predict_speed
 
-    checkpoint = open_checkpoint(Store().resolve(model))
-    # Held while planning: what the process has before a model is loaded is measured.
-    _tokenizer = load_tokenizer(checkpoint)
-    settings = EngineSettings(fit.memory, fit.context, fit.dtype, sequences)
-    chosen = plan_checkpoint(checkpoint, settings)
+    found, profile, runtime_bytes = _look_up(model)
+    settings = EngineSettings(fit.memory, fit.context, fit.dtype, fit.kv_dtype, sequences)
+    chosen = plan_model(found, settings, runtime_bytes)
+    speed = predict_speed(found, chosen, profile)
     if as_json:
-        print_json(chosen.to_dict())
+        print_json({**chosen.to_dict(), "prediction": asdict(speed)})
         return
     if fit.memory is None:
         note(f"no --memory: planned for 80% of what is free, {format_bytes(chosen.budget_bytes)}")
+    if found.needs_packing(settings.dtype):
+        note(f"--dtype {settings.dtype}: planned as packed; thinslice run packs it once")
     out.print(_parts_table(chosen))
-    out.print(_sizes_table(chosen))
-    out.print(_neighbours_table(checkpoint, settings, chosen))
+    out.print(_sizes_table(chosen, speed))
+    out.print(_neighbours_table(found, settings, chosen, profile))
+
+
+def _look_up(name: str) -> "tuple[Model, HardwareProfile, int]":
+    """The model, the speeds of this machine with the disk it lies on, measured once, and what the
+    process held before that.
+    """
+    from thinslice.checkpoint.open import open_checkpoint
+    from thinslice.engine.planning import Model, measured_profile
+    from thinslice.memory.meter import current_rss_bytes
+    from thinslice.store.store import Store
+    from thinslice.text.tokenizer import load_tokenizer
+
+    store = Store()
+    with progress_bars() as progress:
+        here = store.locate(name, progress)
+        if isinstance(here, ModelShape):
+            note(f"{name} is not stored: planned by its settings, its tokenizer not counted")
+            held = current_rss_bytes()
+            return Model.of_shape(here), measured_profile(store.root, None), held
+        checkpoint = open_checkpoint(here)
+        # Held while planning: what the process has before a model is loaded is measured.
+        _tokenizer = load_tokenizer(checkpoint)
+        held = current_rss_bytes()
+        return Model.of(checkpoint), measured_profile(store.root, checkpoint.files[0]), held
 
 
 def _parts_table(chosen: "MemoryPlan") -> Table:
@@ -69,43 +96,56 @@ def _parts_table(chosen: "MemoryPlan") -> Table:
     return table
 
 
-def _sizes_table(chosen: "MemoryPlan") -> Table:
+def _sizes_table(chosen: "MemoryPlan", speed: "Prediction") -> Table:
     table = plain_table()
-    table.add_row("dtype", chosen.dtype)
+    table.add_row("dtype", f"{chosen.dtype}, KV cache {chosen.kv_dtype}")
     table.add_row("weights", chosen.describe_weights())
     table.add_row("context", f"{chosen.context} tokens")
     table.add_row("chunk", f"{chosen.chunk} tokens")
     table.add_row("sequences", f"{chosen.max_num_seqs}, {chosen.num_kv_blocks} KV blocks in all")
+    table.add_row("decode", f"{_rate(speed.decode_tokens_per_s)}, bound by {speed.bound}")
+    table.add_row("prefill", _rate(speed.prefill_tokens_per_s))
     return table
 
 
 def _neighbours_table(
-    checkpoint: "Checkpoint", settings: "EngineSettings", chosen: "MemoryPlan"
+    found: "Model", settings: "EngineSettings", chosen: "MemoryPlan", profile: "HardwareProfile"
 ) -> Table:
-    """What one change would give: half and double the memory, the other dtype, more context."""
-    from thinslice.engine.load import plan_checkpoint
+    """What one change would give: half and double the memory, other weights, more context."""
+    from thinslice.engine.planning import plan_model, predict_speed
 
-    table = plain_table("WITH", "WEIGHTS", "CONTEXT", "PEAK")
-    for label, changed in _neighbours(settings, chosen, checkpoint):
+    table = plain_table("WITH", "WEIGHTS", "CONTEXT", "PEAK", "DECODE")
+    for label, changed in _neighbours(found, settings, chosen):
         try:
-            other = plan_checkpoint(checkpoint, changed)
+            other = plan_model(found, changed)
         except BudgetError:
-            table.add_row(label, "does not fit", "", "")
+            table.add_row(label, "does not fit", "", "", "")
             continue
+        speed = _rate(predict_speed(found, other, profile).decode_tokens_per_s)
         peak = format_bytes(other.peak_bytes)
-        table.add_row(label, other.describe_weights(), str(other.context), peak)
+        table.add_row(label, other.describe_weights(), str(other.context), peak, speed)
     return table
 
 
 def _neighbours(
-    settings: "EngineSettings", chosen: "MemoryPlan", checkpoint: "Checkpoint"
+    found: "Model", settings: "EngineSettings", chosen: "MemoryPlan"
 ) -> Iterator[tuple[str, "EngineSettings"]]:
     budget = chosen.budget_bytes
     for memory in (max(budget // 2 // MIB, 1) * MIB, budget * 2):
         yield f"--memory {size_option(memory)}", replace(settings, memory=memory)
     fixed = replace(settings, memory=budget)
-    other_dtype = "float32" if chosen.dtype == "bfloat16" else "bfloat16"
-    yield f"--dtype {other_dtype}", replace(fixed, dtype=other_dtype)
-    longer = min(chosen.context * 2, checkpoint.shape.max_position_embeddings)
+    for dtype in ("bfloat16", "int8", "int4"):
+        if dtype != chosen.dtype and found.packing is None:
+            yield f"--dtype {dtype}", replace(fixed, dtype=dtype)
+    longer = min(chosen.context * 2, found.shape.max_position_embeddings)
     if longer > chosen.context:
         yield f"--context {longer}", replace(fixed, context=longer)
+
+
+def _rate(tokens_per_s: float) -> str:
+    """Tokens a second, or seconds a token where that is the larger number."""
+    if tokens_per_s >= 10:
+        return f"{tokens_per_s:.0f} tokens/s"
+    if tokens_per_s >= 1:
+        return f"{tokens_per_s:.1f} tokens/s"
+    return f"{1 / tokens_per_s:.1f} s/token"

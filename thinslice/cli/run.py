@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from cyclopts import Parameter
@@ -92,6 +92,7 @@ def load_model(model: str, load: LoadOptions) -> "LLM":
             memory=load.memory,
             context=load.context,
             dtype=load.dtype,
+            kv_dtype=load.kv_dtype,
             max_num_seqs=1,
             offline=load.offline,
         )
@@ -99,10 +100,13 @@ def load_model(model: str, load: LoadOptions) -> "LLM":
 
 def summary(llm: "LLM", completion: "Completion") -> str:
     """Tokens, speed, and the measured peak beside the budget, on one line."""
-    count = len(completion.token_ids)
+    count, expected = len(completion.token_ids), ""
+    if llm.prediction is not None:
+        expected = f" ({llm.prediction.decode_tokens_per_s:.1f} predicted)"
     return (
-        f"{count} tokens, {completion.decode_tokens_per_s:.1f} tokens/s, "
+        f"{count} tokens, {completion.decode_tokens_per_s:.1f} tokens/s{expected}, "
         f"peak {gib(peak_rss_bytes())} of {gib(llm.plan.budget_bytes)} GiB"
+        f" ({gib(llm.plan.peak_bytes)} planned)"
     )
 
 
@@ -121,6 +125,7 @@ def report(model: str, llm: "LLM", completion: "Completion") -> dict[str, Any]:
         "decode_tokens_per_s": completion.decode_tokens_per_s,
         "peak_bytes": peak_rss_bytes(),
         "plan": llm.plan.to_dict(),
+        "prediction": llm.prediction and asdict(llm.prediction),
     }
 
 

@@ -5,9 +5,11 @@ from typing import TypedDict, Unpack
 
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import EngineSettings, SamplingParams
-from thinslice.engine.load import Progress, load_engine, plan_checkpoint
+from thinslice.engine.load import Progress, load_engine
+from thinslice.engine.planning import Model, known_profile, plan_model, predict_speed
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.errors import RequestError
+from thinslice.plan.predict import Prediction
 from thinslice.store.store import Store
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.reasoning import ReasoningSplitter
@@ -24,6 +26,7 @@ class Settings(TypedDict, total=False):
     memory: str | int | None
     context: int | None
     dtype: str
+    kv_dtype: str
     max_num_seqs: int
     offline: bool
 
@@ -73,12 +76,16 @@ class LLM:
         self, model: str, *, progress: Progress | None = None, **settings: Unpack[Settings]
     ) -> None:
         engine_settings = EngineSettings(**settings)
-        checkpoint = open_checkpoint(
-            Store().ensure(model, progress, offline=engine_settings.offline)
-        )
+        store = Store()
+        checkpoint = open_checkpoint(store.ensure(model, progress, offline=engine_settings.offline))
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint)
         self.template: ChatTemplate | None = self.tokenizer.chat_template
-        self.plan = plan_checkpoint(checkpoint, engine_settings)
+        planned = Model.of(checkpoint)
+        self.plan = plan_model(planned, engine_settings)
+        profile = known_profile(store.root, checkpoint.files[0].parent)
+        self.prediction: Prediction | None = None
+        if profile is not None:
+            self.prediction = predict_speed(planned, self.plan, profile)
         end_ids = self.tokenizer.special.eos_token_ids
         self.engine = load_engine(checkpoint, self.plan, end_ids, progress)
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence as Rows
 import torch
 
 from thinslice.engine.scheduler import ScheduledTokens
+from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.batch import ForwardBatch, TokenRun, pack
-from thinslice.model.decoder import Decoder, KVCaches
+from thinslice.model.decoder import Decoder
 
 
 class Runner:
@@ -20,7 +21,7 @@ class Runner:
     def __init__(
         self,
         decoder: Decoder,
-        kv_caches: KVCaches,
+        kv_caches: Rows[PagedKv],
         block_size: int,
         weights: WeightStore | None,
     ) -> None:
@@ -51,7 +52,6 @@ class Runner:
 
         Where weights stream, a tile must hold all tokens: the head passes by once in a sweep.
         """
-        assert self.weights is None or tokens.count <= tile, f"{tokens.count} rows, tile {tile}"
         if self.weights is not None:
             self.weights.begin_sweep()
         hidden_TD = self.decoder(self._batch([tokens]), self.kv_caches)

@@ -21,7 +21,7 @@ except ImportError as error:
 else:
     _import_error = ""
 
-_FORMATS = {PackedFormat.INT4: 0, PackedFormat.INT4M: 1, PackedFormat.INT8: 2}
+FORMAT_CODES = {PackedFormat.INT4: 0, PackedFormat.INT4M: 1, PackedFormat.INT8: 2}
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 MAX_MATRICES = 4
 
@@ -73,7 +73,7 @@ def read_memory(data: torch.Tensor) -> None:
 
 def panel_bytes(fmt: PackedFormat, in_features: int) -> int:
     """Bytes of a panel as the kernels step over it; `packed.panel_bytes` must agree."""
-    return library().panel_bytes(_FORMATS[fmt], in_features // GROUP)
+    return library().panel_bytes(FORMAT_CODES[fmt], in_features // GROUP)
 
 
 def linear_scratch_bytes(rows: int, in_features: int) -> int:
@@ -159,7 +159,7 @@ def rms_norm(
     if out is None:
         out = torch.empty_like(x)
     dim = weight.shape[0]
-    _check_vector(weight, dim, "weight")
+    check_vector(weight, dim, "weight")
     for tensor, name in ((x, "x"), (out, "out"), (residual, "residual")):
         if tensor is not None:
             _check_like(tensor, x, dim, name)
@@ -292,10 +292,10 @@ def _target(
         if residual.dtype != out.dtype:
             raise TypeError(f"residual must have out's dtype {out.dtype}, got {residual.dtype}")
     if bias is not None:
-        _check_vector(bias, weight.out_features, "bias")
+        check_vector(bias, weight.out_features, "bias")
     return (
         weight.data.data_ptr(),
-        _FORMATS[weight.format],
+        FORMAT_CODES[weight.format],
         weight.out_features,
         0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),
@@ -317,7 +317,8 @@ def _check_count(x: torch.Tensor, rows: int, name: str) -> None:
         raise ValueError(f"{name} must have {rows} rows, got {x.shape[0]}")
 
 
-def _check_vector(x: torch.Tensor, size: int, name: str) -> None:
+def check_vector(x: torch.Tensor, size: int, name: str) -> None:
+    """A contiguous float32 tensor [size]."""
     if x.dtype != torch.float32:
         raise TypeError(f"{name} must be float32, got {x.dtype}")
     if list(x.shape) != [size] or not x.is_contiguous():

@@ -1,105 +1,12 @@
-"""The border to the compiled attention: the paged KV cache, writing to it, attending over it.
+"""The border to the compiled attention: writing to the paged KV cache, attending over it.
 
 Like `native.py`, whose rules hold here too.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import torch
 
 from thinslice.kernels.native import DTYPE_CODES, check_heads, check_indices, library
-
-_CACHE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-
-
-@dataclass(frozen=True, eq=False)
-class PagedKv:
-    """K and V of one layer, [num_blocks, K, block_size, H] in fp32, bf16 or int8.
-
-    int8 takes fp16 scales [num_blocks, K, block_size]. H must be a multiple of 16.
-    """
-
-    k: torch.Tensor
-    v: torch.Tensor
-    k_scale: torch.Tensor | None = None
-    v_scale: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.k.dtype not in _CACHE_DTYPES or self.v.dtype != self.k.dtype:
-            raise TypeError(f"a KV cache is fp32, bf16 or int8, got {self.k.dtype}, {self.v.dtype}")
-        if self.k.dim() != 4 or self.k.shape != self.v.shape or self.k.shape[3] % 16:
-            raise ValueError(
-                "K and V must be [num_blocks, K, block_size, H] with H a multiple of 16, "
-                f"got {list(self.k.shape)} and {list(self.v.shape)}"
-            )
-        if not (self.k.is_contiguous() and self.v.is_contiguous()):
-            raise ValueError("a KV cache must be contiguous")
-        for scale in (self.k_scale, self.v_scale):
-            self._check_scale(scale)
-
-    def _check_scale(self, scale: torch.Tensor | None) -> None:
-        if (scale is None) == (self.k.dtype == torch.int8):
-            raise ValueError("an int8 KV cache needs scales, others have none")
-        if scale is None:
-            return
-        if scale.dtype != torch.float16 or scale.shape != self.k.shape[:3]:
-            raise ValueError(
-                f"KV scales must be fp16 {list(self.k.shape[:3])}, "
-                f"got {scale.dtype} {list(scale.shape)}"
-            )
-        if not scale.is_contiguous():
-            raise ValueError("KV scales must be contiguous")
-
-    @cached_property
-    def addresses(self) -> "_CacheAddresses":
-        num_blocks, num_kv_heads, block_size, head_dim = self.k.shape
-        return _CacheAddresses(
-            dtype=_CACHE_DTYPES[self.k.dtype],
-            num_blocks=num_blocks,
-            num_kv_heads=num_kv_heads,
-            block_size=block_size,
-            head_dim=head_dim,
-            k=self.k.data_ptr(),
-            v=self.v.data_ptr(),
-            k_scale=0 if self.k_scale is None else self.k_scale.data_ptr(),
-            v_scale=0 if self.v_scale is None else self.v_scale.data_ptr(),
-        )
-
-
-@dataclass(frozen=True)
-class _CacheAddresses:
-    """What crosses the border of a cache; the names are those that bindings.cpp reads."""
-
-    dtype: int
-    num_blocks: int
-    num_kv_heads: int
-    block_size: int
-    head_dim: int
-    k: int
-    v: int
-    k_scale: int
-    v_scale: int
-
-
-@dataclass(frozen=True, eq=False)
-class SequenceBatch:
-    """Which tokens belong to which sequence, and where its blocks are; all int32, contiguous.
-
-    query_starts [B + 1] counts the packed new tokens; context_lens [B] counts every cached position
-    of a sequence, its new tokens included; block_tables is [B, most blocks].
-    """
-
-    query_starts: torch.Tensor
-    context_lens: torch.Tensor
-    block_tables: torch.Tensor
-
-    def __post_init__(self) -> None:
-        num_sequences = self.context_lens.shape[0]
-        check_indices(self.query_starts, torch.int32, [num_sequences + 1], "query_starts")
-        check_indices(self.context_lens, torch.int32, [num_sequences], "context_lens")
-        most = self.block_tables.shape[-1]
-        check_indices(self.block_tables, torch.int32, [num_sequences, most], "block_tables")
+from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 
 
 def write_kv(k: torch.Tensor, v: torch.Tensor, cache: PagedKv, slots: torch.Tensor) -> None:

@@ -154,6 +154,30 @@ def unpack(weight: PackedWeight) -> torch.Tensor:
     return out.flatten(1)
 
 
+def unpack_rows(weight: PackedWeight, row_ids_T: torch.Tensor) -> torch.Tensor:
+    """Some rows of a packed matrix, in any order, as fp32 [T, K]; the numbers ``unpack`` gives.
+
+    Peak extra memory: about 14 bytes per number returned.
+    """
+    fmt, panel_ids, lanes = weight.format, row_ids_T // PANEL_ROWS, row_ids_T % PANEL_ROWS
+    has_mins = fmt is PackedFormat.INT4M
+    num_lines = fmt.code_bytes * (1 if has_mins else 2) // 64
+    body = weight.data.view(num_panels(weight.out_features), -1, num_lines + 1, 64)
+    # The four inputs of a line that belong to a row, and the halves of its groups.
+    quads = body[:, :, :num_lines].unflatten(3, (PANEL_ROWS, 4))[panel_ids, :, :, lanes]
+    halves = body[:, :, num_lines].unflatten(2, (2, PANEL_ROWS, 2))[panel_ids, :, :, lanes]
+    halves = halves.contiguous().view(torch.float16).squeeze(-1).float()
+    if fmt is not PackedFormat.INT8:
+        quads = torch.stack((quads & 15, quads >> 4), dim=3)
+    groups = weight.in_features // GROUP
+    codes = quads.flatten(1)[:, : weight.in_features].float() - fmt.zero_point
+    scales = halves[..., 0] if has_mins else halves.flatten(1)[:, :groups]
+    rows = codes.unflatten(1, (-1, GROUP)) * scales.unsqueeze(2)
+    if has_mins:
+        rows = rows + halves[..., 1].unsqueeze(2)
+    return rows.flatten(1)
+
+
 def _check_parts(
     target: PackedWeight, codes: torch.Tensor, scales: torch.Tensor, mins: torch.Tensor | None
 ) -> None:

@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 
 from thinslice.errors import CheckpointError
 from thinslice.kernels.packed import PackedWeight, empty, pack_into
-from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, check_in_features
+from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat
 
 # Elements worked on at a time: temporaries of half a MiB, which stay in the caches.
 _PIECE = 1 << 17
@@ -49,20 +49,32 @@ def quantize(weight: torch.Tensor, fmt: PackedFormat) -> PackedWeight:
     CheckpointError for weights that are not finite or exceed the range of fp16 scales.
     Source: the search for scales is that of make_qx_quants and make_qkx2_quants in llama.cpp.
     """
-    if not weight.dtype.is_floating_point:
-        raise TypeError(f"quantize takes float weights, got {weight.dtype}")
     if weight.dim() != 2:
         raise ValueError(f"quantize takes a matrix, got {list(weight.shape)}")
-    check_in_features(weight.shape[1])
     target = empty(fmt, weight.shape[0], weight.shape[1])
+    quantize_into(target, weight)
+    return target
+
+
+def quantize_into(target: PackedWeight, weight: torch.Tensor) -> None:
+    """Fill a packed matrix [N, K] from a float matrix; see ``quantize``.
+
+    Peak extra memory: about 8 MiB. Errors: those of ``quantize``.
+    """
+    if not weight.dtype.is_floating_point:
+        raise TypeError(f"quantize takes float weights, got {weight.dtype}")
+    if tuple(weight.shape) != (target.out_features, target.in_features):
+        raise ValueError(
+            f"a packed matrix [{target.out_features}, {target.in_features}] takes weights of that "
+            f"shape, got {list(weight.shape)}"
+        )
     step = _rows_per_piece(weight.shape[1])
     for start in range(0, weight.shape[0], step):
         piece = weight[start : start + step]
         groups = piece.to(torch.float32).unflatten(1, (-1, GROUP))
         if not bool(groups.isfinite().all()):
             raise CheckpointError("a weight is infinite or not a number; it cannot be quantised")
-        _write_piece(target, start, _QUANTIZERS[fmt](groups))
-    return target
+        _write_piece(target, start, _QUANTIZERS[target.format](groups))
 
 
 def from_gguf(blocks: np.ndarray, kind: GGMLQuantizationType, in_features: int) -> PackedWeight:
@@ -74,11 +86,24 @@ def from_gguf(blocks: np.ndarray, kind: GGMLQuantizationType, in_features: int) 
     Peak extra memory: the packed matrix and about 8 MiB.
     Errors: CheckpointError for a kind that has no packed format or blocks of another size.
     """
-    if kind not in _READERS:
-        known = ", ".join(sorted(k.name for k in _READERS))
-        raise CheckpointError(f"GGUF type {kind.name} has no packed format; those with: {known}")
-    fmt, read = _READERS[kind]
-    check_in_features(in_features)
+    target = empty(_reader_of(kind)[0], blocks.shape[0], in_features)
+    from_gguf_into(target, blocks, kind)
+    return target
+
+
+def from_gguf_into(target: PackedWeight, blocks: np.ndarray, kind: GGMLQuantizationType) -> None:
+    """Fill a packed matrix of the kind's own format from blocks; see ``from_gguf``.
+
+    Peak extra memory: about 8 MiB.
+    Errors: those of ``from_gguf``; ValueError for a target of another format or number of rows.
+    """
+    fmt, read = _reader_of(kind)
+    in_features = target.in_features
+    if target.format is not fmt or len(blocks) != target.out_features:
+        raise ValueError(
+            f"{len(blocks)} rows of {kind.name} go into as many of {fmt}, "
+            f"not into {target.out_features} of {target.format}"
+        )
     block_size, block_bytes = GGML_QUANT_SIZES[kind]
     row_bytes = in_features // block_size * block_bytes
     if in_features % block_size or blocks.ndim != 2 or blocks.shape[1] != row_bytes:
@@ -86,13 +111,20 @@ def from_gguf(blocks: np.ndarray, kind: GGMLQuantizationType, in_features: int) 
             f"{kind.name} rows of {in_features} weights have {row_bytes} bytes in blocks of "
             f"{block_size}, got an array {list(blocks.shape)}"
         )
-    target = empty(fmt, blocks.shape[0], in_features)
     step = _rows_per_piece(in_features)
     for start in range(0, blocks.shape[0], step):
         piece = np.ascontiguousarray(blocks[start : start + step], dtype=np.uint8)
         groups = read(piece.reshape(piece.shape[0], -1, block_bytes))
         _write_piece(target, start, groups)
-    return target
+
+
+def _reader_of(
+    kind: GGMLQuantizationType,
+) -> tuple[PackedFormat, Callable[[np.ndarray], _Groups]]:
+    if kind not in _READERS:
+        known = ", ".join(sorted(k.name for k in _READERS))
+        raise CheckpointError(f"GGUF type {kind.name} has no packed format; those with: {known}")
+    return _READERS[kind]
 
 
 def _rows_per_piece(in_features: int) -> int:

@@ -4,10 +4,21 @@ Tensors in, tensors out; no state. Letters in names are the dimensions: T packed
 S cached positions, D hidden size, N query heads, K KV heads, H head dim.
 """
 
-from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+
+from thinslice.errors import ConfigError
+from thinslice.kernels.packed import PackedWeight, unpack
+from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
+from thinslice.plan.packed_format import PANEL_ROWS
+from thinslice.units import MIB
+
+# Rows of a matrix: numbers, or packed.
+Rows = torch.Tensor | PackedWeight
+# Weights of a packed matrix that are numbers at one time.
+_UNPACKED_AT_ONCE = MIB
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -21,21 +32,56 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
     return weight_D * x.to(x_TD.dtype)
 
 
-def apply_rotary(x_TNH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.Tensor) -> torch.Tensor:
-    """Rotate each head by its position (half-split order), in float32.
+def apply_rotary(x_TNH: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
+    """Rotate each head by its position in float32, value i with value i + R where H = 2 R.
 
     Extra memory: 3 T N H float32.
     Source: arXiv 2104.09864, in the order of GPT-NeoX.
     """
-    x = x_TNH.float()
-    first, second = x.chunk(2, dim=-1)
-    rotated = torch.cat((-second, first), dim=-1)
-    return (x * cos_TH[:, None] + rotated * sin_TH[:, None]).to(x_TNH.dtype)
+    first, second = x_TNH.float().chunk(2, dim=-1)
+    cos, sin = cos_TR[:, None], sin_TR[:, None]
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x_TNH.dtype)
 
 
-def swiglu(gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
-    """``silu(gate) * up``. Extra memory: T F. Source: arXiv 2002.05202."""
-    return F.silu(gate_TF) * up_TF
+def swiglu_(gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
+    """``silu(gate) * up`` in the place of ``gate``. Source: arXiv 2002.05202."""
+    return F.silu(gate_TF, inplace=True).mul_(up_TF)
+
+
+def linear(
+    x_TD: torch.Tensor,
+    rows: Rows,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``x @ rows.T + bias + residual``, [T, rows].
+
+    A packed matrix is turned into numbers first: its result is near that of the compiled kernels,
+    which quantise ``x`` as well, and not the same. ``out`` may be ``residual``.
+    Extra memory: T times rows; for a packed matrix 14 MiB more.
+    """
+    if isinstance(rows, PackedWeight):
+        result = _packed_linear(x_TD, rows)
+        if bias is not None:
+            result += bias
+    else:
+        result = F.linear(x_TD, rows, bias)
+    if residual is not None:
+        return torch.add(residual, result, out=out)
+    return result if out is None else out.copy_(result)
+
+
+def _packed_linear(x_TD: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """``x @ weight.T``, a piece of the rows at a time: as numbers they take many times the room."""
+    result = x_TD.new_empty(x_TD.shape[0], weight.out_features)
+    step = max(_UNPACKED_AT_ONCE // weight.in_features // PANEL_ROWS, 1) * PANEL_ROWS
+    for start in range(0, weight.out_features, step):
+        stop = min(start + step, weight.out_features)
+        numbers = unpack(weight.rows(start, stop)).to(x_TD.dtype)
+        result[:, start:stop] = F.linear(x_TD, numbers)
+    return result
 
 
 def write_kv(cache: torch.Tensor, rows_TKH: torch.Tensor, slots_T: torch.Tensor) -> None:
@@ -44,7 +90,7 @@ def write_kv(cache: torch.Tensor, rows_TKH: torch.Tensor, slots_T: torch.Tensor)
     ``cache`` is [num_blocks, K, block_size, H].
     """
     block_size = cache.shape[2]
-    cache[slots_T // block_size, :, slots_T % block_size] = rows_TKH
+    cache[slots_T // block_size, :, slots_T % block_size] = rows_TKH.to(cache.dtype)
 
 
 def gather_kv(cache: torch.Tensor, block_table: torch.Tensor, num_positions: int) -> torch.Tensor:
@@ -93,22 +139,30 @@ def _causal_mask(num_queries: int, num_positions: int, window: int | None) -> to
     return mask if window is None else mask & (positions > queries - window)
 
 
-def paged_attention(
-    q_TNH: torch.Tensor,
-    caches: tuple[torch.Tensor, torch.Tensor],
-    sequences: Sequence[tuple[int, int, int, torch.Tensor]],
+def attend(
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    cache: PagedKv,
+    slots_T: torch.Tensor,
+    sequences: SequenceBatch,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Attention of a packed batch over a paged KV cache.
+    """Put a packed batch's K and V [T, K, H] into the cache, and attend with q [T, N, H] over it.
 
-    ``sequences`` holds for each sequence the rows ``[start, stop)`` of its queries, the positions
-    it has cached (those queries included) and its block table. Returns [T, N, H].
+    Returns [T, N, H].
     Extra memory: the largest sequence's 2 S K H and what ``attention`` needs.
+    Errors: ConfigError for an int8 cache, which only the compiled kernels have.
     """
-    k_cache, v_cache = caches
+    if cache.k.dtype == torch.int8:
+        raise ConfigError("an int8 KV cache needs the compiled kernels; see thinslice doctor")
+    q_TNH, k_TKH, v_TKH = qkv
+    write_kv(cache.k, k_TKH, slots_T)
+    write_kv(cache.v, v_TKH, slots_T)
     out = torch.empty_like(q_TNH)
-    for start, stop, num_positions, block_table in sequences:
-        k_KSH = gather_kv(k_cache, block_table, num_positions)
-        v_KSH = gather_kv(v_cache, block_table, num_positions)
+    starts, lengths = sequences.query_starts.tolist(), sequences.context_lens.tolist()
+    for row, (start, stop) in enumerate(pairwise(starts)):
+        num_blocks = -(-lengths[row] // cache.block_size)
+        block_table = sequences.block_tables[row, :num_blocks].long()
+        k_KSH = gather_kv(cache.k, block_table, lengths[row]).to(q_TNH.dtype)
+        v_KSH = gather_kv(cache.v, block_table, lengths[row]).to(q_TNH.dtype)
         out[start:stop] = attention(q_TNH[start:stop], k_KSH, v_KSH, window)
     return out

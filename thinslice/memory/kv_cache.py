@@ -5,19 +5,25 @@ Which sequence owns which block is the block manager's business.
 
 import torch
 
+from thinslice.kernels.paged_kv import PagedKv
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
-def allocate_kv_caches(
-    shape: ModelShape, plan: MemoryPlan, dtype: torch.dtype
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """One (K, V) pair for each layer, each [num_blocks, K, block_size, H], zeroed by first use.
+
+def allocate_kv_caches(shape: ModelShape, plan: MemoryPlan) -> list[PagedKv]:
+    """One cache for each layer, its K and V [num_blocks, K, block_size, H] of the plan's type.
 
     Memory: what ``plan`` calls ``kv cache``; pages count only once they are written.
     """
     size = (plan.num_kv_blocks, shape.num_key_value_heads, plan.block_size, shape.head_dim)
+    dtype = _DTYPES[plan.kv_dtype]
+
+    def scale() -> torch.Tensor | None:
+        return torch.empty(size[:3], dtype=torch.float16) if dtype == torch.int8 else None
+
     return [
-        (torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype))
+        PagedKv(torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype), scale(), scale())
         for _ in range(shape.num_hidden_layers)
     ]

@@ -21,10 +21,14 @@ import torch
 from torch.nn import functional as F
 
 from thinslice.errors import ConfigError, StoreError
+from thinslice.kernels import native
+from thinslice.kernels.dispatch import ops_for
+from thinslice.kernels.quantize import quantize
 from thinslice.memory.aligned_buffer import aligned_buffer
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice, buffer_bytes_for
 from thinslice.plan.hardware import HardwareProfile
+from thinslice.plan.packed_format import PackedFormat
 from thinslice.units import KIB, MIB, format_bytes
 
 SMALLEST_MAX_BYTES = 64 * MIB
@@ -34,7 +38,7 @@ _PHASE_S = 1.0
 _OVERHEAD_S = 0.3
 _WRITING_S = 2.0
 _SAMPLE_BYTES = 256 * MIB
-_SMALLEST_SAMPLE_BYTES = 64 * MIB
+SMALLEST_SAMPLE_BYTES = 64 * MIB
 _SLICE_BYTES = 16 * MIB
 _NUM_BUFFERS = 3
 # A prompt's chunk through a projection: rows enough that arithmetic, not memory, is the bound.
@@ -54,8 +58,8 @@ def load_or_measure(path: Path, folder: Path, sample: Path | None = None) -> Har
     Errors: as ``measure_hardware``. A kept profile that cannot be read is measured anew, and one
     that cannot be kept is still returned; both are logged.
     """
-    kept = _load(path)
-    if kept is not None and kept.machine == machine_key(folder):
+    kept = kept_profile(path, folder)
+    if kept is not None:
         return kept
     profile = measure_hardware(folder, sample=sample)
     if profile.cpu_share < _BUSY_SHARE:
@@ -67,6 +71,12 @@ def load_or_measure(path: Path, folder: Path, sample: Path | None = None) -> Har
     except OSError as error:
         _log.warning("the measured speeds cannot be kept in %s: %s", path, error.strerror)
     return profile
+
+
+def kept_profile(path: Path, folder: Path) -> HardwareProfile | None:
+    """The profile kept at ``path`` if it is of this machine and of the disk of ``folder``."""
+    kept = _load(path)
+    return kept if kept is not None and kept.machine == machine_key(folder) else None
 
 
 def measure_hardware(
@@ -89,6 +99,7 @@ def measure_hardware(
     start, cpu_start = time.perf_counter(), time.process_time()
     memory_rate = _memory_read_rate(max_bytes)
     bfloat16_rate, float32_rate = _gemm_rate(torch.bfloat16), _gemm_rate(torch.float32)
+    packed_rate = _packed_rate()
     computing_s = (time.perf_counter() - start) * torch.get_num_threads()
     return HardwareProfile(
         machine=machine_key(folder),
@@ -99,6 +110,7 @@ def measure_hardware(
         is_disk_direct=is_direct,
         bfloat16_flops_per_s=bfloat16_rate,
         float32_flops_per_s=float32_rate,
+        packed_flops_per_s=packed_rate,
         slice_overhead_s=overhead_s,
         cpu_share=(time.process_time() - cpu_start) / computing_s,
     )
@@ -109,7 +121,7 @@ def machine_key(folder: Path) -> str:
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     return (
-        f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads, "
+        f"{_processor()}, {cores} cores, {native.describe()}, "
         f"torch {torch.__version__}, device {os.stat(folder).st_dev}"
     )
 
@@ -132,8 +144,11 @@ def _memory_read_rate(max_bytes: int) -> float:
     keeps little of it. Where one process does own so large a cache, the figure is an upper bound.
     Huge pages, as weights have them in the reader's ring: with small ones it was 20 GB/s.
     """
-    numbers = aligned_buffer(max_bytes // MIB * MIB).view(torch.int64)
-    return numbers.nbytes / _best_s(lambda: numbers.sum())
+    data = aligned_buffer(max_bytes // MIB * MIB)
+    if native.is_available():
+        return data.numel() / _best_s(lambda: native.read_memory(data))
+    numbers = data.view(torch.int64)
+    return data.numel() / _best_s(lambda: numbers.sum())
 
 
 def _gemm_rate(dtype: torch.dtype) -> float:
@@ -142,6 +157,16 @@ def _gemm_rate(dtype: torch.dtype) -> float:
     weight = torch.full((_GEMM_OUT, _GEMM_IN), 0.5, dtype=dtype)
     with torch.inference_mode():
         seconds = _best_s(lambda: F.linear(inputs, weight))
+    return 2 * _GEMM_ROWS * _GEMM_IN * _GEMM_OUT / seconds
+
+
+def _packed_rate() -> float:
+    """Operations per second with int4 weights, of whatever implementation is in use."""
+    inputs = torch.full((_GEMM_ROWS, _GEMM_IN), 0.5)
+    weight = quantize(torch.full((_GEMM_OUT, _GEMM_IN), 0.5), PackedFormat.INT4)
+    ops = ops_for("int4", head_dim=64)
+    with torch.inference_mode():
+        seconds = _best_s(lambda: ops.linear(inputs, weight))
     return 2 * _GEMM_ROWS * _GEMM_IN * _GEMM_OUT / seconds
 
 
@@ -159,7 +184,7 @@ def _best_s(work: Callable[[], object]) -> float:
 
 def _measure_disk(folder: Path, sample: Path | None) -> tuple[float, float, bool]:
     """Bytes per second, seconds for one more slice, and whether the page cache was avoided."""
-    if sample is not None and sample.stat().st_size >= _SMALLEST_SAMPLE_BYTES:
+    if sample is not None and sample.stat().st_size >= SMALLEST_SAMPLE_BYTES:
         return _read_sample(sample)
     with _written_sample(folder) as path:
         return _read_sample(path)

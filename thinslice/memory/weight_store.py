@@ -1,39 +1,71 @@
-"""Weights that are not all resident: pinned slices in memory, the others read in at each use.
+"""The matrices of a model, slice by slice: pinned in memory, or read in at each use.
 
 The decoder walks its matrices in a fixed order, and the slice reader reads ahead in that order,
 across layers and tokens. What is pinned and how large a slice is, the plan says.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
 import torch
 
 from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader, decode_rows
+from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.packed import PackedWeight, unpack_rows
+from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice
 from thinslice.model.decoder import Decoder, Embedding, Linear
 from thinslice.plan.memory_plan import StreamingPlan
-from thinslice.plan.weight_slices import WeightSlice, sweep_slices
+from thinslice.plan.packed_format import ALIGNMENT, PANEL_ROWS, PackedFormat
+from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
+from thinslice.units import MIB
+
+Progress = Callable[[int, int], None]
+
+FLOAT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What is converted at a time while pinned slices are read.
+_CONVERTED_AT_ONCE = MIB
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A slice and, where it is pinned, its rows."""
+
+    one: WeightSlice
+    rows: Rows | None
 
 
 class WeightStore:
-    """Gives a decoder its matrices slice by slice; a context manager.
+    """Gives a decoder its matrices; a context manager.
 
     One thread at a time runs the decoder. Call ``begin_sweep`` before each forward pass.
+
+    Args:
+        streaming: None keeps every matrix whole and in memory.
+        dtype: of the numbers that embedding rows become.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, streaming: StreamingPlan
+        self,
+        checkpoint: Checkpoint,
+        layout: WeightLayout,
+        streaming: StreamingPlan | None,
+        dtype: torch.dtype,
     ) -> None:
         self.checkpoint = checkpoint
-        self.dtype = dtype
+        self.layout = layout
         self.streaming = streaming
+        self.dtype = dtype
         self._rows = CheckpointReader(checkpoint)
-        self._slices: dict[str, list[tuple[WeightSlice, torch.Tensor | None]]] = {}
+        self._placed: dict[str, list[_Placed]] = {}
         self._reader: SliceReader | None = None
+        self._converted = torch.empty(0, dtype=torch.uint8)
 
     def __enter__(self) -> "WeightStore":
         return self
@@ -46,33 +78,39 @@ class WeightStore:
     ) -> None:
         self.close()
 
-    def open(self) -> None:
+    def open(self, progress: Progress | None = None) -> None:
         """Read the pinned slices and begin to read ahead.
 
+        ``progress`` is called with bytes placed so far and in all.
         Memory: the pinned slices, and the ring, as planned.
         Errors: CheckpointError.
         """
-        streamed: list[Slice] = []
-        shape, streaming = self.checkpoint.shape, self.streaming
-        pinned_places = frozenset(streaming.pinned())
-        for index, one in enumerate(sweep_slices(shape, streaming.slice_weights)):
-            pinned = None
-            if index in pinned_places:
-                pinned = torch.empty(one.stop - one.start, one.columns, dtype=self.dtype)
-                self._rows.read_rows(one.name, one.start, one.stop, pinned)
-            else:
-                streamed.append(self._on_disk(one))
-            self._slices.setdefault(one.name, []).append((one, pinned))
-        if streamed:
+        streaming = self.streaming
+        if streaming is None:
+            slices = tuple(WeightSlice(one, 0, one.rows) for one in self.layout.sweep)
+            pinned_places = frozenset(range(len(slices)))
+        else:
+            slices = self.layout.slices(streaming.slice_bytes)
+            pinned_places = frozenset(streaming.pinned())
+        pinned = [one for index, one in enumerate(slices) if index in pinned_places]
+        rows_of = dict(zip(pinned, self._pin(pinned, progress), strict=True))
+        streamed = [one for index, one in enumerate(slices) if index not in pinned_places]
+        for one in slices:
+            self._placed.setdefault(one.matrix.name, []).append(_Placed(one, rows_of.get(one)))
+        if streamed and streaming is not None:
+            converted = [one.kept_bytes for one in streamed if _is_packed_on_the_way(one.matrix)]
+            self._converted = empty_bytes(max(converted, default=0))
             self._reader = SliceReader.open(
-                streamed, buffer_bytes=streaming.buffer_bytes, num_buffers=streaming.num_buffers
+                [self._on_disk(one) for one in streamed],
+                buffer_bytes=streaming.buffer_bytes,
+                num_buffers=streaming.num_buffers,
             )
 
     def attach(self, decoder: Decoder) -> None:
         """Let every matrix of the decoder come from here."""
         for name, module in decoder.named_modules():
             if isinstance(module, Linear):
-                module.slices = partial(self._rows_of, self._stored_name(f"{name}.weight"))
+                module.slices = partial(self._slices_of, self._stored_name(f"{name}.weight"))
             elif isinstance(module, Embedding):
                 module.read_rows = partial(self._embedding_rows, f"{name}.weight")
 
@@ -81,38 +119,121 @@ class WeightStore:
         if self._reader is not None:
             self._reader.restart()
 
+    def resident(self, name: str) -> PackedWeight | None:
+        """A packed matrix that lies in memory as a whole, else None."""
+        placed = self._placed[self._stored_name(name)]
+        rows = placed[0].rows if len(placed) == 1 else None
+        return rows if isinstance(rows, PackedWeight) else None
+
     def close(self) -> None:
         """Stop reading and close the files."""
         self._rows.close()
         if self._reader is not None:
             self._reader.close()
 
-    def _rows_of(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """First row and rows of each slice of a matrix, in the order they are read."""
-        for one, pinned in self._slices[name]:
-            if pinned is not None:
-                yield one.start, pinned
+    def _pin(self, slices: Sequence[WeightSlice], progress: Progress | None) -> list[Rows]:
+        """Read slices into one piece of memory, so that small matrices share large pages."""
+        starts, end = [], 0
+        for one in slices:
+            starts.append(end)
+            end += -(-one.kept_bytes // ALIGNMENT) * ALIGNMENT
+        arena = empty_bytes(end)
+        pinned = []
+        for one, start in zip(slices, starts, strict=True):
+            target = _rows_in(arena[start : start + one.kept_bytes], one)
+            self._read(one, target)
+            pinned.append(target)
+            if progress is not None:
+                progress(start + one.kept_bytes, end)
+        return pinned
+
+    def _read(self, one: WeightSlice, target: Rows) -> None:
+        """Fill rows from disk."""
+        matrix = one.matrix
+        if isinstance(target, torch.Tensor):
+            self._rows.read_rows(matrix.name, one.start, one.stop, target)
+            return
+        if not matrix.is_converted:
+            self._rows.read_bytes(matrix.name, one.start, one.stop, target.data)
+            return
+        entry = self.checkpoint.tensors[matrix.name]
+        for start, stop in matrix.ranges(_CONVERTED_AT_ONCE):
+            first, last = max(start, one.start), min(stop, one.stop)
+            if first < last:
+                raw = torch.empty(matrix.stored_bytes(last - first), dtype=torch.uint8)
+                self._rows.read_bytes(matrix.name, first, last, raw)
+                pack_rows(entry, first, raw, target.rows(first - one.start, last - one.start))
+
+    def _slices_of(self, name: str) -> Iterator[tuple[int, int, Rows]]:
+        """First and last row and the rows of each slice of a matrix, in the order of reading."""
+        for placed in self._placed[name]:
+            one = placed.one
+            if placed.rows is not None:
+                yield one.start, one.stop, placed.rows
                 continue
             assert self._reader is not None, "a streamed slice without a reader"
             with self._reader.next() as raw:
-                entry = self.checkpoint.tensors[one.name]
-                yield one.start, decode_rows(entry, one.start, raw).to(self.dtype)
+                yield one.start, one.stop, self._streamed_rows(one, raw)
+
+    def _streamed_rows(self, one: WeightSlice, raw: torch.Tensor) -> Rows:
+        matrix, entry = one.matrix, self.checkpoint.tensors[one.matrix.name]
+        if _is_packed_on_the_way(matrix):
+            target = _rows_in(self._converted[: one.kept_bytes], one)
+            assert isinstance(target, PackedWeight)
+            pack_rows(entry, one.start, raw, target)
+            return target
+        if matrix.is_packed:
+            return _rows_in(raw, one)
+        return decode_rows(entry, one.start, raw).to(FLOAT_DTYPES[matrix.kept])
 
     def _embedding_rows(self, name: str, token_ids_T: torch.Tensor) -> torch.Tensor:
-        """Rows of the embedding table, each read once."""
+        """Rows of the embedding table: from memory where they are pinned, else each read once."""
+        if name in self._placed and self._placed[name][0].one.matrix.is_packed:
+            if (table := self.resident(name)) is not None:
+                return unpack_rows(table, token_ids_T).to(self.dtype)
+            read_row = self._packed_row
+        else:
+            read_row = self._plain_row
         token_ids = token_ids_T.tolist()
         row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
         rows = torch.empty(len(row_of), self.checkpoint.tensors[name].shape[1], dtype=self.dtype)
         for token_id, row in row_of.items():
-            self._rows.read_rows(name, token_id, token_id + 1, rows[row : row + 1])
+            read_row(name, token_id, rows[row : row + 1])
         return rows[[row_of[token_id] for token_id in token_ids]]
 
+    def _plain_row(self, name: str, row: int, out: torch.Tensor) -> None:
+        self._rows.read_rows(name, row, row + 1, out)
+
+    def _packed_row(self, name: str, row: int, out: torch.Tensor) -> None:
+        """A row of a table that is the head as well: the numbers its packed rows stand for."""
+        placed = self._placed[name]
+        index = bisect_right(placed, row, key=lambda one: one.one.start) - 1
+        one, rows = placed[index].one, placed[index].rows
+        if rows is None:
+            start = row // PANEL_ROWS * PANEL_ROWS
+            one = WeightSlice(one.matrix, start, min(start + PANEL_ROWS, one.matrix.rows))
+            rows = _rows_in(empty_bytes(one.kept_bytes), one)
+            self._read(one, rows)
+        assert isinstance(rows, PackedWeight)
+        out.copy_(unpack_rows(rows, torch.tensor([row - one.start])))
+
     def _on_disk(self, one: WeightSlice) -> Slice:
-        entry = self.checkpoint.tensors[one.name]
-        row_bytes = entry.num_bytes // entry.shape[0]
-        num_bytes = (one.stop - one.start) * row_bytes
-        return Slice(entry.path, entry.offset + one.start * row_bytes, num_bytes)
+        entry = self.checkpoint.tensors[one.matrix.name]
+        offset = entry.offset + one.matrix.stored_bytes(one.start)
+        return Slice(entry.path, offset, one.stored_bytes)
 
     def _stored_name(self, name: str) -> str:
         """The name a matrix is stored under: a tied head is the embedding table."""
-        return name if name in self._slices else "model.embed_tokens.weight"
+        return name if name in self._placed else "model.embed_tokens.weight"
+
+
+def _is_packed_on_the_way(matrix: Matrix) -> bool:
+    return matrix.is_packed and matrix.is_converted
+
+
+def _rows_in(data: torch.Tensor, one: WeightSlice) -> Rows:
+    """The bytes of a slice as rows of what it is kept as."""
+    matrix, count = one.matrix, one.stop - one.start
+    if matrix.is_packed:
+        return PackedWeight(data, PackedFormat(matrix.kept), count, matrix.columns)
+    return data.view(FLOAT_DTYPES[matrix.kept]).view(count, matrix.columns)

@@ -7,6 +7,8 @@ from itertools import accumulate, chain
 
 import torch
 
+from thinslice.kernels.paged_kv import SequenceBatch
+
 
 @dataclass(frozen=True)
 class SequenceSpan:
@@ -64,6 +66,11 @@ class ForwardBatch:
     context_lens: torch.Tensor
     block_tables: torch.Tensor
     block_size: int
+
+    @cached_property
+    def sequences(self) -> SequenceBatch:
+        """What attention takes."""
+        return SequenceBatch(self.query_starts, self.context_lens, self.block_tables)
 
     @cached_property
     def spans(self) -> list[SequenceSpan]:

@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thinslice.kernels import torch_ops
+from thinslice.kernels.dispatch import TORCH, Ops
+from thinslice.kernels.native_stack import NativeStack
+from thinslice.kernels.paged_kv import PagedKv
+from thinslice.kernels.torch_ops import Rows
 from thinslice.model.batch import ForwardBatch
 from thinslice.model.rope import attention_factor, inverse_frequencies, rotary_tables
 from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.packing import Packing
 
-KVCaches = Sequence[tuple[torch.Tensor, torch.Tensor]]
-# First row and rows [rows, in] of each slice of a matrix, in order.
-RowSlices = Callable[[], Iterator[tuple[int, torch.Tensor]]]
+# First and last row of each slice of a matrix, and the rows [rows, in], in order.
+RowSlices = Callable[[], Iterator[tuple[int, int, Rows]]]
 # Token ids [T] to rows [T, D].
 ReadRows = Callable[[torch.Tensor], torch.Tensor]
 
@@ -27,11 +30,17 @@ def _parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 
 
-class Linear(nn.Module):
+class _Operation(nn.Module):
+    """A module that computes with one implementation of the operators; see ``Decoder.use``."""
+
+    ops: Ops = TORCH
+
+
+class Linear(_Operation):
     """``x @ weight.T + bias``, weight [out, in].
 
     With ``slices`` set the weight stays on the meta device, and its rows come slice by slice, each
-    valid until the next is asked for. Extra memory: the output of one slice.
+    valid until the next is asked for. Extra memory: the output.
     """
 
     def __init__(self, in_features: int, out_features: int, has_bias: bool = False) -> None:
@@ -42,16 +51,36 @@ class Linear(nn.Module):
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
         if self.slices is None:
-            return F.linear(x_TD, self.weight, self.bias)
-        out = x_TD.new_empty(*x_TD.shape[:-1], self.weight.shape[0])
-        for start, rows in self.slices():
-            stop = start + rows.shape[0]
-            bias = None if self.bias is None else self.bias[start:stop]
-            out[..., start:stop] = F.linear(x_TD, rows, bias)
+            return self.ops.linear(x_TD, self.weight, self.bias)
+        out = x_TD.new_empty(x_TD.shape[0], self.weight.shape[0])
+        for start, stop, rows in self.slices():
+            self.ops.linear(x_TD, rows, self._bias(start, stop), None, out[:, start:stop])
         return out
 
+    def add_to(self, residual_TD: torch.Tensor, x_TD: torch.Tensor) -> torch.Tensor:
+        """``residual + self(x)``, in the place of ``residual``."""
+        for start, stop, rows in self._all_slices():
+            part = residual_TD[:, start:stop]
+            self.ops.linear(x_TD, rows, self._bias(start, stop), part, part)
+        return residual_TD
 
-class RMSNorm(nn.Module):
+    def gate(self, gate_TF: torch.Tensor, x_TD: torch.Tensor) -> torch.Tensor:
+        """``silu(gate) * self(x)``, in the place of ``gate``."""
+        for start, stop, rows in self._all_slices():
+            up = self.ops.linear(x_TD, rows, self._bias(start, stop))
+            self.ops.swiglu_(gate_TF[:, start:stop], up)
+        return gate_TF
+
+    def _all_slices(self) -> Iterator[tuple[int, int, Rows]]:
+        if self.slices is not None:
+            return self.slices()
+        return iter([(0, self.weight.shape[0], self.weight)])
+
+    def _bias(self, start: int, stop: int) -> torch.Tensor | None:
+        return None if self.bias is None else self.bias[start:stop]
+
+
+class RMSNorm(_Operation):
     """Root-mean-square norm over the last dimension."""
 
     def __init__(self, size: int, eps: float) -> None:
@@ -60,7 +89,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch_ops.rms_norm(x, self.weight, self.eps)
+        return self.ops.rms_norm(x, self.weight, self.eps)
 
 
 class Embedding(nn.Module):
@@ -82,12 +111,12 @@ class LayerContext:
     """What a layer needs beside its weights: the batch, the rotary tables, its KV cache."""
 
     batch: ForwardBatch
-    cos_TH: torch.Tensor
-    sin_TH: torch.Tensor
-    caches: tuple[torch.Tensor, torch.Tensor]
+    cos_TR: torch.Tensor
+    sin_TR: torch.Tensor
+    cache: PagedKv
 
 
-class Attention(nn.Module):
+class Attention(_Operation):
     """Grouped-query self-attention over the paged KV cache."""
 
     def __init__(self, shape: ModelShape, window: int | None) -> None:
@@ -104,49 +133,72 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(shape.head_dim, shape.rms_norm_eps)
         self.use_qk_norm = shape.use_qk_norm
 
-    def forward(self, x_TD: torch.Tensor, context: LayerContext) -> torch.Tensor:
+    def forward(
+        self, residual_TD: torch.Tensor, x_TD: torch.Tensor, context: LayerContext
+    ) -> torch.Tensor:
+        """Add the attention of ``x`` to the residual stream, in its place."""
         q_TNH = self.q_proj(x_TD).unflatten(-1, (-1, self.head_dim))
         k_TKH = self.k_proj(x_TD).unflatten(-1, (-1, self.head_dim))
         v_TKH = self.v_proj(x_TD).unflatten(-1, (-1, self.head_dim))
         if self.use_qk_norm:
             q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
-        q_TNH = torch_ops.apply_rotary(q_TNH, context.cos_TH, context.sin_TH)
-        k_TKH = torch_ops.apply_rotary(k_TKH, context.cos_TH, context.sin_TH)
-        k_cache, v_cache = context.caches
-        torch_ops.write_kv(k_cache, k_TKH, context.batch.slots_T)
-        torch_ops.write_kv(v_cache, v_TKH, context.batch.slots_T)
-        spans = [(s.start, s.stop, s.num_positions, s.block_table) for s in context.batch.spans]
-        out_TNH = torch_ops.paged_attention(q_TNH, context.caches, spans, self.window)
-        return self.o_proj(out_TNH.flatten(1))
+        q_TNH = self.ops.apply_rotary(q_TNH, context.cos_TR, context.sin_TR)
+        k_TKH = self.ops.apply_rotary(k_TKH, context.cos_TR, context.sin_TR)
+        batch = context.batch
+        out_TNH = self.ops.attend(
+            (q_TNH, k_TKH, v_TKH), context.cache, batch.slots_T, batch.sequences, self.window
+        )
+        return self.o_proj.add_to(residual_TD, out_TNH.flatten(1))
 
 
 class MLP(nn.Module):
-    """SwiGLU feed-forward."""
+    """SwiGLU feed-forward of ``inner`` features: all of a layer's, or one block of them."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, size: int, inner: int, has_bias: bool, has_out_bias: bool) -> None:
         super().__init__()
-        size, inner, bias = shape.hidden_size, shape.intermediate_size, shape.mlp_bias
-        self.gate_proj = Linear(size, inner, bias)
-        self.up_proj = Linear(size, inner, bias)
-        self.down_proj = Linear(inner, size, bias)
+        self.gate_proj = Linear(size, inner, has_bias)
+        self.up_proj = Linear(size, inner, has_bias)
+        self.down_proj = Linear(inner, size, has_out_bias)
 
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(torch_ops.swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
+    def forward(self, residual_TD: torch.Tensor, x_TD: torch.Tensor) -> torch.Tensor:
+        """Add the feed-forward of ``x`` to the residual stream, in its place."""
+        inner_TF = self.up_proj.gate(self.gate_proj(x_TD), x_TD)
+        return self.down_proj.add_to(residual_TD, inner_TF)
+
+
+class SlicedMLP(nn.Module):
+    """The feed-forward of a packed checkpoint, block after block; its whole inside never exists."""
+
+    def __init__(self, shape: ModelShape, packing: Packing) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            MLP(shape.hidden_size, stop - start, shape.mlp_bias, shape.mlp_bias and start == 0)
+            for start, stop in packing.blocks(shape.intermediate_size)
+        )
+
+    def forward(self, residual_TD: torch.Tensor, x_TD: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            residual_TD = block(residual_TD, x_TD)
+        return residual_TD
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
+    """Pre-norm attention and feed-forward, each added to the residual stream in its place."""
 
-    def __init__(self, shape: ModelShape, window: int | None) -> None:
+    def __init__(
+        self, shape: ModelShape, window: int | None, packing: Packing | None = None
+    ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
+        size, inner, bias = shape.hidden_size, shape.intermediate_size, shape.mlp_bias
+        self.input_layernorm = RMSNorm(size, shape.rms_norm_eps)
         self.self_attn = Attention(shape, window)
-        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
-        self.mlp = MLP(shape)
+        self.post_attention_layernorm = RMSNorm(size, shape.rms_norm_eps)
+        self.mlp = SlicedMLP(shape, packing) if packing else MLP(size, inner, bias, bias)
+        self.has_gate_bias = bias
 
     def forward(self, x_TD: torch.Tensor, context: LayerContext) -> torch.Tensor:
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), context)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+        x_TD = self.self_attn(x_TD, self.input_layernorm(x_TD), context)
+        return self.mlp(x_TD, self.post_attention_layernorm(x_TD))
 
 
 class Rotary:
@@ -163,24 +215,30 @@ class Rotary:
 class DecoderStack(nn.Module):
     """Embedding, layers and final norm: what checkpoints call ``model``."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, packing: Packing | None) -> None:
         super().__init__()
         self.embed_tokens = Embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(
-            DecoderBlock(shape, shape.window_of(i)) for i in range(shape.num_hidden_layers)
+            DecoderBlock(shape, shape.window_of(idx), packing)
+            for idx in range(shape.num_hidden_layers)
         )
         self.norm = RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
 
 class Decoder(nn.Module):
-    """A whole model without its multi-token-prediction layers."""
+    """A whole model without its multi-token-prediction layers.
 
-    def __init__(self, shape: ModelShape) -> None:
+    ``packing`` is that of a packed checkpoint, whose feed-forward is cut into blocks. ``stack``
+    holds the layers once more as one call into compiled code, where memory/fuse.py could make it.
+    """
+
+    def __init__(self, shape: ModelShape, packing: Packing | None = None) -> None:
         super().__init__()
         self.shape = shape
-        self.model = DecoderStack(shape)
+        self.model = DecoderStack(shape, packing)
         self.lm_head = Linear(shape.hidden_size, shape.vocab_size)
         self.rotary = Rotary(shape)
+        self.stack: NativeStack | None = None
         self.tie_head()
 
     def tie_head(self) -> None:
@@ -188,16 +246,24 @@ class Decoder(nn.Module):
         if self.shape.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, batch: ForwardBatch, kv_caches: KVCaches) -> torch.Tensor:
+    def use(self, ops: Ops) -> None:
+        """Compute with these operators from now on."""
+        for module in self.modules():
+            if isinstance(module, _Operation):
+                module.ops = ops
+
+    def forward(self, batch: ForwardBatch, kv_caches: Sequence[PagedKv]) -> torch.Tensor:
         """Run a batch through all layers.
 
         Returns the residual stream [T, D] after the last layer, before the final norm: that is
         what a multi-token-prediction layer takes, and what ``logits`` takes.
         """
         x_TD = self.model.embed_tokens(batch.token_ids_T)
-        cos_TH, sin_TH = self.rotary.tables(batch.positions_T)
-        for layer, caches in zip(self.model.layers, kv_caches, strict=True):
-            x_TD = layer(x_TD, LayerContext(batch, cos_TH, sin_TH, caches))
+        cos_TR, sin_TR = self.rotary.tables(batch.positions_T)
+        if self.stack is not None and self.stack.serves(kv_caches):
+            return self.stack.run(x_TD, (cos_TR, sin_TR), batch.slots_T, batch.sequences)
+        for layer, cache in zip(self.model.layers, kv_caches, strict=True):
+            x_TD = layer(x_TD, LayerContext(batch, cos_TR, sin_TR, cache))
         return x_TD
 
     def logits(self, x_TD: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,14 @@ from torch import nn
 
 from thinslice.model.decoder import Decoder, DecoderBlock, LayerContext, Linear, RMSNorm
 from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.packing import Packing
 
 
 class MTPLayer(DecoderBlock):
     """One layer under ``model.mtp_layers.N``."""
 
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__(shape, window=None)
+    def __init__(self, shape: ModelShape, packing: Packing | None = None) -> None:
+        super().__init__(shape, None, packing)
         size, eps = shape.hidden_size, shape.rms_norm_eps
         self.token_layernorm = RMSNorm(size, eps)
         self.hidden_layernorm = RMSNorm(size, eps)
@@ -46,7 +47,7 @@ class MTPLayer(DecoderBlock):
 class MTPDecoder(Decoder):
     """A whole model with its multi-token-prediction layers."""
 
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__(shape)
-        layers = (MTPLayer(shape) for _ in range(shape.num_nextn_predict_layers))
+    def __init__(self, shape: ModelShape, packing: Packing | None = None) -> None:
+        super().__init__(shape, packing)
+        layers = (MTPLayer(shape, packing) for _ in range(shape.num_nextn_predict_layers))
         self.model.mtp_layers = nn.ModuleList(layers)

@@ -42,9 +42,8 @@ def attention_factor(scaling: RopeScaling | None) -> float:
 def rotary_tables(
     inv_freq: torch.Tensor, positions_T: torch.Tensor, factor: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine for each position, [T, H] each, both halves filled; float32."""
+    """Cosine and sine of each position and frequency, [T, H / 2] each; float32."""
     angles = positions_T[:, None].float() * inv_freq[None]
-    angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * factor, angles.sin() * factor
 
 

@@ -1,9 +1,11 @@
 """Bytes of every part of a running model, as functions of its shape and token counts."""
 
+from dataclasses import dataclass
+
 from thinslice.plan.model_shape import ModelShape
 from thinslice.units import MIB
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+KV_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def layer_parameters(shape: ModelShape) -> int:
@@ -34,45 +36,82 @@ def mtp_parameters(shape: ModelShape) -> int:
     return layer_parameters(shape) + 2 * shape.hidden_size**2 + 3 * shape.hidden_size
 
 
-def kv_bytes_per_token(shape: ModelShape, itemsize: int) -> int:
-    """K and V of one position in all layers."""
-    return 2 * shape.num_hidden_layers * shape.kv_size * itemsize
+def kv_bytes_per_token(shape: ModelShape, kv_dtype: str) -> int:
+    """K and V of one position in all layers; int8 has an fp16 scale for each head."""
+    per_head = shape.head_dim * KV_BYTES[kv_dtype] + (2 if kv_dtype == "int8" else 0)
+    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * per_head
 
 
-def activation_bytes(shape: ModelShape, chunk: int, context: int, itemsize: int) -> int:
+@dataclass(frozen=True)
+class Computation:
+    """How a forward pass is computed, as far as it matters to its memory.
+
+    Attributes:
+        itemsize: bytes of an activation.
+        ffn_block: features of the feed-forward that exist at once.
+        is_native: norms, rotary embedding and attention run in compiled code.
+        is_packed: so do the matrix products.
+    """
+
+    itemsize: int
+    ffn_block: int
+    is_native: bool
+    is_packed: bool
+
+
+def activation_bytes(shape: ModelShape, chunk: int, context: int, how: Computation) -> int:
     """The most that one layer's forward pass holds beside weights and KV cache.
 
-    ``chunk`` tokens are in flight, and one sequence's K and V of ``context`` positions are gathered
-    from their blocks; the causal mask of a chunk stands as booleans and as numbers. The residual
-    stream lives throughout; of attention and feed-forward the larger counts.
+    ``chunk`` tokens are in flight. The residual stream and its norm live throughout; of attention
+    and feed-forward the larger counts. In torch, norms and rotary embedding work in float32, one
+    sequence's K and V of ``context`` positions are gathered from their blocks, and the causal mask
+    of a chunk stands as booleans and as numbers.
     """
-    residual = 2 * chunk * shape.hidden_size * itemsize
+    stream = 2 * chunk * shape.hidden_size * how.itemsize
+    rotary = 3 * chunk * shape.head_dim * 4
+    heads = chunk * (shape.q_size + 2 * shape.kv_size) * how.itemsize
+    attended = chunk * shape.q_size * how.itemsize
+    feed_forward = 2 * chunk * how.ffn_block * how.itemsize
+    if how.is_native:
+        return stream + rotary + max(heads + attended, feed_forward) + _scratch(shape, chunk, how)
     norm = 2 * chunk * shape.hidden_size * 4
-    heads = chunk * (shape.q_size + 2 * shape.kv_size)
-    gathered = 2 * 2 * context * shape.kv_size * itemsize
-    mask = chunk * context * (1 + itemsize)
-    attention = heads * itemsize + 3 * heads * 4 + gathered + mask
-    feed_forward = 4 * chunk * shape.intermediate_size * itemsize
-    rotary = 4 * chunk * shape.head_dim * 4
-    return residual + rotary + max(norm, attention, feed_forward)
+    gathered = 2 * 2 * context * shape.kv_size * how.itemsize
+    mask = chunk * context * (1 + how.itemsize)
+    attention = heads + 3 * chunk * (shape.q_size + shape.kv_size) * 4 + gathered + mask
+    return stream + rotary + max(norm, attention, feed_forward)
 
 
-def library_bytes(shape: ModelShape, chunk: int, itemsize: int) -> int:
-    """What torch's libraries come to hold once they run: thread stacks, compiled kernels, and the
-    packed operands of a matrix product.
+def _scratch(shape: ModelShape, chunk: int, how: Computation) -> int:
+    """What the kernels keep: rows quantised for a product (44 bytes for 32 inputs), and the output
+    of a product in torch before it is added to the residual stream."""
+    if not how.is_packed:
+        return chunk * shape.hidden_size * how.itemsize
+    widest = max(shape.hidden_size, shape.q_size, how.ffn_block)
+    return min(-(-chunk // 16) * 16, _ROWS_QUANTIZED_AT_ONCE) * widest * 44 // 32
+
+
+_ROWS_QUANTIZED_AT_ONCE = 512
+
+
+def library_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
+    """What libraries come to hold once they run: thread stacks, compiled kernels, and the packed
+    operands of a matrix product.
 
     Measured on two cores with torch 2.13: up to 40 MiB after the first forward passes; in float32,
-    whose products repack their operands, one more copy of the widest rows in flight.
+    whose products repack their operands, one more copy of the widest rows in flight. Packed
+    matrices never enter torch's products.
     """
+    if how.is_packed:
+        return 8 * MIB
     base = 40 * MIB
-    if itemsize == 2:
+    if how.itemsize == 2:
         return base
     widest = max(shape.intermediate_size, shape.hidden_size, shape.q_size)
-    return base + chunk * (widest + shape.hidden_size) * itemsize
+    return base + chunk * (widest + shape.hidden_size) * how.itemsize
 
 
 def logits_bytes(shape: ModelShape, num_rows: int, itemsize: int) -> int:
     """Logits of the rows sampled in one step: as computed, in float32, and while sorted."""
-    per_row = shape.vocab_size * (itemsize + 4)
+    per_row = shape.vocab_size * (itemsize + 4 if itemsize < 4 else 4)
     sorting = shape.vocab_size * (4 + 8 + 4 + 8)
     return num_rows * per_row + sorting

@@ -23,6 +23,7 @@ class HardwareProfile:
         is_disk_direct: whether they got past it; where not, the figure may be that of memory.
         bfloat16_flops_per_s: matrix products of many rows, two operations for each multiply-add.
         float32_flops_per_s: the same in float32.
+        packed_flops_per_s: the same with int4 weights.
         slice_overhead_s: what one more slice costs a sweep, whatever its size.
         cpu_share: of the time its threads computed, the part they had a core for. Well below 1,
             other programs were computing too, and the figures are lower than the machine's.
@@ -36,6 +37,7 @@ class HardwareProfile:
     is_disk_direct: bool
     bfloat16_flops_per_s: float
     float32_flops_per_s: float
+    packed_flops_per_s: float
     slice_overhead_s: float
     cpu_share: float
 
@@ -45,9 +47,10 @@ class HardwareProfile:
             if not _is_valid(field.type, value):
                 raise ConfigError(f"hardware profile: {field.name} is {value!r:.80}")
 
-    def gemm_flops_per_s(self, dtype: str) -> float:
-        """Of matrix products of many rows in ``bfloat16`` or ``float32``."""
-        return {"bfloat16": self.bfloat16_flops_per_s, "float32": self.float32_flops_per_s}[dtype]
+    def product_rate(self, dtype: str) -> float:
+        """Operations per second of matrix products of many rows with weights of this dtype."""
+        rates = {"bfloat16": self.bfloat16_flops_per_s, "float32": self.float32_flops_per_s}
+        return rates.get(dtype, self.packed_flops_per_s)
 
     def to_dict(self) -> dict[str, str | int | float | bool]:
         """The profile as JSON keeps it."""

@@ -10,13 +10,13 @@ class StreamingPlan:
     """How weights that do not fit are read in at each use.
 
     Attributes:
-        slice_weights: the most weights in a slice.
+        slice_bytes: the most bytes in a slice, on disk or in memory.
         num_slices: slices in a sweep.
         num_pinned: slices of those that stay resident, spread evenly over the sweep.
         num_buffers, buffer_bytes: the ring that slices are read into.
     """
 
-    slice_weights: int
+    slice_bytes: int
     num_slices: int
     num_pinned: int
     num_buffers: int
@@ -37,7 +37,8 @@ class MemoryPlan:
 
     Attributes:
         budget_bytes: the most the process may hold, all causes.
-        dtype: of weights, activations and KV cache.
+        dtype: what the weights are computed with: bfloat16, float32, int8 or int4.
+        kv_dtype: of the KV cache: bfloat16, float32 or int8.
         context: the longest prompt and completion together, in tokens.
         chunk: the most tokens in flight at once (``max_num_batched_tokens``).
         max_num_seqs: sequences that may run at once.
@@ -49,6 +50,7 @@ class MemoryPlan:
 
     budget_bytes: int
     dtype: str
+    kv_dtype: str
     context: int
     chunk: int
     max_num_seqs: int

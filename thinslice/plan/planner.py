@@ -11,22 +11,21 @@ from itertools import chain
 
 from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.cost import (
-    DTYPE_BYTES,
+    Computation,
     activation_bytes,
     kv_bytes_per_token,
     library_bytes,
     logits_bytes,
-    model_parameters,
 )
 from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.weight_slices import resident_vectors, sweep_numels
-from thinslice.units import MIB, gib, size_option
+from thinslice.plan.weight_layout import SweepBytes, WeightLayout
+from thinslice.units import KIB, MIB, gib, size_option
 
 BLOCK_SIZE = 16
 _CHUNKS = (512, 256, 128, 64, 32, 16)
 # A streamed prompt costs one sweep for each chunk, so larger ones pay for their memory.
-_STREAMED_CHUNKS = (4096, 2048, 1024, *_CHUNKS)
+_STREAMED_CHUNKS = (32768, 16384, 8192, 4096, 2048, 1024, *_CHUNKS)
 _LARGEST_CHUNK_SHARE = 0.25
 # Below this a chat turn does not fit; a plan that could only offer less says so instead.
 _SMALLEST_CONTEXT = 256
@@ -35,16 +34,15 @@ _USEFUL_CONTEXT = 1024
 _STREAMED_CONTEXT = 4096
 # The checkpoint reader's buffers while weights are read and converted.
 LOADING_BYTES = 16 * MIB
-# Weights in a slice: the largest hides a slice's fixed cost, smaller ones lower the floor.
-_SLICE_WEIGHTS = (4 * MIB, MIB)
+# Bytes of a slice: the largest hides a slice's fixed cost, smaller ones lower the floor.
+_SLICE_BYTES = (8 * MIB, 2 * MIB, 512 * KIB)
 _NUM_BUFFERS = 3
 # What a direct read of a slice at any offset takes more: a page on either side.
 _ALIGNMENT_BYTES = 2 * 4096
+_DTYPES = ("float32", "bfloat16", "int8", "int4")
 # What a process holds before the model differs from one start to the next by about a MiB; a
 # suggestion must still fit the next time.
 _JITTER_BYTES = 4 * MIB
-# Converting blocks to numbers holds float32 values and working copies of them.
-_CONVERSION_BYTES_PER_WEIGHT = 16
 
 
 @dataclass(frozen=True)
@@ -54,25 +52,16 @@ class Workload:
     Attributes:
         context: tokens of prompt and completion together; None takes as many as fit.
         max_num_seqs: sequences that may run at once.
-        dtype: ``bfloat16`` or ``float32``.
+        dtype: what to compute the weights with: bfloat16, float32, int8 or int4.
+        kv_dtype: of the KV cache: bfloat16, float32 or int8; None takes what suits ``dtype``.
+        is_native: the compiled kernels run, where ``dtype`` has them.
     """
 
     context: int | None = None
     max_num_seqs: int = 1
     dtype: str = "bfloat16"
-
-
-@dataclass(frozen=True)
-class WeightSource:
-    """How weights lie on disk.
-
-    Attributes:
-        bytes_per_weight: of the matrix that takes most.
-        is_converted: they are not of the dtype that is computed in.
-    """
-
-    bytes_per_weight: float
-    is_converted: bool
+    kv_dtype: str | None = None
+    is_native: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,18 +69,34 @@ class _Case:
     """What a plan is made for."""
 
     shape: ModelShape
-    source: WeightSource
+    layout: WeightLayout
     workload: Workload
     runtime_bytes: int
 
     @property
-    def itemsize(self) -> int:
-        return DTYPE_BYTES[self.workload.dtype]
+    def how(self) -> Computation:
+        is_packed = self.workload.dtype not in ("bfloat16", "float32")
+        block = next(m.rows for m in self.layout.layers[0] if m.name.endswith("gate_proj.weight"))
+        return Computation(
+            itemsize=2 if self.workload.dtype == "bfloat16" else 4,
+            ffn_block=block,
+            is_native=self.workload.is_native,
+            is_packed=is_packed and self.workload.is_native,
+        )
+
+    @property
+    def kv_dtype(self) -> str:
+        default = "float32" if self.workload.dtype == "float32" else "bfloat16"
+        return self.workload.kv_dtype or default
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return kv_bytes_per_token(self.shape, self.kv_dtype)
 
 
 def plan(
     shape: ModelShape,
-    source: WeightSource,
+    layout: WeightLayout,
     budget_bytes: int,
     workload: Workload,
     runtime_bytes: int,
@@ -109,7 +114,7 @@ def plan(
             f"--context {workload.context} is out of range; "
             f"this model has 1..{shape.max_position_embeddings}"
         )
-    case = _Case(shape, source, workload, runtime_bytes)
+    case = _Case(shape, layout, workload, runtime_bytes)
     chosen = _first_fit(case, budget_bytes)
     if chosen is None:
         raise _budget_error(case, budget_bytes)
@@ -138,10 +143,11 @@ def _resident_candidates(case: _Case, budget_bytes: int, shortest: int) -> Itera
 
 def _streamed_candidates(case: _Case, budget_bytes: int, shortest: int) -> Iterator[MemoryPlan]:
     share = int(budget_bytes * _LARGEST_CHUNK_SHARE)
-    for slice_weights in _SLICE_WEIGHTS:
+    for slice_bytes in _SLICE_BYTES:
+        sweep = case.layout.sweep_bytes(slice_bytes)
         for chunk in _STREAMED_CHUNKS:
             for context in _contexts(case, _STREAMED_CONTEXT, shortest):
-                candidate = _streamed(case, budget_bytes, context, chunk, slice_weights)
+                candidate = _streamed(case, budget_bytes, (context, chunk), (slice_bytes, sweep))
                 if chunk == _CHUNKS[-1] or dict(candidate.parts)["activations"] <= share:
                     yield candidate
 
@@ -162,34 +168,33 @@ def _contexts(case: _Case, longest: int, shortest: int) -> Iterator[int]:
 def _resident(case: _Case, budget_bytes: int, context: int, chunk: int) -> MemoryPlan:
     """All weights in memory, and room for one sequence of the whole context."""
     chunk = min(chunk, context)
-    weights = model_parameters(case.shape) * case.itemsize
     parts = _common_parts(case, context, chunk)
-    parts["weights"] = weights
+    parts["weights"] = case.layout.kept_bytes
     parts["activations"] = max(parts["activations"], LOADING_BYTES)
     return _memory_plan(case, budget_bytes, context, chunk, parts)
 
 
 def _streamed(
-    case: _Case, budget_bytes: int, context: int, chunk: int, slice_weights: int
+    case: _Case, budget_bytes: int, tokens: tuple[int, int], slices: tuple[int, SweepBytes]
 ) -> MemoryPlan:
-    """All matrices on disk, and room for one sequence of the whole context."""
-    chunk = min(chunk, context)
-    numels = sweep_numels(case.shape, slice_weights)
-    largest = max(numels)
-    buffer_bytes = -(-int(largest * case.source.bytes_per_weight) // 4096) * 4096
+    """All matrices on disk, and room for one sequence of the whole context.
+
+    Args:
+        tokens: context and chunk.
+        slices: the most bytes in a slice, and what the slices of a sweep take.
+    """
+    context, chunk = tokens[0], min(tokens)
+    slice_bytes, sweep = slices
     streaming = StreamingPlan(
-        slice_weights=slice_weights,
-        num_slices=len(numels),
+        slice_bytes=slice_bytes,
+        num_slices=len(sweep.kept),
         num_pinned=0,
         num_buffers=_NUM_BUFFERS,
-        buffer_bytes=buffer_bytes + _ALIGNMENT_BYTES,
+        buffer_bytes=-(-sweep.largest_stored // 4096) * 4096 + _ALIGNMENT_BYTES,
     )
-    ring = _NUM_BUFFERS * streaming.buffer_bytes
-    if case.source.is_converted:
-        ring += largest * (case.itemsize + _CONVERSION_BYTES_PER_WEIGHT)
     parts = _common_parts(case, context, chunk)
-    parts["weights"] = resident_vectors(case.shape) * case.itemsize
-    parts["weight ring"] = ring
+    parts["weights"] = case.layout.vector_bytes
+    parts["weight ring"] = _NUM_BUFFERS * streaming.buffer_bytes + sweep.converting
     parts["activations"] = max(parts["activations"], LOADING_BYTES)
     chosen = _memory_plan(case, budget_bytes, context, chunk, parts)
     return replace(chosen, streaming=streaming)
@@ -197,15 +202,15 @@ def _streamed(
 
 def _common_parts(case: _Case, context: int, chunk: int) -> dict[str, int]:
     """The parts every plan has, in the order they are shown."""
-    shape, itemsize = case.shape, case.itemsize
+    shape, how = case.shape, case.how
     num_positions = -(-context // BLOCK_SIZE) * BLOCK_SIZE
     rows = min(case.workload.max_num_seqs, chunk)
-    running = activation_bytes(shape, chunk, context, itemsize)
+    running = activation_bytes(shape, chunk, context, how)
     return {
-        "runtime": case.runtime_bytes + library_bytes(shape, chunk, itemsize),
+        "runtime": case.runtime_bytes + library_bytes(shape, chunk, how),
         "weights": 0,
-        "kv cache": num_positions * kv_bytes_per_token(shape, itemsize),
-        "activations": max(running, logits_bytes(shape, rows, itemsize)),
+        "kv cache": num_positions * case.kv_bytes_per_token,
+        "activations": max(running, logits_bytes(shape, rows, how.itemsize)),
     }
 
 
@@ -215,6 +220,7 @@ def _memory_plan(
     return MemoryPlan(
         budget_bytes=budget_bytes,
         dtype=case.workload.dtype,
+        kv_dtype=case.kv_dtype,
         context=context,
         chunk=chunk,
         max_num_seqs=case.workload.max_num_seqs,
@@ -226,7 +232,7 @@ def _memory_plan(
 
 def _with_more_blocks(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
     """The same plan with KV blocks for as many of its sequences as the headroom holds."""
-    per_block = BLOCK_SIZE * kv_bytes_per_token(case.shape, case.itemsize)
+    per_block = BLOCK_SIZE * case.kv_bytes_per_token
     wanted = chosen.num_kv_blocks * (chosen.max_num_seqs - 1)
     extra = min(wanted, chosen.headroom_bytes // per_block)
     grown = _with_part(chosen, "kv cache", extra * per_block)
@@ -237,14 +243,14 @@ def _with_pinned_slices(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
     """The same plan with as many slices resident as the headroom holds."""
     streaming = chosen.streaming
     assert streaming is not None, "nothing is streamed"
-    numels = sweep_numels(case.shape, streaming.slice_weights)
-    room = chosen.headroom_bytes // case.itemsize
-    count = min(room * len(numels) // sum(numels), len(numels))
+    kept = case.layout.sweep_bytes(streaming.slice_bytes).kept
+    room = chosen.headroom_bytes
+    count = min(room * len(kept) // sum(kept), len(kept))
     # The average is a good guess; where the slices it picks are larger, a few less will do.
-    while sum(numels[idx] for idx in replace(streaming, num_pinned=count).pinned()) > room:
+    while sum(kept[idx] for idx in replace(streaming, num_pinned=count).pinned()) > room:
         count -= 1
     pinned = replace(streaming, num_pinned=count)
-    num_bytes = sum(numels[idx] for idx in pinned.pinned()) * case.itemsize
+    num_bytes = sum(kept[idx] for idx in pinned.pinned())
     return replace(_with_part(chosen, "weights", num_bytes), streaming=pinned)
 
 
@@ -262,7 +268,10 @@ def _floor(case: _Case) -> MemoryPlan:
     context = context or min(_SMALLEST_CONTEXT, case.shape.max_position_embeddings)
     floors = (
         _resident(case, 0, context, _CHUNKS[-1]),
-        *(_streamed(case, 0, context, _CHUNKS[-1], size) for size in _SLICE_WEIGHTS),
+        *(
+            _streamed(case, 0, (context, _CHUNKS[-1]), (size, case.layout.sweep_bytes(size)))
+            for size in _SLICE_BYTES
+        ),
     )
     return min(floors, key=lambda candidate: candidate.peak_bytes)
 
@@ -285,8 +294,24 @@ def _suggestions(case: _Case, budget_bytes: int, need: MemoryPlan) -> Iterator[s
         shorter = _first_fit(replace(case, workload=replace(workload, context=None)), room)
         if shorter is not None:
             yield f"--context {shorter.context}"
-    if workload.dtype == "float32":
-        smaller = replace(case, workload=replace(workload, dtype="bfloat16"))
-        if _first_fit(smaller, room) is not None:
-            yield "--dtype bfloat16"
+    for dtype in _smaller_dtypes(workload.dtype):
+        smaller = _with_dtype(case, dtype)
+        if smaller is not None and _first_fit(smaller, room) is not None:
+            yield f"--dtype {dtype}"
+            break
     yield f"--memory {size_option(-(-(need.peak_bytes + _JITTER_BYTES) // MIB) * MIB)}"
+
+
+def _smaller_dtypes(dtype: str) -> tuple[str, ...]:
+    """What takes less than ``dtype``, the least change first."""
+    return _DTYPES[_DTYPES.index(dtype) + 1 :]
+
+
+def _with_dtype(case: _Case, dtype: str) -> _Case | None:
+    """The same case with other weights; None where the model cannot have them."""
+    workload = replace(case.workload, dtype=dtype)
+    try:
+        layout = case.layout.converted_to(case.shape, dtype)
+    except ConfigError:
+        return None
+    return replace(case, workload=workload, layout=layout)

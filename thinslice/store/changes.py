@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import CheckpointError, StoreError
+from thinslice.plan.model_shape import ModelShape
 from thinslice.store import embedded
 from thinslice.store.fetched import Fetched
 from thinslice.store.files import disk_errors
@@ -28,7 +29,7 @@ from thinslice.store.manifest import (
     read_manifest,
     write_manifest,
 )
-from thinslice.store.names import Embedded, StoredName
+from thinslice.store.names import Embedded, HubModel, StoredName
 from thinslice.store.progress import Progress
 from thinslice.units import format_bytes
 
@@ -55,6 +56,12 @@ def pull(root: Path, name: StoredName, progress: Progress) -> StoredModel:
             with suppress(OSError):  # only an empty folder goes
                 folder.rmdir()
         return model
+
+
+def hub_shape(name: HubModel, progress: Progress) -> ModelShape:
+    """The shape of a model of the Hub, by its settings; see ``hub.fetch_shape``."""
+    shape: ModelShape = import_module(_HUB).fetch_shape(name, progress)
+    return shape
 
 
 def remove(root: Path, name: StoredName) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_url
@@ -27,6 +28,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from thinslice.checkpoint.files import read_json_object
 from thinslice.errors import CheckpointError, StoreError
+from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.store.download import download
 from thinslice.store.fetched import Fetched
@@ -94,7 +96,7 @@ def _safetensors(transfer: "_Transfer", files: dict[str, RemoteFile]) -> list[Re
     small = small_files(files)
     transfer.fetch_all(small)
     try:
-        _check_settings(transfer.folder, files)
+        _read_shape(transfer.folder, files)
         index = None
         if INDEX in files:
             index = read_json_object(transfer.folder / INDEX, _MAX_JSON_BYTES)
@@ -105,12 +107,27 @@ def _safetensors(transfer: "_Transfer", files: dict[str, RemoteFile]) -> list[Re
     return [*small, *weights]
 
 
-def _check_settings(folder: Path, files: dict[str, RemoteFile]) -> None:
+def fetch_shape(name: HubModel, progress: Progress) -> ModelShape:
+    """The shape of a model by its settings alone, which are fetched and not kept.
+
+    Errors: as ``fetch``.
+    """
+    with _hub_errors(name):
+        info = _model_info(name)
+    files = remote_files(info.siblings or ())
+    check_is_safetensors(name.repo_id, files)
+    wanted = [file for file in small_files(files) if file.name in (CONFIG, GENERATION_CONFIG)]
+    with TemporaryDirectory(prefix="thinslice-") as folder:
+        _Transfer(name, str(info.sha), Path(folder), progress).fetch_all(wanted)
+        return _read_shape(Path(folder), files)
+
+
+def _read_shape(folder: Path, files: dict[str, RemoteFile]) -> ModelShape:
     config = read_json_object(folder / CONFIG, _MAX_JSON_BYTES)
     generation = None
     if GENERATION_CONFIG in files:
         generation = read_json_object(folder / GENERATION_CONFIG, _MAX_JSON_BYTES)
-    shape_from_config(config, generation)
+    return shape_from_config(config, generation)
 
 
 @dataclass(frozen=True)

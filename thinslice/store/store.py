@@ -12,8 +12,10 @@ from importlib import import_module
 from pathlib import Path
 
 from thinslice.errors import ConfigError, StoreError
+from thinslice.plan.model_shape import ModelShape
 from thinslice.store.manifest import StoredModel, folder_in, read_manifest
 from thinslice.store.names import (
+    HubModel,
     LocalPath,
     ModelName,
     StoredName,
@@ -63,6 +65,21 @@ class Store:
         """
         name = self._parse(text)
         return name.path if isinstance(name, LocalPath) else self._stored(name).path
+
+    def locate(self, text: str, progress: Progress | None = None) -> Path | ModelShape:
+        """Like resolve, but of a model of the Hub that is not stored the shape.
+
+        Its settings are fetched, a few KB, and not kept.
+
+        Errors: ConfigError, StoreError, CheckpointError; StoreError for a GGUF that is not stored,
+        whose shape is in its weights' file.
+        """
+        name = self._parse(text)
+        is_stored = isinstance(name, LocalPath) or folder_in(self.root, name).is_dir()
+        if is_stored or not isinstance(name, HubModel) or name.quant is not None:
+            return self.resolve(text)
+        shape: ModelShape = import_module(_CHANGES).hub_shape(name, progress or silent)
+        return shape
 
     def ensure(self, text: str, progress: Progress | None = None, *, offline: bool = False) -> Path:
         """Like resolve, but a model that is not stored is pulled first."""

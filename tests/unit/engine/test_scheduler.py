@@ -18,6 +18,7 @@ def small_plan(num_kv_blocks: int = 12) -> MemoryPlan:
     return MemoryPlan(
         budget_bytes=1,
         dtype="float32",
+        kv_dtype="float32",
         context=64,
         chunk=10,
         max_num_seqs=4,

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from thinslice.kernels import native
-from thinslice.kernels.packed import PackedWeight, pack, unpack, unpack_parts
+from thinslice.kernels.packed import PackedWeight, pack, unpack, unpack_parts, unpack_rows
+from thinslice.kernels.quantize import quantize
 from thinslice.plan.packed_format import GROUP, PackedFormat, packed_bytes, panel_bytes
 
 FORMATS = list(PackedFormat)
@@ -82,3 +83,11 @@ def test_refusals() -> None:
         PackedWeight(data[32:-32], PackedFormat.INT4, 16, 64)
     with pytest.raises(ValueError, match="has 576 bytes, got 640"):
         PackedWeight(data, PackedFormat.INT4, 16, 64)
+
+
+@pytest.mark.parametrize("fmt", PackedFormat)
+@pytest.mark.parametrize("size", [(40, 96), (16, 64), (7, 32)])
+def test_rows_taken_out_are_those_of_the_whole(fmt: PackedFormat, size: tuple[int, int]) -> None:
+    weight = quantize(torch.randn(size), fmt)
+    row_ids = torch.tensor([size[0] - 1, 0, 3, 3])
+    assert torch.equal(unpack_rows(weight, row_ids), unpack(weight)[row_ids])

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinslice.kernels.native_attention import SequenceBatch
 from thinslice.model.batch import ForwardBatch, TokenRun, pack
 
 BLOCK_SIZE = 4
@@ -47,7 +46,7 @@ def test_a_batch_holds_each_run_in_its_place(drawn: list[TokenRun]) -> None:
     assert_is_batch_of(batch, drawn)
     assert batch.slots_T.dtype == batch.positions_T.dtype == batch.token_ids_T.dtype == torch.int64
     # What the compiled kernels take, as it stands.
-    SequenceBatch(batch.query_starts, batch.context_lens, batch.block_tables)
+    assert batch.sequences.block_tables is batch.block_tables
 
 
 def test_a_planted_fault_is_seen() -> None:

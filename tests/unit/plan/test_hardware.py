@@ -17,6 +17,7 @@ PROFILE = HardwareProfile(
     is_disk_direct=True,
     bfloat16_flops_per_s=8e11,
     float32_flops_per_s=1.2e11,
+    packed_flops_per_s=5e11,
     slice_overhead_s=1e-4,
     cpu_share=0.99,
 )
@@ -27,8 +28,9 @@ def test_a_profile_survives_json() -> None:
 
 
 def test_rates_by_dtype() -> None:
-    assert PROFILE.gemm_flops_per_s("bfloat16") == 8e11
-    assert PROFILE.gemm_flops_per_s("float32") == 1.2e11
+    assert PROFILE.product_rate("bfloat16") == 8e11
+    assert PROFILE.product_rate("float32") == 1.2e11
+    assert PROFILE.product_rate("int4") == 5e11
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,16 @@ from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.cost import model_parameters
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.planner import BLOCK_SIZE, WeightSource, Workload, plan
-from thinslice.plan.weight_slices import resident_vectors, sweep_numels, sweep_slices
+from thinslice.plan.planner import BLOCK_SIZE, Workload, plan
+from thinslice.plan.weight_layout import (
+    Stored,
+    StoredMatrix,
+    WeightLayout,
+    layout_of,
+    packed_layout,
+    stored_as,
+    vector_numel,
+)
 from thinslice.units import GIB, MIB, parse_bytes
 
 SMOL = ModelShape(
@@ -43,29 +51,38 @@ LARGE = replace(
     tie_word_embeddings=False,
 )
 RUNTIME = 250 * MIB
-BF16 = WeightSource(bytes_per_weight=2.0, is_converted=False)
-Q4_1 = WeightSource(bytes_per_weight=0.625, is_converted=True)
+BF16 = stored_as(SMOL, "BF16")
+Q4_1 = {name: StoredMatrix("Q4_1", entry.row_bytes * 5 // 16) for name, entry in BF16.items()}
+LARGE_BF16 = layout_of(LARGE, stored_as(LARGE, "BF16"), "bfloat16")
 budgets = st.integers(min_value=1 * MIB, max_value=8 * GIB)
 workloads = st.builds(
     Workload,
     context=st.none() | st.integers(1, 8192),
     max_num_seqs=st.integers(1, 64),
-    dtype=st.sampled_from(["bfloat16", "float32"]),
+    dtype=st.sampled_from(["bfloat16", "float32", "int8", "int4"]),
+    kv_dtype=st.sampled_from([None, "bfloat16", "int8"]),
 )
 
 
-def try_plan(budget: int, workload: Workload, source: WeightSource = BF16) -> MemoryPlan | None:
+def layout_for(workload: Workload, stored: Stored = BF16, shape: ModelShape = SMOL) -> WeightLayout:
+    """A float model's layout, or that of the packed one where the workload asks for it."""
+    if stored is BF16 and workload.dtype in ("int4", "int8"):
+        return packed_layout(shape, workload.dtype)
+    return layout_of(shape, stored, workload.dtype)
+
+
+def try_plan(budget: int, workload: Workload, stored: Stored = BF16) -> MemoryPlan | None:
     try:
-        return plan(SMOL, source, budget, workload, RUNTIME)
+        return plan(SMOL, layout_for(workload, stored), budget, workload, RUNTIME)
     except BudgetError:
         return None
 
 
 @given(budgets, workloads, st.sampled_from([BF16, Q4_1]))
 def test_the_planned_peak_fits_and_holds_the_context(
-    budget: int, workload: Workload, source: WeightSource
+    budget: int, workload: Workload, stored: Stored
 ) -> None:
-    chosen = try_plan(budget, workload, source)
+    chosen = try_plan(budget, workload, stored)
     if chosen is None:
         return
     assert chosen.peak_bytes <= budget
@@ -81,15 +98,15 @@ def worth(chosen: MemoryPlan) -> tuple[bool, int, int]:
     streaming = chosen.streaming
     if streaming is None:
         return (True, 0, 0)
-    return (False, streaming.slice_weights, streaming.num_pinned)
+    return (False, streaming.slice_bytes, streaming.num_pinned)
 
 
 @given(budgets, st.integers(0, 4 * GIB), st.integers(1, 8192), st.sampled_from([BF16, Q4_1]))
 def test_a_larger_budget_is_never_slower(
-    budget: int, more: int, context: int, source: WeightSource
+    budget: int, more: int, context: int, stored: Stored
 ) -> None:
-    smaller = try_plan(budget, Workload(context), source)
-    larger = try_plan(budget + more, Workload(context), source)
+    smaller = try_plan(budget, Workload(context), stored)
+    larger = try_plan(budget + more, Workload(context), stored)
     if smaller is None:
         return
     assert larger is not None
@@ -97,15 +114,13 @@ def test_a_larger_budget_is_never_slower(
     assert larger.num_kv_blocks >= smaller.num_kv_blocks
 
 
-@given(budgets, st.integers(1, 64), st.sampled_from([MIB, 4 * MIB]))
-def test_pinned_slices_are_spread_and_counted(
-    budget: int, max_num_seqs: int, slice_weights: int
-) -> None:
+@given(budgets, st.integers(1, 64))
+def test_pinned_slices_are_spread_and_counted(budget: int, max_num_seqs: int) -> None:
     chosen = try_plan(budget, Workload(256, max_num_seqs))
     if chosen is None or chosen.streaming is None:
         return
     streaming = chosen.streaming
-    slices = sweep_slices(SMOL, streaming.slice_weights)
+    slices = layout_for(Workload()).slices(streaming.slice_bytes)
     places = streaming.pinned()
     pinned = [index in places for index in range(len(slices))]
     assert len(set(places)) == len(places)
@@ -116,27 +131,44 @@ def test_pinned_slices_are_spread_and_counted(
         assert abs(share - streaming.num_pinned / len(pinned)) <= 0.1, "pinned slices crowd"
 
 
-def test_slices_cover_every_matrix_once_in_the_order_of_use() -> None:
-    for shape in (SMOL, LARGE):
-        for size in (100_000, 4 * MIB, 1 << 40):
-            slices = sweep_slices(shape, size)
-            assert [one.numel for one in slices] == sweep_numels(shape, size)
-            vectors = resident_vectors(shape)
-            embedding = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
-            total = sum(one.numel for one in slices) + vectors + embedding
-            assert total == model_parameters(shape)
-            for one, following in pairwise(slices):
-                is_next = following.name != one.name and following.start == 0
-                assert is_next or following.start == one.stop
-            first_of_layer = [s.name.split(".")[-2] for s in slices if ".layers.0." in s.name]
-            order = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-            assert list(dict.fromkeys(first_of_layer)) == order
+@pytest.mark.parametrize("shape", [SMOL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("size", [100_000, 4 * MIB, 1 << 40])
+def test_slices_cover_every_matrix_once_in_the_order_of_use(
+    shape: ModelShape, dtype: str, size: int
+) -> None:
+    layout = layout_for(Workload(dtype=dtype), stored_as(shape, "BF16"), shape)
+    if dtype != "bfloat16":
+        layout = packed_layout(shape, dtype)
+    slices, sweep = layout.slices(size), layout.sweep_bytes(size)
+    assert [one.kept_bytes for one in slices] == sweep.kept
+    assert [one.stored_bytes for one in slices] == sweep.stored
+    assert max(sweep.stored) == sweep.largest_stored
+    numel = sum((one.stop - one.start) * one.matrix.columns for one in slices)
+    embedding = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
+    assert numel + vector_numel(shape) + embedding == model_parameters(shape)
+    for one, following in pairwise(slices):
+        is_next = following.matrix.name != one.matrix.name and following.start == 0
+        assert is_next or following.start == one.stop
+    of_layer = [s.matrix.name.split(".")[-2] for s in slices if ".layers.0." in s.matrix.name]
+    order = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert list(dict.fromkeys(of_layer)) == order
+
+
+def test_packed_weights_take_the_bits_they_promise() -> None:
+    for dtype, bits in (("int4", 4.5), ("int8", 8.5)):
+        layout = packed_layout(LARGE, dtype)
+        layers = sum(m.kept_bytes(m.rows) for layer in layout.layers for m in layer)
+        numel = sum(m.rows * m.columns for layer in layout.layers for m in layer)
+        assert 8 * layers / numel == pytest.approx(bits, rel=1e-3)
+        assert layout.head.kept == "int8"
+        assert layout.embedding is None
 
 
 @given(budgets, workloads)
 def test_every_suggestion_fits(budget: int, workload: Workload) -> None:
     try:
-        plan(SMOL, BF16, budget, workload, RUNTIME)
+        plan(SMOL, layout_for(workload), budget, workload, RUNTIME)
     except BudgetError as error:
         suggestions = re.findall(r"^    --(\w+) (\S+)$", str(error), re.MULTILINE)
         assert suggestions
@@ -148,12 +180,13 @@ def test_every_suggestion_fits(budget: int, workload: Workload) -> None:
                 changed = replace(workload, context=int(value))
             else:
                 changed = replace(workload, dtype=value)
-            assert plan(SMOL, BF16, room, changed, RUNTIME).peak_bytes <= room
+            assert try_plan(room, changed) is not None
 
 
 def test_the_error_names_the_need_by_part() -> None:
+    workload = Workload(context=8192, dtype="float32", is_native=False)
     with pytest.raises(BudgetError) as caught:
-        plan(SMOL, BF16, 300 * MIB, Workload(context=8192, dtype="float32"), RUNTIME)
+        plan(SMOL, layout_for(workload), 300 * MIB, workload, RUNTIME)
     first, second, *rest = str(caught.value).splitlines()
     assert first == "no plan fits --memory 300MiB at --context 8192"
     assert second.startswith("  needs 0.6")
@@ -164,7 +197,7 @@ def test_the_error_names_the_need_by_part() -> None:
 @given(workloads)
 def test_the_suggested_memory_is_the_floor(workload: Workload) -> None:
     with pytest.raises(BudgetError) as caught:
-        plan(SMOL, BF16, MIB, workload, RUNTIME)
+        plan(SMOL, layout_for(workload), MIB, workload, RUNTIME)
     floor = parse_bytes(str(caught.value).split("--memory ")[-1])
     assert try_plan(floor, workload) is not None
     assert try_plan(floor - 6 * MIB, workload) is None
@@ -176,8 +209,8 @@ def test_weights_are_streamed_where_they_do_not_fit() -> None:
     assert small.streaming is not None
     assert dict(small.parts)["weight ring"] > 0
     with pytest.raises(BudgetError):
-        plan(LARGE, BF16, 300 * MIB, Workload(), RUNTIME)
-    large = plan(LARGE, BF16, 4 * GIB, Workload(), RUNTIME)
+        plan(LARGE, LARGE_BF16, 300 * MIB, Workload(), RUNTIME)
+    large = plan(LARGE, LARGE_BF16, 4 * GIB, Workload(), RUNTIME)
     assert large.streaming is not None
     assert large.streaming.num_pinned > 0
 
@@ -185,9 +218,9 @@ def test_weights_are_streamed_where_they_do_not_fit() -> None:
 def test_a_context_the_model_does_not_have_is_refused() -> None:
     for context in (0, -1, 8193):
         with pytest.raises(ConfigError, match=r"this model has 1\.\.8192"):
-            plan(SMOL, BF16, GIB, Workload(context=context), RUNTIME)
+            plan(SMOL, layout_for(Workload()), GIB, Workload(context=context), RUNTIME)
 
 
 def test_a_32b_model_is_planned_without_its_weights() -> None:
-    chosen = plan(LARGE, BF16, 80 * GIB, Workload(), RUNTIME)
+    chosen = plan(LARGE, LARGE_BF16, 80 * GIB, Workload(), RUNTIME)
     assert dict(chosen.parts)["weights"] > 60 * GIB

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "bind_stack.h"
+#include "border.h"
 #include "dispatch.h"
 #include "linear.h"
 #include "paged.h"
@@ -15,18 +17,6 @@ namespace nb = nanobind;
 namespace thinslice {
 
 namespace {
-
-using Address = uintptr_t;
-
-template <typename T = void>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-template <typename T>
-T field(const nb::handle& object, const char* name) {
-  return nb::cast<T>(object.attr(name));
-}
 
 // (panels, format, out_features, bias, residual, residual_stride, out, out_stride)
 Target read_target(const nb::tuple& t, Dtype out_dtype) {
@@ -107,20 +97,6 @@ void py_silu_mul(int64_t rows, Address gate, int64_t gate_stride, Address up, in
                [&](int64_t first, int64_t last) { table.silu_mul(job, first, last); });
 }
 
-// The attributes of a cache object that both jobs share; see native_attention.py.
-template <typename Job>
-void read_cache(const nb::handle& o, Job& job) {
-  job.cache_dtype = static_cast<Dtype>(field<int>(o, "dtype"));
-  job.num_blocks = field<int64_t>(o, "num_blocks");
-  job.num_kv_heads = field<int64_t>(o, "num_kv_heads");
-  job.block_size = field<int64_t>(o, "block_size");
-  job.head_dim = field<int64_t>(o, "head_dim");
-  job.k_cache = pointer(field<Address>(o, "k"));
-  job.v_cache = pointer(field<Address>(o, "v"));
-  job.k_scale = pointer<uint16_t>(field<Address>(o, "k_scale"));
-  job.v_scale = pointer<uint16_t>(field<Address>(o, "v_scale"));
-}
-
 void py_write_kv(const nb::handle& cache, Address k, int64_t k_stride, Address v, int64_t v_stride,
                  int dtype, Address slots, int64_t num_tokens) {
   WriteKvJob job;
@@ -191,6 +167,7 @@ NB_MODULE(_native, m) {
   m.def("write_kv", py_write_kv);
   m.def("attention", py_attention);
   m.def("read_memory", py_read_memory);
+  bind_stack(m);
 }
 
 }  // namespace thinslice

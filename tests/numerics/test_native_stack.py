@@ -1,0 +1,59 @@
+"""All layers in one call give the bits of one operator after the other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model
+from tests.engines import engine_of, greedy, logits_of
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.engine.engine import Engine
+from thinslice.engine.planning import checkpoint_dtype
+from thinslice.kernels import native
+from thinslice.plan.shape_from_config import shape_from_config
+
+pytestmark = pytest.mark.skipif(not native.is_available(), reason="the kernels are not built")
+
+PROMPT = [3, 17, 5, 88, 41, 9, 60, 2, 33, 71, 12]
+ARCHITECTURES = ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]
+
+
+def packed_engine(folder: Path, architecture: str, ggml_type: str) -> Engine:
+    path = folder / "tiny.gguf"
+    shape = shape_from_config(tiny_config(architecture, tie_word_embeddings=True))
+    write_gguf_model(path, shape, 7, GgufOptions(dtype=ggml_type))
+    checkpoint = open_checkpoint(path)
+    return engine_of(checkpoint, checkpoint_dtype(checkpoint), max_num_seqs=2)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("ggml_type", ["Q4_0", "Q4_1", "Q8_0"])
+def test_the_stack_gives_the_bits_of_the_layers(
+    architecture: str, ggml_type: str, tmp_path: Path
+) -> None:
+    engine = packed_engine(tmp_path, architecture, ggml_type)
+    decoder = engine.runner.decoder
+    assert decoder.stack is not None
+    logits, tokens = logits_of(engine, PROMPT), greedy(engine, PROMPT, 12)
+    decoder.stack = None
+    assert torch.equal(logits_of(engine, PROMPT), logits)
+    assert greedy(engine, PROMPT, 12) == tokens
+
+
+def test_a_planted_fault_is_seen(tmp_path: Path) -> None:
+    engine = packed_engine(tmp_path, "LlamaForCausalLM", "Q4_1")
+    decoder = engine.runner.decoder
+    logits = logits_of(engine, PROMPT)
+    decoder.stack = None
+    decoder.model.layers[1].mlp.down_proj.slices = lambda: iter([])
+    assert not torch.equal(logits_of(engine, PROMPT), logits)
+
+
+def test_a_row_has_the_same_bits_alone_and_in_company(tmp_path: Path) -> None:
+    """A prompt in one chunk, in chunks of three and token by token."""
+    engine = packed_engine(tmp_path, "Qwen2ForCausalLM", "Q4_0")
+    expected = greedy(engine, PROMPT, 12)
+    for chunk in (1, 3, 16):
+        engine.scheduler.chunk = chunk
+        assert greedy(engine, PROMPT, 12) == expected

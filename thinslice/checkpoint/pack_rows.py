@@ -1,0 +1,43 @@
+"""From rows as they lie on disk to a packed matrix."""
+
+import torch
+from gguf.constants import GGMLQuantizationType
+
+from thinslice.checkpoint.index import TensorEntry
+from thinslice.checkpoint.reader import decode_rows, restore_rows
+from thinslice.kernels.packed import PackedWeight
+from thinslice.kernels.quantize import from_gguf_into, quantize_into
+from thinslice.plan.packed_format import PackedFormat
+
+# Block types whose codes a packed format keeps; all others become numbers and are quantised.
+_KEPT = {
+    "Q4_0": PackedFormat.INT4,
+    "Q4_1": PackedFormat.INT4M,
+    "Q4_K": PackedFormat.INT4M,
+    "Q8_0": PackedFormat.INT8,
+}
+
+
+def keeps_codes(dtype: str, fmt: PackedFormat) -> bool:
+    """Whether a type on disk goes into a packed format with the codes it has."""
+    return _KEPT.get(dtype) is fmt
+
+
+def pack_rows(entry: TensorEntry, start: int, raw: torch.Tensor, target: PackedWeight) -> None:
+    """Fill a packed matrix with rows from ``start`` on.
+
+    Args:
+        entry: a matrix that is not packed yet.
+        start: the first row; for an entry with ``rotary_heads`` rows are given as whole heads.
+        raw: the rows' bytes as they are on disk, uint8 [num_bytes].
+        target: as many rows.
+
+    Peak extra memory: about 8 MiB where the codes are kept, and another copy of ``raw`` where
+    llama.cpp reordered its rows; elsewhere up to 24 bytes for each weight.
+    Errors: CheckpointError for weights that cannot be quantised.
+    """
+    if not keeps_codes(entry.dtype, target.format):
+        quantize_into(target, decode_rows(entry, start, raw))
+        return
+    rows = restore_rows(entry, start, raw.view(-1, entry.row_bytes))
+    from_gguf_into(target, rows.numpy(), GGMLQuantizationType[entry.dtype])

@@ -1,0 +1,118 @@
+"""The tensors of a packed checkpoint: what each one's bytes in the file stand for.
+
+A packed matrix is a tensor of bytes, one row of the tensor for each panel of 16 rows: [panels,
+bytes] for int4 and int8, and [panels, groups, bytes] for int4m, so that the shape alone tells the
+format. Tensors in between only fill up to the next multiple of 4096 bytes.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from thinslice.checkpoint.index import TensorEntry
+from thinslice.checkpoint.names import check_names, expected_tensors
+from thinslice.checkpoint.safetensors_header import MAX_TENSORS
+from thinslice.errors import CheckpointError
+from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.packed_format import (
+    GROUP,
+    PackedFormat,
+    is_packable,
+    num_panels,
+    packed_bytes,
+    panel_bytes,
+)
+from thinslice.plan.packing import Packing
+
+# What direct I/O wants: a matrix can be read without its neighbours.
+FILE_ALIGNMENT = 4096
+BYTES_DTYPE = "U8"
+PADDING = "thinslice.padding."
+_PADDING_NAME = re.compile(re.escape(PADDING) + r"\d{1,6}", re.ASCII)
+_FLOAT_DTYPES = ("BF16", "F16", "F32")
+
+
+def stored_shape(fmt: PackedFormat, rows: int, columns: int) -> tuple[int, ...]:
+    """The shape a packed matrix has in the file."""
+    panels, num_bytes = num_panels(rows), panel_bytes(fmt, columns)
+    if fmt is PackedFormat.INT4M:
+        # As one number, an int4m panel of 9 groups would have the bytes of an int4 panel of 9.
+        groups = columns // GROUP
+        return (panels, groups, num_bytes // groups)
+    return (panels, num_bytes)
+
+
+def format_of(name: str, shape: ModelShape, packing: Packing) -> PackedFormat | None:
+    """The format that the packing gives a matrix; None for one that stays in a float type."""
+    if name == "model.embed_tokens.weight":
+        return packing.head if shape.tie_word_embeddings else None
+    return packing.weights if name.startswith("model.layers.") else packing.head
+
+
+def check_packable(shape: ModelShape) -> None:
+    """Refuse a model whose rows do not divide into groups (CheckpointError)."""
+    for name, size in (
+        ("hidden_size", shape.hidden_size),
+        ("num_attention_heads * head_dim", shape.q_size),
+        ("intermediate_size", shape.intermediate_size),
+    ):
+        if not is_packable(size):
+            raise CheckpointError(
+                f"int4 and int8 need rows that are a multiple of {GROUP} weights; {name} is {size}"
+            )
+
+
+def check_packed_tensors(
+    shape: ModelShape, packing: Packing, tensors: Mapping[str, TensorEntry]
+) -> tuple[ModelShape, dict[str, TensorEntry]]:
+    """Compare a packed checkpoint with its shape; as ``check_names``, with the logical entries.
+
+    Errors: CheckpointError for tensors that are missing, unexpected, or not as the packing has
+    them.
+    """
+    check_packable(shape)
+    num_layers = shape.num_hidden_layers + shape.num_nextn_predict_layers
+    num_blocks = -(-shape.intermediate_size // packing.ffn_block)
+    if num_layers * num_blocks * 3 > MAX_TENSORS:
+        raise CheckpointError(
+            f"ffn_block is {packing.ffn_block} for an intermediate_size of "
+            f"{shape.intermediate_size}: too many tensors"
+        )
+    expected = expected_tensors(shape, packing)
+    logical = {
+        name: _logical(entry, expected.get(name, ()))
+        for name, entry in tensors.items()
+        if not _PADDING_NAME.fullmatch(name)
+    }
+    shape, found = check_names(shape, logical, packing)
+    for entry in found.values():
+        _check_format(entry, shape, packing)
+    return shape, found
+
+
+def _logical(entry: TensorEntry, size: tuple[int, ...]) -> TensorEntry:
+    """The entry with the format and the shape of the matrix that its bytes can be."""
+    if entry.dtype != BYTES_DTYPE or len(size) != 2:
+        return entry
+    for fmt in PackedFormat:
+        if entry.shape == stored_shape(fmt, *size):
+            assert entry.num_bytes == packed_bytes(fmt, *size)
+            return replace(entry, dtype=str(fmt), shape=size)
+    return entry
+
+
+def _check_format(entry: TensorEntry, shape: ModelShape, packing: Packing) -> None:
+    wanted = format_of(entry.name, shape, packing) if len(entry.shape) == 2 else None
+    allowed: tuple[str, ...] = _FLOAT_DTYPES if wanted is None else (str(wanted),)
+    if wanted is PackedFormat.INT4 and entry.name.startswith("model.layers."):
+        allowed = (*allowed, str(PackedFormat.INT4M))
+    if entry.dtype not in allowed:
+        raise CheckpointError(
+            f"{entry.path}: {entry.name} is {entry.dtype}; expected {' or '.join(allowed)}, "
+            "as config.json has it"
+        )
+    if entry.is_packed and entry.offset % FILE_ALIGNMENT:
+        raise CheckpointError(
+            f"{entry.path}: {entry.name} starts at byte {entry.offset}, no multiple of "
+            f"{FILE_ALIGNMENT}; pack the model again"
+        )

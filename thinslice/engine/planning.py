@@ -1,0 +1,180 @@
+"""Plan a model for this process and this machine."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.config import EngineSettings
+from thinslice.errors import ConfigError
+from thinslice.kernels.dispatch import is_native
+from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
+from thinslice.memory.meter import current_rss_bytes
+from thinslice.plan.available import default_budget, free_memory
+from thinslice.plan.hardware import HardwareProfile
+from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.packed_format import PackedFormat, packed_format_of
+from thinslice.plan.packing import Packing
+from thinslice.plan.planner import Workload, plan
+from thinslice.plan.predict import Prediction, predict
+from thinslice.plan.weight_layout import (
+    FLOAT_BYTES,
+    Stored,
+    WeightLayout,
+    layout_of,
+    packed_layout,
+    stored_as,
+)
+
+_STORED_FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a plan needs to know of a model.
+
+    Attributes:
+        stored: how its matrices lie on disk.
+        own_dtype: what it is computed with as it stands.
+    """
+
+    shape: ModelShape
+    stored: Stored
+    packing: Packing | None
+    own_dtype: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Model":
+        """A checkpoint that is here."""
+        own = checkpoint_dtype(checkpoint)
+        return cls(checkpoint.shape, checkpoint.stored, checkpoint.packing, own)
+
+    @classmethod
+    def of_shape(cls, shape: ModelShape) -> "Model":
+        """A checkpoint of floats of which only the shape is known."""
+        stored = stored_as(shape, _STORED_FLOATS.get(shape.dtype, "BF16"))
+        return cls(shape, stored, None, native_dtype())
+
+    def dtype(self, wanted: str) -> str:
+        """What it would be computed with.
+
+        Errors: ConfigError for floats of a packed model.
+        """
+        if wanted == "auto":
+            return self.own_dtype
+        if self.packing is not None and wanted != self.own_dtype:
+            raise ConfigError(
+                f"--dtype {wanted}: the model is packed in {self.own_dtype}; name its source"
+            )
+        return wanted
+
+    def needs_packing(self, wanted: str) -> bool:
+        """Whether its files must be packed before it can be computed with so."""
+        dtype = self.dtype(wanted)
+        return dtype not in FLOAT_BYTES and dtype != self.own_dtype
+
+    def layout(self, wanted: str) -> WeightLayout:
+        """Its matrices; those of the packed model where it needs packing.
+
+        Errors: ConfigError.
+        """
+        dtype = self.dtype(wanted)
+        if self.needs_packing(wanted):
+            return packed_layout(self.shape, dtype)
+        return layout_of(self.shape, self.stored, dtype, self.packing)
+
+
+def plan_model(
+    model: Model, settings: EngineSettings, runtime_bytes: int | None = None
+) -> MemoryPlan:
+    """Plan for what this process holds now plus the model.
+
+    Args:
+        runtime_bytes: what the process holds, where that was measured before.
+
+    Errors: ConfigError, BudgetError; nothing is allocated.
+    """
+    dtype = model.dtype(settings.dtype)
+    workload = Workload(
+        context=settings.context,
+        max_num_seqs=settings.max_num_seqs,
+        dtype=dtype,
+        kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
+        is_native=is_native(dtype, model.shape.head_dim),
+    )
+    if workload.kv_dtype == "int8" and not workload.is_native:
+        raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")
+    layout = model.layout(settings.dtype)
+    runtime_bytes = runtime_bytes or current_rss_bytes()
+    return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
+
+
+def budget_bytes(settings: EngineSettings) -> int:
+    """The budget that was named, or a share of what is free.
+
+    Errors: ConfigError where none was named and the system does not tell what is free.
+    """
+    if settings.memory_bytes is not None:
+        return settings.memory_bytes
+    free_bytes = free_memory()
+    if free_bytes is None:
+        raise ConfigError("this system does not tell its free memory; name --memory")
+    return default_budget(free_bytes)
+
+
+def predict_speed(model: Model, chosen: MemoryPlan, hardware: HardwareProfile) -> Prediction:
+    """How fast a plan of this model will run."""
+    return predict(chosen, model.shape, model.layout(chosen.dtype), hardware)
+
+
+def profile_path(store_root: Path, folder: Path) -> Path:
+    """Where the measured speeds of this machine and of the disk of a folder are kept."""
+    return store_root / f"hardware-{folder.stat().st_dev}.json"
+
+
+def measured_profile(store_root: Path, weights: Path | None) -> HardwareProfile:
+    """The machine's speeds and those of a disk, measured the first time.
+
+    Args:
+        weights: a file of the model; its disk is measured where it is large enough to be read for
+            that, else the store's.
+
+    Errors: StoreError, CheckpointError.
+    """
+    store_root.mkdir(parents=True, exist_ok=True)
+    if weights is None or weights.stat().st_size < SMALLEST_SAMPLE_BYTES:
+        return load_or_measure(profile_path(store_root, store_root), store_root)
+    folder = weights.parent
+    return load_or_measure(profile_path(store_root, folder), folder, weights)
+
+
+def known_profile(store_root: Path, folder: Path) -> HardwareProfile | None:
+    """The same, if it was measured before."""
+    return kept_profile(profile_path(store_root, folder), folder)
+
+
+def checkpoint_dtype(checkpoint: Checkpoint) -> str:
+    """What a checkpoint is computed with as it stands: int4 or int8 where its layers are mostly
+    of that size, else the float type this processor computes in."""
+    if checkpoint.packing is not None:
+        return str(checkpoint.packing.weights)
+    formats = Counter(
+        packed_format_of(entry.dtype)
+        for name, entry in checkpoint.tensors.items()
+        if len(entry.shape) == 2 and name.startswith("model.layers.")
+    )
+    most = formats.most_common(1)[0][0]
+    if most is None:
+        return native_dtype()
+    return "int8" if most is PackedFormat.INT8 else "int4"
+
+
+def native_dtype() -> str:
+    """bfloat16 where torch's products of it run compiled on this processor, else float32.
+
+    Elsewhere torch emulates bfloat16 many times slower than it runs float32.
+    """
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"

@@ -1,0 +1,356 @@
+"""The matrices of a model in the order of use, and the slices they are worked on in.
+
+A slice is a range of rows of one matrix. Vectors (norms and biases) are not sliced: they are small
+and stay resident. The embedding table is read by rows and is no part of a sweep, unless it is the
+head as well.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from thinslice.errors import ConfigError
+from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.packed_format import (
+    GROUP,
+    PANEL_ROWS,
+    PackedFormat,
+    is_packable,
+    packed_format_of,
+    panel_bytes,
+)
+from thinslice.plan.packing import Packing, packing_for
+
+FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
+_STORED_FLOAT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+_STORED_AS = {"float32": "F32", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix, as it lies on disk and as it is kept in memory.
+
+    Attributes:
+        name: of its tensor in the checkpoint.
+        stored: type on disk: BF16, F16, F32, a ggml block type or a PackedFormat.
+        stored_row_bytes: bytes of a row there.
+        kept: what it is computed with: bfloat16, float32 or a PackedFormat.
+        step: rows that cannot be parted, beside those of a panel.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    stored: str
+    stored_row_bytes: int
+    kept: str
+    step: int = 1
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is computed with in a packed format."""
+        return self.kept not in FLOAT_BYTES
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether what is read is not what is kept."""
+        return self.stored != _STORED_AS.get(self.kept, self.kept)
+
+    def stored_bytes(self, rows: int) -> int:
+        """Bytes of so many rows on disk; packed rows come in whole panels."""
+        return self._whole(rows, self.stored in set(PackedFormat)) * self.stored_row_bytes
+
+    def kept_bytes(self, rows: int) -> int:
+        """Bytes of so many rows in memory."""
+        if not self.is_packed:
+            return rows * self.columns * FLOAT_BYTES[self.kept]
+        row_bytes = panel_bytes(PackedFormat(self.kept), self.columns) // PANEL_ROWS
+        return self._whole(rows, True) * row_bytes
+
+    def ranges(self, max_bytes: int) -> list[tuple[int, int]]:
+        """First and last row of each slice of at most ``max_bytes`` (but at least one step)."""
+        step = math.lcm(self.step, PANEL_ROWS) if self.is_packed else self.step
+        step_bytes = max(self.stored_bytes(step), self.kept_bytes(step))
+        rows = max(max_bytes // step_bytes, 1) * step
+        return [(start, min(start + rows, self.rows)) for start in range(0, self.rows, rows)]
+
+    @staticmethod
+    def _whole(rows: int, has_panels: bool) -> int:
+        return -(-rows // PANEL_ROWS) * PANEL_ROWS if has_panels else rows
+
+    @property
+    def _signature(self) -> tuple[object, ...]:
+        """All but the name: equal matrices of other layers are cut alike."""
+        return (self.rows, self.columns, self.stored, self.stored_row_bytes, self.kept, self.step)
+
+
+@dataclass(frozen=True)
+class WeightSlice:
+    """Rows ``start`` to ``stop`` of a matrix."""
+
+    matrix: Matrix
+    start: int
+    stop: int
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes on disk."""
+        return self.matrix.stored_bytes(self.stop - self.start)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes in memory."""
+        return self.matrix.kept_bytes(self.stop - self.start)
+
+
+@dataclass(frozen=True)
+class SweepBytes:
+    """Bytes of the slices of one sweep, in order.
+
+    Attributes:
+        kept: of each slice in memory.
+        stored: of each slice on disk.
+        largest_stored: the most that one slice takes on disk.
+        converting: the most that is held while one slice is converted; 0 where none is.
+    """
+
+    kept: list[int]
+    stored: list[int]
+    largest_stored: int
+    converting: int
+
+
+@dataclass(frozen=True)
+class WeightLayout:
+    """All matrices of a model.
+
+    Attributes:
+        layers: each layer's, in the order of use.
+        head: the matrix that makes logits.
+        embedding: an embedding table that is kept whole; None where the head is it, or where its
+            rows are read from disk as they are needed.
+        vector_bytes: of norms and biases.
+    """
+
+    layers: tuple[tuple[Matrix, ...], ...]
+    head: Matrix
+    embedding: Matrix | None
+    vector_bytes: int
+
+    @property
+    def sweep(self) -> tuple[Matrix, ...]:
+        """Every matrix of one forward pass, in the order of use."""
+        return (*(matrix for layer in self.layers for matrix in layer), self.head)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the layers are computed with in packed formats."""
+        return any(matrix.is_packed for matrix in self.layers[0])
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of all weights in memory."""
+        total = self.vector_bytes + sum(m.kept_bytes(m.rows) for m in self.sweep)
+        if self.embedding is not None:
+            total += self.embedding.kept_bytes(self.embedding.rows)
+        return total
+
+    def converted_to(self, shape: ModelShape, dtype: str) -> "WeightLayout":
+        """The layout of the same model with other weights: packed, or as the file has them.
+
+        Errors: ConfigError for rows that do not divide into groups.
+        """
+        if dtype not in FLOAT_BYTES:
+            return packed_layout(shape, dtype)
+        tables = () if self.embedding is None else (self.embedding,)
+        stored = {m.name: StoredMatrix(m.stored, m.stored_row_bytes) for m in self.sweep + tables}
+        return layout_of(shape, stored, dtype)
+
+    def slices(self, max_bytes: int) -> tuple[WeightSlice, ...]:
+        """All slices of one sweep."""
+        return tuple(
+            WeightSlice(matrix, start, stop)
+            for matrix in self.sweep
+            for start, stop in matrix.ranges(max_bytes)
+        )
+
+    def sweep_bytes(self, max_bytes: int) -> SweepBytes:
+        """The sizes of ``slices`` without making them: a plan asks often."""
+        cut = [_cut(matrix, max_bytes) for matrix in _named_alike(self.sweep)]
+        return SweepBytes(
+            kept=[num_bytes for kept, _, _ in cut for num_bytes in kept],
+            stored=[num_bytes for _, stored, _ in cut for num_bytes in stored],
+            largest_stored=max(stored[0] for _, stored, _ in cut),
+            converting=max(converting for _, _, converting in cut),
+        )
+
+
+# Converting a slice of block types holds float32 values and working copies of them; codes that
+# are only put into another order, and floats rounded to another float, less.
+_DEQUANTIZING_BYTES_PER_WEIGHT = 16
+
+
+@lru_cache(maxsize=256)
+def _cut(matrix: Matrix, max_bytes: int) -> tuple[list[int], list[int], int]:
+    """Bytes kept and stored of each slice of a matrix, and what converting one holds."""
+    counts = [stop - start for start, stop in matrix.ranges(max_bytes)]
+    kept = [matrix.kept_bytes(rows) for rows in counts]
+    stored = [matrix.stored_bytes(rows) for rows in counts]
+    converting = 0
+    if matrix.is_converted:
+        weights = counts[0] * matrix.columns
+        converting = kept[0] + weights * _DEQUANTIZING_BYTES_PER_WEIGHT
+    return kept, stored, converting
+
+
+def _named_alike(matrices: tuple[Matrix, ...]) -> list[Matrix]:
+    """The same matrices, equal ones as one object whatever their names."""
+    known: dict[tuple[object, ...], Matrix] = {}
+    return [known.setdefault(matrix._signature, matrix) for matrix in matrices]
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """How one tensor lies on disk: its type and the bytes of a row."""
+
+    dtype: str
+    row_bytes: int
+
+
+Stored = dict[str, StoredMatrix]
+
+
+def layout_of(
+    shape: ModelShape, stored: Stored, dtype: str, packing: Packing | None = None
+) -> WeightLayout:
+    """The layout of a checkpoint for a model computed with in ``dtype``.
+
+    Args:
+        stored: every matrix of the checkpoint, by tensor name.
+        dtype: bfloat16 or float32; int4 or int8 keep each matrix in the packed format its type on
+            disk goes into without visible loss.
+        packing: of a packed checkpoint.
+    """
+    head_name = "model.embed_tokens.weight" if shape.tie_word_embeddings else "lm_head.weight"
+
+    def matrix(name: str, rows: int, columns: int, step: int = 1) -> Matrix:
+        entry = stored[name]
+        kept = _kept(entry.dtype, columns, dtype)
+        return Matrix(name, rows, columns, entry.dtype, entry.row_bytes, kept, step)
+
+    layers = tuple(
+        tuple(
+            matrix(f"model.layers.{idx}.{name}.weight", rows, columns, step)
+            for name, rows, columns, step in _layer_matrices(shape, packing)
+        )
+        for idx in range(shape.num_hidden_layers)
+    )
+    table = "model.embed_tokens.weight"
+    is_read_by_rows = dtype not in FLOAT_BYTES
+    embedding = None
+    if not shape.tie_word_embeddings and not is_read_by_rows:
+        embedding = matrix(table, shape.vocab_size, shape.hidden_size)
+    # Beside packed matrices the vectors are float32, as the kernels take them.
+    itemsize = FLOAT_BYTES.get(dtype, 4)
+    return WeightLayout(
+        layers=layers,
+        head=matrix(head_name, shape.vocab_size, shape.hidden_size),
+        embedding=embedding,
+        vector_bytes=vector_numel(shape) * itemsize,
+    )
+
+
+def stored_as(shape: ModelShape, dtype: str) -> Stored:
+    """A checkpoint whose matrices are all of one float type (BF16, F16, F32), known by shape."""
+    columns = {name: matrix_columns for name, _, matrix_columns, _ in _layer_matrices(shape, None)}
+    itemsize = _STORED_FLOAT_BYTES[dtype]
+    stored = {
+        f"model.layers.{idx}.{name}.weight": StoredMatrix(dtype, count * itemsize)
+        for idx in range(shape.num_hidden_layers)
+        for name, count in columns.items()
+    }
+    table = StoredMatrix(dtype, shape.hidden_size * itemsize)
+    return stored | {"model.embed_tokens.weight": table, "lm_head.weight": table}
+
+
+def packed_as(shape: ModelShape, packing: Packing) -> Stored:
+    """What packing a model of this shape gives, known by shape alone."""
+
+    def packed(fmt: PackedFormat, columns: int) -> StoredMatrix:
+        return StoredMatrix(fmt, panel_bytes(fmt, columns) // PANEL_ROWS)
+
+    stored = {
+        f"model.layers.{idx}.{name}.weight": packed(packing.weights, columns)
+        for idx in range(shape.num_hidden_layers)
+        for name, _, columns, _ in _layer_matrices(shape, packing)
+    }
+    head = packed(packing.head, shape.hidden_size)
+    if shape.tie_word_embeddings:
+        return stored | {"model.embed_tokens.weight": head}
+    table = StoredMatrix("BF16", 2 * shape.hidden_size)
+    return stored | {"model.embed_tokens.weight": table, "lm_head.weight": head}
+
+
+def packed_layout(shape: ModelShape, dtype: str) -> WeightLayout:
+    """The layout of a model that was packed, known by shape alone.
+
+    Errors: ConfigError for rows that do not divide into groups.
+    """
+    for size in (shape.hidden_size, shape.q_size, shape.intermediate_size):
+        if not is_packable(size):
+            raise ConfigError(
+                f"--dtype {dtype}: rows of {size} weights do not divide into groups of {GROUP}"
+            )
+    packing = packing_for(shape, PackedFormat(dtype))
+    return layout_of(shape, packed_as(shape, packing), dtype, packing)
+
+
+def vector_numel(shape: ModelShape) -> int:
+    """Weights in norms and biases, which are never streamed."""
+    per_layer = 2 * shape.hidden_size
+    if shape.attention_bias:
+        per_layer += shape.q_size + 2 * shape.kv_size
+    if shape.attention_out_bias:
+        per_layer += shape.hidden_size
+    if shape.mlp_bias:
+        per_layer += 2 * shape.intermediate_size + shape.hidden_size
+    if shape.use_qk_norm:
+        per_layer += 2 * shape.head_dim
+    return shape.num_hidden_layers * per_layer + shape.hidden_size
+
+
+def _kept(stored: str, columns: int, dtype: str) -> str:
+    if dtype in FLOAT_BYTES:
+        return dtype
+    if not is_packable(columns):
+        return "float32"
+    # A float matrix among packed ones, such as an embedding table, loses nothing visible in int8.
+    return packed_format_of(stored) or PackedFormat.INT8
+
+
+def _layer_matrices(shape: ModelShape, packing: Packing | None) -> list[tuple[str, int, int, int]]:
+    """Name, rows, columns and step of one layer's matrices in the order of use.
+
+    The rows of a head stay together in q, k and v, for a GGUF may keep them in another order.
+    """
+    size, inner, head = shape.hidden_size, shape.intermediate_size, shape.head_dim
+    attention = [
+        ("self_attn.q_proj", shape.q_size, size, head),
+        ("self_attn.k_proj", shape.kv_size, size, head),
+        ("self_attn.v_proj", shape.kv_size, size, head),
+        ("self_attn.o_proj", size, shape.q_size, 1),
+    ]
+    if packing is None:
+        return [
+            *attention,
+            ("mlp.gate_proj", inner, size, 1),
+            ("mlp.up_proj", inner, size, 1),
+            ("mlp.down_proj", size, inner, 1),
+        ]
+    for idx, (start, stop) in enumerate(packing.blocks(inner)):
+        attention += [
+            (f"mlp.blocks.{idx}.gate_proj", stop - start, size, 1),
+            (f"mlp.blocks.{idx}.up_proj", stop - start, size, 1),
+            (f"mlp.blocks.{idx}.down_proj", size, stop - start, 1),
+        ]
+    return attention
