@@ -169,7 +169,7 @@ def test_other_vocabularies_are_refused(model: str, tmp_path: Path) -> None:
 
 
 def test_what_must_be_packed_first_is_refused(model: str) -> None:
-    with pytest.raises(ConfigError, match="a.gguf as int4: its weights must be packed first"):
+    with pytest.raises(ConfigError, match=r"a\.gguf as int4: its weights must be packed first"):
         load_pair(settings_of(model, model, dtype_b="int4"), TEXT)
 
 
