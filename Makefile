@@ -6,7 +6,7 @@ PYTHON ?= python3
 # The package holds compiled code: a change to it installs the package again.
 NATIVE := $(wildcard thinslice/kernels/cpu/*)
 
-.PHONY: run test check lint types docs clean
+.PHONY: run test check lint types docs bench-peers bench-streaming clean
 
 run: $(VENV)/.run
 	$(BIN)/thinslice run smollm2 --memory 1GiB --temperature 0 "Explain in two sentences why the sky is blue."
@@ -25,6 +25,16 @@ types: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python tools/make_cli_docs.py --check
+
+# Beside other programs, which are fetched and built at the first use; hours and tens of GB.
+bench-peers: $(VENV)/.run
+	$(BIN)/python benchmarks/peers.py
+
+bench-memory: $(VENV)/.run
+	$(BIN)/python benchmarks/memory.py
+
+bench-streaming: $(VENV)/.run
+	$(BIN)/python benchmarks/streaming.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("thinslice needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'

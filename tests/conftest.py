@@ -1,10 +1,12 @@
 """Fixtures that several rooms' tests use."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from thinslice.store.store import Store
 
@@ -20,3 +22,12 @@ hypothesis.settings.load_profile("thinslice")
 def smollm2_path() -> Path:
     """The embedded model's .gguf file, fetched into the store where it is not there yet."""
     return Store().ensure("smollm2")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny models, whose threads would wait for each other longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("cli",),
     ("engine",),
+    ("pack",),
     ("text", "memory", "store"),
     ("model", "checkpoint"),
     ("kernels",),

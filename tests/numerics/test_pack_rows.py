@@ -11,6 +11,7 @@ from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.pack_rows import keeps_codes, pack_rows
 from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.kernels import native
 from thinslice.kernels.packed import PackedWeight, empty, unpack
 from thinslice.kernels.quantize import from_gguf, quantize
 from thinslice.plan.packed_format import PackedFormat
@@ -57,6 +58,24 @@ def test_rows_of_a_gguf(dtype: str, name: str, fmt: PackedFormat, tmp_path: Path
         else:
             assert torch.equal(found.data, quantize(dense, fmt).data)
     assert keeps_codes(dtype, fmt) == (EXACT.get(dtype) == fmt)
+
+
+@pytest.mark.skipif(not native.is_available(), reason="the kernels are not built")
+@pytest.mark.parametrize("dtype", EXACT)
+@pytest.mark.parametrize("size", [(40, 96), (16, 64), (7, 32)])
+def test_compiled_repacking_gives_every_byte_of_the_other(
+    dtype: str, size: tuple[int, int]
+) -> None:
+    """Rows that fill up a panel and an odd last group included."""
+    kind = gguf.GGMLQuantizationType[dtype]
+    blocks = gguf.quantize(torch.randn(size).numpy(), kind)
+    expected = from_gguf(blocks, kind, size[1])
+    target = empty(expected.format, *size)
+    target.data.fill_(0xAA)
+    native.repack(torch.from_numpy(blocks), dtype, target)
+    assert torch.equal(target.data, expected.data)
+    native.repack(torch.from_numpy(blocks[:, ::-1].copy()), dtype, target)
+    assert not torch.equal(target.data, expected.data)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

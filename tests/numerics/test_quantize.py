@@ -56,6 +56,18 @@ def test_q4_k_loses_only_the_rounding_of_its_scales() -> None:
     assert ((unpack(packed) - values).abs() <= bound * 1.01 + 1e-9).all()
 
 
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.Q4_K])
+def test_words_in_whole_panels_and_codes_of_single_rows_give_the_same(kind: Kind) -> None:
+    """15 rows go through the codes one by one; the same rows in a panel go as words."""
+    k = 768
+    blocks = q4_k_blocks(16, k) if kind is Kind.Q4_K else gguf_quantize(normal(16, k).numpy(), kind)
+    panel, rows = (unpack_parts(from_gguf(part, kind, k)) for part in (blocks, blocks[:15]))
+    assert torch.equal(panel.codes[:15], rows.codes)
+    assert torch.equal(panel.scales[:15], rows.scales)
+    if panel.mins is not None and rows.mins is not None:
+        assert torch.equal(panel.mins[:15], rows.mins)
+
+
 def k_quant_blocks(kind: Kind, n: int, k: int) -> np.ndarray:
     """Random Q5_K or Q6_K blocks with plain halves where the format has them."""
     size = {Kind.Q5_K: 176, Kind.Q6_K: 210}[kind]

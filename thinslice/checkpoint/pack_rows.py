@@ -5,6 +5,7 @@ from gguf.constants import GGMLQuantizationType
 
 from thinslice.checkpoint.index import TensorEntry
 from thinslice.checkpoint.reader import decode_rows, restore_rows
+from thinslice.kernels import native
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.quantize import from_gguf_into, quantize_into
 from thinslice.plan.packed_format import PackedFormat
@@ -40,4 +41,7 @@ def pack_rows(entry: TensorEntry, start: int, raw: torch.Tensor, target: PackedW
         quantize_into(target, decode_rows(entry, start, raw))
         return
     rows = restore_rows(entry, start, raw.view(-1, entry.row_bytes))
+    if entry.dtype in native.REPACKED_TYPES and native.is_available():
+        native.repack(rows, entry.dtype, target)
+        return
     from_gguf_into(target, rows.numpy(), GGMLQuantizationType[entry.dtype])

@@ -14,6 +14,7 @@ from thinslice.cli.compare import compare
 from thinslice.cli.console import print_error
 from thinslice.cli.doctor import doctor
 from thinslice.cli.models import ls, pull, rm, show
+from thinslice.cli.pack import pack
 from thinslice.cli.plan import plan
 from thinslice.cli.run import run
 from thinslice.errors import ConfigError, StoreError, ThinsliceError
@@ -32,8 +33,9 @@ INTERRUPTED = 130
 _COMMANDS: tuple[Callable[..., int | None], ...] = (
     run,
     chat,
-    compare,
     plan,
+    pack,
+    compare,
     pull,
     ls,
     show,

@@ -195,7 +195,10 @@ def load_pair(
     models = [Model.of(checkpoint) for checkpoint in checkpoints]
     for name, model, one in zip(_names(settings), models, each, strict=True):
         if model.needs_packing(one.dtype):
-            raise ConfigError(f"{name} as {one.dtype}: its weights must be packed first")
+            raise ConfigError(
+                f"{name} is not packed in {one.dtype}; "
+                f"thinslice pack {name} --dtype {one.dtype} --out DIR makes DIR, which is"
+            )
     plans = plan_pair(models, each, total)
     engines = []
     for checkpoint, chosen, name in zip(checkpoints, plans, "AB", strict=True):

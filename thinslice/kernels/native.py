@@ -24,6 +24,12 @@ else:
 FORMAT_CODES = {PackedFormat.INT4: 0, PackedFormat.INT4M: 1, PackedFormat.INT8: 2}
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 MAX_MATRICES = 4
+_REPACKED = {
+    "Q4_0": (0, PackedFormat.INT4, 18),
+    "Q4_1": (1, PackedFormat.INT4M, 20),
+    "Q8_0": (2, PackedFormat.INT8, 34),
+}
+REPACKED_TYPES = frozenset(_REPACKED)
 
 
 def is_available() -> bool:
@@ -69,6 +75,21 @@ def read_memory(data: torch.Tensor) -> None:
     """Read a contiguous uint8 tensor on all threads, to measure how fast memory can be read."""
     check_indices(data, torch.uint8, [data.numel()], "data")
     library().read_memory(data.data_ptr(), data.numel())
+
+
+def repack(blocks: torch.Tensor, kind: str, target: PackedWeight) -> None:
+    """Put the blocks [N, bytes of a row] of a GGUF matrix into a packed one, their codes as they
+    are.
+
+    Args:
+        kind: Q4_0 (into int4), Q4_1 (int4m) or Q8_0 (int8).
+    """
+    code, fmt, block_bytes = _REPACKED[kind]
+    groups = target.in_features // GROUP
+    check_indices(blocks, torch.uint8, [target.out_features, groups * block_bytes], "blocks")
+    if target.format is not fmt:
+        raise ValueError(f"{kind} goes into {fmt}, not into {target.format}")
+    library().repack(blocks.data_ptr(), code, target.out_features, groups, target.data.data_ptr())
 
 
 def panel_bytes(fmt: PackedFormat, in_features: int) -> int:

@@ -86,10 +86,30 @@ def pack_into(
     _check_parts(target, codes, scales, mins)
     panels, groups = num_panels(target.out_features), target.in_features // GROUP
     lines = _code_lines(_pad_rows(codes, panels), fmt).reshape(panels, groups, fmt.code_bytes)
-    scale_bytes = _half_bytes(_pad_rows(scales, panels), panels)
-    if mins is not None:
-        rest = torch.cat([scale_bytes, _half_bytes(_pad_rows(mins, panels), panels)], dim=2)
-        target.data.view(panels, groups, -1).copy_(torch.cat([lines, rest], dim=2))
+    scale_bytes = half_bytes(_pad_rows(scales, panels))
+    min_bytes = None if mins is None else half_bytes(_pad_rows(mins, panels))
+    write_lines(target, lines, scale_bytes, min_bytes)
+
+
+def write_lines(
+    target: PackedWeight,
+    lines: torch.Tensor,
+    scale_bytes: torch.Tensor,
+    min_bytes: torch.Tensor | None,
+) -> None:
+    """Write the lines of each group of each panel to their places.
+
+    Args:
+        lines: codes, uint8 [panels, groups, bytes of a group's codes].
+        scale_bytes, min_bytes: fp16 of 16 rows, uint8 [panels, groups, 32]; see ``half_bytes``.
+    """
+    fmt = target.format
+    panels, groups = lines.shape[:2]
+    if min_bytes is not None:
+        out = target.data.view(panels, groups, fmt.code_bytes + ALIGNMENT)
+        out[:, :, : fmt.code_bytes] = lines
+        out[:, :, fmt.code_bytes : -2 * PANEL_ROWS] = scale_bytes
+        out[:, :, -2 * PANEL_ROWS :] = min_bytes
         return
     out = target.data.view(panels, (groups + 1) // 2, 2 * fmt.code_bytes + ALIGNMENT)
     if groups % 2:
@@ -221,8 +241,9 @@ def _codes_from_lines(lines: torch.Tensor, fmt: PackedFormat) -> torch.Tensor:
     return split.reshape(panels * PANEL_ROWS, groups * GROUP)
 
 
-def _half_bytes(x: torch.Tensor, panels: int) -> torch.Tensor:
-    by_group = x.to(torch.float16).view(panels, PANEL_ROWS, -1).transpose(1, 2).contiguous()
+def half_bytes(x: torch.Tensor) -> torch.Tensor:
+    """Scales or minimums [rows, groups] of whole panels as fp16, uint8 [panels, groups, 32]."""
+    by_group = x.to(torch.float16).unflatten(0, (-1, PANEL_ROWS)).transpose(1, 2).contiguous()
     return by_group.view(torch.uint8)
 
 

@@ -14,6 +14,7 @@ from gguf.quants import dequantize
 
 from thinslice.errors import CheckpointError
 from thinslice.kernels.packed import PackedWeight, empty, pack_into
+from thinslice.kernels.repack import REPACKED, q4_k_scales, repack_into
 from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat
 
 # Elements worked on at a time: temporaries of half a MiB, which stay in the caches.
@@ -111,8 +112,11 @@ def from_gguf_into(target: PackedWeight, blocks: np.ndarray, kind: GGMLQuantizat
             f"{kind.name} rows of {in_features} weights have {row_bytes} bytes in blocks of "
             f"{block_size}, got an array {list(blocks.shape)}"
         )
+    num_repacked = blocks.shape[0] // PANEL_ROWS * PANEL_ROWS if kind in REPACKED else 0
+    if num_repacked:
+        repack_into(target.rows(0, num_repacked), blocks[:num_repacked], kind)
     step = _rows_per_piece(in_features)
-    for start in range(0, blocks.shape[0], step):
+    for start in range(num_repacked, blocks.shape[0], step):
         piece = np.ascontiguousarray(blocks[start : start + step], dtype=np.uint8)
         groups = read(piece.reshape(piece.shape[0], -1, block_bytes))
         _write_piece(target, start, groups)
@@ -246,23 +250,12 @@ def _read_q8_0(blocks: np.ndarray) -> _Groups:
 
 
 def _read_q4_k(blocks: np.ndarray) -> _Groups:
-    """A block: fp16 d and dmin, eight 6-bit scales and minimums in 12 bytes, 128 bytes of nibbles.
-
-    Source: block_q4_K and get_scale_min_k4 in llama.cpp's ggml-quants.c.
-    """
     rows = blocks.shape[0]
-    halves, packed = _halves(blocks[..., :4]), blocks[..., 4:16]
-    first, second, third = packed[..., :4], packed[..., 4:8], packed[..., 8:]
-    scales = np.concatenate([first & 63, (third & 15) | ((first >> 6) << 4)], axis=-1)
-    mins = np.concatenate([second & 63, (third >> 4) | ((second >> 6) << 4)], axis=-1)
+    scales, mins = q4_k_scales(blocks)
     # 32 bytes hold one group in their low and the next in their high nibbles.
     pairs = blocks[..., 16:].reshape(rows, -1, 32)
     codes = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(rows, -1, GROUP)
-    group_scales = halves[..., :1] * torch.from_numpy(scales.astype(np.float32))
-    group_mins = halves[..., 1:] * torch.from_numpy(mins.astype(np.float32))
-    return _Groups(
-        torch.from_numpy(codes), _to_half(group_scales.flatten(1)), _to_half(-group_mins.flatten(1))
-    )
+    return _Groups(torch.from_numpy(codes), _to_half(scales), _to_half(mins))
 
 
 def _requantizer(kind: GGMLQuantizationType) -> Callable[[np.ndarray], _Groups]:

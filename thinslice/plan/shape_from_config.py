@@ -49,12 +49,13 @@ def shape_from_config(
     num_heads = fields.integer("num_attention_heads")
     max_positions = fields.integer("max_position_embeddings")
     num_layers = fields.integer("num_hidden_layers")
-    rope_theta, rope_scaling = _rope(config, max_positions)
     is_llama = architecture == "LlamaForCausalLM"
     is_qwen3 = architecture == "Qwen3ForCausalLM"
     has_bias = bool(config.get("attention_bias", False)) and (is_llama or is_qwen3)
     window, window_layers = _sliding_window(fields, architecture, num_layers)
     default_head_dim = _QWEN3_HEAD_DIM if is_qwen3 else hidden_size // max(num_heads, 1)
+    head_dim = fields.integer("head_dim", default_head_dim)
+    rope_theta, rope_scaling = _rope(config, max_positions, head_dim)
     return ModelShape(
         architecture=architecture,
         vocab_size=fields.integer("vocab_size"),
@@ -63,7 +64,7 @@ def shape_from_config(
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
         num_key_value_heads=fields.integer("num_key_value_heads", num_heads),
-        head_dim=fields.integer("head_dim", default_head_dim),
+        head_dim=head_dim,
         rms_norm_eps=fields.number("rms_norm_eps", _RMS_NORM_EPS),
         rope_theta=rope_theta,
         max_position_embeddings=max_positions,
@@ -130,7 +131,9 @@ def _sliding_window(
     return window, frozenset(range(first, num_layers))
 
 
-def _rope(config: Mapping[str, Any], max_positions: int) -> tuple[float, RopeScaling | None]:
+def _rope(
+    config: Mapping[str, Any], max_positions: int, head_dim: int
+) -> tuple[float, RopeScaling | None]:
     newer = config.get("rope_parameters")
     older = config.get("rope_scaling")
     for name, value in (("rope_parameters", newer), ("rope_scaling", older)):
@@ -142,6 +145,9 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> tuple[float, RopeSca
     rope_type = params.get("rope_type", params.get("type"))
     if rope_type in (None, "default"):
         return theta, None
+    if rope_type == "factors":
+        # Ours alone: what a GGUF keeps as rope_freqs.weight, in a packed checkpoint made of it.
+        return theta, factors_scaling(params.get("freq_factors"), head_dim)
     if rope_type not in ("linear", "llama3", "yarn"):
         raise CheckpointError(
             f"rotary scaling {rope_type!r:.40} is not supported; supported: linear, llama3, yarn"
@@ -164,6 +170,24 @@ def _rope(config: Mapping[str, Any], max_positions: int) -> tuple[float, RopeSca
     )
     check_rope_scaling(scaling)
     return theta, scaling
+
+
+def factors_scaling(factors: Any, head_dim: int) -> RopeScaling:
+    """Rotary scaling by explicit divisors, one for each frequency.
+
+    Errors: CheckpointError for anything but so many positive numbers.
+    """
+    is_list = isinstance(factors, list | tuple)
+    if not is_list or len(factors) != head_dim // 2 or not all(map(_is_factor, factors)):
+        found = f"{len(factors)} factors" if is_list else f"{factors!r:.40}"
+        raise CheckpointError(
+            f"rotary scaling by factors has {found}; expected {head_dim // 2} numbers above 0"
+        )
+    return RopeScaling(rope_type="factors", freq_factors=tuple(map(float, factors)))
+
+
+def _is_factor(value: Any) -> bool:
+    return type(value) in (int, float) and 0.0 < value < 1e6
 
 
 def check_rope_scaling(scaling: RopeScaling) -> None:

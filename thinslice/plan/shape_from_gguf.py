@@ -12,7 +12,7 @@ from typing import Any
 from thinslice.errors import CheckpointError
 from thinslice.plan.header_fields import HeaderFields
 from thinslice.plan.model_shape import ModelShape, RopeScaling
-from thinslice.plan.shape_from_config import check_rope_scaling
+from thinslice.plan.shape_from_config import check_rope_scaling, factors_scaling
 
 # Mistral and SmolLM2 are written as llama, MiMo as qwen2 (without its prediction layers).
 _ARCHITECTURES = {
@@ -140,7 +140,7 @@ def _rope_scaling(
             raise CheckpointError(
                 f"this GGUF scales rotary frequencies twice: {rope_type} and rope_freqs.weight"
             )
-        return _factors(freq_factors, head_dim)
+        return factors_scaling(freq_factors, head_dim)
     if not is_scaled:
         return None
     scaling = RopeScaling(
@@ -152,15 +152,6 @@ def _rope_scaling(
     )
     check_rope_scaling(scaling)
     return _yarn(fields, scaling) if rope_type == "yarn" else scaling
-
-
-def _factors(freq_factors: tuple[float, ...], head_dim: int) -> RopeScaling:
-    if len(freq_factors) != head_dim // 2 or not all(0.0 < one < 1e6 for one in freq_factors):
-        raise CheckpointError(
-            f"rope_freqs.weight has {len(freq_factors)} factors; "
-            f"expected {head_dim // 2} numbers above 0"
-        )
-    return RopeScaling(rope_type="factors", freq_factors=freq_factors)
 
 
 def _yarn(fields: HeaderFields, scaling: RopeScaling) -> RopeScaling:

@@ -13,38 +13,42 @@ from thinslice.units import MIB, format_bytes
 
 COPY_BYTES = MIB
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = "remove a model with `thinslice rm`, or name a larger disk in THINSLICE_HOME"
 
 
 @contextmanager
-def disk_errors(folder: Path, what: str, num_bytes: int = 0) -> Iterator[None]:
+def disk_errors(
+    folder: Path, what: str, num_bytes: int = 0, advice: str = _ADVICE
+) -> Iterator[None]:
     """Turn the file system's refusals into a StoreError that names what was being stored.
 
     Args:
         num_bytes: what the work needs in all, told where the disk turns out to be full.
+        advice: what would help then.
     """
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise StoreError(_full(folder, what, num_bytes)) from error
+            raise StoreError(_full(folder, what, num_bytes, advice)) from error
         reason = error.strerror or type(error).__name__
         raise StoreError(f"cannot store {what} in {folder}: {reason}") from error
 
 
-def check_free_space(folder: Path, what: str, num_bytes: int) -> None:
+def check_free_space(folder: Path, what: str, num_bytes: int, advice: str = _ADVICE) -> None:
     """Refuse work that the disk cannot hold, before it is started.
 
     Errors: StoreError with the need and what is free.
     """
     if num_bytes > _free_bytes(folder):
-        raise StoreError(_full(folder, what, num_bytes))
+        raise StoreError(_full(folder, what, num_bytes, advice))
 
 
-def _full(folder: Path, what: str, num_bytes: int) -> str:
+def _full(folder: Path, what: str, num_bytes: int, advice: str) -> str:
     need = f"needs {format_bytes(num_bytes)} more, " if num_bytes else ""
     return (
         f"the disk is full for {what}: {need}{format_bytes(_free_bytes(folder))} free in {folder}; "
-        "remove a model with `thinslice rm`, or name a larger disk in THINSLICE_HOME"
+        f"{advice}"
     )
 
 

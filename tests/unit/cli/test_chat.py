@@ -12,7 +12,7 @@ from thinslice.config import SamplingParams
 from thinslice.engine.request import Completion, TextChunk
 from thinslice.plan.memory_plan import MemoryPlan
 
-PLAN = MemoryPlan(1 << 30, "float32", 64, 16, 1, 16, 4, ())
+PLAN = MemoryPlan(1 << 30, "float32", "float32", 64, 16, 1, 16, 4, ())
 
 
 class ScriptedStream:
@@ -47,6 +47,7 @@ class ScriptedLLM:
     """Answers each message with the next script; remembers what it was asked."""
 
     plan = PLAN
+    prediction = None
 
     def __init__(self, *scripts: list[TextChunk | type[BaseException]]) -> None:
         self.scripts = list(scripts)

@@ -169,8 +169,8 @@ def test_other_vocabularies_are_refused(model: str, tmp_path: Path) -> None:
 
 
 def test_what_must_be_packed_first_is_refused(model: str) -> None:
-    with pytest.raises(ConfigError, match=r"a\.gguf as int4: its weights must be packed first"):
-        load_pair(settings_of(model, model, dtype_b="int4"), TEXT)
+    with pytest.raises(ConfigError, match=r"a\.gguf is not packed in int8; thinslice pack"):
+        load_pair(settings_of(model, model, dtype_b="int8"), TEXT)
 
 
 def test_a_text_too_short_is_refused(model: str) -> None:

@@ -83,7 +83,9 @@ def test_a_full_disk_is_told_before_anything_is_written(
 
 
 def profile_of(machine: str) -> HardwareProfile:
-    return HardwareProfile(machine, "2026-01-01T00:00:00+00:00", 1, 1e9, 1e9, True, 1e9, 1e9, 1, 1)
+    return HardwareProfile(
+        machine, "2026-01-01T00:00:00+00:00", 1, 1e9, 1e9, True, *[1e9] * 3, 1, 1
+    )
 
 
 @pytest.fixture

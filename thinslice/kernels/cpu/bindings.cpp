@@ -10,6 +10,7 @@
 #include "dispatch.h"
 #include "linear.h"
 #include "paged.h"
+#include "repack.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -144,6 +145,13 @@ void py_attention(const nb::handle& cache, const nb::tuple& queries, const nb::t
   attention(job);
 }
 
+void py_repack(Address blocks, int type, int64_t rows, int64_t groups, Address panels) {
+  const RepackJob job = {pointer<const uint8_t>(blocks), static_cast<GgmlType>(type), rows, groups,
+                         pointer<uint8_t>(panels)};
+  const nb::gil_scoped_release release;
+  repack(job);
+}
+
 uint32_t py_read_memory(Address data, int64_t num_bytes) {
   const nb::gil_scoped_release release;
   return read_memory(pointer<const uint8_t>(data), num_bytes);
@@ -166,6 +174,7 @@ NB_MODULE(_native, m) {
   m.def("silu_mul", py_silu_mul);
   m.def("write_kv", py_write_kv);
   m.def("attention", py_attention);
+  m.def("repack", py_repack);
   m.def("read_memory", py_read_memory);
   bind_stack(m);
 }

@@ -57,9 +57,16 @@ CpuFeatures detect_cpu() {
   return features;
 }
 
+// "AuthenticAMD", four letters to a register: AMD64 manual volume 3, CPUID.
+bool is_amd() {
+  uint32_t a, b, c, d;
+  return __get_cpuid(0, &a, &b, &c, &d) && b == 0x68747541 && d == 0x69746e65 && c == 0x444d4163;
+}
+
 #else
 
 CpuFeatures detect_cpu() { return {}; }
+bool is_amd() { return false; }
 
 #endif
 

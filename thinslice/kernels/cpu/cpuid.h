@@ -11,4 +11,7 @@ struct CpuFeatures {
 
 CpuFeatures detect_cpu();
 
+// Whether AMD made the processor: what is measured, not architectural, differs by maker.
+bool is_amd();
+
 }  // namespace thinslice

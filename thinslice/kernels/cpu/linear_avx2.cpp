@@ -24,6 +24,23 @@ inline __attribute__((always_inline)) __m256i quad(const int8_t* codes, int i) {
   return _mm256_set1_epi32(reinterpret_cast<const Quad*>(codes)[i]);
 }
 
+// Ends a step of a sum where it is written. Without it GCC computes every product of a group first
+// and spills them. int4, 512 rows, 4096 x 4096, one thread, Zen 4, TOP/s: 0.15 without, 0.19 with.
+inline __attribute__((always_inline)) void settle(__m256i& sum) {
+  __asm__ volatile("" : "+x"(sum));
+}
+
+template <int R>
+inline __attribute__((always_inline)) void add_nibbles(__m256i nibbles, const int8_t* x, int i,
+                                                       __m256i words[R]) {
+  THINSLICE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const __m256i pairs = _mm256_maddubs_epi16(nibbles, quad(x + r * kGroup, i));
+    words[r] = _mm256_add_epi16(words[r], pairs);
+    settle(words[r]);
+  }
+}
+
 // Nibbles: a pair's sum is at most 2 * 15 * 127 = 3810, so eight of them fit 16 bits.
 template <int R>
 inline __attribute__((always_inline)) void dot_nibbles(const uint8_t* p, const int8_t* x,
@@ -34,14 +51,8 @@ inline __attribute__((always_inline)) void dot_nibbles(const uint8_t* p, const i
   for (int r = 0; r < R; ++r) words[r] = _mm256_setzero_si256();
   for (int i = 0; i < 4; ++i) {
     const __m256i line = load(p + 64 * i);
-    const __m256i low = _mm256_and_si256(line, nibble);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(line, 4), nibble);
-    THINSLICE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const int8_t* codes = x + r * kGroup;
-      words[r] = _mm256_add_epi16(words[r], _mm256_maddubs_epi16(low, quad(codes, 2 * i)));
-      words[r] = _mm256_add_epi16(words[r], _mm256_maddubs_epi16(high, quad(codes, 2 * i + 1)));
-    }
+    add_nibbles<R>(_mm256_and_si256(line, nibble), x, 2 * i, words);
+    add_nibbles<R>(_mm256_and_si256(_mm256_srli_epi16(line, 4), nibble), x, 2 * i + 1, words);
   }
   THINSLICE_UNROLL
   for (int r = 0; r < R; ++r) sum[r] = _mm256_madd_epi16(words[r], _mm256_set1_epi16(1));
@@ -62,6 +73,7 @@ inline __attribute__((always_inline)) void dot_bytes(const uint8_t* p, const int
       const __m256i signed_x = _mm256_sign_epi8(quad(x + r * kGroup, i), w);
       const __m256i words = _mm256_maddubs_epi16(magnitude, signed_x);
       sum[r] = _mm256_add_epi32(sum[r], _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+      settle(sum[r]);
     }
   }
 }
@@ -90,7 +102,8 @@ void multiply(const uint8_t* panel, int64_t groups, const RowBlock& x, int first
       THINSLICE_UNROLL
       for (int r = 0; r < R; ++r) {
         if constexpr (F == Format::int4) {
-          sum[r] = _mm256_add_epi32(sum[r], _mm256_set1_epi32(8 * x.negated_sums[at + r]));
+          const __m256i negated_sum = _mm256_set1_epi32(x.negated_sums[at + r]);
+          sum[r] = _mm256_add_epi32(sum[r], _mm256_slli_epi32(negated_sum, 3));
         }
         const __m256 scale = _mm256_mul_ps(weight_scale, _mm256_set1_ps(x.scales[at + r]));
         acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[r]), scale, acc[r]);
@@ -122,9 +135,14 @@ void multiply_all(const uint8_t* panel, const QuantizedRows& x, float* acc) {
       case 3:
         multiply<F, 3>(panel, x.groups, rows, 0, out);
         break;
+      case 4:
+        multiply<F, 4>(panel, x.groups, rows, 0, out);
+        break;
       default:
-        for (int first = 0; first < rows.height; first += 4) {
-          multiply<F, 4>(panel, x.groups, rows, first, out);
+        // Eight rows' sums fit the registers, their fp32 sums do not; it pays all the same. 512
+        // rows as above, by eight and by four, TOP/s: int4 0.20 and 0.18, int8 0.12 and 0.115.
+        for (int first = 0; first < rows.height; first += 8) {
+          multiply<F, 8>(panel, x.groups, rows, first, out);
         }
     }
   }

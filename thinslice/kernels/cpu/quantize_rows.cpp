@@ -29,9 +29,8 @@ SIMD_INLINE GroupResult quantize_group(const T* x, int8_t* codes) {
     return {is_finite ? 0.0f : amax, 0};
   }
   const Vec inverse = vset(127.0f / amax);
-  const int32_t low = store_int8(codes, vmul(a, inverse));
-  const int32_t high = store_int8(codes + 16, vmul(b, inverse));
-  return {amax / 127.0f, low + high};
+  const int32_t sum = store_int8(codes, vmul(a, inverse), vmul(b, inverse));
+  return {amax / 127.0f, sum};
 }
 
 template <typename T>

@@ -116,13 +116,19 @@ SIMD_INLINE uint32_t largest_magnitude(Vec a, Vec b) {
   const __m256i all = _mm256_max_epi32(_mm256_max_epi32(w, x), _mm256_max_epi32(y, z));
   return static_cast<uint32_t>(fold_int(all, true));
 }
-SIMD_INLINE int32_t store_int8(int8_t* p, Vec a) {
+SIMD_INLINE void store_int8(int8_t* p, Vec a) {
   const __m256i lo = _mm256_cvtps_epi32(a.lo), hi = _mm256_cvtps_epi32(a.hi);
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
   const __m128i bytes =
       _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
-  return fold_int(_mm256_add_epi32(lo, hi), false);
+}
+SIMD_INLINE int32_t store_int8(int8_t* p, Vec a, Vec b) {
+  store_int8(p, a);
+  store_int8(p + 16, b);
+  const __m256i first = _mm256_add_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+  const __m256i second = _mm256_add_epi32(_mm256_cvtps_epi32(b.lo), _mm256_cvtps_epi32(b.hi));
+  return fold_int(_mm256_add_epi32(first, second), false);
 }
 SIMD_INLINE void transpose8(const uint32_t* const rows[8], int64_t column, uint32_t* out,
                             int64_t stride) {

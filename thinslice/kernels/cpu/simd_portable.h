@@ -65,13 +65,14 @@ SIMD_INLINE uint32_t largest_magnitude(Vec a, Vec b) {
   }
   return largest;
 }
-SIMD_INLINE int32_t store_int8(int8_t* p, Vec a) {
+SIMD_INLINE void store_int8(int8_t* p, Vec a) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(__builtin_nearbyintf(a.v[i]));
+}
+SIMD_INLINE int32_t store_int8(int8_t* p, Vec a, Vec b) {
+  store_int8(p, a);
+  store_int8(p + 16, b);
   int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) {
-    const int32_t code = static_cast<int32_t>(__builtin_nearbyintf(a.v[i]));
-    p[i] = static_cast<int8_t>(code);
-    sum += code;
-  }
+  for (int i = 0; i < 32; ++i) sum += p[i];
   return sum;
 }
 SIMD_INLINE void transpose16(const uint32_t* const rows[16], uint32_t* out, int64_t stride) {

@@ -1,0 +1,161 @@
+"""Speculative decoding in the plainest way, for tests of its parts: no scheduler, no budget."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.config import SamplingParams
+from thinslice.engine import sequence as engine_sequence
+from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
+from thinslice.engine.verify import verify
+from thinslice.kernels.paged_kv import PagedKv
+from thinslice.memory.load import LoadedDtypes, load_resident
+from thinslice.model.batch import TokenRun, pack
+from thinslice.model.mtp import MTPDecoder
+
+SMALL_MTP = Path(__file__).parent / "models" / "small_mtp"
+BLOCK_SIZE, MAX_POSITIONS = 16, 320
+# Stands between verification and the drafter; a planted fault changes the rows.
+Change = Callable[[CertainRows, list[int]], CertainRows]
+
+
+def load_small_mtp() -> MTPDecoder:
+    """The small trained model in float32."""
+    checkpoint = open_checkpoint(SMALL_MTP)
+    decoder = MTPDecoder(checkpoint.shape)
+    with CheckpointReader(checkpoint) as reader:
+        load_resident(decoder, reader, LoadedDtypes(torch.float32, torch.float32))
+    return decoder
+
+
+def empty_caches(decoder: MTPDecoder, num_sequences: int, count: int) -> list[PagedKv]:
+    """K and V of so many layers; garbage where nothing has been written, as in an engine."""
+    shape = decoder.shape
+    num_blocks = num_sequences * MAX_POSITIONS // BLOCK_SIZE
+    size = (num_blocks, shape.num_key_value_heads, BLOCK_SIZE, shape.head_dim)
+    return [PagedKv(torch.full(size, 9.0), torch.full(size, -9.0)) for _ in range(count)]
+
+
+def unchanged(rows: CertainRows, drafts: list[int]) -> CertainRows:
+    """No fault."""
+    return rows
+
+
+@dataclass
+class Run:
+    """One sequence: its blocks, the drafts for its next step, and what became of earlier ones.
+
+    ``num_drafts`` are drafted in each step once the prompt is through.
+    """
+
+    sequence: engine_sequence.Sequence
+    blocks: list[int]
+    num_drafts: int
+    drafts: list[int] = field(default_factory=list)
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        return self.num_accepted / self.num_drafted
+
+
+class Speculation:
+    """The main model and its prediction layer over one paged cache.
+
+    Args:
+        num_drafts: tokens drafted for each sequence and step.
+        end_ids: tokens that end a sequence.
+        change: a planted fault.
+    """
+
+    def __init__(
+        self,
+        decoder: MTPDecoder,
+        prompts: Sequence[list[int]],
+        num_drafts: int = 1,
+        end_ids: tuple[int, ...] = (),
+        change: Change = unchanged,
+    ) -> None:
+        self.decoder, self.end_ids, self.change = decoder, end_ids, change
+        caches = empty_caches(decoder, len(prompts), decoder.shape.num_hidden_layers + 1)
+        self.main_caches, self.mtp_caches = caches[:-1], caches[-1]
+        self.drafter = MTPDrafter(decoder, self.mtp_caches)
+        # Blocks of a sequence lie apart, so that a wrong one is seen.
+        tables = torch.arange(caches[0].k.shape[0]).view(-1, len(prompts)).T.flip(1)
+        params = SamplingParams(temperature=0)
+        self.runs = [
+            Run(
+                engine_sequence.Sequence(i, prompt, params, MAX_POSITIONS, torch.Generator()),
+                tables[i].tolist(),
+                num_drafts,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def generate(self, count: int) -> list[list[int]]:
+        """At least ``count`` tokens after each prompt, or all to its end."""
+        while active := [run for run in self.runs if not self._is_finished(run, count)]:
+            self.step(active)
+        return [run.sequence.completion_token_ids for run in self.runs]
+
+    @torch.inference_mode()
+    def step(self, runs: list[Run], chunk: int = MAX_POSITIONS) -> None:
+        """Up to ``chunk`` tokens of each sequence through the model, then verify and draft."""
+        fed = []
+        for run in runs:
+            first = run.sequence.num_computed
+            fed.append(run.sequence.tokens(first, first + chunk) + run.drafts)
+        hidden = self._forward(runs, fed)
+        rows = [self._advance(*one) for one in zip(runs, fed, hidden, strict=True)]
+        for run, drafts in zip(runs, self.drafter.propose(rows), strict=True):
+            run.drafts = drafts
+
+    def _advance(self, run: Run, fed: list[int], hidden: torch.Tensor) -> CertainRows:
+        """Verify where the prompt is through; the rows that are certain now."""
+        sequence, drafts = run.sequence, run.drafts
+        start, count = sequence.num_computed, len(fed) - len(drafts)
+        num_drafts = 0
+        if count == sequence.num_uncomputed:
+            logits = self.decoder.logits(hidden[count - 1 :])
+            tokens = verify(logits, drafts, sequence)
+            count += len(tokens) - 1
+            run.num_drafted += len(drafts)
+            run.num_accepted += len(tokens) - 1
+            sequence.completion_token_ids += self._cut(tokens)
+            count = min(count, sequence.num_tokens - 1 - start)
+            num_drafts = run.num_drafts
+        sequence.num_computed += count
+        next_ids = sequence.tokens(start + 1, start + 1 + count)
+        rows = CertainRows(start, hidden[:count], next_ids, run.blocks, num_drafts)
+        return self.change(rows, drafts)
+
+    def _forward(self, runs: list[Run], fed: list[list[int]]) -> list[torch.Tensor]:
+        packed = [
+            TokenRun(tokens, run.sequence.num_computed, run.blocks)
+            for run, tokens in zip(runs, fed, strict=True)
+        ]
+        batch = pack(packed, BLOCK_SIZE)
+        hidden = self.decoder(batch, self.main_caches)
+        return [hidden[span.start : span.stop] for span in batch.spans]
+
+    def _cut(self, tokens: list[int]) -> list[int]:
+        for place, token_id in enumerate(tokens):
+            if token_id in self.end_ids:
+                return tokens[: place + 1]
+        return tokens
+
+    def _is_finished(self, run: Run, count: int) -> bool:
+        completion = run.sequence.completion_token_ids
+        return len(completion) >= count or completion[-1:] in ([one] for one in self.end_ids)
+
+
+def embedding_first(decoder: MTPDecoder) -> None:
+    """A planted fault: the halves of the concatenation the other way round."""
+    projection = decoder.model.mtp_layers[0].input_proj
+    first, second = projection.weight.chunk(2, dim=1)
+    projection.weight = torch.nn.Parameter(torch.cat((second, first), dim=1), requires_grad=False)

@@ -1,0 +1,157 @@
+"""The drafter's K and V, kept in step with a sequence, against its whole text run at once."""
+
+import random
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+
+from tests.speculation import (
+    BLOCK_SIZE,
+    Change,
+    Run,
+    Speculation,
+    empty_caches,
+    load_small_mtp,
+    unchanged,
+)
+from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
+from thinslice.kernels.paged_kv import PagedKv
+from thinslice.kernels.torch_ops import gather_kv
+from thinslice.model.batch import TokenRun, pack
+from thinslice.model.mtp import MTPDecoder
+from tools.small_mtp_text import examples
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PROMPTS = [one.prompt_ids for one in islice(examples(random.Random(5), held_out=True), 4)]
+# Steps long enough that drafts are accepted, and at the end of texts rejected too.
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def decoder() -> MTPDecoder:
+    return load_small_mtp()
+
+
+def cached(cache: PagedKv, blocks: list[int], count: int) -> list[torch.Tensor]:
+    used = torch.tensor(blocks[: -(-count // BLOCK_SIZE)])
+    return [gather_kv(one, used, count) for one in (cache.k, cache.v)]
+
+
+@torch.inference_mode()
+def from_scratch(
+    decoder: MTPDecoder, token_ids: list[int], num_drafts: int
+) -> tuple[list[torch.Tensor], list[int]]:
+    """K and V of a whole text's rows, all run at once, and the drafts after it."""
+    count = len(token_ids) - 1
+    caches = empty_caches(decoder, 1, decoder.shape.num_hidden_layers + 1)
+    blocks = list(range(caches[0].k.shape[0]))
+    batch = pack([TokenRun(token_ids[:-1], 0, blocks)], BLOCK_SIZE)
+    hidden = decoder(batch, caches[:-1])
+    drafter = MTPDrafter(decoder, caches[-1])
+    rows = CertainRows(0, hidden, token_ids[1:], blocks, num_drafts)
+    (drafts,) = drafter.propose([rows])
+    return cached(caches[-1], blocks, count), drafts
+
+
+def check_in_step(speculation: Speculation, run: Run) -> None:
+    sequence, num_drafts = run.sequence, len(run.drafts)
+    kept = cached(speculation.mtp_caches, run.blocks, sequence.num_computed)
+    token_ids = sequence.tokens(0, sequence.num_computed + 1)
+    expected, drafts = from_scratch(speculation.decoder, token_ids, num_drafts)
+    for one, other in zip(kept, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert run.drafts == drafts
+
+
+def speculate(decoder: MTPDecoder, num_drafts: int, change: Change = unchanged) -> Speculation:
+    speculation = Speculation(decoder, PROMPTS, num_drafts, change=change)
+    speculation.generate(COUNT)
+    return speculation
+
+
+@pytest.mark.parametrize("num_drafts", [1, 3])
+def test_k_and_v_kept_in_step_equal_those_of_the_whole_text(
+    decoder: MTPDecoder, num_drafts: int
+) -> None:
+    speculation = speculate(decoder, num_drafts)
+    for run in speculation.runs:
+        assert 0 < run.num_accepted < run.num_drafted, "both outcomes must have come"
+        check_in_step(speculation, run)
+
+
+def test_a_prompt_in_chunks_leaves_what_it_leaves_at_once(decoder: MTPDecoder) -> None:
+    speculation = Speculation(decoder, PROMPTS)
+    while any(run.sequence.num_computed == 0 or not run.drafts for run in speculation.runs):
+        speculation.step([run for run in speculation.runs if not run.drafts], chunk=7)
+    for run in speculation.runs:
+        assert run.sequence.num_computed == len(run.sequence.prompt_token_ids)
+        check_in_step(speculation, run)
+
+
+def test_drafts_do_not_depend_on_company(decoder: MTPDecoder) -> None:
+    together = speculate(decoder, 2)
+    for prompt, run in zip(PROMPTS, together.runs, strict=True):
+        alone = Speculation(decoder, [prompt], 2)
+        (tokens,) = alone.generate(COUNT)
+        assert tokens[:COUNT] == run.sequence.completion_token_ids[:COUNT]
+
+
+def test_sequences_may_draft_different_lengths(decoder: MTPDecoder) -> None:
+    speculation = speculate(decoder, 3)
+    lengths = [3, 0, 1, 2]
+    for run, length in zip(speculation.runs, lengths, strict=True):
+        run.num_drafts = length
+    speculation.step(speculation.runs)
+    assert [len(run.drafts) for run in speculation.runs] == lengths
+    for run in speculation.runs:
+        check_in_step(speculation, run)
+
+
+def tokens_of_rejected_drafts(rows: CertainRows, drafts: list[int]) -> CertainRows:
+    """Pairs the rows with what was drafted, not with what was then said."""
+    count = len(rows.next_token_ids)
+    wrong = drafts + rows.next_token_ids[len(drafts) :]
+    return replace(rows, next_token_ids=wrong[:count])
+
+
+def one_position_late(rows: CertainRows, drafts: list[int]) -> CertainRows:
+    return replace(rows, start=rows.start + 1)
+
+
+def no_rows_of_accepted_drafts(rows: CertainRows, drafts: list[int]) -> CertainRows:
+    """Only the last row is given; those of the accepted drafts before it are forgotten."""
+    if not drafts:
+        return rows
+    last = len(rows.next_token_ids) - 1
+    return replace(
+        rows,
+        start=rows.start + last,
+        hidden_TD=rows.hidden_TD[last:],
+        next_token_ids=rows.next_token_ids[last:],
+    )
+
+
+@pytest.mark.parametrize(
+    "fault", [tokens_of_rejected_drafts, one_position_late, no_rows_of_accepted_drafts]
+)
+def test_faults_are_seen(decoder: MTPDecoder, fault: Change) -> None:
+    speculation = speculate(decoder, 1, fault)
+    for run in speculation.runs:
+        with pytest.raises(AssertionError):
+            check_in_step(speculation, run)
+
+
+def test_a_layer_trained_on_normed_states_gets_them(decoder: MTPDecoder) -> None:
+    """FastMTP's setting: as if the states given had gone through the main model's norm."""
+    torch.manual_seed(0)
+    hidden, blocks = torch.randn(5, decoder.shape.hidden_size), [0, 1, 2, 3]
+    kept = []
+    for normed, states in ((True, hidden), (False, decoder.model.norm(hidden)), (False, hidden)):
+        (cache,) = empty_caches(decoder, 1, 1)
+        drafter = MTPDrafter(decoder, cache, takes_normed_hidden=normed)
+        drafter.propose([CertainRows(0, states, [1, 2, 3, 4, 5], blocks)])
+        kept.append(cached(cache, blocks, 5)[0])
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.allclose(kept[0], kept[2])

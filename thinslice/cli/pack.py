@@ -1,0 +1,55 @@
+"""thinslice pack: quantise a model once, into a folder of its own."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from thinslice.cli.console import note, progress_bars
+from thinslice.units import format_bytes, parse_bytes
+
+
+def pack(
+    model: str,
+    /,
+    *,
+    dtype: Literal["int4", "int8"],
+    out: Path,
+    memory: Annotated[str | None, Parameter(name="--memory")] = None,
+    offline: bool = False,
+) -> None:
+    """Quantise a model once, into a folder that runs as it lies on disk.
+
+    A packing that is broken off goes on where it stopped.
+
+    Args:
+        model: Name of the model.
+        dtype: Of the layers' matrices: 4.5 or 8.5 bits a weight. Codes that a GGUF has already are
+            kept: Q4_0, Q4_1 and Q4_K in int4, Q8_0 in int8. The head is always int8.
+        out: The folder to make.
+        memory: The budget: the most the whole process may hold, as 4GiB or 4GB.
+        offline: Use no network: only a model that is here already is found.
+    """
+    from thinslice.checkpoint.open import open_checkpoint
+    from thinslice.pack.pack import PackOptions, pack_model
+    from thinslice.plan.packed_format import PackedFormat
+    from thinslice.store.store import Store
+
+    memory_bytes = None if memory is None else parse_bytes(memory)
+    started = time.monotonic()
+    with progress_bars() as progress:
+        path = Store().ensure(model, progress, offline=offline)
+        source = open_checkpoint(path)
+        options = PackOptions(PackedFormat(dtype), source_name(model, path), memory_bytes)
+        packed = pack_model(source, out, options, progress)
+    if packed.was_there:
+        note(f"{out} holds this model as {dtype} already")
+        return
+    sizes = f"{format_bytes(packed.record.num_bytes)} of {format_bytes(source.num_bytes)}"
+    note(f"{out}: {dtype}, {sizes}, {time.monotonic() - started:.0f} s")
+
+
+def source_name(model: str, path: Path) -> str:
+    """The model's name; of a path its last part alone, for the rest is nobody else's business."""
+    return path.resolve().name if Path(model).expanduser().exists() else model

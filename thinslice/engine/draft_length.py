@@ -1,0 +1,150 @@
+"""How many tokens to draft: as many as make the most progress per second by what was measured.
+
+A step in which ``b`` sequences draft ``k`` tokens each runs ``b (k + 1)`` rows through the model
+and brings ``b (1 + a_1 + a_1 a_2 + ... + a_1 ... a_k)`` tokens, where ``a_i`` is how often draft i
+is accepted once those before it are. Where the weights are streamed, or where memory sets the pace,
+rows cost little and drafts pay; where arithmetic does, each row costs its share and they may not.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+# Rows of a step to its seconds.
+Seconds = Callable[[int], float]
+
+# An acceptance is the mean of the first trials, and follows the last twenty or so from then on.
+_SMALLEST_WEIGHT = 0.05
+# What stands in for the first trials: somewhat less than what MiMo's layer is reported to reach.
+_PRIOR_ACCEPTANCE, _PRIOR_TRIALS = 0.7, 4
+# One draft more than the best is tried for a few steps now and then, since acceptance changes with
+# the text; the more rarely, the longer that has changed nothing.
+_PROBE_STEPS = 16
+_FIRST_GAP, _LARGEST_GAP = 240, 3840
+
+
+@dataclass(frozen=True)
+class LinearCost:
+    """``base + per_row * rows`` seconds: all that a plan knows before anything has run."""
+
+    base: float
+    per_row: float = 0.0
+
+    def __call__(self, num_rows: int) -> float:
+        return self.base + self.per_row * num_rows
+
+
+@dataclass(frozen=True)
+class DraftReport:
+    """What drafting did.
+
+    Attributes:
+        steps, seconds: of each draft length 0, 1, 2, ...: the steps that had it as their longest,
+            and what those took.
+        tried, accepted: of the first, second, ... draft: how often it was verified, all before it
+            being accepted, and how often it was accepted.
+        num_drafted: all drafts, those behind a rejected one too.
+        num_tokens: all tokens the steps brought.
+    """
+
+    steps: tuple[int, ...]
+    seconds: tuple[float, ...]
+    tried: tuple[int, ...]
+    accepted: tuple[int, ...]
+    num_drafted: int
+    num_tokens: int
+
+
+class DraftLength:
+    """Chooses the draft length of each step and learns from what became of it.
+
+    Args:
+        max_length: the most drafts for a sequence in a step; choices are 0 to this.
+        sweep_seconds: of a step of so many rows through the model.
+        draft_seconds: of drafting one more token for each of so many sequences; nothing for
+            prompt lookup.
+    """
+
+    def __init__(
+        self, max_length: int, sweep_seconds: Seconds, draft_seconds: Seconds | None = None
+    ) -> None:
+        self.max_length = max_length
+        self._sweep_seconds = sweep_seconds
+        self._draft_seconds = draft_seconds or LinearCost(0.0)
+        self._acceptance = [_PRIOR_ACCEPTANCE] * max_length
+        self._tried = [0] * max_length
+        self._accepted = [0] * max_length
+        self._steps = [0] * (max_length + 1)
+        self._seconds = [0.0] * (max_length + 1)
+        self._num_drafted = self._num_tokens = 0
+        self._best = 0
+        self._gap, self._steps_to_probe = _FIRST_GAP, _FIRST_GAP
+
+    def choose(self, num_drafting: int, num_other_rows: int = 0) -> int:
+        """How many tokens each of ``num_drafting`` sequences should draft in the next step.
+
+        ``num_other_rows`` run beside them: prompt chunks, and sequences that cannot draft.
+        """
+        if num_drafting == 0:
+            return 0
+        lengths = range(self.max_length + 1)
+        best = max(lengths, key=lambda k: self.progress(k, num_drafting, num_other_rows))
+        if best != self._best:
+            is_probe_over = self._steps_to_probe <= 0
+            self._best, self._gap = best, _FIRST_GAP
+            if is_probe_over or self._steps_to_probe > _FIRST_GAP:
+                self._steps_to_probe = _FIRST_GAP
+        is_probe = self._steps_to_probe <= 0
+        return min(best + is_probe, self.max_length)
+
+    def progress(self, length: int, num_drafting: int, num_other_rows: int = 0) -> float:
+        """Expected rows of progress per second: tokens emitted, and other rows run."""
+        tokens, all_accepted = 1.0, 1.0
+        for position in range(length):
+            all_accepted *= self.acceptance(position)
+            tokens += all_accepted
+        seconds = self._sweep_seconds(num_other_rows + num_drafting * (length + 1))
+        seconds += length * self._draft_seconds(num_drafting)
+        return (num_other_rows + num_drafting * tokens) / seconds
+
+    def acceptance(self, position: int) -> float:
+        """How often the draft at a position (from 0) is accepted once those before it are.
+
+        One that was never tried counts as the one before it.
+        """
+        while position > 0 and self._tried[position] == 0:
+            position -= 1
+        return self._acceptance[position]
+
+    def record(self, outcomes: Iterable[tuple[int, int]], seconds: float) -> None:
+        """Learn from a step: for each of its sequences the tokens drafted and those accepted."""
+        longest = 0
+        for num_drafted, num_accepted in outcomes:
+            longest = max(longest, num_drafted)
+            self._num_drafted += num_drafted
+            self._num_tokens += num_accepted + 1
+            for position in range(min(num_accepted + 1, num_drafted)):
+                self._learn(position, position < num_accepted)
+        self._steps[longest] += 1
+        self._seconds[longest] += seconds
+        self._steps_to_probe -= 1
+        if self._steps_to_probe <= -_PROBE_STEPS:
+            self._gap = min(2 * self._gap, _LARGEST_GAP)
+            self._steps_to_probe = self._gap
+
+    def report(self) -> DraftReport:
+        """What drafting did so far."""
+        return DraftReport(
+            steps=tuple(self._steps),
+            seconds=tuple(self._seconds),
+            tried=tuple(self._tried),
+            accepted=tuple(self._accepted),
+            num_drafted=self._num_drafted,
+            num_tokens=self._num_tokens,
+        )
+
+    def _learn(self, position: int, is_accepted: bool) -> None:
+        before = self.acceptance(position)
+        self._tried[position] += 1
+        self._accepted[position] += is_accepted
+        weight = max(1.0 / (self._tried[position] + _PRIOR_TRIALS), _SMALLEST_WEIGHT)
+        self._acceptance[position] = before + weight * (is_accepted - before)

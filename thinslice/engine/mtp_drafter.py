@@ -1,0 +1,117 @@
+"""Draft with the model's own multi-token-prediction layer.
+
+Row p of the layer pairs the main model's residual stream at position p with token p + 1, and its
+last row drafts the token after those known. The layer keeps K and V of its own, one position for
+each of the main model's, in the same blocks. Rows are made only of positions whose tokens are
+certain, so what is kept holds nothing of rejected drafts.
+
+Sources: XiaomiMiMo/MiMo; vLLM's V1 proposer for MiMo (positions, and the layer's own output as the
+hidden state of further drafts).
+"""
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from thinslice.kernels.paged_kv import PagedKv
+from thinslice.model.batch import ForwardBatch, TokenRun, pack
+from thinslice.model.decoder import LayerContext
+from thinslice.model.mtp import MTPDecoder, MTPLayer
+
+
+@dataclass(frozen=True)
+class CertainRows:
+    """The rows of one sequence that the last step made certain.
+
+    After a prompt chunk these are all its positions; the token after a prompt's last is the one
+    sampled. After a verified draft they are the position that was sampled from and those of the
+    accepted drafts; the token after the last is the correction or the bonus.
+
+    Attributes:
+        start: position of the first row; the rows before it have been given.
+        hidden_TD: residual stream of the main model, before its final norm.
+        next_token_ids: the token after each row.
+        blocks: block table of the sequence, with room for the rows, and for one more for
+            each draft beyond the first.
+        num_drafts: tokens to draft; 0 within a prompt, or to keep in step only.
+    """
+
+    start: int
+    hidden_TD: torch.Tensor
+    next_token_ids: list[int]
+    blocks: Rows[int]
+    num_drafts: int = 1
+
+
+class MTPDrafter:
+    """Drafts for the sequences of a batch.
+
+    The first layer drafts; for more than one token it is fed its own output and the draft before,
+    as vLLM and SGLang do. MiMo's layer is not trained for that: its second draft is seldom right.
+
+    Args:
+        cache: K and V of the layer.
+        takes_normed_hidden: the layer was trained on the residual stream after the main model's
+            final norm, as FastMTP's is; Xiaomi's take it before.
+    """
+
+    def __init__(
+        self,
+        decoder: MTPDecoder,
+        cache: PagedKv,
+        takes_normed_hidden: bool = False,
+    ) -> None:
+        layers = decoder.model.mtp_layers
+        assert isinstance(layers, nn.ModuleList)
+        assert len(layers) > 0, "the model has no prediction layer"
+        layer = layers[0]
+        assert isinstance(layer, MTPLayer)
+        self.decoder = decoder
+        self.layer = layer
+        self.cache = cache
+        self.takes_normed_hidden = takes_normed_hidden
+
+    @torch.inference_mode()
+    def propose(self, sequences: Rows[CertainRows]) -> list[list[int]]:
+        """Take in the new rows of one sequence or more and draft what comes after them.
+
+        Returns ``num_drafts`` token ids for each sequence. K and V that drafts beyond the first
+        leave behind the last row are written again by the next rows.
+
+        Time: the layer once over all rows, and again over one row for each further draft; the head
+        over one row for each draft. Extra memory: 4 T D, the layer's activations, and B V logits.
+        """
+        block_size = self.cache.block_size
+        hidden_TD = torch.cat([one.hidden_TD for one in sequences])
+        if self.takes_normed_hidden:
+            hidden_TD = self.decoder.model.norm(hidden_TD)
+        batch = pack([_new_rows(one) for one in sequences], block_size)
+        out_BD = self._run(hidden_TD, batch)[[span.stop - 1 for span in batch.spans]]
+        drafts: list[list[int]] = [[] for _ in sequences]
+        for num_drafted in range(max(one.num_drafts for one in sequences)):
+            drafting = [i for i, one in enumerate(sequences) if one.num_drafts > num_drafted]
+            if num_drafted > 0:
+                batch = pack([_row_of_draft(sequences[i], drafts[i]) for i in drafting], block_size)
+                out_BD[drafting] = self._run(out_BD[drafting], batch)
+            token_ids = self.decoder.lm_head(out_BD[drafting]).argmax(-1).tolist()
+            for i, token_id in zip(drafting, token_ids, strict=True):
+                drafts[i].append(token_id)
+        return drafts
+
+    def _run(self, hidden_TD: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        embedding_TD = self.decoder.model.embed_tokens(batch.token_ids_T)
+        cos_TR, sin_TR = self.decoder.rotary.tables(batch.positions_T)
+        context = LayerContext(batch, cos_TR, sin_TR, self.cache)
+        return self.layer.predict(hidden_TD, embedding_TD, context)
+
+
+def _new_rows(sequence: CertainRows) -> TokenRun:
+    return TokenRun(sequence.next_token_ids, sequence.start, sequence.blocks)
+
+
+def _row_of_draft(sequence: CertainRows, drafts: list[int]) -> TokenRun:
+    """The last draft, at the position after the row that it was read from."""
+    position = sequence.start + len(sequence.next_token_ids) + len(drafts) - 1
+    return TokenRun(drafts[-1:], position, sequence.blocks)

@@ -1,0 +1,151 @@
+"""The small files of a packed folder: config.json, tokenizer, chat template.
+
+A folder's are copied. A GGUF holds all of it in its header, from which they are made such that they
+read back to the same shape, the same token ids and the same template.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from thinslice.checkpoint.files import file_size, os_errors_named, read_json_object
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.errors import CheckpointError
+from thinslice.pack.source import CONFIG, settings_files
+from thinslice.plan.model_shape import ModelShape, RopeScaling
+from thinslice.plan.packing import Packing
+from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.store.files import publish, sync_file, write_synced
+from thinslice.text.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from thinslice.units import MIB
+
+_MAX_CONFIG_BYTES = MIB
+_MAX_COPIED_BYTES = 64 * MIB
+# What config.json calls the fields that ModelShape has under the same name.
+_SAME_NAMES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_theta",
+    "max_position_embeddings",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "sliding_window",
+)
+
+
+def check_settings(source: Checkpoint) -> None:
+    """Refuse a model whose settings a packed folder cannot hold, before anything is written.
+
+    Errors: CheckpointError.
+    """
+    if source.kind == "gguf":
+        config_of(source.shape)
+        return
+    for path in settings_files(source):
+        if (num_bytes := file_size(path)) > _MAX_COPIED_BYTES:
+            raise CheckpointError(
+                f"{path} has {num_bytes} bytes; at most {_MAX_COPIED_BYTES} are expected"
+            )
+
+
+def write_settings(source: Checkpoint, packing: Packing, folder: Path) -> None:
+    """Write config.json and the tokenizer's files, each whole or not at all; config.json last.
+
+    Peak extra memory: for a GGUF that of its tokenizer, see ``build_gguf_tokenizer``.
+    Errors: CheckpointError for a source that cannot be read or expressed; OSError.
+    """
+    section = {"quantization_config": packing.to_dict()}
+    if source.kind == "gguf":
+        if "tokenizer.ggml.model" in source.metadata:
+            _write_tokenizer(read_tokenizer_files(source), folder)
+        config = config_of(source.shape)
+    else:
+        for path in settings_files(source):
+            if path.name != CONFIG:
+                _copy(path, folder / path.name)
+        config = read_json_object(source.path / CONFIG, _MAX_CONFIG_BYTES)
+    _write_json(folder / CONFIG, config | section)
+
+
+def config_of(shape: ModelShape) -> dict[str, Any]:
+    """A config.json that ``shape_from_config`` reads as this shape.
+
+    Errors: CheckpointError where config.json has no way to say it.
+    """
+    if shape.sliding_window is not None and shape.architecture == "LlamaForCausalLM":
+        # llama.cpp calls Mistral a Llama; in config.json only Mistral's window counts.
+        shape = replace(shape, architecture="MistralForCausalLM")
+    config = {name: getattr(shape, name) for name in _SAME_NAMES}
+    config |= {
+        "architectures": [shape.architecture],
+        "attention_bias": shape.attention_bias,
+        "eos_token_id": list(shape.eos_token_ids),
+        "rope_scaling": None if shape.rope_scaling is None else _scaling_of(shape.rope_scaling),
+        "torch_dtype": shape.dtype,
+    }
+    read = shape_from_config(config)
+    for field in fields(ModelShape):
+        if getattr(read, field.name) != getattr(shape, field.name):
+            raise CheckpointError(
+                f"this GGUF cannot be packed: config.json of a {shape.architecture} cannot say "
+                f"{field.name} {getattr(shape, field.name)!r:.80}"
+            )
+    return config
+
+
+def _scaling_of(scaling: RopeScaling) -> dict[str, Any]:
+    """Only what is set: config.json's names are those of the fields."""
+    default = RopeScaling(scaling.rope_type)
+    values = {field.name: getattr(scaling, field.name) for field in fields(RopeScaling)}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if name in ("rope_type", "factor") or value != getattr(default, name)
+    }
+
+
+def _write_tokenizer(files: TokenizerFiles, folder: Path) -> None:
+    special = files.special
+    if special.prompt_prefix_ids and special.bos_token is None:
+        raise CheckpointError(
+            f"GGUF: a prompt begins with token {special.prompt_prefix_ids[0]}, which has no text"
+        )
+    part = folder / ".tokenizer.json.part"
+    files.backend.save(str(part), pretty=False)
+    sync_file(part)
+    publish(part, folder / "tokenizer.json")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": special.bos_token,
+        "eos_token": special.eos_token,
+        "add_bos_token": bool(special.prompt_prefix_ids),
+    }
+    if files.chat_template_source is not None:
+        config["chat_template"] = files.chat_template_source
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    write_synced(part, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    publish(part, path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    part = target.with_name(f".{target.name}.part")
+    with os_errors_named(source):
+        content = source.open("rb")
+    with content, part.open("wb") as out:
+        shutil.copyfileobj(content, out)
+    sync_file(part)
+    publish(part, target)

@@ -1,0 +1,79 @@
+"""The files a packed model is made from: which they are, whether they changed, their digests."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from thinslice.checkpoint.files import file_size, os_errors_named
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.errors import CheckpointError
+from thinslice.store.pack_record import SourceFile
+from thinslice.units import MIB
+
+CONFIG = "config.json"
+# Beside config.json, what of a folder says how text becomes tokens and when a completion ends.
+COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_DOCUMENT = re.compile(r"(README|LICEN[CS]E|NOTICE)(\.(md|txt))?")
+_BLOCK_BYTES = MIB
+
+
+class SourceFiles:
+    """The source's files as they are when this is made."""
+
+    def __init__(self, source: Checkpoint) -> None:
+        self.paths = (*source.files, *settings_files(source))
+        self._identities = [_identity(path) for path in self.paths]
+        self.records = tuple(
+            SourceFile(path.name, identity[2], identity[3])
+            for path, identity in zip(self.paths, self._identities, strict=True)
+        )
+
+    def check_unchanged(self) -> None:
+        """Errors: CheckpointError if a file is gone, was replaced or was written to."""
+        for path, identity in zip(self.paths, self._identities, strict=True):
+            if _identity(path) != identity:
+                raise CheckpointError(f"{path} changed while it was packed; pack the model again")
+
+    def digests(self, report: Callable[[int, int], None]) -> tuple[str, ...]:
+        """The SHA-256 of each file.
+
+        ``report`` is told how many bytes are done, and how many there are. Peak extra memory: one
+        MiB.
+        """
+        total = sum(record.num_bytes for record in self.records)
+        digests, done = [], 0
+        for path in self.paths:
+            digest = hashlib.sha256()
+            with os_errors_named(path), path.open("rb", buffering=0) as file:
+                while block := file.read(_BLOCK_BYTES):
+                    digest.update(block)
+                    if hasattr(os, "posix_fadvise"):  # not on macOS
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    done += len(block)
+                    report(done, total)
+            digests.append(digest.hexdigest())
+        return tuple(digests)
+
+
+def settings_files(source: Checkpoint) -> list[Path]:
+    """config.json and what is copied beside it; nothing for a GGUF, which holds all of it."""
+    if source.kind == "gguf":
+        return []
+    names = [CONFIG, *(name for name in COPIED if (source.path / name).is_file())]
+    documents = sorted(path for path in source.path.iterdir() if _DOCUMENT.fullmatch(path.name))
+    return [*(source.path / name for name in names), *(one for one in documents if one.is_file())]
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    file_size(path)
+    with os_errors_named(path):
+        status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
