@@ -168,9 +168,17 @@ def test_other_vocabularies_are_refused(model: str, tmp_path: Path) -> None:
         load_pair(settings_of(model, str(other)), TEXT)
 
 
-def test_what_must_be_packed_first_is_refused(model: str) -> None:
-    with pytest.raises(ConfigError, match=r"a\.gguf is not packed in int8; thinslice pack"):
-        load_pair(settings_of(model, model, dtype_b="int8"), TEXT)
+def test_what_must_be_packed_first_is_packed_once(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THINSLICE_HOME", str(tmp_path))
+    settings = replace(settings_of(model, model), dtype_b="int8")
+    for _ in range(2):
+        pair, windows = load_pair(settings, TEXT)
+        assert pair.b.plan.dtype == "int8"
+        assert 0 < pair.compare(windows).kl.mean < 0.01
+        pair.close()
+    assert len(list((tmp_path / "models" / "packed").glob("*-int8"))) == 1
 
 
 def test_a_text_too_short_is_refused(model: str) -> None:
