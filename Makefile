@@ -30,6 +30,9 @@ docs: $(VENV)/.dev
 bench-peers: $(VENV)/.run
 	$(BIN)/python benchmarks/peers.py
 
+bench-memory: $(VENV)/.run
+	$(BIN)/python benchmarks/memory.py
+
 bench-streaming: $(VENV)/.run
 	$(BIN)/python benchmarks/streaming.py
 

@@ -5,22 +5,21 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from harness import ROOT, Artefacts, Figure, Run, RunError, run_json, run_ours, run_process
 from peer_environment import PeerEnvironment
 
-from thinslice.checkpoint.names import expected_tensors
 from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.plan.weight_layout import layout_of, packed_layout, stored_as
 from thinslice.store.store import Store
 
 sys.path.append(str(ROOT))  # tools is a folder of scripts, not an installed package
 from tools.make_checkpoint import CONFIGS
 
-# Groups of 32 numbers with a scale of 16 bits, here as there.
-BITS = {"int4": 4.5, "int8": 8.5, "bfloat16": 16.0}
+DTYPES = ("int4", "int8", "bfloat16")
+# Groups of 32 numbers with a scale of 16 bits, here as there; but for thinslice's head, 8 bits.
 GGUF_TYPES = {"int4": "Q4_0", "int8": "Q8_0"}
 NUM_SEQUENCES = 16
 BATCH_PROMPT = 32
@@ -156,15 +155,14 @@ class Contestants:
         """Layers of the large shape."""
         return int(CONFIGS[self.settings.shape]["num_hidden_layers"])
 
-    def read_limit(self, bits: float) -> Run:
-        """Tokens/s if the weights of a token were read as fast as memory can be."""
+    def read_limit(self, dtype: str) -> Run:
+        """Tokens/s if what thinslice reads for a token came as fast as memory can be read."""
         shape = shape_from_config({**CONFIGS[self.settings.shape], "num_nextn_predict_layers": 0})
-        matrices = [sizes for sizes in expected_tensors(shape).values() if len(sizes) == 2]
-        # A token takes one row of the embedding table, and all of it only where it is the head.
-        num_weights = sum(map(prod, matrices))
-        if not shape.tie_word_embeddings:
-            num_weights -= shape.vocab_size * shape.hidden_size
-        token_bytes = num_weights * bits / 8
+        if dtype == "bfloat16":
+            layout = layout_of(shape, stored_as(shape, "BF16"), dtype)
+        else:
+            layout = packed_layout(shape, dtype)
+        token_bytes = sum(matrix.kept_bytes(matrix.rows) for matrix in layout.sweep)
 
         def run() -> Figure:
             script = ROOT / "benchmarks" / "run_thinslice.py"

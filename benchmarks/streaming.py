@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from contestants import BITS, GGUF_TYPES, QUICK, Contestants, Result, Settings
+from contestants import DTYPES, GGUF_TYPES, QUICK, Contestants, Result, Settings
 from disk import Parts, direct_rate
 from harness import (
     OURS,
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tokens", type=int, default=4, help="after the first (%(default)s)")
-    parser.add_argument("--dtype", choices=BITS, help="thinslice's beside llama.cpp")
+    parser.add_argument("--dtype", choices=DTYPES, help="thinslice's beside llama.cpp")
     parser.add_argument("--bfloat16-memory", default="4GiB", help="(%(default)s)")
     parser.add_argument("--int4-memory", default="2GiB", help="(%(default)s)")
     parser.add_argument("--resident", default="1.5GiB", help="of accelerate (%(default)s)")

@@ -9,6 +9,7 @@ from rich.table import Table
 from thinslice.cli.console import note, out, progress_bars
 from thinslice.cli.options import Json
 from thinslice.store.manifest import StoredModel
+from thinslice.store.packed_copies import PackedCopy
 from thinslice.store.store import Store
 from thinslice.units import format_bytes
 
@@ -26,31 +27,41 @@ def pull(model: str, /, *, offline: bool = False) -> None:
 
 
 def ls(*, as_json: Json = False) -> None:
-    """List the stored models.
+    """List the stored models and their packed copies.
 
     Args:
         as_json: Print one JSON object instead of the table.
     """
     store = Store()
-    models, unfinished = store.list(), store.unfinished()
+    models, unfinished, packed = store.list(), store.unfinished(), store.packed()
     if as_json:
         print_json(
             {
                 "models": [as_record(model) for model in models],
                 "unfinished": [asdict(pull) for pull in unfinished],
+                "packed": [asdict(copy) | {"path": str(copy.path)} for copy in packed],
             }
         )
         return
-    if not models and not unfinished:
+    if not models and not unfinished and not packed:
         note(f"no models in {store.root}; thinslice pull smollm2 fetches one")
         return
     table = plain_table("NAME", "SIZE", "CONTEXT", "LICENCE", "ARCHITECTURE")
     for model in models:
         row = (model.name, format_bytes(model.num_bytes), str(model.context_length))
         table.add_row(*row, model.licence or "unknown", model.architecture)
+        _add_copies(table, [copy for copy in packed if copy.model == model.name])
     for pull in unfinished:
         table.add_row(pull.name, format_bytes(pull.num_bytes), "", "", "unfinished pull")
+    names = {model.name for model in models}
+    _add_copies(table, [copy for copy in packed if copy.model not in names])
     out.print(table)
+
+
+def _add_copies(table: Table, copies: list[PackedCopy]) -> None:
+    for copy in copies:
+        kind = f"{copy.format} copy" if copy.is_whole else "unfinished packing"
+        table.add_row(copy.name, format_bytes(copy.num_bytes), "", "", kind)
 
 
 def show(model: str, /, *, as_json: Json = False) -> None:
@@ -67,6 +78,8 @@ def show(model: str, /, *, as_json: Json = False) -> None:
     table = plain_table()
     table.add_row("name", stored.name)
     table.add_row("architecture", stored.architecture)
+    if stored.weights is not None:
+        table.add_row("weights", stored.weights)
     table.add_row("context length", f"{stored.context_length} tokens")
     table.add_row("licence", stored.licence or "unknown")
     table.add_row("source", stored.source)
@@ -76,6 +89,9 @@ def show(model: str, /, *, as_json: Json = False) -> None:
         table.add_row("pulled", stored.pulled_at)
     table.add_row("path", str(stored.path))
     table.add_row("size", format_bytes(stored.num_bytes))
+    for copy in Store().packed():
+        if copy.model == stored.name:
+            table.add_row(f"{copy.format} copy", f"{copy.name}  {format_bytes(copy.num_bytes)}")
     for file in stored.files:
         digest = f"sha256 {file.sha256}" if file.sha256 else ""
         table.add_row("file", f"{file.path}  {format_bytes(file.num_bytes)}  {digest}".rstrip())
@@ -83,7 +99,7 @@ def show(model: str, /, *, as_json: Json = False) -> None:
 
 
 def rm(model: str, /) -> None:
-    """Remove a model, or what an unfinished pull has left.
+    """Remove a model with its packed copies, one such copy, or what an unfinished pull has left.
 
     Args:
         model: Name of the model.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from thinslice.cli.console import note, progress_bars
-from thinslice.units import format_bytes, parse_bytes
+from thinslice.units import format_bytes, gib, parse_bytes
 
 
 def pack(
@@ -32,6 +32,7 @@ def pack(
         offline: Use no network: only a model that is here already is found.
     """
     from thinslice.checkpoint.open import open_checkpoint
+    from thinslice.memory.meter import peak_rss_bytes
     from thinslice.pack.pack import PackOptions, pack_model
     from thinslice.plan.packed_format import PackedFormat
     from thinslice.store.store import Store
@@ -46,8 +47,9 @@ def pack(
     if packed.was_there:
         note(f"{out} holds this model as {dtype} already")
         return
-    sizes = f"{format_bytes(packed.record.num_bytes)} of {format_bytes(source.num_bytes)}"
-    note(f"{out}: {dtype}, {sizes}, {time.monotonic() - started:.0f} s")
+    sizes = f"{format_bytes(packed.record.num_bytes)} from {format_bytes(source.num_bytes)}"
+    seconds = time.monotonic() - started
+    note(f"{out}: {dtype}, {sizes} in {seconds:.0f} s, peak {gib(peak_rss_bytes())} GiB")
 
 
 def source_name(model: str, path: Path) -> str:

@@ -4,9 +4,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
-from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import EngineSettings, SamplingParams
-from thinslice.engine.load import Progress, load_engine
+from thinslice.engine.load import Progress, load_engine, open_model
 from thinslice.engine.planning import Model, known_profile, plan_model, predict_speed
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.errors import RequestError
@@ -87,13 +86,12 @@ class LLM:
         self, model: str, *, progress: Progress | None = None, **settings: Unpack[Settings]
     ) -> None:
         engine_settings = EngineSettings(**settings)
-        store = Store()
-        checkpoint = open_checkpoint(store.ensure(model, progress, offline=engine_settings.offline))
+        checkpoint = open_model(model, engine_settings, progress)
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint)
         self.template: ChatTemplate | None = self.tokenizer.chat_template
         planned = Model.of(checkpoint)
         self.plan = plan_model(planned, engine_settings)
-        profile = known_profile(store.root, checkpoint.files[0].parent)
+        profile = known_profile(Store().root, checkpoint.files[0].parent)
         self.prediction: Prediction | None = None
         if profile is not None:
             self.prediction = predict_speed(planned, self.plan, profile)

@@ -6,9 +6,11 @@ from functools import partial
 import torch
 
 from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.config import EngineSettings
 from thinslice.engine.engine import Engine
-from thinslice.engine.planning import Model
+from thinslice.engine.planning import Model, budget_bytes, plan_model
 from thinslice.engine.runner import Runner
 from thinslice.kernels.dispatch import NATIVE, ops_for
 from thinslice.memory.fuse import fuse
@@ -16,10 +18,31 @@ from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.decoder import Decoder
+from thinslice.pack.stored import ensure_packed
 from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.packed_format import PackedFormat
+from thinslice.store.progress import silent
+from thinslice.store.store import Store
 
 Progress = Callable[[str, int, int], None]
 _FLOATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def open_model(name: str, settings: EngineSettings, progress: Progress | None = None) -> Checkpoint:
+    """Open a model by name, fetching it first where it is not there; its packed copy where it must
+    be packed for ``settings.dtype``, which is made the first time.
+
+    Errors: ConfigError, StoreError, CheckpointError; BudgetError before anything is packed.
+    """
+    path = Store().ensure(name, progress, offline=settings.offline)
+    checkpoint = open_checkpoint(path)
+    model = Model.of(checkpoint)
+    if not model.needs_packing(settings.dtype):
+        return checkpoint
+    plan_model(model, settings)
+    fmt = PackedFormat(model.dtype(settings.dtype))
+    budget = budget_bytes(settings)
+    return open_checkpoint(ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget))
 
 
 def load_engine(

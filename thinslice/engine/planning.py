@@ -112,11 +112,6 @@ def plan_model(
     return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
 
 
-def plan_checkpoint(checkpoint: Checkpoint, settings: EngineSettings) -> MemoryPlan:
-    """``plan_model`` of a checkpoint that is here."""
-    return plan_model(Model.of(checkpoint), settings)
-
-
 def budget_bytes(settings: EngineSettings) -> int:
     """The budget that was named, or a share of what is free.
 

@@ -52,7 +52,8 @@ class Runner:
 
         Where weights stream, a tile must hold all tokens: the head passes by once in a sweep.
         """
-        assert self.weights is None or tokens.count <= tile, f"{tokens.count} rows, tile {tile}"
+        streams = self.weights is not None and self.weights.streams
+        assert not streams or tokens.count <= tile, f"{tokens.count} rows, tile {tile}"
         if self.weights is not None:
             self.weights.begin_sweep()
         hidden_TD = self.decoder(pack([_run_of(tokens)], self.block_size), self.kv_caches)

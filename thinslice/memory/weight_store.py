@@ -114,6 +114,11 @@ class WeightStore:
             elif isinstance(module, Embedding):
                 module.read_rows = partial(self._embedding_rows, f"{name}.weight")
 
+    @property
+    def streams(self) -> bool:
+        """Whether slices are read in at each use."""
+        return self._reader is not None
+
     def begin_sweep(self) -> None:
         """Go to the first slice, also after a sweep that was broken off."""
         if self._reader is not None:

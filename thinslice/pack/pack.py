@@ -1,7 +1,8 @@
 """Pack a model: quantise it once, slice by slice, into a folder that is read as it lies on disk.
 
 A packing that is killed at any moment goes on where the disk had all of it, and ends with the same
-bits. The order at the end: all weights, the settings, the weights' name, the record.
+bits. The order: a journal, the settings (what cannot be read is refused before the long work), the
+weights, their name, the record.
 """
 
 import os
@@ -18,13 +19,13 @@ from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.pack.convert import scratch_bytes
 from thinslice.pack.layout import PackedLayout, layout_of
-from thinslice.pack.part import JOURNAL, JOURNAL_PART, PART, read_journal
+from thinslice.pack.part import JOURNAL, JOURNAL_PART, PART, read_journal, write_journal
 from thinslice.pack.settings_files import check_settings, write_settings
 from thinslice.pack.source import SourceFiles
 from thinslice.pack.write_weights import SYNC_BYTES, PackingJob, write_weights
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.packing import packing_for
-from thinslice.store.files import check_free_space, disk_errors, publish
+from thinslice.store.files import check_free_space, disk_errors, publish, remove_all_but
 from thinslice.store.pack_record import (
     WEIGHTS,
     PackRecord,
@@ -52,11 +53,14 @@ class PackOptions:
         format: int4 or int8, of the layers' matrices.
         name: the source's name, for the record.
         memory_bytes: the most the process may hold; None for what all threads take.
+        starts_over: whether what was packed from other files or in another way makes room; without
+            it that is an error.
     """
 
     format: PackedFormat
     name: str
     memory_bytes: int | None = None
+    starts_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,20 @@ def pack_model(
     num_threads = _num_threads(source, layout, options.memory_bytes)
     what = f"the packed {options.name}"
     with disk_errors(folder, what, layout.num_bytes, _ADVICE), _lock(folder):
+        if options.starts_over:
+            _drop_others(folder, settings)
         record = _whole(folder, settings)
         if record is not None:
             return Packed(record, was_there=True)
         num_done = _slices_done(folder, settings)
         if not (folder / WEIGHTS).exists():
             check_free_space(folder, what, layout.num_bytes - _on_disk(folder / PART), _ADVICE)
+            write_journal(folder, settings, num_done)
+            write_settings(source, packing, folder)
             job = PackingJob(source, layout, settings, files, folder)
             write_weights(job, num_done, num_threads, progress)
         digests = files.digests(lambda done, total: progress("checking the source", done, total))
         files.check_unchanged()
-        write_settings(source, packing, folder)
         if not (folder / WEIGHTS).exists():
             publish(folder / PART, folder / WEIGHTS)
         record = PackRecord(settings, digests, layout.num_bytes)
@@ -130,8 +137,7 @@ def _num_threads(source: Checkpoint, layout: PackedLayout, memory_bytes: int | N
             f"  needs {gib(floor)} GiB: {named}\n"
             f"  this fits: --memory {fits}"
         )
-    # The first thread's scratch is in the floor; the tokenizer is made when the threads are done.
-    return min(most, 1 + (memory_bytes - floor + parts["tokenizer"]) // parts["scratch"])
+    return min(most, 1 + (memory_bytes - floor) // parts["scratch"])
 
 
 def _whole(folder: Path, settings: PackSettings) -> PackRecord | None:
@@ -164,11 +170,20 @@ def _slices_done(folder: Path, settings: PackSettings) -> int:
             )
         has_weights = (folder / PART).exists() or (folder / WEIGHTS).exists()
         return journal[1] if has_weights else 0
-    own = {LOCK, PART, JOURNAL, JOURNAL_PART}
-    foreign = sorted({entry.name for entry in folder.iterdir()} - own)
-    if foreign:
+    foreign = sorted({entry.name for entry in folder.iterdir()} - {LOCK, JOURNAL_PART})
+    # A journal that cannot be read vouches for nothing, but tells whose folder this is.
+    if foreign and not (folder / JOURNAL).exists():
         raise ConfigError(f"{folder} is not empty ({foreign[0]!r:.80}); name a new folder")
     return 0
+
+
+def _drop_others(folder: Path, settings: PackSettings) -> None:
+    """Empty a folder unless it holds this very packing, whole or begun."""
+    record, journal = read_record(folder), read_journal(folder)
+    is_same = record is not None and record.settings == settings
+    is_begun = record is None and journal is not None and journal[0] == settings
+    if not is_same and not is_begun:
+        remove_all_but(folder, {LOCK})
 
 
 def _drop_journal(folder: Path) -> None:

@@ -53,10 +53,14 @@ class SourceFiles:
         for path in self.paths:
             digest = hashlib.sha256()
             with os_errors_named(path), path.open("rb", buffering=0) as file:
+                start = 0
                 while block := file.read(_BLOCK_BYTES):
                     digest.update(block)
                     if hasattr(os, "posix_fadvise"):  # not on macOS
-                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                        # No more than was read: what the system has read ahead is wanted next.
+                        advice = os.POSIX_FADV_DONTNEED
+                        os.posix_fadvise(file.fileno(), start, len(block), advice)
+                    start += len(block)
                     done += len(block)
                     report(done, total)
             digests.append(digest.hexdigest())

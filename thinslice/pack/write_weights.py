@@ -56,6 +56,7 @@ def write_weights(job: PackingJob, num_done: int, num_threads: int, progress: Pr
     slices = [_Slice(work, *rows) for work in job.layout.work for rows in work.ranges()]
     total = sum(one.source_bytes for one in slices)
     done = sum(one.source_bytes for one in slices[:num_done])
+    step = f"packing as {job.settings.quantization['weights']}"
     part = PartFile(job.folder / PART, is_new=num_done == 0)
     with (
         closing(part),
@@ -64,7 +65,6 @@ def write_weights(job: PackingJob, num_done: int, num_threads: int, progress: Pr
     ):
         if num_done == 0:
             part.write_bytes(0, job.layout.header)
-            _save(job, part, 0)
         rest = iter(slices[num_done:])
         running: deque[tuple[_Slice, Future[int]]] = deque()
         num_waiting = 0
@@ -80,7 +80,7 @@ def write_weights(job: PackingJob, num_done: int, num_threads: int, progress: Pr
             num_waiting += written.result()
             start_next()
             num_done, done = num_done + 1, done + one.source_bytes
-            progress("packing", done, total)
+            progress(step, done, total)
             if num_waiting >= SYNC_BYTES:
                 _save(job, part, num_done)
                 num_waiting = 0

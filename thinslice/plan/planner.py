@@ -294,6 +294,10 @@ def _suggestions(case: _Case, budget_bytes: int, need: MemoryPlan) -> Iterator[s
         shorter = _first_fit(replace(case, workload=replace(workload, context=None)), room)
         if shorter is not None:
             yield f"--context {shorter.context}"
+    if workload.is_native and case.kv_dtype != "int8":
+        smaller_cache = replace(case, workload=replace(workload, kv_dtype="int8"))
+        if _first_fit(smaller_cache, room) is not None:
+            yield "--kv-dtype int8"
     for dtype in _smaller_dtypes(workload.dtype):
         smaller = _with_dtype(case, dtype)
         if smaller is not None and _first_fit(smaller, room) is not None:

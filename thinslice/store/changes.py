@@ -4,8 +4,10 @@ A pull that is killed at any moment leaves nothing, files a later pull goes on w
 model: each file gets its name when it is whole and checked, and the manifest comes last.
 """
 
+import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import CheckpointError, StoreError
 from thinslice.plan.model_shape import ModelShape
@@ -30,6 +33,8 @@ from thinslice.store.manifest import (
     write_manifest,
 )
 from thinslice.store.names import Embedded, HubModel, StoredName
+from thinslice.store.pack_record import RECORD
+from thinslice.store.packed_copies import PACKED
 from thinslice.store.progress import Progress
 from thinslice.units import format_bytes
 
@@ -76,6 +81,16 @@ def remove(root: Path, name: StoredName) -> None:
         shutil.rmtree(folder)
 
 
+def remove_packed(root: Path, folder: Path) -> None:
+    """Delete a packed copy; one that is half deleted counts as unfinished.
+
+    Errors: StoreError while it is being packed.
+    """
+    with disk_errors(root, folder.name), hold_packed(root, folder.name, None):
+        (folder / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
 def describe_path(path: Path) -> StoredModel:
     """The record of a model outside the store, from its files alone.
 
@@ -90,12 +105,23 @@ def describe_path(path: Path) -> StoredModel:
         licence=_printable(checkpoint.metadata.get("general.license")),
         architecture=checkpoint.shape.architecture,
         context_length=checkpoint.shape.max_position_embeddings,
+        weights=_weights(checkpoint),
         files=tuple(
             StoredFile(os.path.relpath(file, path if path.is_dir() else path.parent), size, None)
             for file, size in ((file, file.stat().st_size) for file in checkpoint.files)
         ),
         pulled_at=None,
     )
+
+
+def _weights(checkpoint: Checkpoint) -> str:
+    """The type of the weights: that of most of them, or the formats of a packed checkpoint."""
+    if checkpoint.packing is not None:
+        return f"{checkpoint.packing.weights}, head {checkpoint.packing.head}"
+    sizes: Counter[str] = Counter()
+    for entry in checkpoint.tensors.values():
+        sizes[entry.dtype] += math.prod(entry.shape)
+    return sizes.most_common(1)[0][0]
 
 
 def _fetch(name: StoredName, folder: Path, progress: Progress) -> Fetched:
@@ -130,22 +156,37 @@ def _printable(text: object) -> str | None:
 
 
 @contextmanager
+def hold_packed(root: Path, folder: str, progress: Progress | None) -> Iterator[None]:
+    """Hold a packed copy alone, by the name of its folder; see ``_hold``."""
+    with _hold(root, f"{PACKED}-{folder}", ("packing", f"{PACKED}/{folder}"), progress):
+        yield
+
+
+@contextmanager
 def _lock(root: Path, name: StoredName, progress: Progress | None) -> Iterator[None]:
-    """Hold a model alone. A pull waits for its turn; without ``progress`` a held lock is an error.
+    """Hold a model alone; see ``_hold``."""
+    with _hold(root, name.folder, ("pulling", name.text), progress):
+        yield
+
+
+@contextmanager
+def _hold(root: Path, key: str, what: tuple[str, str], progress: Progress | None) -> Iterator[None]:
+    """Hold a lock. Work on a model waits for its turn; without ``progress`` that is an error.
 
     The operating system drops the lock of a process that ends, however it ends.
     """
+    doing, name = what
     locks = root / _LOCKS
     locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{name.folder}.lock")
+    lock = FileLock(locks / f"{key}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         if progress is None:
             raise StoreError(
-                f"another process is pulling {name.text}; remove it when that has ended"
+                f"another process is {doing} {name}; remove it when that has ended"
             ) from error
-        progress(f"waiting for another pull of {name.text}", 0, 0)
+        progress(f"waiting for another process that is {doing} {name}", 0, 0)
         lock.acquire()
     try:
         yield

@@ -37,6 +37,8 @@ class StoredModel:
         architecture: as Hugging Face names it.
         context_length: positions the model was made for.
         pulled_at: the time the pull ended, in UTC, as ISO 8601; None for a path of the user's.
+        weights: the type most of them have on disk, or the formats of a packed model; None where
+            an earlier thinslice has pulled it.
     """
 
     name: str
@@ -48,6 +50,7 @@ class StoredModel:
     context_length: int
     files: tuple[StoredFile, ...]
     pulled_at: str | None
+    weights: str | None = None
 
     @property
     def num_bytes(self) -> int:

@@ -6,8 +6,7 @@ is imported when it is first used, as is the reader of checkpoints.
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from thinslice.store.names import (
     nearest_names,
     parse_model_name,
 )
+from thinslice.store.packed_copies import PackedCopy, bytes_below, find_copy, packed_copies
 from thinslice.store.progress import Progress, silent
 
 _CHANGES = "thinslice.store.changes"
@@ -63,6 +63,8 @@ class Store:
 
         Errors: ConfigError, CheckpointError from the name; StoreError where it is not stored.
         """
+        if (copy := find_copy(self.root, text)) is not None:
+            return _whole(copy).path
         name = self._parse(text)
         return name.path if isinstance(name, LocalPath) else self._stored(name).path
 
@@ -74,6 +76,8 @@ class Store:
         Errors: ConfigError, StoreError, CheckpointError; StoreError for a GGUF that is not stored,
         whose shape is in its weights' file.
         """
+        if find_copy(self.root, text) is not None:
+            return self.resolve(text)
         name = self._parse(text)
         is_stored = isinstance(name, LocalPath) or folder_in(self.root, name).is_dir()
         if is_stored or not isinstance(name, HubModel) or name.quant is not None:
@@ -83,6 +87,8 @@ class Store:
 
     def ensure(self, text: str, progress: Progress | None = None, *, offline: bool = False) -> Path:
         """Like resolve, but a model that is not stored is pulled first."""
+        if (copy := find_copy(self.root, text)) is not None:
+            return _whole(copy).path
         name = self._parse(text)
         if isinstance(name, LocalPath):
             return name.path
@@ -113,16 +119,23 @@ class Store:
     def unfinished(self) -> tuple[UnfinishedPull, ...]:
         """The pulls that were broken off, or are under way in another process, by name."""
         return tuple(
-            UnfinishedPull(name, _bytes_below(folder))
+            UnfinishedPull(name, bytes_below(folder))
             for name, folder in self._folders()
             if read_manifest(folder, name) is None
         )
 
+    def packed(self) -> tuple[PackedCopy, ...]:
+        """The packed copies, whole or not, by name."""
+        return packed_copies(self.root)
+
     def show(self, text: str) -> StoredModel:
-        """The record of a stored model; one of a path is read from its files.
+        """The record of a stored model; one of a path or of a packed copy is read from its files.
 
         Errors: ConfigError, StoreError, CheckpointError.
         """
+        if (copy := find_copy(self.root, text)) is not None:
+            packed: StoredModel = import_module(_CHANGES).describe_path(_whole(copy).path)
+            return replace(packed, name=copy.name, source="packed copy")
         name = self._parse(text)
         if isinstance(name, LocalPath):
             model: StoredModel = import_module(_CHANGES).describe_path(name.path)
@@ -130,17 +143,26 @@ class Store:
         return self._stored(name)
 
     def remove(self, text: str) -> int:
-        """Delete a model or what an unfinished pull has left; returns the bytes it had.
+        """Delete a model with its packed copies, a packed copy alone, or what an unfinished pull or
+        packing has left; returns the bytes it had.
 
-        Errors: ConfigError for a path; StoreError where it is not stored, or is being pulled.
+        Errors: ConfigError for a path; StoreError where it is not stored, or is being pulled or
+        packed.
         """
+        if (copy := find_copy(self.root, text)) is not None:
+            import_module(_CHANGES).remove_packed(self.root, copy.path)
+            return copy.num_bytes
         name = self._parse(text)
         if isinstance(name, LocalPath):
             raise ConfigError(f"{text!r:.300} is not in the store; only stored models are removed")
         folder = folder_in(self.root, name)
         if not folder.is_dir():
             raise StoreError(self._not_stored(name))
-        num_bytes = _bytes_below(folder)
+        num_bytes = bytes_below(folder)
+        for copy in self.packed():
+            if copy.model == name.text:
+                num_bytes += copy.num_bytes
+                import_module(_CHANGES).remove_packed(self.root, copy.path)
         import_module(_CHANGES).remove(self.root, name)
         return num_bytes
 
@@ -184,10 +206,10 @@ class Store:
                 yield name, folder
 
 
-def _bytes_below(folder: Path) -> int:
-    sizes = 0
-    for place, _, files in os.walk(folder):
-        for file in files:
-            with suppress(FileNotFoundError):  # a pull that is under way renames its files
-                sizes += os.lstat(os.path.join(place, file)).st_size
-    return sizes
+def _whole(copy: PackedCopy) -> PackedCopy:
+    if not copy.is_whole:
+        raise StoreError(
+            f"the packing of {copy.name} is unfinished; running the model as {copy.format} ends "
+            f"it, `thinslice rm {copy.name}` drops it"
+        )
+    return copy

@@ -1,4 +1,4 @@
-"""Ten thousand damaged copies: half of a GGUF, half of a safetensors folder.
+"""Damaged copies: five thousand each of a GGUF, a safetensors folder and a packed one.
 
 Each must open and read, or raise a ThinsliceError, within a MiB. The damage is random but
 seeded; a failure names the number of the copy, which alone makes it again.
@@ -20,9 +20,12 @@ from tests.checkpoints import (
     write_gguf_model,
     write_safetensors_model,
 )
+from tests.packed_checkpoints import write_packed_model
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ThinsliceError
+from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.packing import Packing
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import MIB
 
@@ -115,6 +118,11 @@ def open_and_read(path: Path, rng: random.Random) -> str:
         size = checkpoint.tensors[name].shape
         start = rng.randrange(size[0])
         with CheckpointReader(checkpoint) as reader:
+            entry = checkpoint.tensors[name]
+            if entry.is_packed:
+                data = torch.empty(entry.num_bytes, dtype=torch.uint8)
+                reader.read_bytes(name, 0, size[0], data)
+                return "read"
             reader.read(name, torch.empty(size))
             reader.read_rows(name, start, size[0], torch.empty(size[0] - start, *size[1:]))
     except ThinsliceError as error:
@@ -157,6 +165,20 @@ def test_damaged_gguf(tmp_path: Path) -> None:
     header_bytes = min(entry.offset for entry in open_checkpoint(path).tensors.values())
     binary = [flip, overwrite_byte, put_number, put_number, truncate, cut_out, splice]
     outcomes = fuzz(path, {path: header_bytes}, binary)
+    assert set(outcomes) == {"read", "CheckpointError"}
+    assert min(outcomes.values()) > NUM_COPIES // 50
+
+
+def test_damaged_packed_checkpoint(tmp_path: Path) -> None:
+    packing = Packing(PackedFormat.INT4, PackedFormat.INT8, 64)
+    write_packed_model(tmp_path, tiny_config("MiMoForCausalLM", **SMALL), packing)
+    weights = tmp_path / "model.safetensors"
+    config = tmp_path / "config.json"
+    content = weights.read_bytes()
+    header_bytes = 8 + len(content[8 : 8 + int.from_bytes(content[:8], "little")].rstrip())
+    files = {config: config.stat().st_size, weights: header_bytes}
+    texts = [flip, put_number, truncate, cut_out, splice, put_text, put_text_of_same_length]
+    outcomes = fuzz(tmp_path, files, texts)
     assert set(outcomes) == {"read", "CheckpointError"}
     assert min(outcomes.values()) > NUM_COPIES // 50
 

@@ -47,6 +47,7 @@ class ScriptedLLM:
     """Answers each message with the next script; remembers what it was asked."""
 
     plan = PLAN
+    prediction = None
 
     def __init__(self, *scripts: list[TextChunk | type[BaseException]]) -> None:
         self.scripts = list(scripts)

@@ -170,7 +170,7 @@ def test_every_suggestion_fits(budget: int, workload: Workload) -> None:
     try:
         plan(SMOL, layout_for(workload), budget, workload, RUNTIME)
     except BudgetError as error:
-        suggestions = re.findall(r"^    --(\w+) (\S+)$", str(error), re.MULTILINE)
+        suggestions = re.findall(r"^    --([\w-]+) (\S+)$", str(error), re.MULTILINE)
         assert suggestions
         for option, value in suggestions:
             changed, room = workload, budget
@@ -178,6 +178,8 @@ def test_every_suggestion_fits(budget: int, workload: Workload) -> None:
                 room = parse_bytes(value)
             elif option == "context":
                 changed = replace(workload, context=int(value))
+            elif option == "kv-dtype":
+                changed = replace(workload, kv_dtype=value)
             else:
                 changed = replace(workload, dtype=value)
             assert try_plan(room, changed) is not None

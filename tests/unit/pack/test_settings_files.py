@@ -1,0 +1,134 @@
+"""config.json and tokenizer of a packed GGUF: they read back as what the GGUF's header says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model
+from tests.unit.text.vocabularies import byte_level, sentencepiece
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.errors import CheckpointError
+from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.text.tokenizer import load_tokenizer
+from thinslice.text.tokenizer_files import read_tokenizer_files
+
+TEXTS = ("Hello, world!", "<|im_start|>a b<|im_end|>", "  12 éa 🙂\n", "the the", "▁<sep> x")
+
+
+def gguf(tmp_path: Path, architecture: str = "LlamaForCausalLM", **options: Any) -> Path:
+    shape = shape_from_config(tiny_config(architecture, vocab_size=512))
+    path = tmp_path / "tiny.gguf"
+    write_gguf_model(path, shape, 0, GgufOptions(dtype="Q8_0", **options))
+    return path
+
+
+def packed(path: Path, tmp_path: Path) -> Path:
+    pack_model(open_checkpoint(path), tmp_path / "out", PackOptions(PackedFormat.INT4, "tiny"))
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0},
+        {
+            "llama.rope.scaling.type": "yarn",
+            "llama.rope.scaling.factor": 4.0,
+            "llama.rope.scaling.original_context_length": 128,
+            "llama.rope.scaling.yarn_log_multiplier": 0.1,
+            "llama.rope.scaling.attn_factor": 1.5,
+        },
+        {"llama.attention.sliding_window": 64},
+        {"tokenizer.ggml.eot_token_id": 9, "tokenizer.ggml.eos_token_id": 5},
+        {"llama.rope.freq_base": 500000.0, "llama.attention.layer_norm_rms_epsilon": 1e-6},
+    ],
+)
+def test_the_shape_reads_back(metadata: dict[str, Any], tmp_path: Path) -> None:
+    path = gguf(tmp_path, metadata=metadata)
+    source = open_checkpoint(path).shape
+    found = open_checkpoint(packed(path, tmp_path)).shape
+    if "llama.attention.sliding_window" in metadata:
+        assert found.architecture == "MistralForCausalLM"
+        assert (found.sliding_window, found.sliding_layers) == (64, source.sliding_layers)
+        return
+    assert found == source
+    assert (found.rope_scaling is not None) == ("llama.rope.scaling.type" in metadata)
+
+
+def test_rotary_factors_read_back(tmp_path: Path) -> None:
+    factors = tuple(float(idx) / 3 + 1 for idx in range(8))
+    path = gguf(tmp_path, rope_factors=factors)
+    out = packed(path, tmp_path)
+    source = open_checkpoint(path).shape
+    assert source.rope_scaling is not None
+    assert source.rope_scaling.rope_type == "factors"
+    assert open_checkpoint(out).shape == source
+    config = json.loads((out / "config.json").read_text())
+    config["rope_scaling"]["freq_factors"][0] = -1
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="8 factors; expected 8 numbers above 0"):
+        open_checkpoint(out)
+
+
+def test_what_config_json_cannot_say_is_refused(tmp_path: Path) -> None:
+    """Biases of q, k and v alone are Qwen2's; a Llama has them with one of the output."""
+    shape = shape_from_config(tiny_config("Qwen2ForCausalLM"))
+    path = tmp_path / "tiny.gguf"
+    write_gguf_model(path, shape)
+    content = path.read_bytes().replace(b"qwen2", b"llama")
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot say attention_"):
+        packed(path, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        byte_level(words="hello the", add_bos_token=True),
+        byte_level("llama-bpe", words="hello"),
+        byte_level("smollm") | {"tokenizer.chat_template": "{{ messages[0].content }}"},
+        sentencepiece("▁the ▁a he"),
+        sentencepiece("▁the", add_bos_token=False, add_space_prefix=False),
+    ],
+)
+def test_the_tokenizer_reads_back(vocabulary: dict[str, Any], tmp_path: Path) -> None:
+    metadata = {"tokenizer.ggml.eot_token_id": 7, **vocabulary}
+    path = gguf(tmp_path, metadata=metadata)
+    source, found = (open_checkpoint(one) for one in (path, packed(path, tmp_path)))
+    before, after = load_tokenizer(source), load_tokenizer(found)
+    assert before.special == after.special
+    assert before.special_token_ids == after.special_token_ids
+    assert before.strips_leading_space == after.strips_leading_space
+    templates = [read_tokenizer_files(one).chat_template_source for one in (source, found)]
+    assert templates[0] == templates[1] == vocabulary.get("tokenizer.chat_template")
+    for text in TEXTS:
+        for prefix in (False, True):
+            ids = before.encode(text, add_special_tokens=prefix)
+            assert after.encode(text, add_special_tokens=prefix) == ids
+            assert after.decode(ids) == before.decode(ids)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"tokenizer.ggml.model": "no_vocab"}])
+def test_a_gguf_without_a_tokenizer_is_packed_without_one(
+    metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    out = packed(gguf(tmp_path, metadata=metadata), tmp_path)
+    assert not (out / "tokenizer.json").exists()
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused_before_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object) -> None:
+        raise AssertionError("packed")
+
+    monkeypatch.setattr("thinslice.pack.pack.write_weights", never)
+    path = gguf(tmp_path, metadata={"tokenizer.ggml.model": "bert"})
+    with pytest.raises(CheckpointError, match="GGUF tokenizer 'bert' is not supported"):
+        packed(path, tmp_path)
