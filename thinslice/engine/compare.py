@@ -170,6 +170,7 @@ class ModelPair:
             for logits_a, logits_b in pairs:
                 yield start, logits_a, logits_b
                 start += len(logits_a)
+                del logits_a, logits_b  # before the next pair is made
 
 
 def load_pair(

@@ -72,11 +72,14 @@ def load_engine(
             weights = WeightStore(checkpoint, layout, chosen.streaming, weights_dtype)
             weights.open(loading)
             weights.attach(decoder)
-    if ops is NATIVE and chosen.dtype not in _FLOATS:
-        # Two pools of threads that take turns wait for each other; see kernels/cpu/threads.cpp.
-        torch.set_num_threads(1)
-    kv_caches = allocate_kv_caches(shape, chosen)
-    if weights is not None and ops is NATIVE:
-        decoder.stack = fuse(decoder, weights, kv_caches)
-    runner = Runner(decoder, kv_caches, chosen.block_size, weights)
+    try:
+        kv_caches = allocate_kv_caches(shape, chosen)
+        if weights is not None and ops is NATIVE:
+            decoder.stack = fuse(decoder, weights, kv_caches)
+    except BaseException:
+        if weights is not None:
+            weights.close()
+        raise
+    is_packed = ops is NATIVE and chosen.dtype not in _FLOATS
+    runner = Runner(decoder, kv_caches, chosen.block_size, weights, is_packed)
     return Engine(runner, chosen, eos_token_ids)

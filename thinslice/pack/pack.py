@@ -87,7 +87,6 @@ def pack_model(
     check_settings(source)
     files = SourceFiles(source)
     settings = PackSettings(options.name, files.records, packing.to_dict(), __version__)
-    num_threads = _num_threads(source, layout, options.memory_bytes)
     what = f"the packed {options.name}"
     with disk_errors(folder, what, layout.num_bytes, _ADVICE), _lock(folder):
         if options.starts_over:
@@ -95,6 +94,7 @@ def pack_model(
         record = _whole(folder, settings)
         if record is not None:
             return Packed(record, was_there=True)
+        num_threads = _num_threads(source, layout, options.memory_bytes)
         num_done = _slices_done(folder, settings)
         if not (folder / WEIGHTS).exists():
             check_free_space(folder, what, layout.num_bytes - _on_disk(folder / PART), _ADVICE)
@@ -174,6 +174,8 @@ def _slices_done(folder: Path, settings: PackSettings) -> int:
     # A journal that cannot be read vouches for nothing, but tells whose folder this is.
     if foreign and not (folder / JOURNAL).exists():
         raise ConfigError(f"{folder} is not empty ({foreign[0]!r:.80}); name a new folder")
+    for name in (PART, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
     return 0
 
 
