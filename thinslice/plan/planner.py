@@ -38,7 +38,7 @@ LOADING_BYTES = 16 * MIB
 UNPACKING_BYTES = 16 * MIB
 # Bytes of a slice: the largest hides a slice's fixed cost, smaller ones lower the floor.
 _SLICE_BYTES = (8 * MIB, 2 * MIB, 512 * KIB)
-_NUM_BUFFERS = 3
+_NUM_BUFFERS = 6
 # What a direct read of a slice at any offset takes more: a page on either side.
 _ALIGNMENT_BYTES = 2 * 4096
 _DTYPES = ("float32", "bfloat16", "int8", "int4")
