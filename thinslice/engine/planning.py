@@ -104,6 +104,8 @@ def plan_model(
         dtype=dtype,
         kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
         is_native=is_native(dtype, model.shape.head_dim),
+        draft=settings.draft,
+        draft_length=settings.draft_length,
     )
     if workload.kv_dtype == "int8" and not workload.is_native:
         raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")

@@ -62,6 +62,7 @@ class Sequence:
         digests: of the empty prefix, then of each full block; grows as blocks are looked up.
         num_cached: tokens found in the prefix cache when it was first admitted.
         num_preemptions: how often it lost its blocks to another.
+        num_drafted, num_accepted: drafts that were run, and those of them that stood.
         leader: the sequence of the same prompt that computes it for this one.
         deadline: when it ends at the latest, on the engine's clock.
         arrived_at, first_token_at, last_token_at: on the engine's clock.
@@ -84,6 +85,8 @@ class Sequence:
     digests: list[bytes] = field(default_factory=list)
     num_cached: int = 0
     num_preemptions: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
     leader: Optional["Sequence"] = None
     deadline: float = float("inf")
     arrived_at: float = 0.0

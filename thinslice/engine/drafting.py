@@ -1,0 +1,156 @@
+"""Drafting: who guesses at the next tokens of which sequence, and how many.
+
+N-grams of the text so far are looked up first, for they cost nothing. A sequence whose last tokens
+never came before is left to the model's prediction layer, where the plan has one. Each of the two
+has a DraftLength of its own, which learns from what became of its drafts and of what rows cost, and
+drafts nothing where that would be faster.
+"""
+
+from collections.abc import Sequence as Rows
+from itertools import accumulate
+
+import torch
+
+from thinslice.engine.advance import Advance
+from thinslice.engine.draft_length import DraftLength, DraftReport
+from thinslice.engine.measured_seconds import MeasuredSeconds
+from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
+from thinslice.engine.ngram import NgramDrafter
+from thinslice.engine.sequence import Sequence
+from thinslice.plan.memory_plan import DraftPlan
+
+# Xiaomi's layer looks one token ahead; fed its own output it is right a few times more at best
+# (FastMTP, arXiv 2509.18362: 70%, 10% and 3% of first, second and third drafts).
+_LONGEST_BY_MTP = 3
+
+
+class Drafting:
+    """Drafts for all sequences of an engine.
+
+    Args:
+        mtp: the prediction layer, where the plan has it draft.
+
+    Memory: what the plan calls ``drafting``.
+    """
+
+    def __init__(self, plan: DraftPlan, mtp: MTPDrafter | None) -> None:
+        assert plan.uses_mtp == (mtp is not None), "the plan and the drafter do not agree"
+        self._length = plan.length
+        self.mtp = mtp
+        self._step_seconds = MeasuredSeconds(unknown=1.0)
+        self._by_ngram = DraftLength(plan.length, self._step_seconds) if plan.uses_ngram else None
+        self._by_mtp: DraftLength | None = None
+        if mtp is not None:
+            longest = min(plan.length, _LONGEST_BY_MTP)
+            self._by_mtp = DraftLength(longest, self._step_seconds, mtp.round_seconds)
+        self._indexes: dict[int, NgramDrafter] = {}
+        # By sequence, those that chose how much was drafted for it.
+        self._asked: dict[int, list[DraftLength]] = {}
+
+    def propose(
+        self, advances: Rows[Advance], hidden_TD: torch.Tensor | None, running: Rows[Sequence]
+    ) -> list[list[int]]:
+        """Drafts for each sequence of a step that goes on; a prediction layer takes in its rows.
+
+        Nothing of the sequences is changed. Where this is interrupted, it can be called again.
+
+        Args:
+            advances: what the step brought, not yet committed.
+            hidden_TD: the residual stream of all that ran, where a prediction layer drafts.
+            running: sequences that hold blocks; what is kept of others is let go.
+        """
+        self._asked.clear()
+        num_other_rows = sum(one.tokens.count for one in advances if not one.new_ids)
+        drafts = self._look_up(advances, running, num_other_rows)
+        if self.mtp is None or self._by_mtp is None:
+            return drafts
+        assert hidden_TD is not None, "no residual stream for the prediction layer"
+        left = [one.goes_on and not found for one, found in zip(advances, drafts, strict=True)]
+        num_other_rows += sum(len(found) + 1 for found in drafts if found)
+        length = self._by_mtp.choose(sum(left), num_other_rows)
+        lengths = [length if is_left else 0 for is_left in left]
+        for one, is_left in zip(advances, left, strict=True):
+            if is_left:
+                self._ask(one, self._by_mtp)
+        sound = [index for index, one in enumerate(advances) if one.error is None]
+        starts = [0, *accumulate(one.tokens.count for one in advances)]
+        rows = [self._rows_of(advances[i], hidden_TD[starts[i] :], lengths[i]) for i in sound]
+        for index, draft in zip(sound, self.mtp.propose(rows) if rows else [], strict=True):
+            drafts[index] = drafts[index] or draft
+        return drafts
+
+    def record(self, advances: Rows[Advance], seconds: float) -> None:
+        """Learn from a step that ran drafts: what became of them, and how long it took."""
+        if all(one.tokens.count == one.tokens.num_rows for one in advances):
+            self._step_seconds.record(sum(one.tokens.count for one in advances), seconds)
+        outcomes: dict[DraftLength, list[tuple[int, int]]] = {}
+        for one in advances:
+            if not one.new_ids:
+                continue
+            asked = self._asked.get(one.tokens.sequence.seq_id, [])
+            for length in asked:
+                # Only the last one asked has drafted; those before it chose not to.
+                num_drafts = one.tokens.num_drafts if length is asked[-1] else 0
+                outcome = (num_drafts, min(one.num_accepted, num_drafts))
+                outcomes.setdefault(length, []).append(outcome)
+        for length, of_length in outcomes.items():
+            length.record(of_length, seconds)
+
+    def reports(self) -> dict[str, DraftReport]:
+        """What was done so far by ``ngram`` and ``mtp``, those of them that draft."""
+        both = {"ngram": self._by_ngram, "mtp": self._by_mtp}
+        return {name: length.report() for name, length in both.items() if length is not None}
+
+    def _look_up(
+        self, advances: Rows[Advance], running: Rows[Sequence], num_other_rows: int
+    ) -> list[list[int]]:
+        """Drafts by n-grams."""
+        if self._by_ngram is None:
+            return [[] for _ in advances]
+        alive = {sequence.seq_id for sequence in running}
+        self._indexes = {key: one for key, one in self._indexes.items() if key in alive}
+        try:
+            found = [self._matches(one) if one.goes_on else [] for one in advances]
+        except BaseException:
+            # They may hold tokens that are not going to be committed.
+            self._indexes.clear()
+            raise
+        length = self._by_ngram.choose(sum(map(bool, found)), num_other_rows)
+        for one, draft in zip(advances, found, strict=True):
+            if draft:
+                self._ask(one, self._by_ngram)
+        return [draft[:length] for draft in found]
+
+    def _matches(self, advance: Advance) -> list[int]:
+        """As many tokens as may be drafted, where the last ones of the sequence came before."""
+        sequence = advance.tokens.sequence
+        index = self._indexes.get(sequence.seq_id)
+        if index is None:
+            index = NgramDrafter(sequence.max_positions)
+            self._indexes[sequence.seq_id] = index
+        index.extend(sequence.tokens(index.num_tokens, sequence.num_tokens))
+        index.extend(advance.new_ids)
+        return index.propose(min(self._length, _most_drafts(advance)))
+
+    def _rows_of(self, advance: Advance, hidden_TD: torch.Tensor, num_drafts: int) -> CertainRows:
+        """What the prediction layer takes of a sequence; ``hidden_TD`` begins with its rows."""
+        assert self.mtp is not None
+        sequence, count = advance.tokens.sequence, advance.num_certain
+        num_positions = sequence.num_computed + count
+        room = len(sequence.blocks) * self.mtp.cache.block_size - num_positions
+        return CertainRows(
+            start=sequence.num_computed,
+            hidden_TD=hidden_TD[:count],
+            next_token_ids=advance.next_token_ids,
+            blocks=sequence.blocks,
+            num_drafts=min(num_drafts, _most_drafts(advance), room + 1),
+        )
+
+    def _ask(self, advance: Advance, length: DraftLength) -> None:
+        self._asked.setdefault(advance.tokens.sequence.seq_id, []).append(length)
+
+
+def _most_drafts(advance: Advance) -> int:
+    """Drafts that could all be accepted, with one token more, before the sequence is at its end."""
+    sequence = advance.tokens.sequence
+    return max(sequence.max_positions - sequence.num_tokens - len(advance.new_ids) - 1, 0)
