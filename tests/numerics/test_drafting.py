@@ -218,7 +218,8 @@ def rows_after_a_hit(engine: Engine, others: list[int], own: list[int]) -> tuple
     for _ in range(4):
         engine.step()
     assert sequence.status is Status.RUNNING
-    decoder, count = engine.runner.decoder, sequence.num_computed
+    decoder, count = engine.runner.decoder, sequence.num_settled
+    assert count > len(SHARED)
     assert isinstance(decoder, MTPDecoder)
     assert engine.drafting is not None
     assert engine.drafting.mtp is not None
@@ -228,6 +229,7 @@ def rows_after_a_hit(engine: Engine, others: list[int], own: list[int]) -> tuple
     return sequence.num_cached, is_right
 
 
+@pytest.mark.usefixtures("full_length")
 def test_a_cached_block_is_right_for_the_prediction_layer_too() -> None:
     """Who goes on otherwise after a block's last token must not take its last row."""
     checkpoint = open_checkpoint(SMALL_MTP)
@@ -244,6 +246,7 @@ def test_a_cached_block_is_right_for_the_prediction_layer_too() -> None:
     assert after([*SHARED, *tail], [*SHARED, *tail]) == (32, True)
 
 
+@pytest.mark.usefixtures("full_length")
 def test_a_block_found_by_its_own_tokens_alone_would_be_seen() -> None:
     checkpoint = open_checkpoint(SMALL_MTP)
     first, *rest = PROMPTS[2][:9]

@@ -103,11 +103,11 @@ class BlockManager:
         return True
 
     def cache_computed(self, sequence: Sequence, num_before: int) -> None:
-        """Remember the blocks that were filled since ``num_before`` tokens were computed.
+        """Remember the blocks that were filled since ``num_before`` tokens were settled.
 
-        The token after the last one computed must be known where there is a lookahead.
+        The token after the last one settled must be known where there is a lookahead.
         """
-        first, stop = num_before // self.block_size, sequence.num_computed // self.block_size
+        first, stop = num_before // self.block_size, sequence.num_settled // self.block_size
         if first == stop:
             return
         self._extend_digests(sequence, stop)

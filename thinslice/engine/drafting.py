@@ -7,7 +7,7 @@ drafts nothing where that would be faster.
 """
 
 from collections.abc import Sequence as Rows
-from itertools import accumulate
+from dataclasses import replace
 
 import torch
 
@@ -17,6 +17,7 @@ from thinslice.engine.measured_seconds import MeasuredSeconds
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.ngram import NgramDrafter
 from thinslice.engine.sequence import Sequence
+from thinslice.plan.cost import PREDICTION_ROWS_HELD
 from thinslice.plan.memory_plan import DraftPlan
 
 # Xiaomi's layer looks one token ahead; fed its own output it is right a few times more at best
@@ -42,8 +43,12 @@ class Drafting:
         self._by_mtp: DraftLength | None = None
         if mtp is not None:
             longest = min(plan.length, _LONGEST_BY_MTP)
-            self._by_mtp = DraftLength(longest, self._step_seconds, mtp.round_seconds)
+            self._by_mtp = DraftLength(
+                longest, self._step_seconds, mtp.round_seconds, mtp.rows_seconds
+            )
         self._indexes: dict[int, NgramDrafter] = {}
+        # By sequence, rows that the prediction layer has not taken in; see _predict.
+        self._held: dict[int, CertainRows] = {}
         # By sequence, those that chose how much was drafted for it.
         self._asked: dict[int, list[DraftLength]] = {}
 
@@ -68,16 +73,18 @@ class Drafting:
         left = [one.goes_on and not found for one, found in zip(advances, drafts, strict=True)]
         num_other_rows += sum(len(found) + 1 for found in drafts if found)
         length = self._by_mtp.choose(sum(left), num_other_rows)
-        lengths = [length if is_left else 0 for is_left in left]
         for one, is_left in zip(advances, left, strict=True):
             if is_left:
                 self._ask(one, self._by_mtp)
-        sound = [index for index, one in enumerate(advances) if one.error is None]
-        starts = [0, *accumulate(one.tokens.count for one in advances)]
-        rows = [self._rows_of(advances[i], hidden_TD[starts[i] :], lengths[i]) for i in sound]
-        for index, draft in zip(sound, self.mtp.propose(rows) if rows else [], strict=True):
-            drafts[index] = drafts[index] or draft
-        return drafts
+        predicted = self._predict(
+            advances, hidden_TD, [length if is_left else 0 for is_left in left], running
+        )
+        return [found or draft for found, draft in zip(drafts, predicted, strict=True)]
+
+    def num_held(self, sequence: Sequence) -> int:
+        """Positions of a sequence that the prediction layer has not yet taken in."""
+        held = self._held.get(sequence.seq_id)
+        return 0 if held is None else held.num_rows
 
     def record(self, advances: Rows[Advance], seconds: float) -> None:
         """Learn from a step that ran drafts: what became of them, and how long it took."""
@@ -132,6 +139,52 @@ class Drafting:
         index.extend(advance.new_ids)
         return index.propose(min(self._length, _most_drafts(advance)))
 
+    def _predict(
+        self,
+        advances: Rows[Advance],
+        hidden_TD: torch.Tensor,
+        lengths: list[int],
+        running: Rows[Sequence],
+    ) -> list[list[int]]:
+        """Drafts by the prediction layer, of these lengths.
+
+        Rows of sequences that it drafts nothing for wait, up to a number.
+        """
+        assert self.mtp is not None
+        self._held = self._held_of(running)
+        held, taken = dict(self._held), list[CertainRows]()
+        places: dict[int, int] = {}
+        start = 0
+        for index, one in enumerate(advances):
+            hidden_of_one, start = hidden_TD[start:], start + one.tokens.count
+            sequence = one.tokens.sequence
+            before = held.pop(sequence.seq_id, None)
+            if one.error is not None:
+                continue
+            rows = self._rows_of(one, hidden_of_one, lengths[index])
+            num_rows = rows.num_rows + (0 if before is None else before.num_rows)
+            if rows.num_drafts == 0 and num_rows < PREDICTION_ROWS_HELD:
+                held[sequence.seq_id] = _joined(before, rows)
+                continue
+            if before is not None:
+                taken.append(replace(before, blocks=sequence.blocks))
+            places[index] = len(taken)
+            taken.append(rows)
+        drafts = self.mtp.propose(taken) if taken else []
+        self._held = held
+        return [drafts[places[i]] if i in places else [] for i in range(len(advances))]
+
+    def _held_of(self, running: Rows[Sequence]) -> "dict[int, CertainRows]":
+        """What waits of these sequences: not of one that lost its blocks meanwhile, and no more
+        than is computed, where a step was interrupted."""
+        held: dict[int, CertainRows] = {}
+        for sequence in running:
+            rows = self._held.get(sequence.seq_id)
+            count = 0 if rows is None else sequence.num_computed - rows.start
+            if rows is not None and sequence.num_settled == rows.start and count > 0:
+                held[sequence.seq_id] = rows.first(count)
+        return held
+
     def _rows_of(self, advance: Advance, hidden_TD: torch.Tensor, num_drafts: int) -> CertainRows:
         """What the prediction layer takes of a sequence; ``hidden_TD`` begins with its rows."""
         assert self.mtp is not None
@@ -154,3 +207,15 @@ def _most_drafts(advance: Advance) -> int:
     """Drafts that could all be accepted, with one token more, before the sequence is at its end."""
     sequence = advance.tokens.sequence
     return max(sequence.max_positions - sequence.num_tokens - len(advance.new_ids) - 1, 0)
+
+
+def _joined(before: CertainRows | None, rows: CertainRows) -> CertainRows:
+    """Rows that wait, with those that follow; a copy, so that no whole batch is held on to."""
+    if before is None:
+        return replace(rows, hidden_TD=rows.hidden_TD.clone())
+    return replace(
+        rows,
+        start=before.start,
+        hidden_TD=torch.cat([before.hidden_TD, rows.hidden_TD]),
+        next_token_ids=[*before.next_token_ids, *rows.next_token_ids],
+    )

@@ -217,12 +217,13 @@ class Engine:
                 self.fail(sequence, advance.error)
                 outputs.append(StepOutput(sequence, (), "error"))
                 continue
-            num_before, num_certain = sequence.num_computed, advance.num_certain
+            num_before, num_certain = sequence.num_settled, advance.num_certain
             if advance.new_ids:
                 self._append(advance)
                 sequence.draft_token_ids = draft
             # Rejected drafts do not count: their positions are written again.
-            sequence.num_computed = num_before + num_certain
+            sequence.num_computed += num_certain
+            sequence.num_held = 0 if self.drafting is None else self.drafting.num_held(sequence)
             self.scheduler.blocks.cache_computed(sequence, num_before)
             if advance.finish_reason is not None:
                 self._finish(sequence, advance.finish_reason)

@@ -83,11 +83,13 @@ def load_engine(
     every_cache = allocate_kv_caches(shape, chosen)
     kv_caches = every_cache[: shape.num_hidden_layers]
     if weights is not None and ops is NATIVE:
-        decoder.stack = fuse(decoder, weights, kv_caches)
+        decoder.stack = fuse(decoder, decoder.model.layers, weights, kv_caches)
     runner = Runner(decoder, kv_caches, chosen.block_size, weights)
     drafting = None
     if chosen.draft is not None:
         mtp = MTPDrafter(decoder, every_cache[-1]) if isinstance(decoder, MTPDecoder) else None
+        if mtp is not None and weights is not None and ops is NATIVE:
+            mtp.layer.stack = fuse(decoder, [mtp.layer], weights, every_cache[-1:])
         drafting = Drafting(chosen.draft, mtp)
     return Engine(runner, chosen, eos_token_ids, drafting)
 

@@ -12,7 +12,7 @@ hidden state of further drafts).
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -49,6 +49,19 @@ class CertainRows:
     blocks: Rows[int]
     num_drafts: int = 1
 
+    @property
+    def num_rows(self) -> int:
+        """How many there are."""
+        return len(self.next_token_ids)
+
+    def first(self, count: int) -> "CertainRows":
+        """The first of them, or all."""
+        return replace(
+            self,
+            hidden_TD=self.hidden_TD[:count],
+            next_token_ids=self.next_token_ids[:count],
+        )
+
 
 class MTPDrafter:
     """Drafts for the sequences of a batch.
@@ -56,7 +69,9 @@ class MTPDrafter:
     The first layer drafts; for more than one token it is fed its own output and the draft before,
     as vLLM and SGLang do. MiMo's layer is not trained for that: its second draft is seldom right.
 
-    ``round_seconds`` is what one more draft takes by the number of sequences, as measured.
+    Attributes:
+        round_seconds: what one more draft takes by the number of sequences, as measured.
+        rows_seconds: what taking in new rows takes by their number.
 
     Args:
         cache: K and V of the layer.
@@ -80,11 +95,13 @@ class MTPDrafter:
         self.cache = cache
         self.takes_normed_hidden = takes_normed_hidden
         self.round_seconds = MeasuredSeconds(unknown=0.0)
+        self.rows_seconds = MeasuredSeconds(unknown=0.0)
 
     @torch.inference_mode()
     def propose(self, sequences: Rows[CertainRows]) -> list[list[int]]:
         """Take in the new rows of one sequence or more and draft what comes after them.
 
+        Rows of one sequence may come in several parts, one after the other.
         Returns ``num_drafts`` token ids for each sequence. K and V that drafts beyond the first
         leave behind the last row are written again by the next rows.
 
@@ -110,6 +127,7 @@ class MTPDrafter:
         """Run the new rows, so many at a time; the output [B, D] of each sequence's last one."""
         out_BD = sequences[0].hidden_TD.new_empty(len(sequences), self.decoder.shape.hidden_size)
         for parts in _parts_of(sequences):
+            start = time.perf_counter()
             hidden_TD = torch.cat([sequences[i].hidden_TD[rows] for i, rows in parts])
             if self.takes_normed_hidden:
                 hidden_TD = self.decoder.model.norm(hidden_TD)
@@ -118,6 +136,7 @@ class MTPDrafter:
             last = [stop - 1 for stop in accumulate(len(run.token_ids) for run in runs)]
             # Of a sequence in several parts, the last one's stays.
             out_BD[[i for i, _ in parts]] = out_TD[last]
+            self.rows_seconds.record(len(out_TD), time.perf_counter() - start)
         return out_BD
 
     def _run(self, hidden_TD: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:

@@ -188,7 +188,7 @@ class Scheduler:
         step.remove(sequence)
         self.running.remove(sequence)
         self.blocks.release(sequence)
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_held = 0
         sequence.draft_token_ids.clear()
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1

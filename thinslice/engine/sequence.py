@@ -54,6 +54,7 @@ class Sequence:
     Attributes:
         max_positions: the most positions it can come to hold: prompt plus longest completion.
         num_computed: tokens whose K and V are in the cache.
+        num_held: the last of those, whose K and V of a prediction layer are not in it yet.
         blocks: its block table.
         finish_reason: ``stop``, ``length``, ``abort``, ``deadline`` or ``error`` once finished.
         error: what went wrong where the reason is ``error``.
@@ -77,6 +78,7 @@ class Sequence:
     completion_token_ids: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
     num_computed: int = 0
+    num_held: int = 0
     blocks: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     error: BaseException | None = None
@@ -103,6 +105,11 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """Tokens still to run through the model before the next one can be sampled."""
         return self.num_tokens - self.num_computed
+
+    @property
+    def num_settled(self) -> int:
+        """Tokens whose K and V are all in the cache; full blocks of them may be shared."""
+        return self.num_computed - self.num_held
 
     @property
     def order(self) -> tuple[int, int]:

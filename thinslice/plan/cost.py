@@ -125,11 +125,19 @@ def logits_bytes(shape: ModelShape, num_rows: int, itemsize: int) -> int:
 PREDICTION_ROWS = 256
 
 
-def prediction_activation_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
+# Rows of a sequence that wait for it at most, while nothing is drafted with it.
+PREDICTION_ROWS_HELD = 32
+
+
+def prediction_activation_bytes(
+    shape: ModelShape, chunk: int, num_seqs: int, how: Computation
+) -> int:
     """What a prediction layer holds beside what one of the model's layers does: the residual stream
-    of all rows in flight, and of the rows it works on both norms and their concatenation.
+    of all rows in flight and of those that wait, and of the rows it works on both norms and their
+    concatenation.
     """
-    return (chunk + 4 * min(chunk, PREDICTION_ROWS)) * shape.hidden_size * how.itemsize
+    num_rows = chunk + num_seqs * PREDICTION_ROWS_HELD + 4 * min(chunk, PREDICTION_ROWS)
+    return num_rows * shape.hidden_size * how.itemsize
 
 
 def ngram_index_bytes(capacity: int, num_lengths: int = 3) -> int:

@@ -266,7 +266,8 @@ def _drafting_part(case: _Case, context: int, chunk: int) -> dict[str, int]:
     if draft.uses_ngram:
         num_bytes += num_seqs * ngram_index_bytes(context)
     if draft.uses_mtp:
-        num_bytes += case.layout.prediction_bytes + prediction_activation_bytes(shape, chunk, how)
+        num_bytes += case.layout.prediction_bytes
+        num_bytes += prediction_activation_bytes(shape, chunk, num_seqs, how)
     return {"drafting": num_bytes}
 
 
