@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 import torch
@@ -16,10 +16,12 @@ from thinslice.config import SamplingParams
 from thinslice.engine.draft_length import DraftLength
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
+from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.planning import Model
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.model.mtp import MTPDecoder
 from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan.cost import PREDICTION_ROWS_HELD
 from thinslice.plan.memory_plan import DraftPlan, MemoryPlan, StreamingPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.planner import Workload, plan
@@ -218,24 +220,26 @@ def rows_after_a_hit(engine: Engine, others: list[int], own: list[int]) -> tuple
     for _ in range(4):
         engine.step()
     assert sequence.status is Status.RUNNING
-    decoder, count = engine.runner.decoder, sequence.num_settled
-    assert count > len(SHARED)
+    assert sequence.num_settled > len(SHARED)
+    return sequence.num_cached, rows_are_right(engine, sequence)
+
+
+def rows_are_right(engine: Engine, sequence: Sequence) -> bool:
+    """Whether a prediction layer's K and V are those of the sequence's text run at once."""
+    decoder, num_rows = engine.runner.decoder, sequence.num_settled
     assert isinstance(decoder, MTPDecoder)
     assert engine.drafting is not None
     assert engine.drafting.mtp is not None
-    kept = cached(engine.drafting.mtp.cache, sequence.blocks, count)
-    expected, _ = from_scratch(decoder, sequence.tokens(0, count + 1), 1)
-    is_right = all(torch.allclose(a, b, atol=1e-4) for a, b in zip(kept, expected, strict=True))
-    return sequence.num_cached, is_right
+    kept = cached(engine.drafting.mtp.cache, sequence.blocks, num_rows)
+    expected, _ = from_scratch(decoder, sequence.tokens(0, num_rows + 1), 1)
+    return all(torch.allclose(a, b, atol=1e-4) for a, b in zip(kept, expected, strict=True))
 
 
 @pytest.mark.usefixtures("full_length")
 def test_a_cached_block_is_right_for_the_prediction_layer_too() -> None:
     """Who goes on otherwise after a block's last token must not take its last row."""
     checkpoint = open_checkpoint(SMALL_MTP)
-    tail, other_tail = PROMPTS[2][:9], PROMPTS[3][:9]
-    assert tail[0] != other_tail[0] or tail[1:] != other_tail[1:]
-    first, *rest = tail
+    first, *rest = tail = PROMPTS[2][:9]
     otherwise = [(first + 1) % 256, *rest]
 
     def after(others: list[int], own: list[int]) -> tuple[int, bool]:
@@ -254,3 +258,56 @@ def test_a_block_found_by_its_own_tokens_alone_would_be_seen() -> None:
     engine.scheduler.blocks.lookahead = 0
     others, own = [*SHARED, first, *rest], [*SHARED, (first + 1) % 256, *rest]
     assert rows_after_a_hit(engine, others, own) == (32, False)
+
+
+def test_rows_wait_while_nothing_is_drafted_and_are_right_when_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A block is shared only once the prediction layer has taken in its rows."""
+    lengths = [0]
+    monkeypatch.setattr(DraftLength, "choose", lambda *_: lengths[0])
+    engine = load(open_checkpoint(SMALL_MTP), plan_of(open_checkpoint(SMALL_MTP), "mtp"))
+    params = SamplingParams(temperature=0, max_tokens=90, ignore_eos=True)
+    sequence = engine.add_request(SHARED, params)
+    waiting = []
+    while len(sequence.completion_token_ids) < 50:
+        engine.step()
+        waiting.append(sequence.num_held)
+        num_full = sequence.num_settled // engine.plan.block_size
+        assert engine.scheduler.blocks.num_cached == num_full
+    assert (min(waiting), max(waiting)) == (0, PREDICTION_ROWS_HELD - 1)
+    assert sequence.num_drafted == 0
+    assert sequence.num_held > 0
+    lengths[0] = 1
+    for _ in range(4):
+        engine.step()
+        assert sequence.num_held == 0
+    assert sequence.num_drafted == 3
+    assert rows_are_right(engine, sequence)
+
+
+@pytest.mark.parametrize("breaks", ["propose", "_take_in"])
+def test_an_interrupted_step_drafts_again(
+    plain_texts: dict[str, list[list[int]]], monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    """Every fourth step is broken off while it drafts, before or after what it does."""
+    engine = load(open_checkpoint(SMALL_MTP), plan_of(open_checkpoint(SMALL_MTP), "auto"))
+    original, calls = getattr(MTPDrafter, breaks), count()
+
+    def broken(drafter: MTPDrafter, sequences: list[CertainRows]) -> object:
+        done = original(drafter, sequences)
+        is_own = engine.drafting is not None and drafter is engine.drafting.mtp
+        if is_own and next(calls) % 4 == 0:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(MTPDrafter, breaks, broken)
+    sequences = add_all(engine)
+    while engine.has_work:
+        try:
+            engine.step()
+        except KeyboardInterrupt:
+            engine.scheduler.blocks.check()
+        for sequence in engine.scheduler.running[:1]:
+            assert sequence.num_settled == 0 or rows_are_right(engine, sequence)
+    assert [one.completion_token_ids for one in sequences] == plain_texts["float32"]

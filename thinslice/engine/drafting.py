@@ -7,7 +7,8 @@ drafts nothing where that would be faster.
 """
 
 from collections.abc import Sequence as Rows
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 
@@ -23,6 +24,14 @@ from thinslice.plan.memory_plan import DraftPlan
 # Xiaomi's layer looks one token ahead; fed its own output it is right a few times more at best
 # (FastMTP, arXiv 2509.18362: 70%, 10% and 3% of first, second and third drafts).
 _LONGEST_BY_MTP = 3
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Who chose how much was drafted for a sequence, and the draft: the very list that it has."""
+
+    lengths: list[DraftLength]
+    draft: list[int]
 
 
 class Drafting:
@@ -49,8 +58,7 @@ class Drafting:
         self._indexes: dict[int, NgramDrafter] = {}
         # By sequence, rows that the prediction layer has not taken in; see _predict.
         self._held: dict[int, CertainRows] = {}
-        # By sequence, those that chose how much was drafted for it.
-        self._asked: dict[int, list[DraftLength]] = {}
+        self._asked: dict[int, _Asked] = {}
 
     def propose(
         self, advances: Rows[Advance], hidden_TD: torch.Tensor | None, running: Rows[Sequence]
@@ -64,22 +72,25 @@ class Drafting:
             hidden_TD: the residual stream of all that ran, where a prediction layer drafts.
             running: sequences that hold blocks; what is kept of others is let go.
         """
-        self._asked.clear()
         num_other_rows = sum(one.tokens.count for one in advances if not one.new_ids)
-        drafts = self._look_up(advances, running, num_other_rows)
-        if self.mtp is None or self._by_mtp is None:
-            return drafts
-        assert hidden_TD is not None, "no residual stream for the prediction layer"
-        left = [one.goes_on and not found for one, found in zip(advances, drafts, strict=True)]
-        num_other_rows += sum(len(found) + 1 for found in drafts if found)
-        length = self._by_mtp.choose(sum(left), num_other_rows)
-        for one, is_left in zip(advances, left, strict=True):
-            if is_left:
-                self._ask(one, self._by_mtp)
-        predicted = self._predict(
-            advances, hidden_TD, [length if is_left else 0 for is_left in left], running
-        )
-        return [found or draft for found, draft in zip(drafts, predicted, strict=True)]
+        asked: list[list[DraftLength]] = [[] for _ in advances]
+        drafts = self._look_up(advances, running, num_other_rows, asked)
+        if self._by_mtp is not None:
+            num_other_rows += sum(len(found) + 1 for found in drafts if found)
+            left = [one.goes_on and not found for one, found in zip(advances, drafts, strict=True)]
+            length = self._by_mtp.choose(sum(left), num_other_rows)
+            for index in compress(range(len(left)), left):
+                asked[index].append(self._by_mtp)
+            assert hidden_TD is not None, "no residual stream for the prediction layer"
+            self._held = self._held_of(running)
+            predicted = self._predict(advances, hidden_TD, [length * one for one in left])
+            drafts = [found or draft for found, draft in zip(drafts, predicted, strict=True)]
+        self._asked = {
+            one.tokens.sequence.seq_id: _Asked(lengths, draft)
+            for one, lengths, draft in zip(advances, asked, drafts, strict=True)
+            if lengths
+        }
+        return drafts
 
     def num_held(self, sequence: Sequence) -> int:
         """Positions of a sequence that the prediction layer has not yet taken in."""
@@ -94,10 +105,12 @@ class Drafting:
         for one in advances:
             if not one.new_ids:
                 continue
-            asked = self._asked.get(one.tokens.sequence.seq_id, [])
-            for length in asked:
+            asked = self._asked.get(one.tokens.sequence.seq_id)
+            if asked is None or asked.draft is not one.tokens.sequence.draft_token_ids:
+                continue
+            for length in asked.lengths:
                 # Only the last one asked has drafted; those before it chose not to.
-                num_drafts = one.tokens.num_drafts if length is asked[-1] else 0
+                num_drafts = one.tokens.num_drafts if length is asked.lengths[-1] else 0
                 outcome = (num_drafts, min(one.num_accepted, num_drafts))
                 outcomes.setdefault(length, []).append(outcome)
         for length, of_length in outcomes.items():
@@ -109,30 +122,29 @@ class Drafting:
         return {name: length.report() for name, length in both.items() if length is not None}
 
     def _look_up(
-        self, advances: Rows[Advance], running: Rows[Sequence], num_other_rows: int
+        self,
+        advances: Rows[Advance],
+        running: Rows[Sequence],
+        num_other_rows: int,
+        asked: list[list[DraftLength]],
     ) -> list[list[int]]:
-        """Drafts by n-grams."""
+        """Drafts by n-grams; ``asked`` notes for whom there was one to be had."""
         if self._by_ngram is None:
             return [[] for _ in advances]
         alive = {sequence.seq_id for sequence in running}
         self._indexes = {key: one for key, one in self._indexes.items() if key in alive}
-        try:
-            found = [self._matches(one) if one.goes_on else [] for one in advances]
-        except BaseException:
-            # They may hold tokens that are not going to be committed.
-            self._indexes.clear()
-            raise
+        found = [self._matches(one) if one.goes_on else [] for one in advances]
         length = self._by_ngram.choose(sum(map(bool, found)), num_other_rows)
-        for one, draft in zip(advances, found, strict=True):
-            if draft:
-                self._ask(one, self._by_ngram)
+        for index in compress(range(len(found)), found):
+            asked[index].append(self._by_ngram)
         return [draft[:length] for draft in found]
 
     def _matches(self, advance: Advance) -> list[int]:
         """As many tokens as may be drafted, where the last ones of the sequence came before."""
         sequence = advance.tokens.sequence
         index = self._indexes.get(sequence.seq_id)
-        if index is None:
+        # A step that was interrupted leaves tokens in it that were not committed.
+        if index is None or index.num_tokens > sequence.num_tokens:
             index = NgramDrafter(sequence.max_positions)
             self._indexes[sequence.seq_id] = index
         index.extend(sequence.tokens(index.num_tokens, sequence.num_tokens))
@@ -144,14 +156,12 @@ class Drafting:
         advances: Rows[Advance],
         hidden_TD: torch.Tensor,
         lengths: list[int],
-        running: Rows[Sequence],
     ) -> list[list[int]]:
         """Drafts by the prediction layer, of these lengths.
 
         Rows of sequences that it drafts nothing for wait, up to a number.
         """
         assert self.mtp is not None
-        self._held = self._held_of(running)
         held, taken = dict(self._held), list[CertainRows]()
         places: dict[int, int] = {}
         start = 0
@@ -198,9 +208,6 @@ class Drafting:
             blocks=sequence.blocks,
             num_drafts=min(num_drafts, _most_drafts(advance), room + 1),
         )
-
-    def _ask(self, advance: Advance, length: DraftLength) -> None:
-        self._asked.setdefault(advance.tokens.sequence.seq_id, []).append(length)
 
 
 def _most_drafts(advance: Advance) -> int:
