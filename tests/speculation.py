@@ -13,6 +13,7 @@ from thinslice.engine import sequence as engine_sequence
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.sampler import best_tokens, sample_rows
 from thinslice.kernels.paged_kv import PagedKv
+from thinslice.kernels.torch_ops import gather_kv
 from thinslice.memory.load import LoadedDtypes, load_resident
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.mtp import MTPDecoder
@@ -38,6 +39,28 @@ def empty_caches(decoder: MTPDecoder, num_sequences: int, count: int) -> list[Pa
     num_blocks = num_sequences * MAX_POSITIONS // BLOCK_SIZE
     size = (num_blocks, shape.num_key_value_heads, BLOCK_SIZE, shape.head_dim)
     return [PagedKv(torch.full(size, 9.0), torch.full(size, -9.0)) for _ in range(count)]
+
+
+def cached(cache: PagedKv, blocks: list[int], count: int) -> list[torch.Tensor]:
+    """K and V of a sequence's first positions."""
+    used = torch.tensor(blocks[: -(-count // BLOCK_SIZE)])
+    return [gather_kv(one, used, count) for one in (cache.k, cache.v)]
+
+
+@torch.inference_mode()
+def from_scratch(
+    decoder: MTPDecoder, token_ids: list[int], num_drafts: int
+) -> tuple[list[torch.Tensor], list[int]]:
+    """K and V of a whole text's rows, all run at once, and the drafts after it."""
+    count = len(token_ids) - 1
+    caches = empty_caches(decoder, 1, decoder.shape.num_hidden_layers + 1)
+    blocks = list(range(caches[0].k.shape[0]))
+    batch = pack([TokenRun(token_ids[:-1], 0, blocks)], BLOCK_SIZE)
+    hidden = decoder(batch, caches[:-1])
+    drafter = MTPDrafter(decoder, caches[-1])
+    rows = CertainRows(0, hidden, token_ids[1:], blocks, num_drafts)
+    (drafts,) = drafter.propose([rows])
+    return cached(caches[-1], blocks, count), drafts
 
 
 def unchanged(rows: CertainRows, drafts: list[int]) -> CertainRows:

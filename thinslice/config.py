@@ -13,6 +13,8 @@ MAX_LOGPROBS = 20
 MAX_SALT_LENGTH = 1024
 DTYPES = ("auto", "bfloat16", "float32", "int8", "int4")
 KV_DTYPES = ("auto", "bfloat16", "float32", "int8")
+DRAFTS = ("auto", "ngram", "mtp", "off")
+MAX_DRAFT_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,12 @@ class EngineSettings:
             ``float32``, ``int8`` or ``int4``.
         kv_dtype: of the KV cache: ``auto``, ``bfloat16``, ``float32`` or ``int8``.
         max_num_seqs: sequences that may run at once.
+        draft: who guesses at the next tokens, which changes how fast a text comes and not what it
+            is: ``ngram`` (what followed the last tokens earlier in the text), ``mtp`` (the model's
+            own multi-token-prediction layer), ``auto`` (n-grams where one matches, else the layer
+            where the model has one and it fits), or ``off``.
+        draft_length: the most tokens guessed for a sequence in a step; each step takes as many of
+            them as have paid so far.
         offline: use no network; only a model that is here already is found.
 
     Errors: ConfigError for a value out of range.
@@ -161,6 +169,8 @@ class EngineSettings:
     dtype: str = "auto"
     kv_dtype: str = "auto"
     max_num_seqs: int = 8
+    draft: str = "auto"
+    draft_length: int = 8
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -170,6 +180,13 @@ class EngineSettings:
             raise ConfigError(f"kv_dtype {self.kv_dtype!r} is unknown; {', '.join(KV_DTYPES)}")
         if not 0 < self.max_num_seqs <= 1024:
             raise ConfigError(f"max_num_seqs is {self.max_num_seqs}; expected 1..1024")
+        if self.draft not in DRAFTS:
+            raise ConfigError(f"draft {self.draft!r} is unknown; one of {', '.join(DRAFTS)}")
+        if not 0 < self.draft_length <= MAX_DRAFT_LENGTH:
+            raise ConfigError(
+                f"draft_length is {self.draft_length}; expected 1..{MAX_DRAFT_LENGTH} "
+                "(for none, draft off)"
+            )
 
     @property
     def memory_bytes(self) -> int | None:

@@ -14,6 +14,7 @@ from thinslice.units import format_bytes
 
 if TYPE_CHECKING:
     from thinslice.engine.benchmark import BenchmarkResult
+    from thinslice.engine.draft_length import DraftReport
     from thinslice.engine.llm import LLM
 
 
@@ -69,6 +70,8 @@ def bench(
             dtype=load.dtype,
             kv_dtype=load.kv_dtype,
             max_num_seqs=options.sequences,
+            draft=load.draft,
+            draft_length=load.draft_length,
             offline=load.offline,
         )
     result = benchmark(llm.engine, **asdict(options))
@@ -86,11 +89,17 @@ def _report(
         "model": model,
         **asdict(options),
         **asdict(result),
+        "drafting": {name: asdict(one) for name, one in _drafting(llm).items()},
         "peak_bytes": peak_rss_bytes(),
         "planned_bytes": llm.plan.peak_bytes,
         "budget_bytes": llm.plan.budget_bytes,
         "plan": llm.plan.to_dict(),
     }
+
+
+def _drafting(llm: "LLM") -> "dict[str, DraftReport]":
+    drafting = llm.engine.drafting
+    return {} if drafting is None else drafting.reports()
 
 
 def _print_table(llm: "LLM", result: "BenchmarkResult") -> None:
@@ -102,6 +111,7 @@ def _print_table(llm: "LLM", result: "BenchmarkResult") -> None:
     table.add_row("first token", f"{first:.3f} s (median), {last:.3f} s (last)")
     table.add_row("tokens per sweep", f"{result.tokens_per_sweep:.2f}")
     table.add_row("accepted per sweep", f"{result.accepted_per_sweep:.2f}")
+    table.add_row("drafts", f"{result.accepted_tokens} of {result.drafted_tokens} accepted")
     table.add_row("beside the model", f"{result.overhead_s * 1e3:.2f} ms per step")
     if plan.streaming is not None:
         streamed = format_bytes(round(result.streamed_bytes_per_sweep))

@@ -21,12 +21,19 @@ class FitOptions:
             is quantised so, else bfloat16 where the processor has it. A model of floats is packed
             for int4 or int8 the first time, and its copy kept in the store.
         kv_dtype: Of the KV cache. auto is bfloat16; float32 beside --dtype float32.
+        draft: Who guesses at the next tokens, several of which are then checked at once; the text
+            stays the same. ngram is what followed the last tokens earlier in the text, mtp the
+            model's own prediction layer, auto the first where it finds something and else the
+            second, where the model has one and it fits beside a resident head.
+        draft_length: The most tokens guessed at a time. As many are as have paid so far, or none.
     """
 
     memory: str | None = None
     context: int | None = None
     dtype: Literal["auto", "bfloat16", "float32", "int8", "int4"] = "auto"
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8"] = "auto"
+    draft: Literal["auto", "ngram", "mtp", "off"] = "auto"
+    draft_length: int = 8
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,15 @@ def plan(
     from thinslice.engine.planning import plan_model, predict_speed
 
     found, profile, runtime_bytes = _look_up(model)
-    settings = EngineSettings(fit.memory, fit.context, fit.dtype, fit.kv_dtype, sequences)
+    settings = EngineSettings(
+        memory=fit.memory,
+        context=fit.context,
+        dtype=fit.dtype,
+        kv_dtype=fit.kv_dtype,
+        max_num_seqs=sequences,
+        draft=fit.draft,
+        draft_length=fit.draft_length,
+    )
     chosen = plan_model(found, settings, runtime_bytes)
     speed = predict_speed(found, chosen, profile)
     if as_json:
@@ -103,6 +111,7 @@ def _sizes_table(chosen: "MemoryPlan", speed: "Prediction") -> Table:
     table.add_row("context", f"{chosen.context} tokens")
     table.add_row("chunk", f"{chosen.chunk} tokens")
     table.add_row("sequences", f"{chosen.max_num_seqs}, {chosen.num_kv_blocks} KV blocks in all")
+    table.add_row("drafting", chosen.describe_drafting())
     table.add_row("decode", f"{_rate(speed.decode_tokens_per_s)}, bound by {speed.bound}")
     table.add_row("prefill", _rate(speed.prefill_tokens_per_s))
     return table

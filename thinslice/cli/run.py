@@ -94,17 +94,21 @@ def load_model(model: str, load: LoadOptions) -> "LLM":
             dtype=load.dtype,
             kv_dtype=load.kv_dtype,
             max_num_seqs=1,
+            draft=load.draft,
+            draft_length=load.draft_length,
             offline=load.offline,
         )
 
 
 def summary(llm: "LLM", completion: "Completion") -> str:
     """Tokens, speed, and the measured peak beside the budget, on one line."""
-    count, expected = len(completion.token_ids), ""
+    count, expected, drafts = len(completion.token_ids), "", ""
     if llm.prediction is not None:
         expected = f" ({llm.prediction.decode_tokens_per_s:.1f} predicted)"
+    if completion.num_drafted:
+        drafts = f"{completion.num_accepted} of {completion.num_drafted} drafts accepted, "
     return (
-        f"{count} tokens, {completion.decode_tokens_per_s:.1f} tokens/s{expected}, "
+        f"{count} tokens, {completion.decode_tokens_per_s:.1f} tokens/s{expected}, {drafts}"
         f"peak {gib(peak_rss_bytes())} of {gib(llm.plan.budget_bytes)} GiB"
         f" ({gib(llm.plan.peak_bytes)} planned)"
     )
@@ -119,6 +123,8 @@ def report(model: str, llm: "LLM", completion: "Completion") -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "prompt_tokens": len(completion.prompt_token_ids),
         "completion_tokens": len(completion.token_ids),
+        "drafted_tokens": completion.num_drafted,
+        "accepted_tokens": completion.num_accepted,
         "seed": completion.seed,
         "prefill_s": completion.prefill_s,
         "decode_s": completion.decode_s,

@@ -22,10 +22,12 @@ class BenchmarkResult:
         time_to_first_token_s, last_time_to_first_token_s: median and longest over the sequences.
         steps: batches run. Where weights are streamed, each is one sweep over them.
         tokens_per_sweep: completion tokens of all sequences for each step of the decoding.
+        drafted_tokens, accepted_tokens: drafts that were run in the decoding, and those that stood.
         accepted_per_sweep: drafts accepted for each step of the decoding.
         streamed_bytes_per_sweep: read from disk for each step.
         slice_wait_share: of the time in the model, what went by waiting for slices.
         overhead_s: for each step, all that is not the model: scheduling, sampling, handing out.
+        draft_s: for each step, what drafting takes.
         preemptions: times a sequence lost its KV blocks to another: the plan holds fewer at once.
     """
 
@@ -37,10 +39,13 @@ class BenchmarkResult:
     last_time_to_first_token_s: float
     steps: int
     tokens_per_sweep: float
+    drafted_tokens: int
+    accepted_tokens: int
     accepted_per_sweep: float
     streamed_bytes_per_sweep: float
     slice_wait_share: float
     overhead_s: float
+    draft_s: float
     preemptions: int
 
 
@@ -79,10 +84,13 @@ def benchmark(
         last_time_to_first_token_s=max(waits),
         steps=whole.steps,
         tokens_per_sweep=decode.tokens / max(decode.steps, 1),
+        drafted_tokens=decode.drafted,
+        accepted_tokens=decode.accepted,
         accepted_per_sweep=decode.accepted / max(decode.steps, 1),
         streamed_bytes_per_sweep=whole.streamed_bytes / whole.steps,
         slice_wait_share=whole.wait_s / whole.run_s,
         overhead_s=whole.overhead_s / whole.steps,
+        draft_s=whole.draft_s / whole.steps,
         preemptions=whole.preemptions,
     )
 
@@ -104,12 +112,14 @@ class _Totals:
 
     steps: int
     tokens: int
+    drafted: int
     accepted: int
     preemptions: int
     streamed_bytes: int
     run_s: float
     wait_s: float
     overhead_s: float
+    draft_s: float
 
     @classmethod
     def of(cls, engine: Engine) -> "_Totals":
@@ -117,22 +127,26 @@ class _Totals:
         return cls(
             steps=metrics.steps,
             tokens=metrics.completion_tokens,
+            drafted=metrics.drafted_tokens,
             accepted=metrics.accepted_tokens,
             preemptions=metrics.preemptions,
             streamed_bytes=metrics.streamed_bytes,
             run_s=metrics.run_s.total,
             wait_s=metrics.slice_wait_s.total,
             overhead_s=metrics.schedule_s.total + metrics.sample_s.total,
+            draft_s=metrics.draft_s.total,
         )
 
     def since(self, earlier: "_Totals") -> "_Totals":
         return _Totals(
             steps=self.steps - earlier.steps,
             tokens=self.tokens - earlier.tokens,
+            drafted=self.drafted - earlier.drafted,
             accepted=self.accepted - earlier.accepted,
             preemptions=self.preemptions - earlier.preemptions,
             streamed_bytes=self.streamed_bytes - earlier.streamed_bytes,
             run_s=self.run_s - earlier.run_s,
             wait_s=self.wait_s - earlier.wait_s,
             overhead_s=self.overhead_s - earlier.overhead_s,
+            draft_s=self.draft_s - earlier.draft_s,
         )

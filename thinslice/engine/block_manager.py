@@ -6,6 +6,10 @@ them as they are. A cached block that nobody holds stays until its room is neede
 of longest ago first. Only blocks full of computed tokens are ever shared, and those are never
 written again, so nothing is copied.
 
+A prediction layer's K and V lie in the same blocks, and those of a position depend on the token
+after it as well. Where there is one, a block's digest therefore takes in one token more, the first
+of the next block (``lookahead``): who shares a block shares all that its rows were made of.
+
 Source: the prefix caching of vLLM (v1/core/block_pool.py) in the manner of nano-vllm.
 """
 
@@ -31,11 +35,16 @@ def _hash(data: bytes) -> bytes:
 
 
 class BlockManager:
-    """Hands out a fixed number of blocks, takes them back, and remembers what is in them."""
+    """Hands out a fixed number of blocks, takes them back, and remembers what is in them.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    ``lookahead`` tokens after a block decide with its own what is in it: 0, or 1 where a prediction
+    layer has K and V in it.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, lookahead: int = 0) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.lookahead = lookahead
         self._holders: dict[int, Sequence] = {}
         self._ref_counts = [0] * num_blocks
         # Empty blocks, lowest number first: memory that was never touched takes none.
@@ -94,8 +103,11 @@ class BlockManager:
         return True
 
     def cache_computed(self, sequence: Sequence, num_before: int) -> None:
-        """Remember the blocks that were filled since ``num_before`` tokens were computed."""
-        first, stop = num_before // self.block_size, sequence.num_computed // self.block_size
+        """Remember the blocks that were filled since ``num_before`` tokens were settled.
+
+        The token after the last one settled must be known where there is a lookahead.
+        """
+        first, stop = num_before // self.block_size, sequence.num_settled // self.block_size
         if first == stop:
             return
         self._extend_digests(sequence, stop)
@@ -166,7 +178,7 @@ class BlockManager:
         if not digests:
             digests.append(root_digest(sequence.params.cache_salt))
         for index in range(len(digests) - 1, num_blocks):
-            token_ids = sequence.tokens(index * size, (index + 1) * size)
+            token_ids = sequence.tokens(index * size, (index + 1) * size + self.lookahead)
             digests.append(_digest(digests[-1], token_ids))
 
     def _take(self) -> int:

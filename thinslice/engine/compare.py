@@ -64,7 +64,9 @@ class CompareSettings:
 
     def of_each(self) -> tuple[EngineSettings, EngineSettings]:
         """The settings each model is loaded with, both with the whole budget."""
-        common = EngineSettings(self.memory, self.context, max_num_seqs=1, offline=self.offline)
+        common = EngineSettings(
+            self.memory, self.context, max_num_seqs=1, draft="off", offline=self.offline
+        )
         return (
             replace(common, dtype=self.dtype_a, kv_dtype=self.kv_dtype_a),
             replace(common, dtype=self.dtype_b, kv_dtype=self.kv_dtype_b),

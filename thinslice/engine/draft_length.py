@@ -62,14 +62,20 @@ class DraftLength:
         sweep_seconds: of a step of so many rows through the model.
         draft_seconds: of drafting one more token for each of so many sequences; nothing for
             prompt lookup.
+        start_seconds: of what comes before the first draft, for so many sequences.
     """
 
     def __init__(
-        self, max_length: int, sweep_seconds: Seconds, draft_seconds: Seconds | None = None
+        self,
+        max_length: int,
+        sweep_seconds: Seconds,
+        draft_seconds: Seconds | None = None,
+        start_seconds: Seconds | None = None,
     ) -> None:
         self.max_length = max_length
         self._sweep_seconds = sweep_seconds
         self._draft_seconds = draft_seconds or LinearCost(0.0)
+        self._start_seconds = start_seconds or LinearCost(0.0)
         self._acceptance = [_PRIOR_ACCEPTANCE] * max_length
         self._tried = [0] * max_length
         self._accepted = [0] * max_length
@@ -103,7 +109,9 @@ class DraftLength:
             all_accepted *= self.acceptance(position)
             tokens += all_accepted
         seconds = self._sweep_seconds(num_other_rows + num_drafting * (length + 1))
-        seconds += length * self._draft_seconds(num_drafting)
+        if length > 0:
+            seconds += self._start_seconds(num_drafting)
+            seconds += length * self._draft_seconds(num_drafting)
         return (num_other_rows + num_drafting * tokens) / seconds
 
     def acceptance(self, position: int) -> float:

@@ -4,15 +4,15 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate
 
 import torch
 
 from thinslice.config import SamplingParams
+from thinslice.engine.advance import Advance, advance_all, generators_restored
 from thinslice.engine.contained import Contained
+from thinslice.engine.drafting import Drafting
 from thinslice.engine.metrics import Metrics
 from thinslice.engine.runner import Runner
-from thinslice.engine.sampler import Sampled, best_tokens, sample_rows
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.sequence import OnOutput, Sequence, Status, StepOutput
 from thinslice.errors import RequestError
@@ -25,12 +25,20 @@ class Engine:
     """Continuous batching over the paged KV cache, inside one plan. One thread at a time.
 
     Attributes:
+        drafting: None where nothing is drafted.
         metrics: what was done so far.
         clock: seconds; deadlines and timings are on it.
     """
 
-    def __init__(self, runner: Runner, plan: MemoryPlan, eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        plan: MemoryPlan,
+        eos_token_ids: frozenset[int],
+        drafting: Drafting | None = None,
+    ) -> None:
         self.runner = runner
+        self.drafting = drafting
         self.plan = plan
         self.eos_token_ids = eos_token_ids
         self.scheduler = Scheduler(plan)
@@ -124,7 +132,7 @@ class Engine:
                 raise RequestError(f"token id {token_id} is outside the vocabulary of {vocab_size}")
 
     def step(self) -> list[StepOutput]:
-        """Run one batch and sample behind each sequence whose tokens are all through.
+        """Run one batch, sample behind each sequence whose tokens are all through, and draft.
 
         Each sequence is afterwards either a step further or, where this raises, as it was.
         Sequences past their deadline are ended instead, if there are any.
@@ -138,16 +146,22 @@ class Engine:
         scheduled = self.scheduler.schedule()
         assert scheduled, "work is left and nothing is scheduled"
         scheduled_at = time.perf_counter()
-        logits_RV = self._run(scheduled)
+        logits_RV, hidden_TD = self._run(scheduled)
         ran_at = time.perf_counter()
-        samples = _sample_all(scheduled, logits_RV)
+        with generators_restored(scheduled):
+            advances = advance_all(scheduled, logits_RV, self._finish_reason)
+            del logits_RV
+            sampled_at = time.perf_counter()
+            drafts = self._draft(advances, hidden_TD, sampled_at - scheduled_at)
+            drafted_at = time.perf_counter()
         # All at once after the last thing that can be interrupted.
-        outputs = self._commit(scheduled, samples)
+        outputs = self._commit(advances, drafts)
         outputs = [self._hand_out(output) for output in outputs]
         self.metrics.steps += 1
         self.metrics.schedule_s.observe(scheduled_at - start)
         self.metrics.run_s.observe(ran_at - scheduled_at)
-        self.metrics.sample_s.observe(time.perf_counter() - ran_at)
+        self.metrics.draft_s.observe(drafted_at - sampled_at)
+        self.metrics.sample_s.observe(time.perf_counter() - drafted_at + sampled_at - ran_at)
         self._count()
         return outputs
 
@@ -170,69 +184,75 @@ class Engine:
             return self.scheduler.capacity
         return len(prompt_token_ids) + params.max_tokens
 
-    def _run(self, scheduled: list[ScheduledTokens]) -> torch.Tensor:
-        """The model's pass over one batch, with the sweep's metrics where weights are streamed."""
+    def _run(self, scheduled: list[ScheduledTokens]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The model's pass over one batch: logits, and the residual stream where it is needed
+        again. With the sweep's metrics where weights are streamed."""
         weights = self.runner.weights
         if weights is None or self.plan.streaming is None:
-            return self.runner.run(scheduled)
+            logits_RV, hidden_TD = self.runner.run(scheduled)
+            return logits_RV, hidden_TD if self.plan.drafts_with_mtp else None
         start, before = time.perf_counter(), weights.read_stats()
-        logits_RV = self.runner.run(scheduled)
+        logits_RV, hidden_TD = self.runner.run(scheduled)
         after = weights.read_stats()
         self.metrics.sweep_s.observe(time.perf_counter() - start)
         self.metrics.slice_wait_s.observe(after.wait_s - before.wait_s)
         self.metrics.streamed_bytes = after.num_bytes
-        return logits_RV
+        return logits_RV, hidden_TD if self.plan.drafts_with_mtp else None
 
-    def _commit(
-        self, scheduled: list[ScheduledTokens], samples: list[Sampled | Exception | None]
-    ) -> list[StepOutput]:
+    def _draft(
+        self, advances: list[Advance], hidden_TD: torch.Tensor | None, seconds: float
+    ) -> list[list[int]]:
+        """Guesses for the next step, after learning from those of this one."""
+        if self.drafting is None:
+            return [[] for _ in advances]
+        self.drafting.record(advances, seconds)
+        return self.drafting.propose(advances, hidden_TD, self.scheduler.running)
+
+    def _commit(self, advances: list[Advance], drafts: list[list[int]]) -> list[StepOutput]:
         """Count what was computed, append what was sampled, end what has ended."""
         outputs: list[StepOutput] = []
-        for tokens, sampled in zip(scheduled, samples, strict=True):
-            sequence, num_before = tokens.sequence, tokens.sequence.num_computed
-            if isinstance(sampled, Exception):
-                self.fail(sequence, sampled)
+        for advance, draft in zip(advances, drafts, strict=True):
+            sequence = advance.tokens.sequence
+            if advance.error is not None:
+                self.fail(sequence, advance.error)
                 outputs.append(StepOutput(sequence, (), "error"))
-            elif sampled is None:
-                sequence.num_computed += tokens.count
-                self.scheduler.blocks.cache_computed(sequence, num_before)
-            else:
-                new_ids, reason = self._append(sequence, sampled)
-                # Rejected drafts do not count: their positions are written again.
-                sequence.num_computed = sequence.num_tokens - 1
-                self.scheduler.blocks.cache_computed(sequence, num_before)
-                self.metrics.drafted_tokens += tokens.num_drafts
-                self.metrics.accepted_tokens += len(new_ids) - 1
-                if reason is not None:
-                    self._finish(sequence, reason)
-                outputs.append(StepOutput(sequence, new_ids, reason))
+                continue
+            num_before, num_certain = sequence.num_settled, advance.num_certain
+            if advance.new_ids:
+                self._append(advance)
+                sequence.draft_token_ids = draft
+            # Rejected drafts do not count: their positions are written again.
+            sequence.num_computed += num_certain
+            sequence.num_held = 0 if self.drafting is None else self.drafting.num_held(sequence)
+            self.scheduler.blocks.cache_computed(sequence, num_before)
+            if advance.finish_reason is not None:
+                self._finish(sequence, advance.finish_reason)
+            if advance.new_ids:
+                outputs.append(StepOutput(sequence, advance.new_ids, advance.finish_reason))
         return outputs
 
-    def _append(self, sequence: Sequence, sampled: Sampled) -> tuple[tuple[int, ...], str | None]:
-        """Append tokens up to the one that ends the sequence; those, and the finish reason."""
-        now, num_before = self.clock(), len(sequence.completion_token_ids)
-        sequence.draft_token_ids.clear()
-        reason = None
-        for token_id in sampled.token_ids:
-            sequence.completion_token_ids.append(token_id)
-            reason = self._finish_reason(sequence, token_id)
-            if reason is not None:
-                break
-        new_ids = tuple(sequence.completion_token_ids[num_before:])
-        sequence.logprobs += sampled.logprobs[: len(new_ids)]
+    def _append(self, advance: Advance) -> None:
+        """Append the new tokens of a sequence."""
+        now, sequence = self.clock(), advance.tokens.sequence
+        sequence.completion_token_ids += advance.new_ids
+        sequence.logprobs += advance.logprobs
+        sequence.num_drafted += advance.tokens.num_drafts
+        sequence.num_accepted += advance.num_accepted
         sequence.last_token_at = now
         if sequence.first_token_at is None:
             sequence.first_token_at = now
             self.metrics.time_to_first_token_s.observe(now - sequence.arrived_at)
-        self.metrics.completion_tokens += len(new_ids)
-        return new_ids, reason
+        self.metrics.completion_tokens += len(advance.new_ids)
+        self.metrics.drafted_tokens += advance.tokens.num_drafts
+        self.metrics.accepted_tokens += advance.num_accepted
 
-    def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
+    def _finish_reason(self, sequence: Sequence, token_id: int, num_tokens: int) -> str | None:
+        """Why a sequence ends with a token that makes it so many; None where it goes on."""
         params = sequence.params
         is_end = token_id in self.eos_token_ids and not params.ignore_eos
         if is_end or token_id in params.stop_token_ids:
             return "stop"
-        return "length" if sequence.num_tokens >= sequence.max_positions else None
+        return "length" if num_tokens >= sequence.max_positions else None
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
         self.scheduler.finish(sequence, reason)
@@ -267,41 +287,3 @@ class Engine:
         metrics.kv_blocks_cached = scheduler.blocks.num_cached
         metrics.prefix_hit_tokens = scheduler.num_prefix_hits
         metrics.preemptions = scheduler.num_preemptions
-
-
-def _sample_all(
-    scheduled: list[ScheduledTokens], logits_RV: torch.Tensor
-) -> list[Sampled | Exception | None]:
-    """The new tokens of each sequence: None within a prompt, an exception where one failed.
-
-    Where this is interrupted, every generator is as it was.
-    """
-    generators = [
-        tokens.sequence.generator
-        for tokens in scheduled
-        if tokens.num_rows and not tokens.sequence.params.is_greedy
-    ]
-    states = [generator.get_state() for generator in generators]
-    stops = accumulate(tokens.num_rows for tokens in scheduled)
-    try:
-        best = best_tokens(logits_RV)
-        return [
-            _sample_one(tokens.sequence, logits_RV[start:stop], best[start:stop])
-            if tokens.num_rows
-            else None
-            for tokens, stop in zip(scheduled, stops, strict=True)
-            for start in (stop - tokens.num_rows,)
-        ]
-    except BaseException:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        raise
-
-
-def _sample_one(
-    sequence: Sequence, logits_RV: torch.Tensor, best: list[int]
-) -> Sampled | Exception:
-    with Contained() as trouble:
-        return sample_rows(logits_RV, best, sequence)
-    assert trouble.error is not None
-    return trouble.error

@@ -27,6 +27,8 @@ class Settings(TypedDict, total=False):
     dtype: str
     kv_dtype: str
     max_num_seqs: int
+    draft: str
+    draft_length: int
     offline: bool
 
 

@@ -1,6 +1,7 @@
 """From an opened checkpoint to an engine that fits the budget."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,7 +10,9 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.config import EngineSettings
+from thinslice.engine.drafting import Drafting
 from thinslice.engine.engine import Engine
+from thinslice.engine.mtp_drafter import MTPDrafter
 from thinslice.engine.planning import Model, budget_bytes, plan_model
 from thinslice.engine.runner import Runner
 from thinslice.kernels.dispatch import NATIVE, ops_for
@@ -18,6 +21,7 @@ from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.decoder import Decoder
+from thinslice.model.mtp import MTPDecoder
 from thinslice.pack.stored import ensure_packed
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.packed_format import PackedFormat
@@ -59,7 +63,7 @@ def load_engine(
     ops = ops_for(chosen.dtype, shape.head_dim)
     weights_dtype = _FLOATS.get(chosen.dtype, torch.float32)
     dtypes = LoadedDtypes(weights_dtype, torch.float32 if ops is NATIVE else weights_dtype)
-    decoder = Decoder(shape, checkpoint.packing)
+    decoder = _decoder(checkpoint, chosen)
     decoder.use(ops)
     weights = None
     loading = progress and partial(progress, "loading weights")
@@ -69,17 +73,33 @@ def load_engine(
         else:
             load_vectors(decoder, reader, dtypes)
             layout = Model.of(checkpoint).layout(chosen.dtype)
+            layout = layout if chosen.drafts_with_mtp else layout.without_prediction()
             weights = WeightStore(checkpoint, layout, chosen.streaming, weights_dtype)
             weights.open(loading)
             weights.attach(decoder)
     try:
-        kv_caches = allocate_kv_caches(shape, chosen)
+        every_cache = allocate_kv_caches(shape, chosen)
+        kv_caches = every_cache[: shape.num_hidden_layers]
+        drafting = None
+        if chosen.draft is not None:
+            mtp = MTPDrafter(decoder, every_cache[-1]) if isinstance(decoder, MTPDecoder) else None
+            drafting = Drafting(chosen.draft, mtp)
         if weights is not None and ops is NATIVE:
-            decoder.stack = fuse(decoder, weights, kv_caches)
+            decoder.stack = fuse(decoder, decoder.model.layers, weights, kv_caches)
+            if drafting is not None and drafting.mtp is not None:
+                layer = drafting.mtp.layer
+                layer.stack = fuse(decoder, [layer], weights, every_cache[-1:])
     except BaseException:
         if weights is not None:
             weights.close()
         raise
     is_packed = ops is NATIVE and chosen.dtype not in _FLOATS
     runner = Runner(decoder, kv_caches, chosen.block_size, weights, is_packed)
-    return Engine(runner, chosen, eos_token_ids)
+    return Engine(runner, chosen, eos_token_ids, drafting)
+
+
+def _decoder(checkpoint: Checkpoint, chosen: MemoryPlan) -> Decoder:
+    """The model without weights; of prediction layers only the first drafts."""
+    if not chosen.drafts_with_mtp:
+        return Decoder(checkpoint.shape, checkpoint.packing)
+    return MTPDecoder(replace(checkpoint.shape, num_nextn_predict_layers=1), checkpoint.packing)

@@ -70,8 +70,8 @@ class Metrics:
         steps: batches run.
         time_to_first_token_s: from arrival.
         time_per_token_s: of each finished sequence, between its first token and its last.
-        schedule_s, run_s, sample_s: parts of each step: choosing what runs; the model; from
-            logits to tokens handed out.
+        schedule_s, run_s, sample_s, draft_s: parts of each step: choosing what runs; the model;
+            from logits to tokens handed out; drafting for the next.
         sweep_s, slice_wait_s: where weights are streamed, of each step: the pass over the weights,
             and how much of it was waiting for slices.
         streamed_bytes: read from disk so far.
@@ -95,6 +95,7 @@ class Metrics:
     schedule_s: Histogram = field(default_factory=_overhead)
     run_s: Histogram = field(default_factory=_latency)
     sample_s: Histogram = field(default_factory=_overhead)
+    draft_s: Histogram = field(default_factory=_overhead)
     sweep_s: Histogram = field(default_factory=_latency)
     slice_wait_s: Histogram = field(default_factory=_latency)
     streamed_bytes: int = 0

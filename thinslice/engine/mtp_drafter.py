@@ -9,16 +9,21 @@ Sources: XiaomiMiMo/MiMo; vLLM's V1 proposer for MiMo (positions, and the layer'
 hidden state of further drafts).
 """
 
+import time
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import nn
 
+from thinslice.engine.measured_seconds import MeasuredSeconds
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.model.batch import ForwardBatch, TokenRun, pack
 from thinslice.model.decoder import LayerContext
 from thinslice.model.mtp import MTPDecoder, MTPLayer
+from thinslice.plan.cost import PREDICTION_ROWS
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,29 @@ class CertainRows:
     blocks: Rows[int]
     num_drafts: int = 1
 
+    @property
+    def num_rows(self) -> int:
+        """How many there are."""
+        return len(self.next_token_ids)
+
+    def first(self, count: int) -> "CertainRows":
+        """The first of them, or all."""
+        return replace(
+            self,
+            hidden_TD=self.hidden_TD[:count],
+            next_token_ids=self.next_token_ids[:count],
+        )
+
 
 class MTPDrafter:
     """Drafts for the sequences of a batch.
 
     The first layer drafts; for more than one token it is fed its own output and the draft before,
     as vLLM and SGLang do. MiMo's layer is not trained for that: its second draft is seldom right.
+
+    Attributes:
+        round_seconds: what one more draft takes by the number of sequences, as measured.
+        rows_seconds: what taking in new rows takes by their number.
 
     Args:
         cache: K and V of the layer.
@@ -72,33 +94,50 @@ class MTPDrafter:
         self.layer = layer
         self.cache = cache
         self.takes_normed_hidden = takes_normed_hidden
+        self.round_seconds = MeasuredSeconds(unknown=0.0)
+        self.rows_seconds = MeasuredSeconds(unknown=0.0)
 
     @torch.inference_mode()
     def propose(self, sequences: Rows[CertainRows]) -> list[list[int]]:
         """Take in the new rows of one sequence or more and draft what comes after them.
 
+        Rows of one sequence may come in several parts, one after the other.
         Returns ``num_drafts`` token ids for each sequence. K and V that drafts beyond the first
         leave behind the last row are written again by the next rows.
 
         Time: the layer once over all rows, and again over one row for each further draft; the head
-        over one row for each draft. Extra memory: 4 T D, the layer's activations, and B V logits.
+        over one row for each draft. Extra memory: 4 D for each of up to PREDICTION_ROWS rows, the
+        layer's activations of those, and B V logits.
         """
-        block_size = self.cache.block_size
-        hidden_TD = torch.cat([one.hidden_TD for one in sequences])
-        if self.takes_normed_hidden:
-            hidden_TD = self.decoder.model.norm(hidden_TD)
-        batch = pack([_new_rows(one) for one in sequences], block_size)
-        out_BD = self._run(hidden_TD, batch)[[span.stop - 1 for span in batch.spans]]
+        out_BD = self._take_in(sequences)
         drafts: list[list[int]] = [[] for _ in sequences]
         for num_drafted in range(max(one.num_drafts for one in sequences)):
+            start = time.perf_counter()
             drafting = [i for i, one in enumerate(sequences) if one.num_drafts > num_drafted]
             if num_drafted > 0:
-                batch = pack([_row_of_draft(sequences[i], drafts[i]) for i in drafting], block_size)
-                out_BD[drafting] = self._run(out_BD[drafting], batch)
+                rows = [_row_of_draft(sequences[i], drafts[i]) for i in drafting]
+                out_BD[drafting] = self._run(out_BD[drafting], pack(rows, self.cache.block_size))
             token_ids = self.decoder.lm_head(out_BD[drafting]).argmax(-1).tolist()
             for i, token_id in zip(drafting, token_ids, strict=True):
                 drafts[i].append(token_id)
+            self.round_seconds.record(len(drafting), time.perf_counter() - start)
         return drafts
+
+    def _take_in(self, sequences: Rows[CertainRows]) -> torch.Tensor:
+        """Run the new rows, so many at a time; the output [B, D] of each sequence's last one."""
+        out_BD = sequences[0].hidden_TD.new_empty(len(sequences), self.decoder.shape.hidden_size)
+        for parts in _parts_of(sequences):
+            start = time.perf_counter()
+            hidden_TD = torch.cat([sequences[i].hidden_TD[rows] for i, rows in parts])
+            if self.takes_normed_hidden:
+                hidden_TD = self.decoder.model.norm(hidden_TD)
+            runs = [_new_rows(sequences[i], rows) for i, rows in parts]
+            out_TD = self._run(hidden_TD, pack(runs, self.cache.block_size))
+            last = [stop - 1 for stop in accumulate(len(run.token_ids) for run in runs)]
+            # Of a sequence in several parts, the last one's stays.
+            out_BD[[i for i, _ in parts]] = out_TD[last]
+            self.rows_seconds.record(len(out_TD), time.perf_counter() - start)
+        return out_BD
 
     def _run(self, hidden_TD: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         embedding_TD = self.decoder.model.embed_tokens(batch.token_ids_T)
@@ -107,8 +146,26 @@ class MTPDrafter:
         return self.layer.predict(hidden_TD, embedding_TD, context)
 
 
-def _new_rows(sequence: CertainRows) -> TokenRun:
-    return TokenRun(sequence.next_token_ids, sequence.start, sequence.blocks)
+def _parts_of(sequences: Rows[CertainRows]) -> Iterator[list[tuple[int, slice]]]:
+    """Sequences and rows of theirs to run at once: at most PREDICTION_ROWS in all, in order."""
+    parts: list[tuple[int, slice]] = []
+    room = PREDICTION_ROWS
+    for index, sequence in enumerate(sequences):
+        start, count = 0, len(sequence.next_token_ids)
+        while start < count:
+            stop = min(start + room, count)
+            parts.append((index, slice(start, stop)))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield parts
+                parts, room = [], PREDICTION_ROWS
+    if parts:
+        yield parts
+
+
+def _new_rows(sequence: CertainRows, rows: slice) -> TokenRun:
+    return TokenRun(sequence.next_token_ids[rows], sequence.start + rows.start, sequence.blocks)
 
 
 def _row_of_draft(sequence: CertainRows, drafts: list[int]) -> TokenRun:

@@ -7,6 +7,8 @@ context at each step where this keeps an index, and llama.cpp's ngram-map, which
 from array import array
 from collections.abc import Iterable
 
+from thinslice.plan.cost import ngram_table_size
+
 
 class NgramDrafter:
     """Drafts for one sequence from its own prompt and completion.
@@ -18,7 +20,7 @@ class NgramDrafter:
         capacity: the most tokens the sequence can come to hold.
         max_n, min_n: lengths of the suffixes looked up, longest first.
 
-    Memory: ``ngram_index_bytes``, all of it at once.
+    Memory: ``plan.cost.ngram_index_bytes``, all of it at once.
     Time: O(max_n - min_n + 1) expected, for a token as for a draft.
     """
 
@@ -29,7 +31,12 @@ class NgramDrafter:
         self._num_tokens = 0
         # One table for each length: where an n-gram last ended, 0 for none. Open addressing, at
         # most half full; an n-gram is told from others by the tokens before its end.
-        self._tables = {n: array("i", [0]) * _table_size(capacity) for n in self.lengths}
+        self._tables = {n: array("i", [0]) * ngram_table_size(capacity) for n in self.lengths}
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens added so far."""
+        return self._num_tokens
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """Add tokens of the prompt, or accepted ones."""
@@ -64,12 +71,3 @@ class NgramDrafter:
         while (other := table[place]) and tokens[other - n : other] != ngram:
             place = (place + 1) % len(table)
         return place
-
-
-def ngram_index_bytes(capacity: int, num_lengths: int = 3) -> int:
-    """Bytes a drafter holds: four for each token, and eight for each length looked up."""
-    return 4 * capacity + num_lengths * 4 * _table_size(capacity)
-
-
-def _table_size(capacity: int) -> int:
-    return 2 * capacity + 1

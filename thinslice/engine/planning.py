@@ -107,6 +107,8 @@ def plan_model(
         is_native=is_native(dtype, model.shape.head_dim),
         num_threads=native.num_threads() if native.is_available() else 1,
         can_change_dtype=model.packing is None,
+        draft=settings.draft,
+        draft_length=settings.draft_length,
     )
     if workload.kv_dtype == "int8" and not workload.is_native:
         raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")

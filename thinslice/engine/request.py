@@ -52,6 +52,7 @@ class Completion:
         prefill_s, decode_s: seconds to the first token, and from there to the last.
         index: which of a prompt's ``n`` completions.
         num_cached: prompt tokens that were found in the prefix cache.
+        num_drafted, num_accepted: tokens that were guessed and run, and those that were right.
         logprobs: of each token, where they were asked for.
         error: what went wrong where the reason is ``error``.
     """
@@ -66,6 +67,8 @@ class Completion:
     decode_s: float
     index: int = 0
     num_cached: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     error: BaseException | None = None
 
@@ -140,6 +143,8 @@ class Request:
             decode_s=0.0 if first_at is None else sequence.last_token_at - first_at,
             index=self.index,
             num_cached=sequence.num_cached,
+            num_drafted=sequence.num_drafted,
+            num_accepted=sequence.num_accepted,
             logprobs=tuple(sequence.logprobs[: self._num_seen]),
             error=sequence.error,
         )

@@ -17,8 +17,9 @@ from thinslice.model.decoder import Decoder
 class Runner:
     """Holds the model and its KV cache, and runs batches through them.
 
-    ``weights`` is None where all are resident as torch's parameters; ``has_own_threads`` tells that
-    the compiled kernels multiply, on threads of their own.
+    Args:
+        weights: None where all are resident as torch's parameters.
+        has_own_threads: the compiled kernels multiply, on threads of their own.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class Runner:
         self.has_own_threads = has_own_threads
 
     @torch.inference_mode()
-    def run(self, scheduled: Rows[ScheduledTokens]) -> torch.Tensor:
-        """Run the scheduled tokens; logits [rows, V] in float32 of the rows that are sampled.
+    def run(self, scheduled: Rows[ScheduledTokens]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the scheduled tokens.
 
-        Rows are in the order of ``scheduled``: for each of its sequences the last ``num_rows``.
+        Returns the logits [rows, V] in float32 of the rows that are sampled, in the order of
+        ``scheduled`` the last ``num_rows`` of each; and the residual stream [T, D] of all rows,
+        which a prediction layer takes.
         """
         batch = pack([_run_of(tokens) for tokens in scheduled], self.block_size)
         if self.weights is not None:
@@ -48,8 +51,8 @@ class Runner:
         with self._threads():
             hidden_TD = self.decoder(batch, self.kv_caches)
             if not rows:
-                return torch.empty(0, self.decoder.shape.vocab_size)
-            return self.decoder.logits(hidden_TD[rows])
+                return torch.empty(0, self.decoder.shape.vocab_size), hidden_TD
+            return self.decoder.logits(hidden_TD[rows]), hidden_TD
 
     @torch.inference_mode()
     def score(self, tokens: ScheduledTokens, tile: int) -> Iterator[torch.Tensor]:

@@ -63,7 +63,7 @@ class Scheduler:
     def __init__(self, plan: MemoryPlan) -> None:
         self.chunk = plan.chunk
         self.max_num_seqs = plan.max_num_seqs
-        self.blocks = BlockManager(plan.num_kv_blocks, plan.block_size)
+        self.blocks = BlockManager(plan.num_kv_blocks, plan.block_size, int(plan.drafts_with_mtp))
         self.capacity = min(plan.context, plan.num_kv_blocks * plan.block_size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
@@ -188,7 +188,7 @@ class Scheduler:
         step.remove(sequence)
         self.running.remove(sequence)
         self.blocks.release(sequence)
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_held = 0
         sequence.draft_token_ids.clear()
         sequence.status = Status.WAITING
         sequence.num_preemptions += 1

@@ -54,6 +54,7 @@ class Sequence:
     Attributes:
         max_positions: the most positions it can come to hold: prompt plus longest completion.
         num_computed: tokens whose K and V are in the cache.
+        num_held: the last of those, whose K and V of a prediction layer are not in it yet.
         blocks: its block table.
         finish_reason: ``stop``, ``length``, ``abort``, ``deadline`` or ``error`` once finished.
         error: what went wrong where the reason is ``error``.
@@ -62,6 +63,7 @@ class Sequence:
         digests: of the empty prefix, then of each full block; grows as blocks are looked up.
         num_cached: tokens found in the prefix cache when it was first admitted.
         num_preemptions: how often it lost its blocks to another.
+        num_drafted, num_accepted: drafts that were run, and those of them that stood.
         leader: the sequence of the same prompt that computes it for this one.
         deadline: when it ends at the latest, on the engine's clock.
         arrived_at, first_token_at, last_token_at: on the engine's clock.
@@ -76,6 +78,7 @@ class Sequence:
     completion_token_ids: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
     num_computed: int = 0
+    num_held: int = 0
     blocks: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     error: BaseException | None = None
@@ -84,6 +87,8 @@ class Sequence:
     digests: list[bytes] = field(default_factory=list)
     num_cached: int = 0
     num_preemptions: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
     leader: Optional["Sequence"] = None
     deadline: float = float("inf")
     arrived_at: float = 0.0
@@ -100,6 +105,11 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """Tokens still to run through the model before the next one can be sampled."""
         return self.num_tokens - self.num_computed
+
+    @property
+    def num_settled(self) -> int:
+        """Tokens whose K and V are all in the cache; full blocks of them may be shared."""
+        return self.num_computed - self.num_held
 
     @property
     def order(self) -> tuple[int, int]:

@@ -1,6 +1,9 @@
-"""All layers of a decoder as one call into compiled code, where its weights allow it."""
+"""Layers of a decoder as one call into compiled code, where its weights allow it."""
+
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from thinslice.kernels.native_stack import NativeStack, StackLayer, StackMatrix, StackShape
 from thinslice.kernels.paged_kv import PagedKv
@@ -8,9 +11,14 @@ from thinslice.memory.weight_store import WeightStore
 from thinslice.model.decoder import MLP, Decoder, DecoderBlock, Linear
 
 
-def fuse(decoder: Decoder, weights: WeightStore, kv_caches: list[PagedKv]) -> NativeStack | None:
-    """The layers in one call, or None: a matrix is streamed or not packed, or gate or up has a
-    bias.
+def fuse(
+    decoder: Decoder, blocks: Iterable[nn.Module], weights: WeightStore, kv_caches: list[PagedKv]
+) -> NativeStack | None:
+    """Some layers of a decoder in one call, or None: a matrix is streamed or not packed, or gate or
+    up has a bias.
+
+    Args:
+        kv_caches: one for each of the layers.
     """
     names = {module: name for name, module in decoder.named_modules()}
 
@@ -19,9 +27,10 @@ def fuse(decoder: Decoder, weights: WeightStore, kv_caches: list[PagedKv]) -> Na
         return None if weight is None else StackMatrix(weight, _vector(linear.bias))
 
     layers = []
-    for block in decoder.model.layers:
+    for block in blocks:
         assert isinstance(block, DecoderBlock), "a layer of another kind"
-        linears = [module for module in block.modules() if isinstance(module, Linear)]
+        parts = (block.self_attn, block.mlp)
+        linears = [one for part in parts for one in part.modules() if isinstance(one, Linear)]
         matrices = {linear: matrix(linear) for linear in linears}
         if block.has_gate_bias or None in matrices.values():
             return None

@@ -15,6 +15,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.i
 def allocate_kv_caches(shape: ModelShape, plan: MemoryPlan) -> list[PagedKv]:
     """One cache for each layer, its K and V [num_blocks, K, block_size, H] of the plan's type.
 
+    The last one is the prediction layer's, where the plan drafts with it.
+
     Memory: what ``plan`` calls ``kv cache``; pages count only once they are written.
     """
     size = (plan.num_kv_blocks, shape.num_key_value_heads, plan.block_size, shape.head_dim)
@@ -25,5 +27,5 @@ def allocate_kv_caches(shape: ModelShape, plan: MemoryPlan) -> list[PagedKv]:
 
     return [
         PagedKv(torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype), scale(), scale())
-        for _ in range(shape.num_hidden_layers)
+        for _ in range(shape.num_hidden_layers + plan.drafts_with_mtp)
     ]

@@ -79,7 +79,7 @@ class WeightStore:
         self.close()
 
     def open(self, progress: Progress | None = None) -> None:
-        """Read the pinned slices and begin to read ahead.
+        """Read the pinned slices, and a prediction layer whole, and begin to read ahead.
 
         ``progress`` is called with bytes placed so far and in all.
         Memory: the pinned slices, and the ring, as planned.
@@ -92,10 +92,12 @@ class WeightStore:
         else:
             slices = self.layout.slices(streaming.slice_bytes)
             pinned_places = frozenset(streaming.pinned())
+        prediction = tuple(WeightSlice(one, 0, one.rows) for one in self.layout.prediction)
         pinned = [one for index, one in enumerate(slices) if index in pinned_places]
+        pinned += prediction
         rows_of = dict(zip(pinned, self._pin(pinned, progress), strict=True))
         streamed = [one for index, one in enumerate(slices) if index not in pinned_places]
-        for one in slices:
+        for one in (*slices, *prediction):
             self._placed.setdefault(one.matrix.name, []).append(_Placed(one, rows_of.get(one)))
         if streamed and streaming is not None:
             converted = [one.kept_bytes for one in streamed if _is_packed_on_the_way(one.matrix)]

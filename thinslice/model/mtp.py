@@ -9,13 +9,17 @@ Source: XiaomiMiMo/MiMo and its vLLM fork (models/mimo_mtp.py).
 import torch
 from torch import nn
 
+from thinslice.kernels.native_stack import NativeStack
 from thinslice.model.decoder import Decoder, DecoderBlock, LayerContext, Linear, RMSNorm
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packing import Packing
 
 
 class MTPLayer(DecoderBlock):
-    """One layer under ``model.mtp_layers.N``."""
+    """One layer under ``model.mtp_layers.N``.
+
+    ``stack`` holds its decoder block once more as one call into compiled code, as a Decoder's does.
+    """
 
     def __init__(self, shape: ModelShape, packing: Packing | None = None) -> None:
         super().__init__(shape, None, packing)
@@ -24,6 +28,7 @@ class MTPLayer(DecoderBlock):
         self.hidden_layernorm = RMSNorm(size, eps)
         self.input_proj = Linear(2 * size, size)
         self.final_layernorm = RMSNorm(size, eps)
+        self.stack: NativeStack | None = None
 
     def predict(
         self, hidden_TD: torch.Tensor, next_embedding_TD: torch.Tensor, context: LayerContext
@@ -41,7 +46,10 @@ class MTPLayer(DecoderBlock):
         token = self.token_layernorm(next_embedding_TD)
         # The hidden half comes first; DeepSeek-V3 and Megatron have it the other way round.
         x_TD = self.input_proj(torch.cat((hidden, token), dim=-1))
-        return self.final_layernorm(super().forward(x_TD, context))
+        if self.stack is None:
+            return self.final_layernorm(super().forward(x_TD, context))
+        rotary, batch = (context.cos_TR, context.sin_TR), context.batch
+        return self.final_layernorm(self.stack.run(x_TD, rotary, batch.slots_T, batch.sequences))
 
 
 class MTPDecoder(Decoder):

@@ -36,10 +36,14 @@ def mtp_parameters(shape: ModelShape) -> int:
     return layer_parameters(shape) + 2 * shape.hidden_size**2 + 3 * shape.hidden_size
 
 
-def kv_bytes_per_token(shape: ModelShape, kv_dtype: str) -> int:
-    """K and V of one position in all layers; int8 has an fp16 scale for each head."""
+def kv_bytes_per_token(shape: ModelShape, kv_dtype: str, has_prediction: bool = False) -> int:
+    """K and V of one position in all layers; int8 has an fp16 scale for each head.
+
+    ``has_prediction`` counts a prediction layer.
+    """
     per_head = shape.head_dim * KV_BYTES[kv_dtype] + (2 if kv_dtype == "int8" else 0)
-    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * per_head
+    num_layers = shape.num_hidden_layers + has_prediction
+    return 2 * num_layers * shape.num_key_value_heads * per_head
 
 
 @dataclass(frozen=True)
@@ -129,3 +133,33 @@ def logits_bytes(shape: ModelShape, num_rows: int, itemsize: int) -> int:
     per_row = shape.vocab_size * (itemsize + 4 if itemsize < 4 else 4)
     sorting = shape.vocab_size * (4 + 8 + 4 + 8)
     return num_rows * per_row + sorting
+
+
+# Rows that a prediction layer takes at a time: a prompt's need not exist side by side once more.
+PREDICTION_ROWS = 256
+
+
+# Rows of a sequence that wait for it at most, while nothing is drafted with it.
+PREDICTION_ROWS_HELD = 32
+
+
+def prediction_activation_bytes(
+    shape: ModelShape, chunk: int, num_seqs: int, how: Computation
+) -> int:
+    """What a prediction layer holds beside what one of the model's layers does: the residual stream
+    of all rows in flight and of those that wait, and of the rows it works on both norms and their
+    concatenation.
+    """
+    num_rows = chunk + num_seqs * PREDICTION_ROWS_HELD + 4 * min(chunk, PREDICTION_ROWS)
+    return num_rows * shape.hidden_size * how.itemsize
+
+
+def ngram_index_bytes(capacity: int, num_lengths: int = 3) -> int:
+    """Bytes of the n-gram index of one sequence: four for each token it can come to hold, and eight
+    for each length that is looked up."""
+    return 4 * capacity + num_lengths * 4 * ngram_table_size(capacity)
+
+
+def ngram_table_size(capacity: int) -> int:
+    """Places in the table of one length, which is at most half full."""
+    return 2 * capacity + 1

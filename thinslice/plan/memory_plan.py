@@ -12,7 +12,9 @@ class StreamingPlan:
     Attributes:
         slice_bytes: the most bytes in a slice, on disk or in memory.
         num_slices: slices in a sweep.
-        num_pinned: slices of those that stay resident, spread evenly over the sweep.
+        num_pinned: slices of those that stay resident.
+        num_last_pinned: of the pinned ones, those at the end of the sweep: the head's, where a
+            prediction layer drafts and needs it between sweeps. The others are spread evenly.
         num_buffers, buffer_bytes: the ring that slices are read into.
     """
 
@@ -21,14 +23,38 @@ class StreamingPlan:
     num_pinned: int
     num_buffers: int
     buffer_bytes: int
+    num_last_pinned: int = 0
 
     def pinned(self) -> list[int]:
         """The slices that stay resident, by their place in the sweep.
 
         Pinned and streamed slices take turns, so that reading goes on while pinned ones compute.
         """
-        count = self.num_pinned
-        return [-(-turn * self.num_slices // count) - 1 for turn in range(1, count + 1)]
+        count = self.num_pinned - self.num_last_pinned
+        first_last = self.num_slices - self.num_last_pinned
+        spread = [-(-turn * first_last // count) - 1 for turn in range(1, count + 1)]
+        return [*spread, *range(first_last, self.num_slices)]
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """Who drafts.
+
+    Attributes:
+        uses_ngram: n-grams of the text so far.
+        uses_mtp: the model's prediction layer, which is then loaded, and has a KV cache.
+        length: the most drafts for a sequence in a step.
+    """
+
+    uses_ngram: bool
+    uses_mtp: bool
+    length: int
+
+    def describe(self) -> str:
+        """``n-grams, then the prediction layer, at most 8 tokens``, or one of the two."""
+        who = {"n-grams": self.uses_ngram, "the prediction layer": self.uses_mtp}
+        names = ", then ".join(name for name, is_used in who.items() if is_used)
+        return f"{names}, at most {self.length} tokens"
 
 
 @dataclass(frozen=True)
@@ -46,6 +72,7 @@ class MemoryPlan:
         num_kv_blocks: blocks in the KV cache; at least one sequence of ``context`` fits.
         parts: name and bytes of each part of the peak.
         streaming: None where all weights are resident.
+        draft: None where nothing is drafted.
     """
 
     budget_bytes: int
@@ -58,6 +85,12 @@ class MemoryPlan:
     num_kv_blocks: int
     parts: tuple[tuple[str, int], ...]
     streaming: StreamingPlan | None = None
+    draft: DraftPlan | None = None
+
+    @property
+    def drafts_with_mtp(self) -> bool:
+        """Whether a prediction layer runs beside the model."""
+        return self.draft is not None and self.draft.uses_mtp
 
     @property
     def peak_bytes(self) -> int:
@@ -79,6 +112,10 @@ class MemoryPlan:
             return "resident"
         num_streamed = self.streaming.num_slices - self.streaming.num_pinned
         return f"{num_streamed} of {self.streaming.num_slices} slices streamed"
+
+    def describe_drafting(self) -> str:
+        """Who drafts, or ``off``."""
+        return "off" if self.draft is None else self.draft.describe()
 
     def summary(self) -> str:
         """One line for a log: what was chosen and what it takes."""

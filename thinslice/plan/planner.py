@@ -3,11 +3,16 @@
 Weights are kept resident where they fit beside a useful context. Else they are streamed: a ring
 of buffers, and as many slices pinned as the rest of the budget holds. Access is cyclic, so a fixed
 set of pinned slices saves exactly its share of the reads, and no cache could save more.
+
+A prediction layer that drafts is resident, and so is the head then: each draft reads both. The head
+costs nothing by that, as any pinned slice saves its share of a sweep; the layer costs a few percent
+of the reads where weights are streamed. Left to choose, a plan drafts with the layer where it need
+take no smaller chunk and no smaller slices for it.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, product
 
 from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.cost import (
@@ -16,8 +21,10 @@ from thinslice.plan.cost import (
     kv_bytes_per_token,
     library_bytes,
     logits_bytes,
+    ngram_index_bytes,
+    prediction_activation_bytes,
 )
-from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
+from thinslice.plan.memory_plan import DraftPlan, MemoryPlan, StreamingPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.weight_layout import SweepBytes, WeightLayout
 from thinslice.units import KIB, MIB, gib, size_option
@@ -59,6 +66,8 @@ class Workload:
         is_native: the compiled kernels run, where ``dtype`` has them.
         num_threads: they run on.
         can_change_dtype: the model's files can be had with other weights: they are not packed.
+        draft: who drafts: auto, ngram, mtp or off.
+        draft_length: the most drafts for a sequence in a step.
     """
 
     context: int | None = None
@@ -68,16 +77,35 @@ class Workload:
     is_native: bool = True
     num_threads: int = 2
     can_change_dtype: bool = True
+    draft: str = "off"
+    draft_length: int = 8
 
 
 @dataclass(frozen=True)
 class _Case:
-    """What a plan is made for."""
+    """What a plan is made for; ``draft`` is one of those that the workload leaves open."""
 
     shape: ModelShape
     layout: WeightLayout
     workload: Workload
     runtime_bytes: int
+    draft: DraftPlan | None = None
+
+    @property
+    def variants(self) -> "tuple[_Case, ...]":
+        """The same case with each of the drafters to choose from, the better one first."""
+        wanted, length = self.workload.draft, self.workload.draft_length
+        if wanted == "off":
+            return (self,)
+        drafts = [DraftPlan(uses_ngram=wanted != "mtp", uses_mtp=wanted == "mtp", length=length)]
+        if wanted == "auto" and self.layout.prediction:
+            drafts.insert(0, replace(drafts[0], uses_mtp=True))
+        return tuple(replace(self, draft=draft) for draft in drafts)
+
+    @property
+    def has_prediction(self) -> bool:
+        """Whether a prediction layer drafts."""
+        return self.draft is not None and self.draft.uses_mtp
 
     @property
     def how(self) -> Computation:
@@ -98,7 +126,7 @@ class _Case:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return kv_bytes_per_token(self.shape, self.kv_dtype)
+        return kv_bytes_per_token(self.shape, self.kv_dtype, self.has_prediction)
 
 
 def plan(
@@ -113,13 +141,17 @@ def plan(
     Args:
         runtime_bytes: what the process holds before the model is loaded, as measured.
 
-    Errors: ConfigError for a context the model does not have; BudgetError where nothing fits,
-    with the need by part and the single changes that would fit.
+    Errors: ConfigError for a context or a prediction layer that the model does not have;
+    BudgetError where nothing fits, with the need by part and the single changes that would fit.
     """
     if workload.context is not None and not 0 < workload.context <= shape.max_position_embeddings:
         raise ConfigError(
             f"--context {workload.context} is out of range; "
             f"this model has 1..{shape.max_position_embeddings}"
+        )
+    if workload.draft == "mtp" and not layout.prediction:
+        raise ConfigError(
+            "--draft mtp: this model has no multi-token-prediction layer; --draft ngram needs none"
         )
     case = _Case(shape, layout, workload, runtime_bytes)
     chosen = _first_fit(case, budget_bytes)
@@ -137,24 +169,27 @@ def _first_fit(case: _Case, budget_bytes: int) -> MemoryPlan | None:
         _resident_candidates(case, budget_bytes, _SMALLEST_CONTEXT),
     )
     chosen = next((one for one in candidates if one.headroom_bytes >= 0), None)
-    if chosen is None or chosen.streaming is None:
-        return chosen and _with_more_blocks(case, chosen)
+    if chosen is None:
+        return None
+    case = replace(case, draft=chosen.draft)
+    if chosen.streaming is None:
+        return _with_more_blocks(case, chosen)
     return _with_pinned_slices(case, chosen)
 
 
 def _resident_candidates(case: _Case, budget_bytes: int, shortest: int) -> Iterator[MemoryPlan]:
-    for chunk in _CHUNKS:
+    for chunk, one in product(_CHUNKS, case.variants):
         for context in _contexts(case, case.shape.max_position_embeddings, shortest):
-            yield _resident(case, budget_bytes, context, chunk)
+            yield _resident(one, budget_bytes, context, chunk)
 
 
 def _streamed_candidates(case: _Case, budget_bytes: int, shortest: int) -> Iterator[MemoryPlan]:
     share = int(budget_bytes * _LARGEST_CHUNK_SHARE)
     for slice_bytes in _SLICE_BYTES:
         sweep = case.layout.sweep_bytes(slice_bytes)
-        for chunk in _STREAMED_CHUNKS:
+        for chunk, one in product(_STREAMED_CHUNKS, case.variants):
             for context in _contexts(case, _STREAMED_CONTEXT, shortest):
-                candidate = _streamed(case, budget_bytes, (context, chunk), (slice_bytes, sweep))
+                candidate = _streamed(one, budget_bytes, (context, chunk), (slice_bytes, sweep))
                 if chunk == _CHUNKS[-1] or dict(candidate.parts)["activations"] <= share:
                     yield candidate
 
@@ -184,7 +219,7 @@ def _resident(case: _Case, budget_bytes: int, context: int, chunk: int) -> Memor
 def _streamed(
     case: _Case, budget_bytes: int, tokens: tuple[int, int], slices: tuple[int, SweepBytes]
 ) -> MemoryPlan:
-    """All matrices on disk, and room for one sequence of the whole context.
+    """All matrices on disk but those that draft, and room for one sequence of the whole context.
 
     Args:
         tokens: context and chunk.
@@ -192,15 +227,18 @@ def _streamed(
     """
     context, chunk = tokens[0], min(tokens)
     slice_bytes, sweep = slices
+    num_last = len(case.layout.head.ranges(slice_bytes)) if case.has_prediction else 0
     streaming = StreamingPlan(
         slice_bytes=slice_bytes,
         num_slices=len(sweep.kept),
-        num_pinned=0,
+        num_pinned=num_last,
+        num_last_pinned=num_last,
         num_buffers=_NUM_BUFFERS,
         buffer_bytes=-(-sweep.largest_stored // 4096) * 4096 + _ALIGNMENT_BYTES,
     )
     parts = _common_parts(case, context, chunk)
-    parts["weights"] = case.layout.vector_bytes
+    last = sum(sweep.kept[len(sweep.kept) - num_last :])
+    parts["weights"] = case.layout.vector_bytes + last
     parts["weight ring"] = _NUM_BUFFERS * streaming.buffer_bytes + sweep.converting
     parts["activations"] = max(parts["activations"], LOADING_BYTES)
     chosen = _memory_plan(case, budget_bytes, context, chunk, parts)
@@ -222,7 +260,26 @@ def _common_parts(case: _Case, context: int, chunk: int) -> dict[str, int]:
         "weights": 0,
         "kv cache": num_positions * case.kv_bytes_per_token,
         "activations": max(running, heading),
+        **_drafting_part(case, context, chunk),
     }
+
+
+def _drafting_part(case: _Case, context: int, chunk: int) -> dict[str, int]:
+    """What drafting adds, beside a prediction layer's K and V: n-gram indexes, logits of the rows
+    behind drafts, the prediction layer and what it works on."""
+    draft, shape, how = case.draft, case.shape, case.how
+    if draft is None:
+        return {}
+    num_seqs = min(case.workload.max_num_seqs, chunk)
+    num_rows = min(num_seqs * (1 + draft.length), chunk)
+    one, all_rows = (logits_bytes(shape, rows, how.itemsize) for rows in (num_seqs, num_rows))
+    num_bytes = all_rows - one
+    if draft.uses_ngram:
+        num_bytes += num_seqs * ngram_index_bytes(context)
+    if draft.uses_mtp:
+        num_bytes += case.layout.prediction_bytes
+        num_bytes += prediction_activation_bytes(shape, chunk, num_seqs, how)
+    return {"drafting": num_bytes}
 
 
 def _memory_plan(
@@ -238,6 +295,7 @@ def _memory_plan(
         block_size=BLOCK_SIZE,
         num_kv_blocks=-(-context // BLOCK_SIZE),
         parts=tuple(parts.items()),
+        draft=case.draft,
     )
 
 
@@ -255,13 +313,15 @@ def _with_pinned_slices(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
     streaming = chosen.streaming
     assert streaming is not None, "nothing is streamed"
     kept = case.layout.sweep_bytes(streaming.slice_bytes).kept
+    last = streaming.num_last_pinned
+    counted, rest = sum(kept[len(kept) - last :]), kept[: len(kept) - last]
     room = chosen.headroom_bytes
-    count = min(room * len(kept) // sum(kept), len(kept))
+    count = last + min(room * len(rest) // sum(rest), len(rest))
     # The average is a good guess; where the slices it picks are larger, a few less will do.
-    while sum(kept[idx] for idx in replace(streaming, num_pinned=count).pinned()) > room:
+    while sum(kept[idx] for idx in replace(streaming, num_pinned=count).pinned()) > counted + room:
         count -= 1
     pinned = replace(streaming, num_pinned=count)
-    num_bytes = sum(kept[idx] for idx in pinned.pinned())
+    num_bytes = sum(kept[idx] for idx in pinned.pinned()) - counted
     return replace(_with_part(chosen, "weights", num_bytes), streaming=pinned)
 
 
@@ -277,6 +337,7 @@ def _floor(case: _Case) -> MemoryPlan:
     """The plan that takes least, whatever the budget."""
     context = case.workload.context
     context = context or min(_SMALLEST_CONTEXT, case.shape.max_position_embeddings)
+    case = case.variants[-1]
     floors = (
         _resident(case, 0, context, _CHUNKS[-1]),
         *(
@@ -314,6 +375,10 @@ def _suggestions(case: _Case, budget_bytes: int, need: MemoryPlan) -> Iterator[s
         if smaller is not None and _first_fit(smaller, room) is not None:
             yield f"--dtype {dtype}"
             break
+    if workload.draft != "off":
+        undrafted = replace(case, workload=replace(workload, draft="off"))
+        if _first_fit(undrafted, room) is not None:
+            yield "--draft off"
     yield f"--memory {size_option(-(-(need.peak_bytes + _JITTER_BYTES) // MIB) * MIB)}"
 
 

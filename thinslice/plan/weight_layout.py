@@ -6,7 +6,7 @@ head as well.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from thinslice.errors import ConfigError
@@ -132,12 +132,17 @@ class WeightLayout:
         embedding: an embedding table that is kept whole; None where the head is it, or where its
             rows are read from disk as they are needed.
         vector_bytes: of norms and biases, at most: the compiled kernels take float32.
+        prediction: the matrices of the prediction layer that drafts, in the order of use; resident
+            where it is used, and no part of a sweep.
+        prediction_vector_bytes: of its norms and biases.
     """
 
     layers: tuple[tuple[Matrix, ...], ...]
     head: Matrix
     embedding: Matrix | None
     vector_bytes: int
+    prediction: tuple[Matrix, ...] = ()
+    prediction_vector_bytes: int = 0
 
     @property
     def sweep(self) -> tuple[Matrix, ...]:
@@ -146,11 +151,21 @@ class WeightLayout:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of all weights in memory."""
+        """Bytes of all weights in memory, without a prediction layer's."""
         total = self.vector_bytes + sum(m.kept_bytes(m.rows) for m in self.sweep)
         if self.embedding is not None:
             total += self.embedding.kept_bytes(self.embedding.rows)
         return total
+
+    @property
+    def prediction_bytes(self) -> int:
+        """Bytes of the prediction layer in memory."""
+        matrices = sum(matrix.kept_bytes(matrix.rows) for matrix in self.prediction)
+        return matrices + self.prediction_vector_bytes
+
+    def without_prediction(self) -> "WeightLayout":
+        """The same for a model whose prediction layer is not loaded."""
+        return replace(self, prediction=(), prediction_vector_bytes=0)
 
     def converted_to(self, shape: ModelShape, dtype: str) -> "WeightLayout":
         """The layout of the same model with other weights: packed, or as the file has them.
@@ -160,7 +175,8 @@ class WeightLayout:
         if dtype not in FLOAT_BYTES:
             return packed_layout(shape, dtype)
         tables = () if self.embedding is None else (self.embedding,)
-        stored = {m.name: StoredMatrix(m.stored, m.stored_row_bytes) for m in self.sweep + tables}
+        matrices = (*self.sweep, *tables, *self.prediction)
+        stored = {m.name: StoredMatrix(m.stored, m.stored_row_bytes) for m in matrices}
         return layout_of(shape, stored, dtype)
 
     def slices(self, max_bytes: int) -> tuple[WeightSlice, ...]:
@@ -250,11 +266,14 @@ def layout_of(
     embedding = None
     if not shape.tie_word_embeddings and not is_read_by_rows:
         embedding = matrix(table, shape.vocab_size, shape.hidden_size)
+    prediction = tuple(matrix(*one) for one in _prediction_matrices(shape, packing))
     return WeightLayout(
         layers=layers,
         head=matrix(head_name, shape.vocab_size, shape.hidden_size),
         embedding=embedding,
         vector_bytes=vector_numel(shape) * 4,
+        prediction=prediction,
+        prediction_vector_bytes=_prediction_vector_numel(shape) * 4,
     )
 
 
@@ -266,6 +285,10 @@ def stored_as(shape: ModelShape, dtype: str) -> Stored:
         f"model.layers.{idx}.{name}.weight": StoredMatrix(dtype, count * itemsize)
         for idx in range(shape.num_hidden_layers)
         for name, count in columns.items()
+    }
+    stored |= {
+        name: StoredMatrix(dtype, count * itemsize)
+        for name, _, count, _ in _prediction_matrices(shape, None)
     }
     table = StoredMatrix(dtype, shape.hidden_size * itemsize)
     return stored | {"model.embed_tokens.weight": table, "lm_head.weight": table}
@@ -281,6 +304,10 @@ def packed_as(shape: ModelShape, packing: Packing) -> Stored:
         f"model.layers.{idx}.{name}.weight": packed(packing.weights, columns)
         for idx in range(shape.num_hidden_layers)
         for name, _, columns, _ in _layer_matrices(shape, packing)
+    }
+    stored |= {
+        name: packed(packing.head, columns)
+        for name, _, columns, _ in _prediction_matrices(shape, packing)
     }
     head = packed(packing.head, shape.hidden_size)
     if shape.tie_word_embeddings:
@@ -304,7 +331,11 @@ def packed_layout(shape: ModelShape, dtype: str) -> WeightLayout:
 
 
 def vector_numel(shape: ModelShape) -> int:
-    """Weights in norms and biases, which are never streamed."""
+    """Weights in norms and biases, which are never streamed; no prediction layer's."""
+    return shape.num_hidden_layers * _layer_vector_numel(shape) + shape.hidden_size
+
+
+def _layer_vector_numel(shape: ModelShape) -> int:
     per_layer = 2 * shape.hidden_size
     if shape.attention_bias:
         per_layer += shape.q_size + 2 * shape.kv_size
@@ -314,7 +345,13 @@ def vector_numel(shape: ModelShape) -> int:
         per_layer += 2 * shape.intermediate_size + shape.hidden_size
     if shape.use_qk_norm:
         per_layer += 2 * shape.head_dim
-    return shape.num_hidden_layers * per_layer + shape.hidden_size
+    return per_layer
+
+
+def _prediction_vector_numel(shape: ModelShape) -> int:
+    if shape.num_nextn_predict_layers == 0:
+        return 0
+    return _layer_vector_numel(shape) + 3 * shape.hidden_size
 
 
 def _kept(stored: str, columns: int, dtype: str) -> str:
@@ -352,3 +389,17 @@ def _layer_matrices(shape: ModelShape, packing: Packing | None) -> list[tuple[st
             (f"mlp.blocks.{idx}.down_proj", size, stop - start, 1),
         ]
     return attention
+
+
+def _prediction_matrices(
+    shape: ModelShape, packing: Packing | None
+) -> list[tuple[str, int, int, int]]:
+    """The same of the first prediction layer, the only one that drafts, under their whole names."""
+    if shape.num_nextn_predict_layers == 0:
+        return []
+    size = shape.hidden_size
+    matrices = [("input_proj", size, 2 * size, 1), *_layer_matrices(shape, packing)]
+    return [
+        (f"model.mtp_layers.0.{name}.weight", rows, columns, step)
+        for name, rows, columns, step in matrices
+    ]

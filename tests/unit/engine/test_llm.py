@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny_llm import TEMPLATE, write_model
 from thinslice.config import SamplingParams
-from thinslice.engine import engine
+from thinslice.engine import advance
 from thinslice.engine.llm import LLM
 from thinslice.engine.sampler import Sampled, sample_rows
 from thinslice.engine.sequence import Sequence
@@ -224,7 +224,7 @@ def test_an_interrupt_while_sampling_leaves_every_sequence_where_it_was(
         sampled.append(sample_rows(logits, best, sequence))
         return sampled[-1]
 
-    monkeypatch.setattr(engine, "sample_rows", interrupted)
+    monkeypatch.setattr(advance, "sample_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.engine.step()
     monkeypatch.undo()

@@ -8,18 +8,16 @@ import pytest
 import torch
 
 from tests.speculation import (
-    BLOCK_SIZE,
     Change,
     Run,
     Speculation,
+    cached,
     empty_caches,
+    from_scratch,
     load_small_mtp,
     unchanged,
 )
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
-from thinslice.kernels.paged_kv import PagedKv
-from thinslice.kernels.torch_ops import gather_kv
-from thinslice.model.batch import TokenRun, pack
 from thinslice.model.mtp import MTPDecoder
 from tools.small_mtp_text import examples
 
@@ -32,27 +30,6 @@ COUNT = 60
 @pytest.fixture(scope="module")
 def decoder() -> MTPDecoder:
     return load_small_mtp()
-
-
-def cached(cache: PagedKv, blocks: list[int], count: int) -> list[torch.Tensor]:
-    used = torch.tensor(blocks[: -(-count // BLOCK_SIZE)])
-    return [gather_kv(one, used, count) for one in (cache.k, cache.v)]
-
-
-@torch.inference_mode()
-def from_scratch(
-    decoder: MTPDecoder, token_ids: list[int], num_drafts: int
-) -> tuple[list[torch.Tensor], list[int]]:
-    """K and V of a whole text's rows, all run at once, and the drafts after it."""
-    count = len(token_ids) - 1
-    caches = empty_caches(decoder, 1, decoder.shape.num_hidden_layers + 1)
-    blocks = list(range(caches[0].k.shape[0]))
-    batch = pack([TokenRun(token_ids[:-1], 0, blocks)], BLOCK_SIZE)
-    hidden = decoder(batch, caches[:-1])
-    drafter = MTPDrafter(decoder, caches[-1])
-    rows = CertainRows(0, hidden, token_ids[1:], blocks, num_drafts)
-    (drafts,) = drafter.propose([rows])
-    return cached(caches[-1], blocks, count), drafts
 
 
 def check_in_step(speculation: Speculation, run: Run) -> None:

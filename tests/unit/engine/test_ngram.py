@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinslice.engine.ngram import NgramDrafter, ngram_index_bytes
+from thinslice.engine.ngram import NgramDrafter
+from thinslice.plan.cost import ngram_index_bytes
 
 few_tokens = st.lists(st.integers(0, 3), max_size=60)
 

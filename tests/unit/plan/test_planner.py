@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinslice.errors import BudgetError, ConfigError
-from thinslice.plan.cost import model_parameters
-from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.cost import model_parameters, mtp_parameters
+from thinslice.plan.memory_plan import DraftPlan, MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.planner import BLOCK_SIZE, Workload, plan
 from thinslice.plan.weight_layout import (
@@ -61,6 +61,7 @@ workloads = st.builds(
     max_num_seqs=st.integers(1, 64),
     dtype=st.sampled_from(["bfloat16", "float32", "int8", "int4"]),
     kv_dtype=st.sampled_from([None, "bfloat16", "int8"]),
+    draft=st.sampled_from(["off", "off", "auto", "ngram"]),
 )
 
 
@@ -180,6 +181,8 @@ def test_every_suggestion_fits(budget: int, workload: Workload) -> None:
                 changed = replace(workload, context=int(value))
             elif option == "kv-dtype":
                 changed = replace(workload, kv_dtype=value)
+            elif option == "draft":
+                changed = replace(workload, draft=value)
             else:
                 changed = replace(workload, dtype=value)
             assert try_plan(room, changed) is not None
@@ -226,3 +229,73 @@ def test_a_context_the_model_does_not_have_is_refused() -> None:
 def test_a_32b_model_is_planned_without_its_weights() -> None:
     chosen = plan(LARGE, LARGE_BF16, 80 * GIB, Workload(), RUNTIME)
     assert dict(chosen.parts)["weights"] > 60 * GIB
+
+
+MIMO = replace(
+    SMOL,
+    architecture="MiMoForCausalLM",
+    vocab_size=151680,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=32768,
+    tie_word_embeddings=False,
+    attention_bias=True,
+    num_nextn_predict_layers=1,
+)
+MIMO_INT4 = packed_layout(MIMO, "int4")
+
+
+def mimo_plan(budget: str, draft: str = "auto") -> MemoryPlan:
+    workload = Workload(dtype="int4", draft=draft)
+    return plan(MIMO, MIMO_INT4, parse_bytes(budget), workload, RUNTIME)
+
+
+def test_a_prediction_layer_is_whole_and_in_int8() -> None:
+    numel = sum(matrix.rows * matrix.columns for matrix in MIMO_INT4.prediction)
+    vectors = vector_numel(MIMO) // 36 + 3 * 4096
+    assert abs(numel + vectors - mtp_parameters(MIMO)) <= 4096
+    assert {matrix.kept for matrix in MIMO_INT4.prediction} == {"int8"}
+    assert not {matrix.name for matrix in MIMO_INT4.prediction} & {
+        matrix.name for matrix in MIMO_INT4.sweep
+    }
+    assert MIMO_INT4.prediction_bytes / numel == pytest.approx(8.5 / 8, rel=1e-2)
+
+
+@pytest.mark.parametrize("budget", ["2GiB", "8GiB"])
+def test_drafting_is_counted(budget: str) -> None:
+    without, chosen = mimo_plan(budget, "off"), mimo_plan(budget)
+    assert chosen.draft == DraftPlan(uses_ngram=True, uses_mtp=True, length=8)
+    assert dict(chosen.parts)["drafting"] > MIMO_INT4.prediction_bytes
+    assert chosen.peak_bytes <= parse_bytes(budget)
+    assert "drafting" not in dict(without.parts)
+    per_token = [dict(one.parts)["kv cache"] / one.num_kv_blocks for one in (without, chosen)]
+    assert per_token[1] / per_token[0] == pytest.approx(37 / 36)
+
+
+def test_the_head_is_pinned_where_a_prediction_layer_drafts() -> None:
+    streaming = mimo_plan("2GiB").streaming
+    assert streaming is not None
+    slices = MIMO_INT4.slices(streaming.slice_bytes)
+    pinned = set(streaming.pinned())
+    assert len(pinned) == streaming.num_pinned
+    head = {index for index, one in enumerate(slices) if one.matrix is MIMO_INT4.head}
+    assert head <= pinned
+    assert len(head) == streaming.num_last_pinned < streaming.num_pinned
+
+
+def test_a_budget_without_room_for_the_head_drafts_by_ngrams_alone() -> None:
+    chosen = mimo_plan("1GiB")
+    assert chosen.draft == DraftPlan(uses_ngram=True, uses_mtp=False, length=8)
+    assert chosen.streaming is not None
+    assert chosen.streaming.num_last_pinned == 0
+    with pytest.raises(BudgetError, match="--draft off"):
+        mimo_plan("1GiB", "mtp")
+
+
+def test_a_prediction_layer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no multi-token-prediction layer; --draft ngram"):
+        plan(SMOL, layout_for(Workload()), GIB, Workload(draft="mtp"), RUNTIME)
