@@ -30,7 +30,7 @@ from harness import (
     run_json,
     use_cores,
 )
-from load import arrivals, serve_with_llama
+from load import arrivals, serve_with_llama, write_requests
 from peer_environment import DEFAULT_FOLDER, PeerEnvironment
 
 from thinslice.checkpoint.open import open_checkpoint
@@ -38,6 +38,7 @@ from thinslice.errors import ThinsliceError
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.store.store import Store
+from thinslice.text.tokenizer import load_tokenizer
 
 sys.path.insert(0, str(ROOT))
 from tools.small_mtp_text import examples
@@ -115,23 +116,43 @@ def ngram_case(_: Setting) -> Case:
 def load_cases(setting: Setting) -> list[Case]:
     """One round of requests gives both figures, so each is measured once for the two cases."""
     path = Store().ensure("smollm2")
-    vocab_size = open_checkpoint(path).shape.vocab_size
+    requests = arrivals(setting.rate, load_tokenizer(open_checkpoint(path)))
+    file = setting.work / "requests.json"
+    write_requests(file, requests)
     command = [setting.peers.llama("llama-server"), "-m", path]
     command += ["-np", NUM_SLOTS, "-c", NUM_SLOTS * SLOT_CONTEXT, "-t", setting.threads, "-ngl", 0]
 
-    def ours() -> dict[str, Any]:
-        return run_engine("load", "smollm2", "--rate", setting.rate)
-
-    def theirs() -> dict[str, Any]:
-        return serve_with_llama(command, arrivals(setting.rate, vocab_size))
-
-    note = f"64 requests, {setting.rate:g} a second; prompts 32-512, outputs 16-256; random tokens"
+    ours = Kept(lambda: run_engine("load", "smollm2", "--prompts", file))
+    theirs = Kept(lambda: serve_with_llama(command, requests))
+    note = f"64 requests, {setting.rate:g} a second; prompts 32-512, outputs 16-256; random words"
     rates = {OURS: figure_of("tokens_per_s", ours), LLAMA: figure_of("tokens_per_s", theirs)}
-    waits = {OURS: figure_of("p99_wait_s", ours), LLAMA: figure_of("p99_wait_s", theirs)}
+    waits = {
+        OURS: figure_of("p99_wait_s", ours.again),
+        LLAMA: figure_of("p99_wait_s", theirs.again),
+    }
     return [
         Case("load-tokens", "tokens/s", rates, {LLAMA: 2.5}, note),
         Case("load-p99-first-token", "s", waits, {LLAMA: 2.0}, note),
     ]
+
+
+class Kept:
+    """A measurement whose results give a second case its figures, in the same order."""
+
+    def __init__(self, measure: Callable[[], dict[str, Any]]) -> None:
+        self._measure = measure
+        self._results: list[dict[str, Any]] = []
+
+    def __call__(self) -> dict[str, Any]:
+        """Measure."""
+        self._results.append(self._measure())
+        return self._results[-1]
+
+    def again(self) -> dict[str, Any]:
+        """The first result that was not given again yet. Errors: RunError where there is none."""
+        if not self._results:
+            raise RunError("it was not measured")
+        return self._results.pop(0)
 
 
 def figure_of(name: str, measure: Callable[[], Mapping[str, Any]]) -> Run:

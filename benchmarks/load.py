@@ -10,13 +10,17 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import RunError
 
+from thinslice.text.tokenizer import Tokenizer
+
 NUM_REQUESTS = 64
+# Each one token to SmolLM2 behind another, so that a text has as many tokens as words.
+WORDS = ("time", "people", "water", "house", "river", "music", "light", "paper", "stone", "garden")
 PROMPT_TOKENS, NEW_TOKENS = (32, 512), (16, 256)
 START_TIMEOUT_S, ANSWER_TIMEOUT_S = 60.0, 600.0
 
@@ -26,7 +30,8 @@ class Request:
     """One request: when it comes, seconds from the start, and what it asks for."""
 
     at_s: float
-    prompt: list[int]
+    text: str
+    token_ids: list[int]
     num_tokens: int
 
 
@@ -40,14 +45,25 @@ class Served:
     num_tokens: int
 
 
-def arrivals(rate: float, vocab_size: int) -> list[Request]:
-    """A Poisson process of so many requests a second, always the same one; random prompts."""
+def arrivals(rate: float, tokenizer: Tokenizer) -> list[Request]:
+    """A Poisson process of so many requests a second, always the same one; random words."""
     draw, now, requests = random.Random(0), 0.0, []
     for _ in range(NUM_REQUESTS):
         now += draw.expovariate(rate)
-        prompt = [draw.randrange(vocab_size) for _ in range(draw.randint(*PROMPT_TOKENS))]
-        requests.append(Request(now, prompt, draw.randint(*NEW_TOKENS)))
+        text = " ".join(draw.choices(WORDS, k=draw.randint(*PROMPT_TOKENS)))
+        token_ids = tokenizer.encode(text, add_special_tokens=True)[: PROMPT_TOKENS[1]]
+        requests.append(Request(now, text, token_ids, draw.randint(*NEW_TOKENS)))
     return requests
+
+
+def write_requests(path: Path, requests: Sequence[Request]) -> None:
+    """For another process."""
+    path.write_text(json.dumps([asdict(one) for one in requests]), encoding="utf-8")
+
+
+def read_requests(path: Path) -> list[Request]:
+    """What ``write_requests`` wrote."""
+    return [Request(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def summary(served: Sequence[Served]) -> dict[str, Any]:
@@ -68,7 +84,7 @@ def serve_with_llama(command: Sequence[str | Path], requests: Sequence[Request])
     Errors: RunError.
     """
     with _server(command) as address, ThreadPoolExecutor(len(requests)) as pool:
-        _ask(address, requests[0].prompt, 4)
+        _ask(address, requests[0].token_ids, 4)
         start = time.perf_counter()
         return summary([*pool.map(lambda one: _serve(address, start, one), requests)])
 
@@ -105,7 +121,7 @@ def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 def _serve(address: str, start: float, request: Request) -> Served:
     time.sleep(max(start + request.at_s - time.perf_counter(), 0.0))
     sent = time.perf_counter()
-    first, count = _ask(address, request.prompt, request.num_tokens)
+    first, count = _ask(address, request.token_ids, request.num_tokens)
     return Served(sent - start, first - sent, time.perf_counter() - start, count)
 
 
@@ -118,7 +134,6 @@ def _ask(address: str, prompt: list[int], num_tokens: int) -> tuple[float, int]:
         "ignore_eos": True,
         "cache_prompt": False,
         "stream": True,
-        "return_tokens": True,
     }
     data = json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
@@ -130,7 +145,7 @@ def _ask(address: str, prompt: list[int], num_tokens: int) -> tuple[float, int]:
                 if not line.startswith(b"data: "):
                     continue
                 event = json.loads(line.removeprefix(b"data: "))
-                count += len(event.get("tokens", []))
+                count = event.get("tokens_predicted", 0)
                 first = first or time.perf_counter()
     except (OSError, ValueError) as error:
         raise RunError(f"llama-server: {error}") from None

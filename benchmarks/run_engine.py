@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from load import Request, Served, arrivals, summary
+from load import Request, Served, read_requests, summary
 
 from thinslice import LLM, SamplingParams
 from thinslice.engine.async_engine import AsyncEngine
-from thinslice.engine.llm import Prompt
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import ThinsliceError
 
@@ -176,9 +175,8 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
 def serve(options: argparse.Namespace) -> dict[str, Any]:
     """Requests that come by and by, through AsyncEngine."""
     llm = load(options, max_num_seqs=NUM_LOAD_SEQUENCES, context=LOAD_CONTEXT)
-    vocab_size = llm.engine.runner.decoder.shape.vocab_size
-    requests = arrivals(options.rate, vocab_size)
-    generate(llm, [requests[0].prompt], replace(GREEDY, max_tokens=4, ignore_eos=True))
+    requests = read_requests(options.prompts)
+    generate(llm, [requests[0].token_ids], replace(GREEDY, max_tokens=4, ignore_eos=True))
     return summary(asyncio.run(_serve_all(llm, requests)))
 
 
@@ -193,7 +191,7 @@ async def _serve(llm: LLM, engine: AsyncEngine, start: float, request: Request) 
     sent = time.perf_counter()
     params = replace(GREEDY, max_tokens=request.num_tokens, ignore_eos=True)
     first = 0.0
-    async with await engine.submit(Prompt(request.prompt, None), params) as stream:
+    async with await engine.submit(request.text, params) as stream:
         async for delta in stream:
             if delta.token_ids and not first:
                 first = time.perf_counter()
@@ -246,9 +244,8 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=224)
     parser.add_argument("--passes", type=int, default=ROUNDS)
-    parser.add_argument("--prompts", type=Path, help="JSON list of texts")
+    parser.add_argument("--prompts", type=Path, help="JSON list of texts, or of requests")
     parser.add_argument("--sequences", type=int, default=1)
-    parser.add_argument("--rate", type=float, default=4.0)
     options = parser.parse_args()
     try:
         result = WORK[options.work](options)
