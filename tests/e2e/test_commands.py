@@ -62,12 +62,21 @@ def test_rm_removes_what_ls_showed(smollm2_path: Path, tmp_path: Path) -> None:
 
 
 def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None:
-    planned = thinslice("plan", "smollm2", "--memory", "512MiB")
+    fit = ("--memory", "400MiB", "--context", "1024", "--dtype", "bfloat16")
+    planned = thinslice("plan", "smollm2", *fit)
     assert planned.returncode == 0, planned.stderr
-    for part in ("runtime", "weight ring", "headroom", "slices streamed", "--memory 256MiB"):
+    for part in (
+        "runtime",
+        "weight ring",
+        "headroom",
+        "slices streamed",
+        "tokens/s",
+        "--dtype int4",
+    ):
         assert part in planned.stdout
-    record = json.loads(thinslice("plan", "smollm2", "--memory", "512MiB", "--json").stdout)
-    assert sum(record["parts"].values()) == record["peak_bytes"] <= 512 * MIB
+    record = json.loads(thinslice("plan", "smollm2", *fit, "--json").stdout)
+    assert sum(record["parts"].values()) == record["peak_bytes"] <= 400 * MIB
+    assert record["prediction"]["bound"] in ("disk", "memory", "overhead")
     assert record["streaming"]["num_pinned"] < record["streaming"]["num_slices"]
     refused = thinslice("plan", "smollm2", "--memory", "100MiB")
     assert refused.returncode == 3
@@ -119,7 +128,8 @@ def test_bench_tells_speed_and_memory(smollm2_path: Path) -> None:
 
 
 def test_bench_streamed_tells_what_a_sweep_reads(smollm2_path: Path) -> None:
-    sizes = ("--prompt-tokens", "20", "--completion-tokens", "3", "--memory", "480MiB")
+    sizes = ("--prompt-tokens", "20", "--completion-tokens", "3", "--memory", "450MiB")
+    sizes += ("--dtype", "bfloat16")
     record = json.loads(thinslice("bench", "smollm2", *sizes, "--json").stdout)
     assert record["plan"]["streaming"] is not None
     assert record["streamed_bytes_per_sweep"] > 10 * MIB

@@ -20,14 +20,16 @@ def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
 
 
 def test_an_answer_streams_to_stdout_and_one_line_tells_what_it_took(smollm2_path: Path) -> None:
-    done = run("run", "smollm2", "--memory", "1GiB", *GREEDY, "What is the capital of France?")
+    done = run("run", "smollm2", "--memory", "1GiB", *GREEDY, "Why is the sky blue?")
     assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout.decode()
+    assert done.stdout.decode().strip()
     *_, last = done.stderr.decode().splitlines()
-    match = re.fullmatch(r"(\d+) tokens, [\d.]+ tokens/s, peak ([\d.]+) of 1.00 GiB", last)
+    speed = r"[\d.]+ tokens/s(?: \([\d.]+ predicted\))?"
+    peak = r"peak ([\d.]+) of 1.00 GiB \(([\d.]+) planned\)"
+    match = re.fullmatch(rf"(\d+) tokens, {speed}, {peak}", last)
     assert match, last
     assert 0 < int(match[1]) <= 12
-    assert float(match[2]) <= 1.0
+    assert float(match[2]) <= float(match[3]) <= 1.0
 
 
 def test_json_has_the_plan_and_the_measured_peak_within_it(smollm2_path: Path) -> None:

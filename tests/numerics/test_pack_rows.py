@@ -9,12 +9,12 @@ import torch
 from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model, write_safetensors_model
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.open import open_checkpoint
-from thinslice.checkpoint.pack_rows import keeps_codes, pack_rows
+from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.kernels import native
 from thinslice.kernels.packed import PackedWeight, empty, unpack
 from thinslice.kernels.quantize import from_gguf, quantize
-from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.packed_format import PackedFormat, keeps_codes
 from thinslice.plan.shape_from_config import shape_from_config
 
 NAMES = ["self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"]

@@ -19,10 +19,13 @@ from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
-from thinslice.engine.planning import Model, checkpoint_dtype
+from thinslice.engine.planning import Model
 from thinslice.errors import CheckpointError
 from thinslice.kernels import native
+from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan import packing
 from thinslice.plan.memory_plan import StreamingPlan
+from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.planner import Workload, plan
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB
@@ -52,6 +55,19 @@ def write(kind: str, folder: Path) -> Checkpoint:
     return open_checkpoint(path)
 
 
+def write_packed(kind: str, folder: Path) -> Checkpoint:
+    """Rows that fill no panel and several feed-forward blocks included."""
+    dtype, *changes = kind.split("-")
+    config = tiny_config("Qwen2ForCausalLM", vocab_size=90, intermediate_size=192)
+    config["tie_word_embeddings"] = "tied" in changes
+    write_safetensors_model(folder / "source", config, seed=5)
+    options = PackOptions(PackedFormat(dtype), "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_BLOCK_WEIGHTS", 64 * 64)
+        pack_model(open_checkpoint(folder / "source"), folder / "packed", options)
+    return open_checkpoint(folder / "packed")
+
+
 def streamed_engine(checkpoint: Checkpoint, num_pinned: int, dtype: str = "float32") -> Engine:
     """An engine whose slices are so small that every matrix has several."""
     layout = Model.of(checkpoint).layout(dtype)
@@ -71,8 +87,14 @@ def num_slices(checkpoint: Checkpoint, dtype: str = "float32") -> int:
     return len(Model.of(checkpoint).layout(dtype).slices(SLICE_BYTES))
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0-tied", "Q5_0"])
-@pytest.mark.parametrize("is_native", [True, False])
+PACKED = ["packed-int4", "packed-int8-tied"]
+GGUFS = ["Q4_0", "Q4_1", "Q8_0-tied", "Q5_0"]
+
+
+# Without the compiled kernels a GGUF is computed with as numbers.
+@pytest.mark.parametrize(
+    ("kind", "is_native"), [(kind, True) for kind in GGUFS + PACKED] + [(k, False) for k in PACKED]
+)
 def test_packed_logits_are_the_same_bits_streamed_or_resident(
     kind: str, is_native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,8 +102,13 @@ def test_packed_logits_are_the_same_bits_streamed_or_resident(
     size, for the same slices."""
     if not is_native:
         monkeypatch.setattr(native, "is_available", lambda: False)
-    checkpoint = write(kind, tmp_path)
-    dtype = checkpoint_dtype(checkpoint)
+    if kind in PACKED:
+        checkpoint = write_packed(kind.removeprefix("packed-"), tmp_path)
+        assert len(checkpoint.packing.blocks(checkpoint.shape.intermediate_size)) == 3
+        dtype = str(checkpoint.packing.weights)
+    else:
+        checkpoint = write(kind, tmp_path)
+        dtype = {"Q8_0-tied": "int8", "Q5_0": "int8"}.get(kind, "int4")
     count = num_slices(checkpoint, dtype)
     resident = (
         engine_of(checkpoint, dtype) if is_native else streamed_engine(checkpoint, count, dtype)

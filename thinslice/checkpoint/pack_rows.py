@@ -8,20 +8,7 @@ from thinslice.checkpoint.reader import decode_rows, restore_rows
 from thinslice.kernels import native
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.quantize import from_gguf_into, quantize_into
-from thinslice.plan.packed_format import PackedFormat
-
-# Block types whose codes a packed format keeps; all others become numbers and are quantised.
-_KEPT = {
-    "Q4_0": PackedFormat.INT4,
-    "Q4_1": PackedFormat.INT4M,
-    "Q4_K": PackedFormat.INT4M,
-    "Q8_0": PackedFormat.INT8,
-}
-
-
-def keeps_codes(dtype: str, fmt: PackedFormat) -> bool:
-    """Whether a type on disk goes into a packed format with the codes it has."""
-    return _KEPT.get(dtype) is fmt
+from thinslice.plan.packed_format import keeps_codes
 
 
 def pack_rows(entry: TensorEntry, start: int, raw: torch.Tensor, target: PackedWeight) -> None:

@@ -68,6 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
     # which on busy cores slows a token down tenfold and more. Measured on two cores, SmolLM2:
     # 17 against 3 tokens/s beside other work, 14 against 25 alone.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # oneDNN keeps the compiled kernels of 1,024 shapes, and each number of rows is a shape: in
+    # bfloat16 the process would grow for as long as it meets new ones.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")

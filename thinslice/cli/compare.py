@@ -32,8 +32,10 @@ class CompareOptions:
             the last one as short as it comes out.
         memory: The budget for both models together, as 4GiB or 4GB. Without it, 80% of what is
             free.
-        dtype_a: What A is loaded as; as --dtype of run.
-        dtype_b: What B is loaded as.
+        dtype_a: What the weights of A are computed with, as --dtype of run.
+        dtype_b: What the weights of B are computed with.
+        kv_dtype_a: Of the KV cache of A, as --kv-dtype of run.
+        kv_dtype_b: Of the KV cache of B.
         offline: Use no network: only models that are here already are found.
         json: Print one JSON object instead of the table.
     """
@@ -44,6 +46,8 @@ class CompareOptions:
     memory: str | None = None
     dtype_a: str = "auto"
     dtype_b: str = "auto"
+    kv_dtype_a: str = "auto"
+    kv_dtype_b: str = "auto"
     offline: bool = False
     json: bool = False
 
@@ -78,6 +82,8 @@ def compare(a: str, b: str, /, *, options: Options) -> None:
         num_tokens=options.tokens,
         dtype_a=options.dtype_a,
         dtype_b=options.dtype_b,
+        kv_dtype_a=options.kv_dtype_a,
+        kv_dtype_b=options.kv_dtype_b,
         offline=options.offline,
     )
     text = _read_text(options.text)

@@ -18,7 +18,8 @@ class FitOptions:
             what is free.
         context: Tokens of prompt and completion together. Without it, as many as fit.
         dtype: What the weights are computed with. auto is what the file has: int4 or int8 where it
-            is quantised so, else bfloat16 where the processor has it.
+            is quantised so, else bfloat16 where the processor has it. A model of floats is packed
+            for int4 or int8 the first time, and its copy kept in the store.
         kv_dtype: Of the KV cache. auto is bfloat16; float32 beside --dtype float32.
         draft: Who guesses at the next tokens, several of which are then checked at once; the text
             stays the same. ngram is what followed the last tokens earlier in the text, mtp the

@@ -10,7 +10,7 @@ from rich.table import Table
 from thinslice.cli.console import note, out, progress_bars
 from thinslice.cli.models import plain_table, print_json
 from thinslice.cli.options import Fit, FitOptions, Json
-from thinslice.errors import BudgetError
+from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.model_shape import ModelShape
 from thinslice.units import MIB, format_bytes, size_option
 
@@ -67,7 +67,7 @@ def plan(
         note(f"--dtype {settings.dtype}: planned as packed; thinslice run packs it once")
     out.print(_parts_table(chosen))
     out.print(_sizes_table(chosen, speed))
-    out.print(_neighbours_table(found, settings, chosen, profile))
+    out.print(_neighbours_table(found, settings, chosen, (profile, runtime_bytes)))
 
 
 def _look_up(name: str) -> "tuple[Model, HardwareProfile, int]":
@@ -118,17 +118,22 @@ def _sizes_table(chosen: "MemoryPlan", speed: "Prediction") -> Table:
 
 
 def _neighbours_table(
-    found: "Model", settings: "EngineSettings", chosen: "MemoryPlan", profile: "HardwareProfile"
+    found: "Model",
+    settings: "EngineSettings",
+    chosen: "MemoryPlan",
+    measured: "tuple[HardwareProfile, int]",
 ) -> Table:
     """What one change would give: half and double the memory, other weights, more context."""
     from thinslice.engine.planning import plan_model, predict_speed
 
+    profile, runtime_bytes = measured
     table = plain_table("WITH", "WEIGHTS", "CONTEXT", "PEAK", "DECODE")
     for label, changed in _neighbours(found, settings, chosen):
         try:
-            other = plan_model(found, changed)
-        except BudgetError:
-            table.add_row(label, "does not fit", "", "", "")
+            other = plan_model(found, changed, runtime_bytes)
+        except (BudgetError, ConfigError) as error:
+            reason = "does not fit" if isinstance(error, BudgetError) else "cannot be packed"
+            table.add_row(label, reason, "", "", "")
             continue
         speed = _rate(predict_speed(found, other, profile).decode_tokens_per_s)
         peak = format_bytes(other.peak_bytes)

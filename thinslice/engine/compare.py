@@ -7,12 +7,11 @@ from functools import partial
 
 import torch
 
-from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_bytes
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import Progress, load_engine, open_model
-from thinslice.engine.planning import budget_bytes, plan_checkpoint
+from thinslice.engine.planning import Model, budget_bytes, plan_model
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
@@ -39,7 +38,8 @@ class CompareSettings:
         memory: the budget for both together; None takes a share of what is free.
         context: positions of a window.
         num_tokens: the most tokens of the text that are used; None uses all.
-        dtype_a, dtype_b: what each is loaded as.
+        dtype_a, dtype_b: what the weights of each are computed with.
+        kv_dtype_a, kv_dtype_b: of the KV cache of each.
         offline: use no network.
 
     Errors: ConfigError for a value out of range.
@@ -52,6 +52,8 @@ class CompareSettings:
     num_tokens: int | None = None
     dtype_a: str = "auto"
     dtype_b: str = "auto"
+    kv_dtype_a: str = "auto"
+    kv_dtype_b: str = "auto"
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -65,7 +67,10 @@ class CompareSettings:
         common = EngineSettings(
             self.memory, self.context, max_num_seqs=1, draft="off", offline=self.offline
         )
-        return replace(common, dtype=self.dtype_a), replace(common, dtype=self.dtype_b)
+        return (
+            replace(common, dtype=self.dtype_a, kv_dtype=self.kv_dtype_a),
+            replace(common, dtype=self.dtype_b, kv_dtype=self.kv_dtype_b),
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class ModelPair:
         self.b = b
         self.budget_bytes = budget_bytes
         chunk = min(a.plan.chunk, b.plan.chunk)
-        streams = a.plan.streaming is not None or b.plan.streaming is not None
+        streams = any(engine.plan.streaming is not None for engine in (a, b))
         # The same chunks for both give the same tiles, and equal models equal bits. Streamed
         # weights pass by once in a sweep, the head's for one tile.
         self.chunk = min(chunk, TILE) if streams else chunk
@@ -167,6 +172,7 @@ class ModelPair:
             for logits_a, logits_b in pairs:
                 yield start, logits_a, logits_b
                 start += len(logits_a)
+                del logits_a, logits_b  # before the next pair is made
 
 
 def load_pair(
@@ -187,7 +193,8 @@ def load_pair(
     prefix_ids = tokenizers[0].special.prompt_prefix_ids
     windows = cut_windows(text_ids, prefix_ids, settings.context, settings.num_tokens)
     total = budget_bytes(each[0])
-    plans = plan_pair(checkpoints, each, total)
+    models = [Model.of(checkpoint) for checkpoint in checkpoints]
+    plans = plan_pair(models, each, total)
     engines = []
     for checkpoint, chosen, name in zip(checkpoints, plans, "AB", strict=True):
         report = progress and partial(_named, progress, name)
@@ -212,16 +219,16 @@ def check_same_vocabulary(a: Tokenizer, b: Tokenizer) -> None:
 
 
 def plan_pair(
-    checkpoints: Sequence[Checkpoint], settings: Sequence[EngineSettings], total: int
+    models: Sequence[Model], settings: Sequence[EngineSettings], total: int
 ) -> tuple[MemoryPlan, MemoryPlan]:
     """Plans that fit a budget together: half for each, and what one leaves goes to the other.
 
     Logits of a tile and their scoring are kept free of it.
     Errors: ConfigError; BudgetError with the memory that would do.
     """
-    plans = _try_plan_pair(checkpoints, settings, total)
+    plans = _try_plan_pair(models, settings, total)
     if plans is None:
-        need = _memory_that_fits(checkpoints, settings, total)
+        need = _memory_that_fits(models, settings, total)
         raise BudgetError(
             f"no plan fits both models in --memory {size_option(total)} at --context "
             f"{settings[0].context}; --memory {size_option(need)} does"
@@ -230,37 +237,39 @@ def plan_pair(
 
 
 def _try_plan_pair(
-    checkpoints: Sequence[Checkpoint], settings: Sequence[EngineSettings], total: int
+    models: Sequence[Model], settings: Sequence[EngineSettings], total: int
 ) -> tuple[MemoryPlan, MemoryPlan] | None:
     runtime = current_rss_bytes()
-    vocab_size = max(checkpoint.shape.vocab_size for checkpoint in checkpoints)
+    vocab_size = max(model.shape.vocab_size for model in models)
     half = (total - runtime - scoring_bytes(vocab_size, TILE)) // 2
     if half <= 0:
         return None
     # What the process holds already is part of every plan, so each gets it on top of its half.
     each = [replace(one, memory=runtime + half) for one in settings]
     try:
-        first, second = (plan_checkpoint(*pair) for pair in zip(checkpoints, each, strict=True))
+        first, second = (
+            plan_model(model, one, runtime) for model, one in zip(models, each, strict=True)
+        )
     except BudgetError:
         return None
     if first.headroom_bytes > second.headroom_bytes:
         more = replace(each[1], memory=runtime + half + first.headroom_bytes)
-        return first, plan_checkpoint(checkpoints[1], more)
+        return first, plan_model(models[1], more, runtime)
     more = replace(each[0], memory=runtime + half + second.headroom_bytes)
-    return plan_checkpoint(checkpoints[0], more), second
+    return plan_model(models[0], more, runtime), second
 
 
 def _memory_that_fits(
-    checkpoints: Sequence[Checkpoint], settings: Sequence[EngineSettings], too_little: int
+    models: Sequence[Model], settings: Sequence[EngineSettings], too_little: int
 ) -> int:
     """The least memory that both fit in, to a MiB, found by planning again."""
     low = high = max(too_little // MIB, 1)
-    while _try_plan_pair(checkpoints, settings, high * MIB) is None:
+    while _try_plan_pair(models, settings, high * MIB) is None:
         low, high = high, high * 2
         assert high * MIB < _MOST_MEMORY, "no memory is enough"
     while high - low > 1:
         middle = (low + high) // 2
-        if _try_plan_pair(checkpoints, settings, middle * MIB) is None:
+        if _try_plan_pair(models, settings, middle * MIB) is None:
             low = middle
         else:
             high = middle

@@ -77,20 +77,24 @@ def load_engine(
             weights = WeightStore(checkpoint, layout, chosen.streaming, weights_dtype)
             weights.open(loading)
             weights.attach(decoder)
-    if ops is NATIVE and chosen.dtype not in _FLOATS:
-        # Two pools of threads that take turns wait for each other; see kernels/cpu/threads.cpp.
-        torch.set_num_threads(1)
-    every_cache = allocate_kv_caches(shape, chosen)
-    kv_caches = every_cache[: shape.num_hidden_layers]
-    if weights is not None and ops is NATIVE:
-        decoder.stack = fuse(decoder, decoder.model.layers, weights, kv_caches)
-    runner = Runner(decoder, kv_caches, chosen.block_size, weights)
-    drafting = None
-    if chosen.draft is not None:
-        mtp = MTPDrafter(decoder, every_cache[-1]) if isinstance(decoder, MTPDecoder) else None
-        if mtp is not None and weights is not None and ops is NATIVE:
-            mtp.layer.stack = fuse(decoder, [mtp.layer], weights, every_cache[-1:])
-        drafting = Drafting(chosen.draft, mtp)
+    try:
+        every_cache = allocate_kv_caches(shape, chosen)
+        kv_caches = every_cache[: shape.num_hidden_layers]
+        drafting = None
+        if chosen.draft is not None:
+            mtp = MTPDrafter(decoder, every_cache[-1]) if isinstance(decoder, MTPDecoder) else None
+            drafting = Drafting(chosen.draft, mtp)
+        if weights is not None and ops is NATIVE:
+            decoder.stack = fuse(decoder, decoder.model.layers, weights, kv_caches)
+            if drafting is not None and drafting.mtp is not None:
+                layer = drafting.mtp.layer
+                layer.stack = fuse(decoder, [layer], weights, every_cache[-1:])
+    except BaseException:
+        if weights is not None:
+            weights.close()
+        raise
+    is_packed = ops is NATIVE and chosen.dtype not in _FLOATS
+    runner = Runner(decoder, kv_caches, chosen.block_size, weights, is_packed)
     return Engine(runner, chosen, eos_token_ids, drafting)
 
 

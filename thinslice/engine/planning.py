@@ -9,6 +9,7 @@ import torch
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import EngineSettings
 from thinslice.errors import ConfigError
+from thinslice.kernels import native
 from thinslice.kernels.dispatch import is_native
 from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
 from thinslice.memory.meter import current_rss_bytes
@@ -104,6 +105,8 @@ def plan_model(
         dtype=dtype,
         kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
         is_native=is_native(dtype, model.shape.head_dim),
+        num_threads=native.num_threads() if native.is_available() else 1,
+        can_change_dtype=model.packing is None,
         draft=settings.draft,
         draft_length=settings.draft_length,
     )
@@ -112,11 +115,6 @@ def plan_model(
     layout = model.layout(settings.dtype)
     runtime_bytes = runtime_bytes or current_rss_bytes()
     return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
-
-
-def plan_checkpoint(checkpoint: Checkpoint, settings: EngineSettings) -> MemoryPlan:
-    """``plan_model`` of a checkpoint that is here."""
-    return plan_model(Model.of(checkpoint), settings)
 
 
 def budget_bytes(settings: EngineSettings) -> int:
@@ -174,7 +172,8 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> str:
         if len(entry.shape) == 2 and name.startswith("model.layers.")
     )
     most = formats.most_common(1)[0][0]
-    if most is None:
+    # Without the kernels packed matrices become numbers at each use: then rather once.
+    if most is None or not is_native("int4", checkpoint.shape.head_dim):
         return native_dtype()
     return "int8" if most is PackedFormat.INT8 else "int4"
 
@@ -184,4 +183,6 @@ def native_dtype() -> str:
 
     Elsewhere torch emulates bfloat16 many times slower than it runs float32.
     """
-    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    is_compiled = has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if is_compiled else "float32"

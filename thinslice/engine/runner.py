@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
@@ -17,7 +18,8 @@ class Runner:
     """Holds the model and its KV cache, and runs batches through them.
 
     Args:
-        weights: None where all are resident.
+        weights: None where all are resident as torch's parameters.
+        has_own_threads: the compiled kernels multiply, on threads of their own.
     """
 
     def __init__(
@@ -26,11 +28,13 @@ class Runner:
         kv_caches: Rows[PagedKv],
         block_size: int,
         weights: WeightStore | None,
+        has_own_threads: bool = False,
     ) -> None:
         self.decoder = decoder
         self.kv_caches = kv_caches
         self.block_size = block_size
         self.weights = weights
+        self.has_own_threads = has_own_threads
 
     @torch.inference_mode()
     def run(self, scheduled: Rows[ScheduledTokens]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,11 +47,12 @@ class Runner:
         batch = pack([_run_of(tokens) for tokens in scheduled], self.block_size)
         if self.weights is not None:
             self.weights.begin_sweep()
-        hidden_TD = self.decoder(batch, self.kv_caches)
         rows = _sampled_rows(scheduled)
-        if not rows:
-            return torch.empty(0, self.decoder.shape.vocab_size), hidden_TD
-        return self.decoder.logits(hidden_TD[rows]), hidden_TD
+        with self._threads():
+            hidden_TD = self.decoder(batch, self.kv_caches)
+            if not rows:
+                return torch.empty(0, self.decoder.shape.vocab_size), hidden_TD
+            return self.decoder.logits(hidden_TD[rows]), hidden_TD
 
     @torch.inference_mode()
     def score(self, tokens: ScheduledTokens, tile: int) -> Iterator[torch.Tensor]:
@@ -59,9 +64,26 @@ class Runner:
         assert not streams or tokens.count <= tile, f"{tokens.count} rows, tile {tile}"
         if self.weights is not None:
             self.weights.begin_sweep()
-        hidden_TD = self.decoder(pack([_run_of(tokens)], self.block_size), self.kv_caches)
+        batch = pack([_run_of(tokens)], self.block_size)
+        with self._threads():
+            hidden_TD = self.decoder(batch, self.kv_caches)
         for rows_TD in hidden_TD.split(tile):
-            yield self.decoder.logits(rows_TD)
+            with self._threads():
+                logits = self.decoder.logits(rows_TD)
+            yield logits
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """One thread of torch's beside the kernels' own: two pools that take turns wait for each
+        other; see kernels/cpu/threads.cpp.
+        """
+        count = torch.get_num_threads()
+        if self.has_own_threads:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(count)
 
     def close(self) -> None:
         """Stop reading weights."""

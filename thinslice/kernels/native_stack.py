@@ -21,11 +21,12 @@ class StackMatrix:
     weight: PackedWeight
     bias: torch.Tensor | None = None
 
-    def address(self, in_features: int) -> tuple[int, int, int, int]:
-        """What crosses the border."""
+    def address(self, out_features: int, in_features: int) -> tuple[int, int, int, int]:
+        """What crosses the border of a matrix of this size."""
         weight, bias = self.weight, self.bias
-        if weight.in_features != in_features:
-            raise ValueError(f"expected {in_features} input features, got {weight.in_features}")
+        found = (weight.out_features, weight.in_features)
+        if found != (out_features, in_features):
+            raise ValueError(f"expected a matrix {(out_features, in_features)}, got {found}")
         if bias is not None:
             check_vector(bias, weight.out_features, "bias")
         bias_address = 0 if bias is None else bias.data_ptr()
@@ -87,7 +88,9 @@ class NativeStack:
 
     def serves(self, kv_caches: Sequence[PagedKv]) -> bool:
         """Whether these are the caches it was made with."""
-        return len(kv_caches) == len(self._caches) and kv_caches[0] is self._caches[0]
+        return len(kv_caches) == len(self._caches) and all(
+            one is other for one, other in zip(kv_caches, self._caches, strict=True)
+        )
 
     def run(
         self,
@@ -110,7 +113,8 @@ class NativeStack:
             _check_float(table, (count, shape.head_dim // 2), "a rotary table")
         check_indices(slots_T, torch.int64, [count], "slots")
         rows = torch.arange(count)
-        workspace = torch.empty(self._stack.workspace(count))
+        num_values = self._stack.workspace(count)
+        workspace = torch.empty(num_values, dtype=torch.float32, device="cpu")
         cos_TR, sin_TR = rotary
         tokens = (x_TD, count, rows, cos_TR, sin_TR, slots_T)
         self._stack.run(
@@ -127,22 +131,35 @@ class NativeStack:
         return x_TD
 
     def _add(self, layer: StackLayer, cache: PagedKv) -> None:
-        size, q_size = self._shape.hidden_size, self._shape.num_heads * self._shape.head_dim
-        widths = (size, self._shape.head_dim, self._shape.head_dim, size)
+        shape = self._shape
+        size, q_size = shape.hidden_size, shape.num_heads * shape.head_dim
+        widths = (size, shape.head_dim, shape.head_dim, size)
         for norm, width in zip(layer.norms, widths, strict=True):
             if norm is not None:
                 check_vector(norm, width, "norm")
-        inputs = (size, size, size, q_size)
+        if (layer.norms[1] is None) != (layer.norms[2] is None):
+            raise ValueError("q and k are both normed, or neither is")
+        if (cache.k.shape[1], cache.k.shape[3]) != (shape.num_kv_heads, shape.head_dim):
+            raise ValueError(f"a cache {list(cache.k.shape)} is not of these heads")
+        kv_size = shape.num_kv_heads * shape.head_dim
+        sizes = ((q_size, size), (kv_size, size), (kv_size, size), (size, q_size))
         self._stack.add_layer(
             tuple(0 if norm is None else norm.data_ptr() for norm in layer.norms),
-            tuple(m.address(n) for m, n in zip(layer.attention, inputs, strict=True)),
-            [
-                (gate.address(size), up.address(size), down.address(gate.weight.out_features))
-                for gate, up, down in layer.blocks
-            ],
+            tuple(m.address(*one) for m, one in zip(layer.attention, sizes, strict=True)),
+            [_block_addresses(block, size) for block in layer.blocks],
             layer.window,
             cache.addresses,
         )
+
+
+def _block_addresses(
+    block: tuple[StackMatrix, StackMatrix, StackMatrix], size: int
+) -> tuple[tuple[int, int, int, int], ...]:
+    gate, up, down = block
+    if gate.bias is not None or up.bias is not None:
+        raise ValueError("gate and up have no bias here")
+    inner = gate.weight.out_features
+    return gate.address(inner, size), up.address(inner, size), down.address(size, inner)
 
 
 def _check_float(x: torch.Tensor, shape: tuple[int, ...], name: str) -> None:

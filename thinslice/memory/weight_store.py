@@ -235,7 +235,8 @@ class WeightStore:
 
     def _stored_name(self, name: str) -> str:
         """The name a matrix is stored under: a tied head is the embedding table."""
-        return name if name in self._placed else "model.embed_tokens.weight"
+        is_tied_head = name == "lm_head.weight" and name not in self._placed
+        return "model.embed_tokens.weight" if is_tied_head else name
 
 
 def _is_packed_on_the_way(matrix: Matrix) -> bool:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import torch
 
-from thinslice.checkpoint.pack_rows import keeps_codes, pack_rows
+from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import SCRATCH_BYTES, CheckpointReader
 from thinslice.kernels.packed import PackedWeight, empty
 from thinslice.pack.layout import PackedLayout, Target, Work, packed_size
-from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, num_panels
+from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, keeps_codes, num_panels
 from thinslice.units import MIB
 
 _TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

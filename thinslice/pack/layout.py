@@ -23,7 +23,7 @@ from thinslice.checkpoint.packed_tensors import (
 from thinslice.checkpoint.safetensors_header import MAX_TENSORS
 from thinslice.errors import CheckpointError
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, packed_bytes
+from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, keeps_codes, packed_bytes
 from thinslice.plan.packing import Packing
 
 # Weights read and packed at a time: two MiB of bfloat16.
@@ -31,8 +31,6 @@ _SLICE_WEIGHTS = 1 << 20
 _EMBEDDING = "model.embed_tokens.weight"
 _BLOCK = re.compile(r"(.+\.mlp)\.blocks\.(\d+)\.((gate|up|down)_proj\.(weight|bias))", re.ASCII)
 _FLOAT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
-# Block types whose codes go into int4m, which an int4 packing keeps.
-_INT4M_TYPES = ("Q4_1", "Q4_K")
 
 
 @dataclass(frozen=True)
@@ -226,7 +224,7 @@ def _format(
         return None
     fmt = format_of(name, shape, packing)
     is_layer = name.startswith("model.layers.")
-    if fmt is PackedFormat.INT4 and is_layer and entry.dtype in _INT4M_TYPES:
+    if fmt is PackedFormat.INT4 and is_layer and keeps_codes(entry.dtype, PackedFormat.INT4M):
         return PackedFormat.INT4M
     return fmt
 

@@ -1,7 +1,8 @@
 """Pack a model: quantise it once, slice by slice, into a folder that is read as it lies on disk.
 
 A packing that is killed at any moment goes on where the disk had all of it, and ends with the same
-bits. The order at the end: all weights, the settings, the weights' name, the record.
+bits. The order: a journal, the settings (what cannot be read is refused before the long work), the
+weights, their name, the record.
 """
 
 import os
@@ -18,7 +19,7 @@ from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.pack.convert import scratch_bytes
 from thinslice.pack.layout import PackedLayout, layout_of
-from thinslice.pack.part import JOURNAL, JOURNAL_PART, PART, read_journal
+from thinslice.pack.part import JOURNAL, JOURNAL_PART, PART, read_journal, write_journal
 from thinslice.pack.settings_files import check_settings, write_settings
 from thinslice.pack.source import SourceFiles
 from thinslice.pack.write_weights import SYNC_BYTES, PackingJob, write_weights
@@ -86,7 +87,6 @@ def pack_model(
     check_settings(source)
     files = SourceFiles(source)
     settings = PackSettings(options.name, files.records, packing.to_dict(), __version__)
-    num_threads = _num_threads(source, layout, options.memory_bytes)
     what = f"the packed {options.name}"
     with disk_errors(folder, what, layout.num_bytes, _ADVICE), _lock(folder):
         if options.starts_over:
@@ -94,14 +94,16 @@ def pack_model(
         record = _whole(folder, settings)
         if record is not None:
             return Packed(record, was_there=True)
+        num_threads = _num_threads(source, layout, options.memory_bytes)
         num_done = _slices_done(folder, settings)
         if not (folder / WEIGHTS).exists():
             check_free_space(folder, what, layout.num_bytes - _on_disk(folder / PART), _ADVICE)
+            write_journal(folder, settings, num_done)
+            write_settings(source, packing, folder)
             job = PackingJob(source, layout, settings, files, folder)
             write_weights(job, num_done, num_threads, progress)
         digests = files.digests(lambda done, total: progress("checking the source", done, total))
         files.check_unchanged()
-        write_settings(source, packing, folder)
         if not (folder / WEIGHTS).exists():
             publish(folder / PART, folder / WEIGHTS)
         record = PackRecord(settings, digests, layout.num_bytes)
@@ -135,8 +137,7 @@ def _num_threads(source: Checkpoint, layout: PackedLayout, memory_bytes: int | N
             f"  needs {gib(floor)} GiB: {named}\n"
             f"  this fits: --memory {fits}"
         )
-    # The first thread's scratch is in the floor; the tokenizer is made when the threads are done.
-    return min(most, 1 + (memory_bytes - floor + parts["tokenizer"]) // parts["scratch"])
+    return min(most, 1 + (memory_bytes - floor) // parts["scratch"])
 
 
 def _whole(folder: Path, settings: PackSettings) -> PackRecord | None:
@@ -169,10 +170,12 @@ def _slices_done(folder: Path, settings: PackSettings) -> int:
             )
         has_weights = (folder / PART).exists() or (folder / WEIGHTS).exists()
         return journal[1] if has_weights else 0
-    own = {LOCK, PART, JOURNAL, JOURNAL_PART}
-    foreign = sorted({entry.name for entry in folder.iterdir()} - own)
-    if foreign:
+    foreign = sorted({entry.name for entry in folder.iterdir()} - {LOCK, JOURNAL_PART})
+    # A journal that cannot be read vouches for nothing, but tells whose folder this is.
+    if foreign and not (folder / JOURNAL).exists():
         raise ConfigError(f"{folder} is not empty ({foreign[0]!r:.80}); name a new folder")
+    for name in (PART, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
     return 0
 
 

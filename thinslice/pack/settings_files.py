@@ -24,6 +24,8 @@ from thinslice.units import MIB
 
 _MAX_CONFIG_BYTES = MIB
 _MAX_COPIED_BYTES = 64 * MIB
+# What llama.cpp calls the tokenizer of a GGUF that has none.
+_NO_TOKENIZER = "no_vocab"
 # What config.json calls the fields that ModelShape has under the same name.
 _SAME_NAMES = (
     "vocab_size",
@@ -66,7 +68,7 @@ def write_settings(source: Checkpoint, packing: Packing, folder: Path) -> None:
     """
     section = {"quantization_config": packing.to_dict()}
     if source.kind == "gguf":
-        if "tokenizer.ggml.model" in source.metadata:
+        if source.metadata.get("tokenizer.ggml.model", _NO_TOKENIZER) != _NO_TOKENIZER:
             _write_tokenizer(read_tokenizer_files(source), folder)
         config = config_of(source.shape)
     else:

@@ -65,7 +65,6 @@ def write_weights(job: PackingJob, num_done: int, num_threads: int, progress: Pr
     ):
         if num_done == 0:
             part.write_bytes(0, job.layout.header)
-            _save(job, part, 0)
         rest = iter(slices[num_done:])
         running: deque[tuple[_Slice, Future[int]]] = deque()
         num_waiting = 0

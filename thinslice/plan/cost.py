@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from thinslice.plan.model_shape import ModelShape
-from thinslice.units import MIB
+from thinslice.units import KIB, MIB
 
 KV_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
@@ -55,12 +55,14 @@ class Computation:
         ffn_block: features of the feed-forward that exist at once.
         is_native: norms, rotary embedding and attention run in compiled code.
         is_packed: so do the matrix products.
+        num_threads: of the compiled code.
     """
 
     itemsize: int
     ffn_block: int
     is_native: bool
     is_packed: bool
+    num_threads: int
 
 
 def activation_bytes(shape: ModelShape, chunk: int, context: int, how: Computation) -> int:
@@ -74,6 +76,8 @@ def activation_bytes(shape: ModelShape, chunk: int, context: int, how: Computati
     stream = 2 * chunk * shape.hidden_size * how.itemsize
     rotary = 3 * chunk * shape.head_dim * 4
     heads = chunk * (shape.q_size + 2 * shape.kv_size) * how.itemsize
+    if shape.use_qk_norm:  # what is normed stands beside what it was made of
+        heads += chunk * (shape.q_size + shape.kv_size) * how.itemsize
     attended = chunk * shape.q_size * how.itemsize
     feed_forward = 2 * chunk * how.ffn_block * how.itemsize
     if how.is_native:
@@ -94,7 +98,15 @@ def _scratch(shape: ModelShape, chunk: int, how: Computation) -> int:
     return min(-(-chunk // 16) * 16, _ROWS_QUANTIZED_AT_ONCE) * widest * 44 // 32
 
 
+def _attention_scratch(shape: ModelShape) -> int:
+    """Bytes of one thread; see kernels/cpu/attention.cpp."""
+    heads_per_kv = shape.num_attention_heads // shape.num_key_value_heads
+    return 4 * (32 * heads_per_kv * (2 * shape.head_dim + 66) + 192 * shape.head_dim)
+
+
 _ROWS_QUANTIZED_AT_ONCE = 512
+# Of a thread's stack; what a kernel touches.
+_STACK_BYTES = 256 * KIB
 
 
 def library_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
@@ -103,11 +115,13 @@ def library_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
 
     Measured on two cores with torch 2.13: up to 40 MiB after the first forward passes; in float32,
     whose products repack their operands, one more copy of the widest rows in flight. Packed
-    matrices never enter torch's products: up to 9 MiB beside them.
+    matrices never enter torch's products: up to 9 MiB beside them. Each of the kernels' threads
+    has a stack and what attention works in.
     """
+    threads = how.num_threads * (_attention_scratch(shape) + _STACK_BYTES)
     if how.is_packed:
-        return 12 * MIB
-    base = 40 * MIB
+        return 8 * MIB + threads
+    base = 40 * MIB + threads
     if how.itemsize == 2:
         return base
     widest = max(shape.intermediate_size, shape.hidden_size, shape.q_size)

@@ -57,6 +57,11 @@ def packed_format_of(stored: str) -> PackedFormat | None:
     return _OF_GGML.get(stored, PackedFormat.INT8)
 
 
+def keeps_codes(stored: str, fmt: str) -> bool:
+    """Whether a type on disk goes into a packed format with the codes it has."""
+    return _OF_GGML.get(stored) == fmt
+
+
 def is_packable(in_features: int) -> bool:
     """Whether rows of this length divide into groups."""
     return in_features > 0 and in_features % GROUP == 0

@@ -41,9 +41,11 @@ _USEFUL_CONTEXT = 1024
 _STREAMED_CONTEXT = 4096
 # The checkpoint reader's buffers while weights are read and converted.
 LOADING_BYTES = 16 * MIB
+# What packed rows take while torch computes with them as numbers, a piece at a time.
+UNPACKING_BYTES = 16 * MIB
 # Bytes of a slice: the largest hides a slice's fixed cost, smaller ones lower the floor.
 _SLICE_BYTES = (8 * MIB, 2 * MIB, 512 * KIB)
-_NUM_BUFFERS = 3
+_NUM_BUFFERS = 6
 # What a direct read of a slice at any offset takes more: a page on either side.
 _ALIGNMENT_BYTES = 2 * 4096
 _DTYPES = ("float32", "bfloat16", "int8", "int4")
@@ -62,6 +64,8 @@ class Workload:
         dtype: what to compute the weights with: bfloat16, float32, int8 or int4.
         kv_dtype: of the KV cache: bfloat16, float32 or int8; None takes what suits ``dtype``.
         is_native: the compiled kernels run, where ``dtype`` has them.
+        num_threads: they run on.
+        can_change_dtype: the model's files can be had with other weights: they are not packed.
         draft: who drafts: auto, ngram, mtp or off.
         draft_length: the most drafts for a sequence in a step.
     """
@@ -71,6 +75,8 @@ class Workload:
     dtype: str = "bfloat16"
     kv_dtype: str | None = None
     is_native: bool = True
+    num_threads: int = 2
+    can_change_dtype: bool = True
     draft: str = "off"
     draft_length: int = 8
 
@@ -110,6 +116,7 @@ class _Case:
             ffn_block=block,
             is_native=self.workload.is_native,
             is_packed=is_packed and self.workload.is_native,
+            num_threads=self.workload.num_threads,
         )
 
     @property
@@ -244,11 +251,15 @@ def _common_parts(case: _Case, context: int, chunk: int) -> dict[str, int]:
     num_positions = -(-context // BLOCK_SIZE) * BLOCK_SIZE
     rows = min(case.workload.max_num_seqs, chunk)
     running = activation_bytes(shape, chunk, context, how)
+    if not how.is_packed and case.workload.dtype in ("int8", "int4"):
+        running += UNPACKING_BYTES
+    # The residual stream is alive while the head runs.
+    heading = logits_bytes(shape, rows, how.itemsize) + chunk * shape.hidden_size * how.itemsize
     return {
         "runtime": case.runtime_bytes + library_bytes(shape, chunk, how),
         "weights": 0,
         "kv cache": num_positions * case.kv_bytes_per_token,
-        "activations": max(running, logits_bytes(shape, rows, how.itemsize)),
+        "activations": max(running, heading),
         **_drafting_part(case, context, chunk),
     }
 
@@ -359,7 +370,7 @@ def _suggestions(case: _Case, budget_bytes: int, need: MemoryPlan) -> Iterator[s
         smaller_cache = replace(case, workload=replace(workload, kv_dtype="int8"))
         if _first_fit(smaller_cache, room) is not None:
             yield "--kv-dtype int8"
-    for dtype in _smaller_dtypes(workload.dtype):
+    for dtype in _smaller_dtypes(workload):
         smaller = _with_dtype(case, dtype)
         if smaller is not None and _first_fit(smaller, room) is not None:
             yield f"--dtype {dtype}"
@@ -371,9 +382,9 @@ def _suggestions(case: _Case, budget_bytes: int, need: MemoryPlan) -> Iterator[s
     yield f"--memory {size_option(-(-(need.peak_bytes + _JITTER_BYTES) // MIB) * MIB)}"
 
 
-def _smaller_dtypes(dtype: str) -> tuple[str, ...]:
-    """What takes less than ``dtype``, the least change first."""
-    return _DTYPES[_DTYPES.index(dtype) + 1 :]
+def _smaller_dtypes(workload: Workload) -> tuple[str, ...]:
+    """What takes less, the least change first."""
+    return _DTYPES[_DTYPES.index(workload.dtype) + 1 :] if workload.can_change_dtype else ()
 
 
 def _with_dtype(case: _Case, dtype: str) -> _Case | None:

@@ -16,10 +16,12 @@ from thinslice.plan.packed_format import (
     PANEL_ROWS,
     PackedFormat,
     is_packable,
+    keeps_codes,
     packed_format_of,
     panel_bytes,
 )
 from thinslice.plan.packing import Packing, packing_for
+from thinslice.units import MIB
 
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
 _STORED_FLOAT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
@@ -129,7 +131,7 @@ class WeightLayout:
         head: the matrix that makes logits.
         embedding: an embedding table that is kept whole; None where the head is it, or where its
             rows are read from disk as they are needed.
-        vector_bytes: of norms and biases.
+        vector_bytes: of norms and biases, at most: the compiled kernels take float32.
         prediction: the matrices of the prediction layer that drafts, in the order of use; resident
             where it is used, and no part of a sweep.
         prediction_vector_bytes: of its norms and biases.
@@ -146,11 +148,6 @@ class WeightLayout:
     def sweep(self) -> tuple[Matrix, ...]:
         """Every matrix of one forward pass, in the order of use."""
         return (*(matrix for layer in self.layers for matrix in layer), self.head)
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether the layers are computed with in packed formats."""
-        return any(matrix.is_packed for matrix in self.layers[0])
 
     @property
     def kept_bytes(self) -> int:
@@ -201,9 +198,10 @@ class WeightLayout:
         )
 
 
-# Converting a slice of block types holds float32 values and working copies of them; codes that
-# are only put into another order, and floats rounded to another float, less.
+# Converting a slice to other numbers holds float32 values and working copies of them; where codes
+# are only put into another order, a copy of the slice and pieces of half a MiB.
 _DEQUANTIZING_BYTES_PER_WEIGHT = 16
+_REORDERING_BYTES = 8 * MIB
 
 
 @lru_cache(maxsize=256)
@@ -214,8 +212,10 @@ def _cut(matrix: Matrix, max_bytes: int) -> tuple[list[int], list[int], int]:
     stored = [matrix.stored_bytes(rows) for rows in counts]
     converting = 0
     if matrix.is_converted:
-        weights = counts[0] * matrix.columns
-        converting = kept[0] + weights * _DEQUANTIZING_BYTES_PER_WEIGHT
+        if keeps_codes(matrix.stored, matrix.kept):
+            converting = kept[0] + stored[0] + _REORDERING_BYTES
+        else:
+            converting = kept[0] + counts[0] * matrix.columns * _DEQUANTIZING_BYTES_PER_WEIGHT
     return kept, stored, converting
 
 
@@ -267,15 +267,13 @@ def layout_of(
     if not shape.tie_word_embeddings and not is_read_by_rows:
         embedding = matrix(table, shape.vocab_size, shape.hidden_size)
     prediction = tuple(matrix(*one) for one in _prediction_matrices(shape, packing))
-    # Beside packed matrices the vectors are float32, as the kernels take them.
-    itemsize = FLOAT_BYTES.get(dtype, 4)
     return WeightLayout(
         layers=layers,
         head=matrix(head_name, shape.vocab_size, shape.hidden_size),
         embedding=embedding,
-        vector_bytes=vector_numel(shape) * itemsize,
+        vector_bytes=vector_numel(shape) * 4,
         prediction=prediction,
-        prediction_vector_bytes=_prediction_vector_numel(shape) * itemsize,
+        prediction_vector_bytes=_prediction_vector_numel(shape) * 4,
     )
 
 

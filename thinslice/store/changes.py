@@ -158,24 +158,29 @@ def _printable(text: object) -> str | None:
 @contextmanager
 def hold_packed(root: Path, folder: str, progress: Progress | None) -> Iterator[None]:
     """Hold a packed copy alone, by the name of its folder; see ``_hold``."""
-    with _hold(root, f"{PACKED}-{folder}", ("packing", f"{PACKED}/{folder}"), progress):
+    with _hold(root, f"{PACKED}-{folder}", ("packing", "packing", f"{PACKED}/{folder}"), progress):
         yield
 
 
 @contextmanager
 def _lock(root: Path, name: StoredName, progress: Progress | None) -> Iterator[None]:
     """Hold a model alone; see ``_hold``."""
-    with _hold(root, name.folder, ("pulling", name.text), progress):
+    with _hold(root, name.folder, ("pulling", "pull", name.text), progress):
         yield
 
 
 @contextmanager
-def _hold(root: Path, key: str, what: tuple[str, str], progress: Progress | None) -> Iterator[None]:
+def _hold(
+    root: Path, key: str, what: tuple[str, str, str], progress: Progress | None
+) -> Iterator[None]:
     """Hold a lock. Work on a model waits for its turn; without ``progress`` that is an error.
+
+    Args:
+        what: what is being done, as a verb and as a noun, and the model's name.
 
     The operating system drops the lock of a process that ends, however it ends.
     """
-    doing, name = what
+    doing, deed, name = what
     locks = root / _LOCKS
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / f"{key}.lock")
@@ -186,7 +191,7 @@ def _hold(root: Path, key: str, what: tuple[str, str], progress: Progress | None
             raise StoreError(
                 f"another process is {doing} {name}; remove it when that has ended"
             ) from error
-        progress(f"waiting for another process that is {doing} {name}", 0, 0)
+        progress(f"waiting for another {deed} of {name}", 0, 0)
         lock.acquire()
     try:
         yield

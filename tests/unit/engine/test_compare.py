@@ -25,6 +25,7 @@ from thinslice.text.tokenizer import load_tokenizer
 from thinslice.units import GIB, MIB, parse_bytes
 
 _JITTER = 8 * MIB
+_SLICE_BYTES = 8192
 TEXT = "Two ducks swim past three geese; " * 12
 
 
@@ -143,8 +144,8 @@ def test_the_numbers_are_those_of_whole_windows_at_once(
 def streamed(engine: Engine, path: str) -> Engine:
     """The same model with every other slice read in at each use."""
     checkpoint = open_checkpoint(Path(path))
-    count = len(Model.of(checkpoint).layout(engine.plan.dtype).slices(4096))
-    streaming = StreamingPlan(4096, count, count // 2, num_buffers=3, buffer_bytes=5 * 4096)
+    count = len(Model.of(checkpoint).layout("float32").slices(_SLICE_BYTES))
+    streaming = StreamingPlan(_SLICE_BYTES, count, count // 2, 3, buffer_bytes=5 * 4096)
     return load_engine(checkpoint, replace(engine.plan, streaming=streaming), frozenset())
 
 
@@ -167,6 +168,19 @@ def test_other_vocabularies_are_refused(model: str, tmp_path: Path) -> None:
         load_pair(settings_of(model, str(other)), TEXT)
 
 
+def test_what_must_be_packed_first_is_packed_once(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THINSLICE_HOME", str(tmp_path))
+    settings = replace(settings_of(model, model), dtype_b="int8")
+    for _ in range(2):
+        pair, windows = load_pair(settings, TEXT)
+        assert pair.b.plan.dtype == "int8"
+        assert 0 < pair.compare(windows).kl.mean < 0.01
+        pair.close()
+    assert len(list((tmp_path / "models" / "packed").glob("*-int8"))) == 1
+
+
 def test_a_text_too_short_is_refused(model: str) -> None:
     with pytest.raises(RequestError, match="the text has 1 tokens"):
         load_pair(settings_of(model, model), "a")
@@ -187,17 +201,17 @@ def test_progress_names_both_models_and_counts_tokens(model: str) -> None:
 
 
 def test_both_plans_fit_the_budget_together_and_the_suggestion_works(model: str) -> None:
-    checkpoints = [open_checkpoint(Path(model))] * 2
+    models = [Model.of(open_checkpoint(Path(model)))] * 2
     settings = [EngineSettings(None, 256, "float32", max_num_seqs=1)] * 2
     runtime = current_rss_bytes()
     scoring = scoring_bytes(258, compare.TILE)
-    plans = plan_pair(checkpoints, settings, 3 * GIB)
+    plans = plan_pair(models, settings, 3 * GIB)
     together = sum(plan.peak_bytes for plan in plans) - runtime + scoring
     assert together < 3 * GIB
     # What the larger one was given is all that the other one leaves.
     assert plans[0].budget_bytes + plans[1].peak_bytes > 3 * GIB
     with pytest.raises(BudgetError, match="both models in --memory 10MiB at --context 256") as told:
-        plan_pair(checkpoints, settings, 10 * MIB)
+        plan_pair(models, settings, 10 * MIB)
     suggested = str(told.value).split("--memory ")[-1].removesuffix(" does")
     assert parse_bytes(suggested) < together + 3 * _JITTER
-    plan_pair(checkpoints, settings, parse_bytes(suggested))
+    plan_pair(models, settings, parse_bytes(suggested))

@@ -1,5 +1,6 @@
 """LLM on a tiny random model: text, chat, streams, stops, and what is left when something fails."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from thinslice.engine.llm import LLM
 from thinslice.engine.sampler import Sampled, sample_rows
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
+from thinslice.text.stop_strings import StopStringMatcher
 
 LONG = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24, seed=3, ignore_eos=True)
 
@@ -41,6 +43,49 @@ def test_several_prompts_give_what_each_gives_alone(llm: LLM) -> None:
     alone = [llm.generate(prompt, LONG)[0] for prompt in prompts]
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     assert all(len(c.token_ids) == 24 and c.finish_reason == "length" for c in together)
+    assert_idle(llm)
+
+
+def test_generate_gives_n_completions_for_each_prompt_and_tells_its_progress(llm: LLM) -> None:
+    prompts, calls = ["abc", "xyz"], []
+    several = llm.generate(
+        prompts, replace(LONG, n=2), progress=lambda done, total: calls.append((done, total))
+    )
+    alone = [llm.generate(p, replace(LONG, seed=3 + i))[0] for p in prompts for i in range(2)]
+    assert [c.token_ids for c in several] == [c.token_ids for c in alone]
+    assert [(c.index, c.seed) for c in several] == [(0, 3), (1, 4), (0, 3), (1, 4)]
+    assert calls[-1] == (4, 4)
+    assert calls == sorted(calls)
+    assert_idle(llm)
+
+
+def test_each_prompt_may_have_params_of_its_own(llm: LLM) -> None:
+    short, long = llm.generate(["abc", "xyz"], [replace(LONG, max_tokens=2), LONG])
+    assert (len(short.token_ids), len(long.token_ids)) == (2, 24)
+    with pytest.raises(RequestError, match="2 params for 1 prompts"):
+        llm.generate(["abc"], [LONG, LONG])
+    with pytest.raises(RequestError, match="n is 2; a stream gives one completion"):
+        llm.stream("abc", replace(LONG, n=2))
+    assert_idle(llm)
+
+
+def test_trouble_with_one_text_ends_it_alone_and_is_raised_by_a_stream(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = llm.generate("xyz", LONG)[0].text
+    push = StopStringMatcher.push
+
+    def fails_for_abc(self: StopStringMatcher, text: str) -> str:
+        if "a stop" in self._stops:
+            raise ZeroDivisionError("mine")
+        return push(self, text)
+
+    monkeypatch.setattr(StopStringMatcher, "push", fails_for_abc)
+    bad, good = llm.generate(["abc", "xyz"], [replace_stop("a stop"), LONG])
+    assert (bad.finish_reason, str(bad.error)) == ("error", "mine")
+    assert (good.finish_reason, good.text) == ("length", expected)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        list(llm.stream("abc", replace_stop("a stop")))
     assert_idle(llm)
 
 
@@ -191,6 +236,12 @@ def test_an_interrupt_while_sampling_leaves_every_sequence_where_it_was(
 def test_stop_as_one_text_is_refused() -> None:
     with pytest.raises(RequestError, match="expected a tuple of texts"):
         SamplingParams(stop=" 5")  # type: ignore[arg-type]
+    for wrong in ((3,), "x", {"a"}):
+        with pytest.raises(RequestError, match="stop"):
+            SamplingParams(stop=wrong)  # type: ignore[arg-type]
+    for settings in ({"n": 0}, {"logprobs": 21}, {"deadline_s": -1.0}, {"cache_salt": 3}):
+        with pytest.raises(RequestError, match=next(iter(settings))):
+            SamplingParams(**settings)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="temperature is '1'; expected a number"):
         SamplingParams(temperature="1")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected a whole number"):

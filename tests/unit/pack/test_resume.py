@@ -54,6 +54,7 @@ def test_killed_at_any_step_it_goes_on_and_ends_with_the_same_bits(
     for state in (PART, JOURNAL, "config.json", "model.safetensors", "thinslice.json"):
         assert any(state in files for files in left), f"no kill left {state}"
     assert any(PART not in files and "model.safetensors" in files for files in left)
+    assert any("config.json" in files and PART not in files for files in left)
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -114,6 +114,21 @@ def test_the_tokenizer_reads_back(vocabulary: dict[str, Any], tmp_path: Path) ->
             assert after.decode(ids) == before.decode(ids)
 
 
-def test_a_gguf_without_a_tokenizer_is_packed_without_one(tmp_path: Path) -> None:
-    out = packed(gguf(tmp_path), tmp_path)
+@pytest.mark.parametrize("metadata", [{}, {"tokenizer.ggml.model": "no_vocab"}])
+def test_a_gguf_without_a_tokenizer_is_packed_without_one(
+    metadata: dict[str, Any], tmp_path: Path
+) -> None:
+    out = packed(gguf(tmp_path, metadata=metadata), tmp_path)
     assert not (out / "tokenizer.json").exists()
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused_before_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object) -> None:
+        raise AssertionError("packed")
+
+    monkeypatch.setattr("thinslice.pack.pack.write_weights", never)
+    path = gguf(tmp_path, metadata={"tokenizer.ggml.model": "bert"})
+    with pytest.raises(CheckpointError, match="GGUF tokenizer 'bert' is not supported"):
+        packed(path, tmp_path)

