@@ -191,7 +191,7 @@ def test_of_two_pulls_at_once_the_second_waits_and_finds_it_done(
     with started_pull(store, tiny) as first:
         assert first.stdout.readline().startswith("downloading")
         with started_pull(store, tiny) as second:
-            assert second.stdout.readline() == "waiting for another process that is pulling tiny\n"
+            assert second.stdout.readline() == "waiting for another pull of tiny\n"
             with pytest.raises(StoreError, match="another process is pulling tiny"):
                 store.remove("tiny")
             gate.write_text("go on")
