@@ -73,11 +73,6 @@ def predict(
     )
 
 
-def streamed_bytes(plan: MemoryPlan, layout: WeightLayout) -> int:
-    """Bytes read from disk for each sweep."""
-    return _streamed(plan, layout)[0]
-
-
 def _streamed(plan: MemoryPlan, layout: WeightLayout) -> tuple[int, int, int]:
     """Bytes and number of the slices streamed, and the bytes of those converted on the way."""
     if plan.streaming is None:
