@@ -159,6 +159,19 @@ def test_streamed_weights_change_no_token(
     assert_drafted(engine)
 
 
+@pytest.mark.usefixtures("full_length")
+def test_the_hidden_state_after_the_norm_changes_no_token(
+    checkpoint: Checkpoint, plain_texts: dict[str, list[list[int]]]
+) -> None:
+    chosen = plan_of(checkpoint, "mtp")
+    assert chosen.draft is not None
+    engine = load(checkpoint, replace(chosen, draft=replace(chosen.draft, mtp_hidden="post-norm")))
+    assert engine.drafting is not None
+    assert engine.drafting.mtp is not None
+    assert engine.drafting.mtp.takes_normed_hidden
+    assert texts(engine) == plain_texts[chosen.dtype]
+
+
 def test_lengths_as_they_are_chosen_change_no_token(
     checkpoint: Checkpoint, plain_texts: dict[str, list[list[int]]]
 ) -> None:

@@ -55,6 +55,7 @@ def plan(
         max_num_seqs=sequences,
         draft=fit.draft,
         draft_length=fit.draft_length,
+        mtp_hidden=fit.mtp_hidden,
     )
     chosen = plan_model(found, settings, runtime_bytes)
     speed = predict_speed(found, chosen, profile)

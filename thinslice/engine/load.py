@@ -16,7 +16,7 @@ from thinslice.engine.mtp_drafter import MTPDrafter
 from thinslice.engine.planning import Model, budget_bytes, plan_model
 from thinslice.engine.runner import Runner
 from thinslice.kernels.dispatch import NATIVE, ops_for
-from thinslice.memory.fuse import fuse
+from thinslice.memory.fuse import fuse, fuse_prediction
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
 from thinslice.memory.weight_store import WeightStore
@@ -82,13 +82,16 @@ def load_engine(
         kv_caches = every_cache[: shape.num_hidden_layers]
         drafting = None
         if chosen.draft is not None:
-            mtp = MTPDrafter(decoder, every_cache[-1]) if isinstance(decoder, MTPDecoder) else None
+            mtp = None
+            if isinstance(decoder, MTPDecoder):
+                is_normed = chosen.draft.mtp_hidden == "post-norm"
+                mtp = MTPDrafter(decoder, every_cache[-1], takes_normed_hidden=is_normed)
             drafting = Drafting(chosen.draft, mtp)
         if weights is not None and ops is NATIVE:
-            decoder.stack = fuse(decoder, decoder.model.layers, weights, kv_caches)
+            decoder.stack = fuse(decoder, weights, kv_caches)
             if drafting is not None and drafting.mtp is not None:
-                layer = drafting.mtp.layer
-                layer.stack = fuse(decoder, [layer], weights, every_cache[-1:])
+                mtp_decoder, layer = drafting.mtp.decoder, drafting.mtp.layer
+                layer.stack = fuse_prediction(mtp_decoder, layer, weights, every_cache[-1])
     except BaseException:
         if weights is not None:
             weights.close()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, compress
 
 import torch
 from torch import nn
@@ -111,13 +111,16 @@ class MTPDrafter:
         """
         out_BD = self._take_in(sequences)
         drafts: list[list[int]] = [[] for _ in sequences]
+        drafting = [*range(len(sequences))]
         for num_drafted in range(max(one.num_drafts for one in sequences)):
             start = time.perf_counter()
-            drafting = [i for i, one in enumerate(sequences) if one.num_drafts > num_drafted]
+            kept = [sequences[i].num_drafts > num_drafted for i in drafting]
+            if not all(kept):
+                out_BD, drafting = out_BD[torch.tensor(kept)], [*compress(drafting, kept)]
             if num_drafted > 0:
                 rows = [_row_of_draft(sequences[i], drafts[i]) for i in drafting]
-                out_BD[drafting] = self._run(out_BD[drafting], pack(rows, self.cache.block_size))
-            token_ids = self.decoder.lm_head(out_BD[drafting]).argmax(-1).tolist()
+                out_BD = self._run(out_BD, pack(rows, self.cache.block_size))
+            token_ids = self.decoder.lm_head(out_BD).argmax(-1).tolist()
             for i, token_id in zip(drafting, token_ids, strict=True):
                 drafts[i].append(token_id)
             self.round_seconds.record(len(drafting), time.perf_counter() - start)
@@ -125,19 +128,21 @@ class MTPDrafter:
 
     def _take_in(self, sequences: Rows[CertainRows]) -> torch.Tensor:
         """Run the new rows, so many at a time; the output [B, D] of each sequence's last one."""
-        out_BD = sequences[0].hidden_TD.new_empty(len(sequences), self.decoder.shape.hidden_size)
+        outputs: dict[int, torch.Tensor] = {}
         for parts in _parts_of(sequences):
             start = time.perf_counter()
-            hidden_TD = torch.cat([sequences[i].hidden_TD[rows] for i, rows in parts])
+            hidden_TD = _joined([sequences[i].hidden_TD[rows] for i, rows in parts])
             if self.takes_normed_hidden:
                 hidden_TD = self.decoder.model.norm(hidden_TD)
             runs = [_new_rows(sequences[i], rows) for i, rows in parts]
             out_TD = self._run(hidden_TD, pack(runs, self.cache.block_size))
-            last = [stop - 1 for stop in accumulate(len(run.token_ids) for run in runs)]
+            stops = accumulate(len(run.token_ids) for run in runs)
             # Of a sequence in several parts, the last one's stays.
-            out_BD[[i for i, _ in parts]] = out_TD[last]
+            outputs |= {
+                i: out_TD[stop - 1 : stop] for (i, _), stop in zip(parts, stops, strict=True)
+            }
             self.rows_seconds.record(len(out_TD), time.perf_counter() - start)
-        return out_BD
+        return _joined([outputs[i] for i in range(len(sequences))])
 
     def _run(self, hidden_TD: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
         embedding_TD = self.decoder.model.embed_tokens(batch.token_ids_T)
@@ -162,6 +167,11 @@ def _parts_of(sequences: Rows[CertainRows]) -> Iterator[list[tuple[int, slice]]]
                 parts, room = [], PREDICTION_ROWS
     if parts:
         yield parts
+
+
+def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
+    """One below the other; a copy only where there are several."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _new_rows(sequence: CertainRows, rows: slice) -> TokenRun:

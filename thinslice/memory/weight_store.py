@@ -205,11 +205,13 @@ class WeightStore:
             read_row = self._packed_row
         else:
             read_row = self._plain_row
-        token_ids = token_ids_T.tolist()
+        token_ids: list[int] = token_ids_T.tolist()
         row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
         rows = torch.empty(len(row_of), self.checkpoint.tensors[name].shape[1], dtype=self.dtype)
         for token_id, row in row_of.items():
             read_row(name, token_id, rows[row : row + 1])
+        if len(row_of) == len(token_ids):
+            return rows
         return rows[[row_of[token_id] for token_id in token_ids]]
 
     def _plain_row(self, name: str, row: int, out: torch.Tensor) -> None:

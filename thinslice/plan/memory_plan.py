@@ -44,11 +44,14 @@ class DraftPlan:
         uses_ngram: n-grams of the text so far.
         uses_mtp: the model's prediction layer, which is then loaded, and has a KV cache.
         length: the most drafts for a sequence in a step.
+        mtp_hidden: what the layer takes of the model: its last hidden state ``pre-norm`` or
+            ``post-norm``.
     """
 
     uses_ngram: bool
     uses_mtp: bool
     length: int
+    mtp_hidden: str = "pre-norm"
 
     def describe(self) -> str:
         """``n-grams, then the prediction layer, at most 8 tokens``, or one of the two."""

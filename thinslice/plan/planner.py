@@ -68,6 +68,7 @@ class Workload:
         can_change_dtype: the model's files can be had with other weights: they are not packed.
         draft: who drafts: auto, ngram, mtp or off.
         draft_length: the most drafts for a sequence in a step.
+        mtp_hidden: what a prediction layer takes of the model; see DraftPlan.
     """
 
     context: int | None = None
@@ -79,6 +80,7 @@ class Workload:
     can_change_dtype: bool = True
     draft: str = "off"
     draft_length: int = 8
+    mtp_hidden: str = "pre-norm"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class _Case:
         wanted, length = self.workload.draft, self.workload.draft_length
         if wanted == "off":
             return (self,)
-        drafts = [DraftPlan(uses_ngram=wanted != "mtp", uses_mtp=wanted == "mtp", length=length)]
+        hidden = self.workload.mtp_hidden
+        drafts = [DraftPlan(wanted != "mtp", wanted == "mtp", length, mtp_hidden=hidden)]
         if wanted == "auto" and self.layout.prediction:
             drafts.insert(0, replace(drafts[0], uses_mtp=True))
         return tuple(replace(self, draft=draft) for draft in drafts)
