@@ -67,12 +67,12 @@ def test_a_prediction_layer_in_one_call_gives_the_bits_of_its_parts(tmp_path: Pa
     engine = load_engine(checkpoint, plan(checkpoint.shape, layout, GIB, workload, 0), frozenset())
     assert engine.drafting is not None
     assert engine.drafting.mtp is not None
-    decoder, layer = engine.drafting.mtp.decoder, engine.drafting.mtp.layer
+    decoder, layer = engine.drafting.mtp.decoder, engine.drafting.mtp.layers[0]
     torch.manual_seed(2)
     hidden, token = torch.randn(2, 7, decoder.shape.hidden_size)
     batch = pack([TokenRun(range(5), 3, [1]), TokenRun(range(2), 0, [2])], 16)
     context = LayerContext(
-        batch, *decoder.rotary.tables(batch.positions_T), engine.drafting.mtp.cache
+        batch, *decoder.rotary.tables(batch.positions_T), engine.drafting.mtp.caches[0]
     )
     assert layer.stack is not None
     fused = layer.predict(hidden, token, context)

@@ -100,15 +100,16 @@ class _Case:
         if wanted == "off":
             return (self,)
         hidden = self.workload.mtp_hidden
-        drafts = [DraftPlan(wanted != "mtp", wanted == "mtp", length, mtp_hidden=hidden)]
+        count = self.shape.num_nextn_predict_layers
+        drafts = [DraftPlan(wanted != "mtp", count * (wanted == "mtp"), length, mtp_hidden=hidden)]
         if wanted == "auto" and self.layout.prediction:
-            drafts.insert(0, replace(drafts[0], uses_mtp=True))
+            drafts.insert(0, replace(drafts[0], num_mtp_layers=count))
         return tuple(replace(self, draft=draft) for draft in drafts)
 
     @property
-    def has_prediction(self) -> bool:
-        """Whether a prediction layer drafts."""
-        return self.draft is not None and self.draft.uses_mtp
+    def num_mtp_layers(self) -> int:
+        """Prediction layers that draft."""
+        return 0 if self.draft is None else self.draft.num_mtp_layers
 
     @property
     def how(self) -> Computation:
@@ -129,7 +130,7 @@ class _Case:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return kv_bytes_per_token(self.shape, self.kv_dtype, self.has_prediction)
+        return kv_bytes_per_token(self.shape, self.kv_dtype, self.num_mtp_layers)
 
 
 def plan(
@@ -230,7 +231,7 @@ def _streamed(
     """
     context, chunk = tokens[0], min(tokens)
     slice_bytes, sweep = slices
-    num_last = len(case.layout.head.ranges(slice_bytes)) if case.has_prediction else 0
+    num_last = len(case.layout.head.ranges(slice_bytes)) if case.num_mtp_layers else 0
     streaming = StreamingPlan(
         slice_bytes=slice_bytes,
         num_slices=len(sweep.kept),
@@ -279,7 +280,7 @@ def _drafting_part(case: _Case, context: int, chunk: int) -> dict[str, int]:
     num_bytes = all_rows - one
     if draft.uses_ngram:
         num_bytes += num_seqs * ngram_index_bytes(context)
-    if draft.uses_mtp:
+    if draft.num_mtp_layers:
         num_bytes += case.layout.prediction_bytes
         num_bytes += prediction_activation_bytes(shape, chunk, num_seqs, how)
     return {"drafting": num_bytes}
