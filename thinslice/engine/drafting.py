@@ -21,10 +21,6 @@ from thinslice.engine.sequence import Sequence
 from thinslice.plan.cost import PREDICTION_ROWS_HELD
 from thinslice.plan.memory_plan import DraftPlan
 
-# Of one layer, which is fed its own output. Xiaomi's is then seldom right (FastMTP, arXiv
-# 2509.18362: 70%, 10% and 3% of first, second and third drafts); one trained for it is.
-_LONGEST_BY_MTP = 3
-
 
 @dataclass(frozen=True)
 class _Asked:
@@ -51,10 +47,8 @@ class Drafting:
         self._by_ngram = DraftLength(plan.length, self._step_seconds) if plan.uses_ngram else None
         self._by_mtp: DraftLength | None = None
         if mtp is not None:
-            longest = min(plan.length, max(_LONGEST_BY_MTP, plan.num_mtp_layers))
-            self._by_mtp = DraftLength(
-                longest, self._step_seconds, mtp.round_seconds, mtp.rows_seconds
-            )
+            seconds = (self._step_seconds, mtp.round_seconds, mtp.rows_seconds)
+            self._by_mtp = DraftLength(plan.length, *seconds)
         self._indexes: dict[int, NgramDrafter] = {}
         # By sequence, rows that the prediction layers have not all taken in; see _predict. What
         # was last made of them counts once the step that made it is committed.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
 
+import numpy as np
 import torch
 
 from thinslice.kernels.paged_kv import SequenceBatch
@@ -88,7 +89,7 @@ class ForwardBatch:
 def pack(runs: Sequence[TokenRun], block_size: int) -> ForwardBatch:
     """The batch of these runs, in their order.
 
-    Numbers are put together in lists: of one token a tensor operation for each step would take
+    Numbers are put together in lists: of one token, a tensor operation for each step would take
     four times as long, and as long as three fused layers of a small model.
     """
     positions = [range(run.first, run.stop) for run in runs]
@@ -99,14 +100,19 @@ def pack(runs: Sequence[TokenRun], block_size: int) -> ForwardBatch:
     ]
     starts = [0, *accumulate(len(run.token_ids) for run in runs)]
     return ForwardBatch(
-        token_ids_T=torch.tensor([*chain.from_iterable(run.token_ids for run in runs)]),
-        positions_T=torch.tensor([*chain.from_iterable(positions)]),
-        slots_T=torch.tensor(slots),
-        query_starts=torch.tensor(starts, dtype=torch.int32),
-        context_lens=torch.tensor([run.stop for run in runs], dtype=torch.int32),
+        token_ids_T=_tensor([*chain.from_iterable(run.token_ids for run in runs)], np.int64),
+        positions_T=_tensor([*chain.from_iterable(positions)], np.int64),
+        slots_T=_tensor(slots, np.int64),
+        query_starts=_tensor(starts, np.int32),
+        context_lens=_tensor([run.stop for run in runs], np.int32),
         block_tables=_block_tables(runs, block_size),
         block_size=block_size,
     )
+
+
+def _tensor(values: list[int] | list[list[int]], dtype: type[np.integer]) -> torch.Tensor:
+    """By way of NumPy, which takes a third of the time for a few numbers."""
+    return torch.from_numpy(np.array(values, dtype=dtype))
 
 
 def _block_tables(runs: Sequence[TokenRun], block_size: int) -> torch.Tensor:
@@ -116,4 +122,4 @@ def _block_tables(runs: Sequence[TokenRun], block_size: int) -> torch.Tensor:
         [*run.blocks[:count], *[0] * (most - count)]
         for run, count in zip(runs, counts, strict=True)
     ]
-    return torch.tensor(rows, dtype=torch.int32)
+    return _tensor(rows, np.int32)
