@@ -109,7 +109,7 @@ def _sizes_table(chosen: "MemoryPlan", speed: "Prediction") -> Table:
     table.add_row("dtype", f"{chosen.dtype}, KV cache {chosen.kv_dtype}")
     table.add_row("weights", chosen.describe_weights())
     table.add_row("context", f"{chosen.context} tokens")
-    table.add_row("chunk", f"{chosen.chunk} tokens")
+    table.add_row("chunk", chosen.describe_chunk())
     table.add_row("sequences", f"{chosen.max_num_seqs}, {chosen.num_kv_blocks} KV blocks in all")
     table.add_row("drafting", chosen.describe_drafting())
     table.add_row("decode", f"{_rate(speed.decode_tokens_per_s)}, bound by {speed.bound}")

@@ -34,7 +34,7 @@ class Prediction:
 
     Attributes:
         decode_tokens_per_s: one sequence, its context half full.
-        prefill_tokens_per_s: a prompt of a whole chunk.
+        prefill_tokens_per_s: a prompt of a whole chunk, which takes one sweep.
         streamed_bytes: read from disk for each sweep.
         bound: what the time of a generated token goes to: ``disk``, ``memory`` or ``overhead``.
     """
@@ -63,7 +63,12 @@ def predict(
     numel = sum(m.rows * m.columns for layer in layout.layers for m in layer)
     rate = hardware.product_rate(plan.dtype) * _PRODUCT_SHARE
     products_s = 2 * numel * plan.chunk / rate
-    prefill_s = max(io_s, products_s + converted / _CONVERTED_BYTES_PER_S) + fixed_s
+    computing_s = products_s + converted / _CONVERTED_BYTES_PER_S
+    # A held layer's slices come while its first rows pass, and the ring fills during the others.
+    layer_rows = (plan.streaming and plan.streaming.layer_rows) or plan.chunk
+    reading_s = max(io_s - _ring_bytes_ahead(plan, shape) / hardware.disk_read_bytes_per_s, 0)
+    first_s = computing_s * min(layer_rows / plan.chunk, 1)
+    prefill_s = computing_s - first_s + max(reading_s, first_s) + fixed_s
     parts = {"disk": io_s, "memory": read_s, "overhead": fixed_s}
     return Prediction(
         decode_tokens_per_s=1 / decode_s,
@@ -71,6 +76,13 @@ def predict(
         streamed_bytes=streamed,
         bound=max(parts, key=lambda name: parts[name]),
     )
+
+
+def _ring_bytes_ahead(plan: MemoryPlan, shape: ModelShape) -> int:
+    """What the ring takes in of all layers while later rows pass through the layer before."""
+    if plan.streaming is None or plan.streaming.layer_rows is None:
+        return 0
+    return plan.streaming.num_buffers * plan.streaming.buffer_bytes * shape.num_hidden_layers
 
 
 def _streamed(plan: MemoryPlan, layout: WeightLayout) -> tuple[int, int, int]:

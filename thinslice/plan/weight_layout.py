@@ -8,6 +8,7 @@ head as well.
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 
 from thinslice.errors import ConfigError
 from thinslice.plan.model_shape import ModelShape
@@ -114,12 +115,14 @@ class SweepBytes:
         stored: of each slice on disk.
         largest_stored: the most that one slice takes on disk.
         converting: the most that is held while one slice is converted; 0 where none is.
+        layer_counts: slices of each layer; the head's come after all of these.
     """
 
     kept: list[int]
     stored: list[int]
     largest_stored: int
     converting: int
+    layer_counts: list[int]
 
 
 @dataclass(frozen=True)
@@ -190,11 +193,13 @@ class WeightLayout:
     def sweep_bytes(self, max_bytes: int) -> SweepBytes:
         """The sizes of ``slices`` without making them: a plan asks often."""
         cut = [_cut(matrix, max_bytes) for matrix in _named_alike(self.sweep)]
+        counts = iter([len(kept) for kept, _, _ in cut])
         return SweepBytes(
             kept=[num_bytes for kept, _, _ in cut for num_bytes in kept],
             stored=[num_bytes for _, stored, _ in cut for num_bytes in stored],
             largest_stored=max(stored[0] for _, stored, _ in cut),
             converting=max(converting for _, _, converting in cut),
+            layer_counts=[sum(islice(counts, len(layer))) for layer in self.layers],
         )
 
 
