@@ -44,7 +44,7 @@ def plan(
         as_json: Print one JSON object instead of the tables.
     """
     from thinslice.config import EngineSettings
-    from thinslice.engine.planning import plan_model, predict_speed
+    from thinslice.engine.planning import model_to_run, plan_model, predict_speed
 
     found, profile, runtime_bytes = _look_up(model)
     settings = EngineSettings(
@@ -56,8 +56,9 @@ def plan(
         draft=fit.draft,
         draft_length=fit.draft_length,
     )
-    chosen = plan_model(found, settings, runtime_bytes)
-    speed = predict_speed(found, chosen, profile)
+    to_run = model_to_run(found, settings, runtime_bytes)
+    chosen = plan_model(to_run, settings, runtime_bytes)
+    speed = predict_speed(to_run, chosen, profile)
     if as_json:
         print_json({**chosen.to_dict(), "prediction": asdict(speed)})
         return
@@ -65,6 +66,8 @@ def plan(
         note(f"no --memory: planned for 80% of what is free, {format_bytes(chosen.budget_bytes)}")
     if found.needs_packing(settings.dtype):
         note(f"--dtype {settings.dtype}: planned as packed; thinslice run packs it once")
+    if to_run is not found:
+        note("to be streamed it is planned as packed; thinslice run packs it once")
     out.print(_parts_table(chosen))
     out.print(_sizes_table(chosen, speed))
     out.print(_neighbours_table(found, settings, chosen, (profile, runtime_bytes)))
@@ -124,18 +127,19 @@ def _neighbours_table(
     measured: "tuple[HardwareProfile, int]",
 ) -> Table:
     """What one change would give: half and double the memory, other weights, more context."""
-    from thinslice.engine.planning import plan_model, predict_speed
+    from thinslice.engine.planning import model_to_run, plan_model, predict_speed
 
     profile, runtime_bytes = measured
     table = plain_table("WITH", "WEIGHTS", "CONTEXT", "PEAK", "DECODE")
     for label, changed in _neighbours(found, settings, chosen):
         try:
-            other = plan_model(found, changed, runtime_bytes)
+            to_run = model_to_run(found, changed, runtime_bytes)
+            other = plan_model(to_run, changed, runtime_bytes)
         except (BudgetError, ConfigError) as error:
             reason = "does not fit" if isinstance(error, BudgetError) else "cannot be packed"
             table.add_row(label, reason, "", "", "")
             continue
-        speed = _rate(predict_speed(found, other, profile).decode_tokens_per_s)
+        speed = _rate(predict_speed(to_run, other, profile).decode_tokens_per_s)
         peak = format_bytes(other.peak_bytes)
         table.add_row(label, other.describe_weights(), str(other.context), peak, speed)
     return table

@@ -13,7 +13,7 @@ from thinslice.config import EngineSettings
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.engine import Engine
 from thinslice.engine.mtp_drafter import MTPDrafter
-from thinslice.engine.planning import Model, budget_bytes, plan_model
+from thinslice.engine.planning import Model, budget_bytes, model_to_run, plan_model
 from thinslice.engine.runner import Runner
 from thinslice.kernels.dispatch import NATIVE, ops_for
 from thinslice.memory.fuse import fuse
@@ -33,17 +33,18 @@ _FLOATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def open_model(name: str, settings: EngineSettings, progress: Progress | None = None) -> Checkpoint:
-    """Open a model by name, fetching it first where it is not there; its packed copy where it must
-    be packed for ``settings.dtype``, which is made the first time.
+    """Open a model by name, fetching it first where it is not there; its packed copy, which is made
+    the first time, where it must be packed for ``settings.dtype`` or to be streamed.
 
     Errors: ConfigError, StoreError, CheckpointError; BudgetError before anything is packed.
     """
     path = Store().ensure(name, progress, offline=settings.offline)
     checkpoint = open_checkpoint(path)
     model = Model.of(checkpoint)
-    if not model.needs_packing(settings.dtype):
+    to_run = model_to_run(model, settings)
+    if to_run is model and not model.needs_packing(settings.dtype):
         return checkpoint
-    plan_model(model, settings)
+    plan_model(to_run, settings)
     fmt = PackedFormat(model.dtype(settings.dtype))
     budget = budget_bytes(settings)
     return open_checkpoint(ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget))

@@ -6,6 +6,8 @@ head as well.
 """
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -53,6 +55,11 @@ class Matrix:
     def is_packed(self) -> bool:
         """Whether it is computed with in a packed format."""
         return self.kept not in FLOAT_BYTES
+
+    @property
+    def is_requantized(self) -> bool:
+        """Whether its numbers must be quantised to be kept, which takes long at each use."""
+        return self.is_packed and self.is_converted and not keeps_codes(self.stored, self.kept)
 
     @property
     def is_converted(self) -> bool:
@@ -299,16 +306,27 @@ def stored_as(shape: ModelShape, dtype: str) -> Stored:
     return stored | {"model.embed_tokens.weight": table, "lm_head.weight": table}
 
 
-def packed_as(shape: ModelShape, packing: Packing) -> Stored:
-    """What packing a model of this shape gives, known by shape alone."""
+def packed_as(
+    shape: ModelShape, packing: Packing, formats: Mapping[str, PackedFormat] | None = None
+) -> Stored:
+    """What packing a model of this shape gives.
+
+    Args:
+        formats: of the source's layer matrices, by name, where they are not all the packing's.
+    """
+
+    def of_layer(name: str) -> PackedFormat:
+        source = re.sub(r"\.blocks\.\d+", "", name)
+        return packing.weights if formats is None else formats[source]
 
     def packed(fmt: PackedFormat, columns: int) -> StoredMatrix:
         return StoredMatrix(fmt, panel_bytes(fmt, columns) // PANEL_ROWS)
 
     stored = {
-        f"model.layers.{idx}.{name}.weight": packed(packing.weights, columns)
+        full_name: packed(of_layer(full_name), columns)
         for idx in range(shape.num_hidden_layers)
         for name, _, columns, _ in _layer_matrices(shape, packing)
+        for full_name in [f"model.layers.{idx}.{name}.weight"]
     }
     stored |= {
         name: packed(packing.head, columns)
