@@ -7,7 +7,7 @@ import torch
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import EngineSettings
-from thinslice.errors import BudgetError, ConfigError
+from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.kernels import native
 from thinslice.kernels.dispatch import is_native
 from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
@@ -159,7 +159,9 @@ def budget_bytes(settings: EngineSettings) -> int:
 
 def predict_speed(model: Model, chosen: MemoryPlan, hardware: HardwareProfile) -> Prediction:
     """How fast a plan of this model will run."""
-    return predict(chosen, model.shape, model.layout(chosen.dtype), hardware)
+    has_kernels = is_native(chosen.dtype, model.shape.head_dim)
+    layout = model.layout(chosen.dtype)
+    return predict(chosen, model.shape, layout, hardware, is_native=has_kernels)
 
 
 def profile_path(store_root: Path, folder: Path) -> Path:
@@ -176,7 +178,10 @@ def measured_profile(store_root: Path, weights: Path | None) -> HardwareProfile:
 
     Errors: StoreError, CheckpointError.
     """
-    store_root.mkdir(parents=True, exist_ok=True)
+    try:
+        store_root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the store {store_root} cannot be made: {error.strerror}") from error
     if weights is None or weights.stat().st_size < SMALLEST_SAMPLE_BYTES:
         return load_or_measure(profile_path(store_root, store_root), store_root)
     folder = weights.parent

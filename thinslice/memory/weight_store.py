@@ -18,6 +18,7 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader, decode_rows
 from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.held_slices import HeldSlices
@@ -31,7 +32,6 @@ from thinslice.units import MIB
 
 Progress = Callable[[int, int], None]
 
-FLOAT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # What is converted at a time while pinned slices are read.
 _CONVERTED_AT_ONCE = MIB
 

@@ -67,16 +67,12 @@ class Work:
         """First and last row of each slice; none lies across two blocks of rows."""
         step = 1
         if self.format is not None:
-            step = math.lcm(PANEL_ROWS, self._rows_of_head())
+            step = math.lcm(PANEL_ROWS, self.entry.row_grain)
         columns = math.prod(self.entry.shape[1:])
         step *= max(_SLICE_WEIGHTS // columns // step, 1)
         for first, last in sorted({target.rows for target in self.targets}):
             for start in range(first, last, step):
                 yield start, min(start + step, last)
-
-    def _rows_of_head(self) -> int:
-        heads = self.entry.rotary_heads
-        return self.entry.shape[0] // heads if heads else 1
 
 
 @dataclass(frozen=True)
