@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -10,7 +11,7 @@ from rich.table import Table
 from thinslice.cli.console import note, out, progress_bars
 from thinslice.cli.models import plain_table, print_json
 from thinslice.cli.options import Fit, FitOptions, Json
-from thinslice.errors import BudgetError, ConfigError
+from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.plan.model_shape import ModelShape
 from thinslice.units import MIB, format_bytes, size_option
 
@@ -36,7 +37,8 @@ def plan(
     settings would give.
 
     Reads headers only; of a model of the Hugging Face Hub that is not stored it fetches the
-    settings, a few KB. The first plan measures the machine, which takes under ten seconds.
+    settings, a few KB. The first plan measures the machine, which takes under ten seconds. Where
+    that cannot be done, as on a full disk, it comes without speeds.
 
     Args:
         model: Name of the model.
@@ -44,7 +46,7 @@ def plan(
         as_json: Print one JSON object instead of the tables.
     """
     from thinslice.config import EngineSettings
-    from thinslice.engine.planning import plan_model, predict_speed
+    from thinslice.engine.planning import model_to_run, plan_model, predict_speed
 
     found, profile, runtime_bytes = _look_up(model)
     settings = EngineSettings(
@@ -57,26 +59,29 @@ def plan(
         draft_length=fit.draft_length,
         mtp_hidden=fit.mtp_hidden,
     )
-    chosen = plan_model(found, settings, runtime_bytes)
-    speed = predict_speed(found, chosen, profile)
+    to_run = model_to_run(found, settings, runtime_bytes)
+    chosen = plan_model(to_run, settings, runtime_bytes)
+    speed = None if profile is None else predict_speed(to_run, chosen, profile)
     if as_json:
-        print_json({**chosen.to_dict(), "prediction": asdict(speed)})
+        print_json({**chosen.to_dict(), "prediction": speed and asdict(speed)})
         return
     if fit.memory is None:
         note(f"no --memory: planned for 80% of what is free, {format_bytes(chosen.budget_bytes)}")
     if found.needs_packing(settings.dtype):
         note(f"--dtype {settings.dtype}: planned as packed; thinslice run packs it once")
+    if to_run is not found:
+        note("to be streamed it is planned as packed; thinslice run packs it once")
     out.print(_parts_table(chosen))
     out.print(_sizes_table(chosen, speed))
     out.print(_neighbours_table(found, settings, chosen, (profile, runtime_bytes)))
 
 
-def _look_up(name: str) -> "tuple[Model, HardwareProfile, int]":
+def _look_up(name: str) -> "tuple[Model, HardwareProfile | None, int]":
     """The model, the speeds of this machine with the disk it lies on, measured once, and what the
-    process held before that.
+    process held before that. None where they cannot be measured, of which a note tells.
     """
     from thinslice.checkpoint.open import open_checkpoint
-    from thinslice.engine.planning import Model, measured_profile
+    from thinslice.engine.planning import Model
     from thinslice.memory.meter import current_rss_bytes
     from thinslice.store.store import Store
     from thinslice.text.tokenizer import load_tokenizer
@@ -87,12 +92,22 @@ def _look_up(name: str) -> "tuple[Model, HardwareProfile, int]":
         if isinstance(here, ModelShape):
             note(f"{name} is not stored: planned by its settings, its tokenizer not counted")
             held = current_rss_bytes()
-            return Model.of_shape(here), measured_profile(store.root, None), held
+            return Model.of_shape(here), _speeds(store.root, None), held
         checkpoint = open_checkpoint(here)
         # Held while planning: what the process has before a model is loaded is measured.
         _tokenizer = load_tokenizer(checkpoint)
         held = current_rss_bytes()
-        return Model.of(checkpoint), measured_profile(store.root, checkpoint.files[0]), held
+        return Model.of(checkpoint), _speeds(store.root, checkpoint.files[0]), held
+
+
+def _speeds(store_root: Path, weights: Path | None) -> "HardwareProfile | None":
+    from thinslice.engine.planning import measured_profile
+
+    try:
+        return measured_profile(store_root, weights)
+    except StoreError as error:
+        note(f"no speeds are predicted: {error}")
+        return None
 
 
 def _parts_table(chosen: "MemoryPlan") -> Table:
@@ -105,16 +120,17 @@ def _parts_table(chosen: "MemoryPlan") -> Table:
     return table
 
 
-def _sizes_table(chosen: "MemoryPlan", speed: "Prediction") -> Table:
+def _sizes_table(chosen: "MemoryPlan", speed: "Prediction | None") -> Table:
     table = plain_table()
     table.add_row("dtype", f"{chosen.dtype}, KV cache {chosen.kv_dtype}")
     table.add_row("weights", chosen.describe_weights())
     table.add_row("context", f"{chosen.context} tokens")
-    table.add_row("chunk", f"{chosen.chunk} tokens")
+    table.add_row("chunk", chosen.describe_chunk())
     table.add_row("sequences", f"{chosen.max_num_seqs}, {chosen.num_kv_blocks} KV blocks in all")
     table.add_row("drafting", chosen.describe_drafting())
-    table.add_row("decode", f"{_rate(speed.decode_tokens_per_s)}, bound by {speed.bound}")
-    table.add_row("prefill", _rate(speed.prefill_tokens_per_s))
+    if speed is not None:
+        table.add_row("decode", f"{_rate(speed.decode_tokens_per_s)}, bound by {speed.bound}")
+        table.add_row("prefill", _rate(speed.prefill_tokens_per_s))
     return table
 
 
@@ -122,21 +138,24 @@ def _neighbours_table(
     found: "Model",
     settings: "EngineSettings",
     chosen: "MemoryPlan",
-    measured: "tuple[HardwareProfile, int]",
+    measured: "tuple[HardwareProfile | None, int]",
 ) -> Table:
     """What one change would give: half and double the memory, other weights, more context."""
-    from thinslice.engine.planning import plan_model, predict_speed
+    from thinslice.engine.planning import model_to_run, plan_model, predict_speed
 
     profile, runtime_bytes = measured
     table = plain_table("WITH", "WEIGHTS", "CONTEXT", "PEAK", "DECODE")
     for label, changed in _neighbours(found, settings, chosen):
         try:
-            other = plan_model(found, changed, runtime_bytes)
+            to_run = model_to_run(found, changed, runtime_bytes)
+            other = plan_model(to_run, changed, runtime_bytes)
         except (BudgetError, ConfigError) as error:
             reason = "does not fit" if isinstance(error, BudgetError) else "cannot be packed"
             table.add_row(label, reason, "", "", "")
             continue
-        speed = _rate(predict_speed(found, other, profile).decode_tokens_per_s)
+        speed = ""
+        if profile is not None:
+            speed = _rate(predict_speed(to_run, other, profile).decode_tokens_per_s)
         peak = format_bytes(other.peak_bytes)
         table.add_row(label, other.describe_weights(), str(other.context), peak, speed)
     return table

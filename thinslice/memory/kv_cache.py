@@ -5,11 +5,12 @@ Which sequence owns which block is the block manager's business.
 
 import torch
 
+from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_DTYPES = {**FLOAT_DTYPES, "int8": torch.int8}
 
 
 def allocate_kv_caches(shape: ModelShape, plan: MemoryPlan) -> list[PagedKv]:
