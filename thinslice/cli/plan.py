@@ -57,6 +57,7 @@ def plan(
         max_num_seqs=sequences,
         draft=fit.draft,
         draft_length=fit.draft_length,
+        mtp_hidden=fit.mtp_hidden,
     )
     to_run = model_to_run(found, settings, runtime_bytes)
     chosen = plan_model(to_run, settings, runtime_bytes)

@@ -121,6 +121,7 @@ def plan_model(
         can_change_dtype=model.packing is None,
         draft=settings.draft,
         draft_length=settings.draft_length,
+        mtp_hidden=settings.mtp_hidden,
     )
     if workload.kv_dtype == "int8" and not workload.is_native:
         raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")

@@ -16,7 +16,7 @@ _DTYPES = {**FLOAT_DTYPES, "int8": torch.int8}
 def allocate_kv_caches(shape: ModelShape, plan: MemoryPlan) -> list[PagedKv]:
     """One cache for each layer, its K and V [num_blocks, K, block_size, H] of the plan's type.
 
-    The last one is the prediction layer's, where the plan drafts with it.
+    The last ones are those of the prediction layers, where the plan drafts with them.
 
     Memory: what ``plan`` calls ``kv cache``; pages count only once they are written.
     """
@@ -28,5 +28,5 @@ def allocate_kv_caches(shape: ModelShape, plan: MemoryPlan) -> list[PagedKv]:
 
     return [
         PagedKv(torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype), scale(), scale())
-        for _ in range(shape.num_hidden_layers + plan.drafts_with_mtp)
+        for _ in range(shape.num_hidden_layers + plan.num_mtp_layers)
     ]
