@@ -17,7 +17,11 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 FORMATS = list(PackedFormat)
 # A format and whether K or V is made: every pair of format and width there is.
-PRODUCTS = [(fmt, False) for fmt in FORMATS] + [(PackedFormat.INT4, True), (PackedFormat.INT4M, True)]
+PRODUCTS = [
+    *((fmt, False) for fmt in FORMATS),
+    (PackedFormat.INT4, True),
+    (PackedFormat.INT4M, True),
+]
 SHAPES = [(16, 32), (50, 96), (96, 576), (40, 1536)]
 
 

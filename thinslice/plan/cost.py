@@ -90,8 +90,9 @@ def activation_bytes(shape: ModelShape, chunk: int, context: int, how: Computati
 
 
 def _scratch(shape: ModelShape, chunk: int, how: Computation) -> int:
-    """What the kernels keep: rows quantised for a product (84 bytes for 32 inputs, 44 where no product is wide), and the output
-    of a product in torch before it is added to the residual stream."""
+    """What the kernels keep: rows quantised for a product (84 bytes for 32 inputs, less where none
+    is rounded to 16 bits), and the output of a product in torch before it is added to the residual
+    stream."""
     if not how.is_packed:
         return chunk * shape.hidden_size * how.itemsize
     widest = max(shape.hidden_size, shape.q_size, how.ffn_block)

@@ -18,14 +18,14 @@ constexpr int64_t kFarBytes = 3072;
 // AMD's processors want it sooner wherever a line is more work. Zen 4, one thread, 22016 x 4096,
 // share of the read bandwidth with 3072 and with 7168: int4 1 row 0.64 and 0.77, 2 rows 0.54 and
 // 0.84, 4 rows 0.50 and 0.77; int8 4 rows 0.56 and 0.78, 8 rows 0.49 and 0.75; 512 rows of int8
-// are 2% slower. One row of the others wants 3072; with 6144 int4m falls from 0.88 to 0.73, int8
-// from 0.87 to 0.71.
+// are 2% slower. One row of int4m wants 3072; with 6144 it falls from 0.88 to 0.73. One wide row of
+// int8, speed beside a narrow one with 3072: 0.83 with 3072, 0.95 with 7168, 0.88 with 9216.
 constexpr int64_t kFarBytesAmd = 7168;
 
-template <Format F, int R>
+template <Format F, Width W, int R>
 int64_t far_bytes() {
   static const bool on_amd = is_amd();
-  return on_amd && (R > 1 || F == Format::int4) ? kFarBytesAmd : kFarBytes;
+  return on_amd && (R > 1 || W == kWide || F == Format::int4) ? kFarBytesAmd : kFarBytes;
 }
 
 // Four activations. Read where they lie: a copy to a local makes the compiler broadcast from a
@@ -88,7 +88,7 @@ inline __attribute__((always_inline)) __m512i first_sum(const int32_t* negated_s
 template <Format F, Width W, int R>
 void multiply(const uint8_t* panel, int64_t groups, const RowBlock& x, int first, float* out) {
   using L = Layout<F>;
-  const int64_t far = far_bytes<F, R>();
+  const int64_t far = far_bytes<F, W, R>();
   __m512 acc[R];
   THINSLICE_UNROLL
   for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
