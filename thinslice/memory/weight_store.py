@@ -32,6 +32,7 @@ from thinslice.units import MIB
 
 Progress = Callable[[int, int], None]
 
+_MAKE_KV = ("k_proj.weight", "v_proj.weight")
 # What is converted at a time while pinned slices are read.
 _CONVERTED_AT_ONCE = MIB
 
@@ -294,5 +295,6 @@ def _rows_in(data: torch.Tensor, one: WeightSlice) -> Rows:
     """The bytes of a slice as rows of what it is kept as."""
     matrix, count = one.matrix, one.stop - one.start
     if matrix.is_packed:
-        return PackedWeight(data, PackedFormat(matrix.kept), count, matrix.columns)
+        makes_kv = matrix.name.endswith(_MAKE_KV)
+        return PackedWeight(data, PackedFormat(matrix.kept), count, matrix.columns, makes_kv)
     return data.view(FLOAT_DTYPES[matrix.kept]).view(count, matrix.columns)
