@@ -13,6 +13,7 @@ MAX_LOGPROBS = 20
 MAX_SALT_LENGTH = 1024
 DTYPES = ("auto", "bfloat16", "float32", "int8", "int4")
 KV_DTYPES = ("auto", "bfloat16", "float32", "int8")
+DEVICES = ("cpu", "cuda")
 DRAFTS = ("auto", "ngram", "mtp", "off")
 MAX_DRAFT_LENGTH = 64
 
@@ -148,6 +149,10 @@ class EngineSettings:
 
     Attributes:
         memory: the budget, as ``4GiB`` or in bytes; None takes a share of what is free.
+        device: what computes: ``cpu`` or ``cuda``. With ``cuda``, ``memory`` is the budget of the
+            card's memory, CUDA's context included.
+        host_memory: beside a card, the budget of the process in the machine's own memory; None
+            takes a share of what is free.
         context: tokens of prompt and completion together; None takes as many as fit.
         dtype: what the weights are computed with: ``auto`` (what the file has), ``bfloat16``,
             ``float32``, ``int8`` or ``int4``.
@@ -165,6 +170,8 @@ class EngineSettings:
     """
 
     memory: str | int | None = None
+    device: str = "cpu"
+    host_memory: str | int | None = None
     context: int | None = None
     dtype: str = "auto"
     kv_dtype: str = "auto"
@@ -174,6 +181,10 @@ class EngineSettings:
     offline: bool = False
 
     def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ConfigError(f"device {self.device!r} is unknown; one of {', '.join(DEVICES)}")
+        if self.device == "cpu" and self.host_memory is not None:
+            raise ConfigError("--host-memory goes with --device cuda; on the CPU name --memory")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown; one of {', '.join(DTYPES)}")
         if self.kv_dtype not in KV_DTYPES:
@@ -192,3 +203,9 @@ class EngineSettings:
     def memory_bytes(self) -> int | None:
         """The budget in bytes, or None where none was named."""
         return parse_bytes(self.memory) if isinstance(self.memory, str) else self.memory
+
+    @property
+    def host_memory_bytes(self) -> int | None:
+        """The budget of the machine's own memory beside a card, or None where none was named."""
+        given = self.host_memory
+        return parse_bytes(given) if isinstance(given, str) else given

@@ -11,9 +11,12 @@ from thinslice.config import EngineSettings
 from thinslice.errors import ConfigError
 from thinslice.kernels import native
 from thinslice.kernels.dispatch import is_native
+from thinslice.memory import cuda_device
+from thinslice.memory.device import Device
 from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.available import default_budget, free_memory
+from thinslice.plan.device_plan import DeviceLimits, plan_on_device
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
@@ -89,15 +92,20 @@ class Model:
 
 
 def plan_model(
-    model: Model, settings: EngineSettings, runtime_bytes: int | None = None
+    model: Model,
+    settings: EngineSettings,
+    runtime_bytes: int | None = None,
+    device: Device | None = None,
 ) -> MemoryPlan:
     """Plan for what this process holds now plus the model.
 
     Args:
         runtime_bytes: what the process holds, where that was measured before.
+        device: that ``settings`` name, opened; None for the processor.
 
     Errors: ConfigError, BudgetError; nothing is allocated.
     """
+    assert (device is None) == (settings.device == "cpu"), "a plan for another device"
     dtype = model.dtype(settings.dtype)
     workload = Workload(
         context=settings.context,
@@ -110,6 +118,9 @@ def plan_model(
         draft=settings.draft,
         draft_length=settings.draft_length,
     )
+    if device is not None:
+        limits = _limits(settings, device, runtime_bytes or current_rss_bytes())
+        return plan_on_device(model.shape, model.layout(settings.dtype), limits, workload)
     if workload.kv_dtype == "int8" and not workload.is_native:
         raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")
     layout = model.layout(settings.dtype)
@@ -117,16 +128,36 @@ def plan_model(
     return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
 
 
+def _limits(settings: EngineSettings, device: Device, runtime_bytes: int) -> DeviceLimits:
+    free_bytes = device.free_bytes() + device.context_bytes
+    return DeviceLimits(
+        name=device.name,
+        device_bytes=settings.memory_bytes or default_budget(free_bytes),
+        context_bytes=device.context_bytes,
+        host_bytes=budget_bytes(settings),
+        runtime_bytes=runtime_bytes,
+    )
+
+
+def open_device(settings: EngineSettings) -> Device | None:
+    """The device that settings name; None for the processor.
+
+    Errors: ConfigError where it, or what is needed to use it, is not there.
+    """
+    return None if settings.device == "cpu" else cuda_device.open_device(settings.device)
+
+
 def budget_bytes(settings: EngineSettings) -> int:
-    """The budget that was named, or a share of what is free.
+    """The budget of the machine's own memory that was named, or a share of what is free.
 
     Errors: ConfigError where none was named and the system does not tell what is free.
     """
-    if settings.memory_bytes is not None:
-        return settings.memory_bytes
+    named = settings.memory_bytes if settings.device == "cpu" else settings.host_memory_bytes
+    if named is not None:
+        return named
     free_bytes = free_memory()
     if free_bytes is None:
-        raise ConfigError("this system does not tell its free memory; name --memory")
+        raise ConfigError("this system does not tell its free memory; name its budget")
     return default_budget(free_bytes)
 
 

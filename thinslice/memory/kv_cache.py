@@ -12,7 +12,9 @@ from thinslice.plan.model_shape import ModelShape
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
-def allocate_kv_caches(shape: ModelShape, plan: MemoryPlan) -> list[PagedKv]:
+def allocate_kv_caches(
+    shape: ModelShape, plan: MemoryPlan, place: torch.device | None = None
+) -> list[PagedKv]:
     """One cache for each layer, its K and V [num_blocks, K, block_size, H] of the plan's type.
 
     The last one is the prediction layer's, where the plan drafts with it.
@@ -23,9 +25,16 @@ def allocate_kv_caches(shape: ModelShape, plan: MemoryPlan) -> list[PagedKv]:
     dtype = _DTYPES[plan.kv_dtype]
 
     def scale() -> torch.Tensor | None:
-        return torch.empty(size[:3], dtype=torch.float16) if dtype == torch.int8 else None
+        return (
+            torch.empty(size[:3], dtype=torch.float16, device=place)
+            if dtype == torch.int8
+            else None
+        )
+
+    def rows() -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, device=place)
 
     return [
-        PagedKv(torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype), scale(), scale())
+        PagedKv(rows(), rows(), scale(), scale())
         for _ in range(shape.num_hidden_layers + plan.drafts_with_mtp)
     ]
