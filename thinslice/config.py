@@ -149,10 +149,6 @@ class EngineSettings:
 
     Attributes:
         memory: the budget, as ``4GiB`` or in bytes; None takes a share of what is free.
-        device: what computes: ``cpu`` or ``cuda``. With ``cuda``, ``memory`` is the budget of the
-            card's memory, CUDA's context included.
-        host_memory: beside a card, the budget of the process in the machine's own memory; None
-            takes a share of what is free.
         context: tokens of prompt and completion together; None takes as many as fit.
         dtype: what the weights are computed with: ``auto`` (what the file has), ``bfloat16``,
             ``float32``, ``int8`` or ``int4``.
@@ -165,13 +161,15 @@ class EngineSettings:
         draft_length: the most tokens guessed for a sequence in a step; each step takes as many of
             them as have paid so far.
         offline: use no network; only a model that is here already is found.
+        device: what computes: ``cpu`` or ``cuda``. With ``cuda``, ``memory`` is the budget of the
+            card's memory, CUDA's context included.
+        host_memory: beside a card, the budget of the process in the machine's own memory; None
+            takes a share of what is free.
 
     Errors: ConfigError for a value out of range.
     """
 
     memory: str | int | None = None
-    device: str = "cpu"
-    host_memory: str | int | None = None
     context: int | None = None
     dtype: str = "auto"
     kv_dtype: str = "auto"
@@ -179,6 +177,8 @@ class EngineSettings:
     draft: str = "auto"
     draft_length: int = 8
     offline: bool = False
+    device: str = "cpu"
+    host_memory: str | int | None = None
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:

@@ -1,7 +1,7 @@
 """thinslice plan: what a model would take, before anything of it is loaded."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -17,6 +17,8 @@ from thinslice.units import MIB, format_bytes, size_option
 if TYPE_CHECKING:
     from thinslice.config import EngineSettings
     from thinslice.engine.planning import Model
+    from thinslice.memory.device import Device
+    from thinslice.plan.device_predict import DeviceProfile
     from thinslice.plan.hardware import HardwareProfile
     from thinslice.plan.memory_plan import MemoryPlan
     from thinslice.plan.predict import Prediction
@@ -44,11 +46,12 @@ def plan(
         as_json: Print one JSON object instead of the tables.
     """
     from thinslice.config import EngineSettings
-    from thinslice.engine.planning import plan_model, predict_speed
+    from thinslice.engine.planning import open_device, plan_model
 
-    found, profile, runtime_bytes = _look_up(model)
     settings = EngineSettings(
         memory=fit.memory,
+        device=fit.device,
+        host_memory=fit.host_memory,
         context=fit.context,
         dtype=fit.dtype,
         kv_dtype=fit.kv_dtype,
@@ -56,26 +59,52 @@ def plan(
         draft=fit.draft,
         draft_length=fit.draft_length,
     )
-    chosen = plan_model(found, settings, runtime_bytes)
-    speed = predict_speed(found, chosen, profile)
+    # A device is opened first: what its libraries hold here is then counted.
+    device = open_device(settings)
+    found, machine = _look_up(model, device)
+    chosen = plan_model(found, settings, machine.runtime_bytes, device)
+    speed = machine.predict(found, chosen)
     if as_json:
         print_json({**chosen.to_dict(), "prediction": asdict(speed)})
         return
     if fit.memory is None:
         note(f"no --memory: planned for 80% of what is free, {format_bytes(chosen.budget_bytes)}")
+    if chosen.device is not None and fit.host_memory is None:
+        size = format_bytes(chosen.device.host_budget_bytes)
+        note(f"no --host-memory: planned for 80% of what is free, {size}")
     if found.needs_packing(settings.dtype):
         note(f"--dtype {settings.dtype}: planned as packed; thinslice run packs it once")
-    out.print(_parts_table(chosen))
+    out.print(_parts_table("PART", chosen.parts, chosen.budget_bytes))
+    if chosen.device is not None:
+        host = chosen.device
+        out.print(_parts_table("ON THE HOST", host.host_parts, host.host_budget_bytes))
     out.print(_sizes_table(chosen, speed))
-    out.print(_neighbours_table(found, settings, chosen, (profile, runtime_bytes)))
+    out.print(_neighbours_table(found, settings, chosen, machine))
 
 
-def _look_up(name: str) -> "tuple[Model, HardwareProfile, int]":
-    """The model, the speeds of this machine with the disk it lies on, measured once, and what the
-    process held before that.
+@dataclass(frozen=True)
+class _Machine:
+    """What plans are made for and predicted from; ``runtime_bytes`` the process held before."""
+
+    profile: "HardwareProfile"
+    runtime_bytes: int
+    device: "Device | None"
+    device_profile: "DeviceProfile | None"
+
+    def predict(self, found: "Model", chosen: "MemoryPlan") -> "Prediction":
+        """How fast a plan will run."""
+        from thinslice.engine.planning import predict_speed
+
+        return predict_speed(found, chosen, self.profile, self.device_profile)
+
+
+def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
+    """The model, and the speeds of this machine with the disk it lies on, measured once; those of
+    a device are measured each time.
     """
     from thinslice.checkpoint.open import open_checkpoint
     from thinslice.engine.planning import Model, measured_profile
+    from thinslice.memory.measure_device import measure_device
     from thinslice.memory.meter import current_rss_bytes
     from thinslice.store.store import Store
     from thinslice.text.tokenizer import load_tokenizer
@@ -86,21 +115,25 @@ def _look_up(name: str) -> "tuple[Model, HardwareProfile, int]":
         if isinstance(here, ModelShape):
             note(f"{name} is not stored: planned by its settings, its tokenizer not counted")
             held = current_rss_bytes()
-            return Model.of_shape(here), measured_profile(store.root, None), held
-        checkpoint = open_checkpoint(here)
-        # Held while planning: what the process has before a model is loaded is measured.
-        _tokenizer = load_tokenizer(checkpoint)
-        held = current_rss_bytes()
-        return Model.of(checkpoint), measured_profile(store.root, checkpoint.files[0]), held
+            found, weights = Model.of_shape(here), None
+        else:
+            checkpoint = open_checkpoint(here)
+            # Held while planning: what the process has before a model is loaded is measured.
+            _tokenizer = load_tokenizer(checkpoint)
+            held = current_rss_bytes()
+            found, weights = Model.of(checkpoint), checkpoint.files[0]
+        profile = measured_profile(store.root, weights)
+    speeds = None if device is None else measure_device(device)
+    return found, _Machine(profile, held, device, speeds)
 
 
-def _parts_table(chosen: "MemoryPlan") -> Table:
-    table = plain_table("PART", "SIZE", "SHARE OF THE BUDGET")
-    rows = [*chosen.parts, ("headroom", chosen.headroom_bytes)]
-    for name, num_bytes in rows:
-        bar = "█" * round(_BAR_WIDTH * num_bytes / chosen.budget_bytes)
+def _parts_table(title: str, parts: tuple[tuple[str, int], ...], budget_bytes: int) -> Table:
+    table = plain_table(title, "SIZE", "SHARE OF THE BUDGET")
+    headroom_bytes = budget_bytes - sum(num_bytes for _, num_bytes in parts)
+    for name, num_bytes in [*parts, ("headroom", headroom_bytes)]:
+        bar = "█" * round(_BAR_WIDTH * num_bytes / budget_bytes)
         table.add_row(name, format_bytes(num_bytes), bar)
-    table.add_row("budget", format_bytes(chosen.budget_bytes), "")
+    table.add_row("budget", format_bytes(budget_bytes), "")
     return table
 
 
@@ -121,21 +154,20 @@ def _neighbours_table(
     found: "Model",
     settings: "EngineSettings",
     chosen: "MemoryPlan",
-    measured: "tuple[HardwareProfile, int]",
+    machine: _Machine,
 ) -> Table:
     """What one change would give: half and double the memory, other weights, more context."""
-    from thinslice.engine.planning import plan_model, predict_speed
+    from thinslice.engine.planning import plan_model
 
-    profile, runtime_bytes = measured
     table = plain_table("WITH", "WEIGHTS", "CONTEXT", "PEAK", "DECODE")
     for label, changed in _neighbours(found, settings, chosen):
         try:
-            other = plan_model(found, changed, runtime_bytes)
+            other = plan_model(found, changed, machine.runtime_bytes, machine.device)
         except (BudgetError, ConfigError) as error:
             reason = "does not fit" if isinstance(error, BudgetError) else "cannot be packed"
             table.add_row(label, reason, "", "", "")
             continue
-        speed = _rate(predict_speed(found, other, profile).decode_tokens_per_s)
+        speed = _rate(machine.predict(found, other).decode_tokens_per_s)
         peak = format_bytes(other.peak_bytes)
         table.add_row(label, other.describe_weights(), str(other.context), peak, speed)
     return table

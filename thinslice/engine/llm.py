@@ -82,6 +82,9 @@ class LLM:
         progress: called with what is under way, how much is done, and how much there is.
         settings: the fields of EngineSettings.
 
+    Attributes:
+        device: that it lies on; None where the processor computes.
+
     Errors: ConfigError, StoreError, CheckpointError, BudgetError, each before anything large is
     allocated.
     """
@@ -98,9 +101,10 @@ class LLM:
         self.plan = plan_model(planned, engine_settings, device=device)
         profile = known_profile(Store().root, checkpoint.files[0].parent)
         self.prediction: Prediction | None = None
-        if profile is not None:
+        if profile is not None and device is None:
             self.prediction = predict_speed(planned, self.plan, profile)
         end_ids = self.tokenizer.special.eos_token_ids
+        self.device = device
         self.engine = load_engine(checkpoint, self.plan, end_ids, progress, device)
 
     def generate(

@@ -17,6 +17,7 @@ from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_o
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.available import default_budget, free_memory
 from thinslice.plan.device_plan import DeviceLimits, plan_on_device
+from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
@@ -107,6 +108,8 @@ def plan_model(
     """
     assert (device is None) == (settings.device == "cpu"), "a plan for another device"
     dtype = model.dtype(settings.dtype)
+    if device is not None and settings.dtype == "auto" and dtype == "float32":
+        dtype = "bfloat16"  # which every card has, whatever the processor computes in
     workload = Workload(
         context=settings.context,
         max_num_seqs=settings.max_num_seqs,
@@ -120,7 +123,7 @@ def plan_model(
     )
     if device is not None:
         limits = _limits(settings, device, runtime_bytes or current_rss_bytes())
-        return plan_on_device(model.shape, model.layout(settings.dtype), limits, workload)
+        return plan_on_device(model.shape, model.layout(dtype), limits, workload)
     if workload.kv_dtype == "int8" and not workload.is_native:
         raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")
     layout = model.layout(settings.dtype)
@@ -161,8 +164,16 @@ def budget_bytes(settings: EngineSettings) -> int:
     return default_budget(free_bytes)
 
 
-def predict_speed(model: Model, chosen: MemoryPlan, hardware: HardwareProfile) -> Prediction:
-    """How fast a plan of this model will run."""
+def predict_speed(
+    model: Model,
+    chosen: MemoryPlan,
+    hardware: HardwareProfile,
+    device: DeviceProfile | None = None,
+) -> Prediction:
+    """How fast a plan of this model will run, on the device of a plan for one."""
+    if device is not None:
+        layout, disk = model.layout(chosen.dtype), hardware.disk_read_bytes_per_s
+        return predict_on_device(chosen, model.shape, layout, device, disk)
     return predict(chosen, model.shape, model.layout(chosen.dtype), hardware)
 
 

@@ -17,6 +17,8 @@ from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, num_pa
 # Lines of 64 bytes that a program has in flight: 8 KiB at a time, two programs on a multiprocessor.
 _LINES_AT_ONCE = 128
 _ROWS_WARPS = 8
+# Rows of one program: code for sixteen is 300 KB, more than a multiprocessor keeps at hand.
+_ROWS_AT_ONCE = 4
 _TILE_ROWS, _TILE_COLUMNS, _TILE_WARPS = 64, 64, 4
 
 
@@ -63,14 +65,15 @@ def linear_rows(
     ZERO: tl.constexpr,
     LINES: tl.constexpr,
 ):
-    """One program for each panel of 16 output rows, for all rows of x: weights are read once.
+    """One program for each panel of 16 output rows and up to ROWS rows of x. Those of one panel are
+    launched side by side: all but the first find the weights in the card's cache.
 
     Every row of x has sums of its own of the same shape whatever ROWS is: a row's bits do not
     depend on the rows beside it.
     """
     INPUTS: tl.constexpr = 32 // GROUP_LINES  # of a word
     BITS: tl.constexpr = 32 // INPUTS
-    panel = tl.program_id(0)
+    first, panel = tl.program_id(0) * ROWS, tl.program_id(1)
     lanes = tl.arange(0, 16)[None, :]
     num_lines = num_in // INPUTS
     sums = (tl.zeros((LINES, 16), tl.float32),) * ROWS
@@ -85,8 +88,8 @@ def linear_rows(
         halves = halves_ptr + scale_at[:, None] + lanes
         scales = tl.load(halves, mask=mask, other=0.0).to(tl.float32)
         for row in tl.static_range(ROWS):
-            x_at = x_ptr + row * num_in + line * INPUTS
-            is_x = is_line & (row < num_rows)
+            x_at = x_ptr + (first + row) * num_in + line * INPUTS
+            is_x = is_line & (first + row < num_rows)
             part = tl.zeros((LINES, 16), tl.float32)
             total = tl.zeros((LINES,), tl.float32)
             for idx in tl.static_range(INPUTS):
@@ -104,9 +107,9 @@ def linear_rows(
     for row in tl.static_range(ROWS):
         residual = residual_ptr
         if residual_ptr is not None:
-            residual = residual_ptr + row * residual_stride + columns
-        mask = (columns < num_out) & (row < num_rows)
-        out = out_ptr + row * out_stride + columns
+            residual = residual_ptr + (first + row) * residual_stride + columns
+        mask = (columns < num_out) & (first + row < num_rows)
+        out = out_ptr + (first + row) * out_stride + columns
         _finish(tl.sum(sums[row], axis=0), columns, mask, bias_ptr, residual, out)
 
 
@@ -181,7 +184,7 @@ def constants_of(fmt: PackedFormat) -> dict[str, int]:
 
 def rows_constants(num_rows: int) -> dict[str, int]:
     """The same, of the number of rows."""
-    return {"ROWS": triton.next_power_of_2(num_rows), "LINES": _LINES_AT_ONCE}
+    return {"ROWS": min(triton.next_power_of_2(num_rows), _ROWS_AT_ONCE), "LINES": _LINES_AT_ONCE}
 
 
 def linear(
@@ -218,8 +221,8 @@ def linear(
     )
     formats = constants_of(weight.format)
     if num_rows <= MOST_SINGLE_ROWS:
-        grid = (num_panels(weight.out_features),)
         rows = rows_constants(num_rows)
+        grid = (triton.cdiv(num_rows, rows["ROWS"]), num_panels(weight.out_features))
         linear_rows[grid](*arguments, **rows, **formats, num_warps=_ROWS_WARPS)
         return out
     tiles = (triton.cdiv(weight.out_features, _TILE_COLUMNS), triton.cdiv(num_rows, _TILE_ROWS))

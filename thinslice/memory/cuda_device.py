@@ -43,7 +43,8 @@ class CudaDevice:
         self.name = "cuda"
         self.place = torch.device("cuda", torch.cuda.current_device())
         self.context_bytes = _context_bytes()
-        self._copying = torch.cuda.Stream(self.place)
+        self._runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        self._copying = torch.cuda.Stream(self.place)  # type: ignore[no-untyped-call]
 
     def free_bytes(self) -> int:
         return torch.cuda.mem_get_info(self.place)[0]
@@ -60,13 +61,13 @@ class CudaDevice:
         # Registered, not asked of torch's allocator, which rounds up to a power of two.
         buffer = aligned_buffer(num_bytes)
         if num_bytes:
-            code = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), num_bytes, 0)
+            code = self._runtime.cudaHostRegister(buffer.data_ptr(), num_bytes, 0)
             torch.cuda.check_error(int(code))
         return buffer
 
     def unlock(self, buffer: torch.Tensor) -> None:
         if buffer.numel():
-            code = torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
+            code = self._runtime.cudaHostUnregister(buffer.data_ptr())
             torch.cuda.check_error(int(code))
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
@@ -75,10 +76,12 @@ class CudaDevice:
                 assert isinstance(after, torch.cuda.Event), "an event of another device"
                 self._copying.wait_event(after)
             target.copy_(source, non_blocking=True)
-            return self._copying.record_event()
+            event: Event = self._copying.record_event()
+            return event
 
     def mark(self) -> Event:
-        return torch.cuda.current_stream(self.place).record_event()
+        event: Event = torch.cuda.current_stream(self.place).record_event()
+        return event
 
     def wait(self, event: Event) -> None:
         assert isinstance(event, torch.cuda.Event), "an event of another device"
@@ -96,7 +99,8 @@ def _context_bytes() -> int:
     Where CUDA was in use in this process before, all that is used on the cards and not by torch's
     tensors counts: an upper bound.
     """
-    before = 0 if torch.cuda.is_initialized() else nvml.used_bytes()
+    is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    before = 0 if is_in_use else nvml.used_bytes()
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.zeros(_WARM_UP, _WARM_UP, dtype=dtype, device="cuda")
         x @ x

@@ -195,7 +195,9 @@ class DeviceStore:
         num_bytes, num_buffers = streaming.buffer_bytes, streaming.num_buffers
         ring = torch.empty(num_buffers * num_bytes, dtype=torch.uint8, device=self.device.place)
         sources = [bytes_of.get(one, one.stored_bytes) for one in slices]
-        self._copies = DeviceCopies(self.device, sources, ring.split(num_bytes), self._reader)
+        self._copies = DeviceCopies(
+            self.device, sources, ring.view(num_buffers, num_bytes).unbind(), self._reader
+        )
         self._copies.start()
 
     def _slices_of(self, name: str) -> Iterator[tuple[int, int, Rows]]:

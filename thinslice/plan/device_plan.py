@@ -263,7 +263,7 @@ def _with_slices(case: _Case, chosen: MemoryPlan, streaming: StreamingPlan) -> M
 
     # What is converted on the way is converted once: it cannot be copied as it lies on disk.
     must_lock = any(slices[idx].matrix.is_converted for idx in streamed)
-    if must_lock or locked(len(streamed)) <= host.host_headroom_bytes:
+    if not streamed or must_lock or locked(len(streamed)) <= host.host_headroom_bytes:
         return _on_host(chosen, len(streamed), locked(len(streamed)), (0, 0))
     staging_bytes = -(-(max(slices[idx].stored_bytes for idx in streamed) + _PAGE) // _PAGE) * _PAGE
     room = host.host_headroom_bytes - _NUM_STAGING * staging_bytes
@@ -326,12 +326,12 @@ def _budget_error(case: _Case) -> BudgetError:
     hosts = [_with_more(case, one).device for one in floors if one.headroom_bytes >= 0]
     host = min((one for one in hosts if one is not None), key=lambda one: one.host_peak_bytes)
     hint = ""
-    if any(matrix.is_converted for matrix in case.layout.sweep):
+    if host.num_locked and any(matrix.is_converted for matrix in case.layout.sweep):
         hint = "\n  matrices that are converted cannot be copied from disk; thinslice pack first"
     return BudgetError(
         f"no plan fits --host-memory {size_option(limits.host_bytes)} beside {limits.name}\n"
-        f"  needs {gib(host.host_peak_bytes)} GiB: {_describe(host.host_parts)}\n"
-        f"  this fits: --host-memory {size_option(-(-host.host_peak_bytes // MIB) * MIB)}{hint}"
+        f"  needs {gib(host.host_peak_bytes)} GiB: {_describe(host.host_parts)}{hint}\n"
+        f"  this fits: --host-memory {size_option(-(-host.host_peak_bytes // MIB) * MIB)}"
     )
 
 
