@@ -10,6 +10,7 @@ import torch
 from tests.cuda.twin_device import TwinDevice, TwinEvent
 from thinslice.errors import CheckpointError
 from thinslice.memory.device_copies import DeviceCopies
+from thinslice.memory.measure_device import measure_device
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice
 
@@ -112,3 +113,11 @@ def test_copies_that_do_not_wait_are_seen(
     path = tmp_path / "weights"
     with copies_of(kind(), path) as copies, pytest.raises(AssertionError, match=text):
         sweep_often(copies)
+
+
+def test_a_device_is_measured() -> None:
+    device = TwinDevice()
+    profile = measure_device(device, SIZE)
+    assert min(profile.host_to_device_bytes_per_s, profile.memory_read_bytes_per_s) > 0
+    assert profile.flops_per_s > 0
+    assert device.num_locked == 0

@@ -8,6 +8,7 @@ set of slices in the faster place saves exactly its share of the copies.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 
 from thinslice.errors import BudgetError, ConfigError
@@ -21,7 +22,7 @@ from thinslice.plan.cost import (
 from thinslice.plan.memory_plan import DevicePlan, DraftPlan, MemoryPlan, StreamingPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.planner import BLOCK_SIZE, LOADING_BYTES, Workload
-from thinslice.plan.weight_layout import WeightLayout
+from thinslice.plan.weight_layout import SweepBytes, WeightLayout
 from thinslice.units import KIB, MIB, gib, size_option
 
 # Slices and rings begin at multiples of this: what a card reads at once.
@@ -46,6 +47,9 @@ _PAGE = 4096
 _ALLOCATOR_BYTES = 96 * MIB
 # What Triton's compiler comes to hold in the process: measured over all kernels, 3.7.1, on a CPU.
 _COMPILER_BYTES = 256 * MIB
+
+# The most bytes in a slice, and what the slices of a sweep take.
+_Slices = tuple[int, SweepBytes]
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ class _Case:
     limits: DeviceLimits
     workload: Workload
     draft: DraftPlan | None
+
+    @cached_property
+    def kept_bytes(self) -> int:
+        """Of all matrices on the device."""
+        return sum(_aligned(matrix.kept_bytes(matrix.rows)) for matrix in self.layout.sweep)
 
     @property
     def kv_dtype(self) -> str:
@@ -113,32 +122,35 @@ def plan_on_device(
     if workload.draft != "off":
         draft = DraftPlan(uses_ngram=True, uses_mtp=False, length=workload.draft_length)
     case = _Case(shape, layout.without_prediction(), limits, workload, draft)
-    candidates = chain(
-        _candidates(case, None, _USEFUL_CONTEXT),
-        *(_candidates(case, size, _USEFUL_CONTEXT) for size in _SLICE_BYTES),
-        *(_candidates(case, size, _SMALLEST_CONTEXT) for size in _SLICE_BYTES),
-        _candidates(case, None, _SMALLEST_CONTEXT),
+    sizes = [(size, layout.sweep_bytes(size)) for size in _SLICE_BYTES]
+    groups = chain(
+        [_candidates(case, None, _USEFUL_CONTEXT)],
+        (_candidates(case, size, _USEFUL_CONTEXT) for size in sizes),
+        (_candidates(case, size, _SMALLEST_CONTEXT) for size in sizes),
+        [_candidates(case, None, _SMALLEST_CONTEXT)],
     )
-    fitting = (one for one in candidates if one.headroom_bytes >= 0)
-    grown = (_with_more(case, one) for one in fitting)
-    chosen = next((one for one in grown if _host_headroom(one) >= 0), None)
-    if chosen is None:
-        raise _budget_error(case)
-    return chosen
+    for group in groups:
+        fitting = next((one for one in group if one.headroom_bytes >= 0), None)
+        if fitting is None:
+            continue
+        chosen = _with_more(case, fitting)
+        assert chosen.device is not None, "a plan for no device"
+        if chosen.device.host_headroom_bytes >= 0:
+            return chosen
+    floors = _floors(case)
+    on_host = _least_on_host(case, floors)
+    if on_host is None or on_host.device is None or on_host.device.host_headroom_bytes < 0:
+        raise _budget_error(case, floors, on_host)
+    return on_host
 
 
-def _host_headroom(chosen: MemoryPlan) -> int:
-    assert chosen.device is not None, "a plan for no device"
-    return chosen.device.host_headroom_bytes
-
-
-def _candidates(case: _Case, slice_bytes: int | None, shortest: int) -> Iterator[MemoryPlan]:
+def _candidates(case: _Case, slices: _Slices | None, shortest: int) -> Iterator[MemoryPlan]:
     """Plans to try, the best first; all weights on the device where there are no slices."""
-    limit = case.shape.max_position_embeddings if slice_bytes is None else _STREAMED_CONTEXT
+    limit = case.shape.max_position_embeddings if slices is None else _STREAMED_CONTEXT
     share = int(case.limits.device_bytes * _LARGEST_CHUNK_SHARE)
     for chunk in _CHUNKS:
         for context in _contexts(case, limit, shortest):
-            candidate = _plan(case, slice_bytes, context, chunk)
+            candidate = _plan(case, slices, context, chunk)
             if chunk == _CHUNKS[-1] or dict(candidate.parts)["activations"] <= share:
                 yield candidate
 
@@ -156,7 +168,7 @@ def _contexts(case: _Case, longest: int, shortest: int) -> Iterator[int]:
     yield shortest
 
 
-def _plan(case: _Case, slice_bytes: int | None, context: int, chunk: int) -> MemoryPlan:
+def _plan(case: _Case, slices: _Slices | None, context: int, chunk: int) -> MemoryPlan:
     """Room for one sequence of the whole context; streamed, with no slice on the device yet."""
     chunk = min(chunk, context)
     shape, layout, workload = case.shape, case.layout, case.workload
@@ -169,10 +181,10 @@ def _plan(case: _Case, slice_bytes: int | None, context: int, chunk: int) -> Mem
         "allocator": _ALLOCATOR_BYTES,
     }
     streaming = None
-    if slice_bytes is None:
-        parts["weights"] += sum(_aligned(m.kept_bytes(m.rows)) for m in layout.sweep)
+    if slices is None:
+        parts["weights"] += case.kept_bytes
     else:
-        kept = layout.sweep_bytes(slice_bytes).kept
+        slice_bytes, kept = slices[0], slices[1].kept
         streaming = StreamingPlan(
             slice_bytes=slice_bytes,
             num_slices=len(kept),
@@ -242,8 +254,8 @@ def _with_more(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
 
 def _with_slices(case: _Case, chosen: MemoryPlan, streaming: StreamingPlan) -> MemoryPlan:
     """Slices resident on the device, then of the others those in host memory."""
-    slices = case.layout.slices(streaming.slice_bytes)
-    kept = [_aligned(one.kept_bytes) for one in slices]
+    sweep = case.layout.sweep_bytes(streaming.slice_bytes)
+    kept = [_aligned(num_bytes) for num_bytes in sweep.kept]
 
     def resident(count: int) -> int:
         return sum(kept[idx] for idx in replace(streaming, num_pinned=count).pinned())
@@ -262,10 +274,10 @@ def _with_slices(case: _Case, chosen: MemoryPlan, streaming: StreamingPlan) -> M
         return sum(kept[idx] for idx in replace(host, num_locked=count).locked(streamed))
 
     # What is converted on the way is converted once: it cannot be copied as it lies on disk.
-    must_lock = any(slices[idx].matrix.is_converted for idx in streamed)
+    must_lock = any(matrix.is_converted for matrix in case.layout.sweep)
     if not streamed or must_lock or locked(len(streamed)) <= host.host_headroom_bytes:
         return _on_host(chosen, len(streamed), locked(len(streamed)), (0, 0))
-    staging_bytes = -(-(max(slices[idx].stored_bytes for idx in streamed) + _PAGE) // _PAGE) * _PAGE
+    staging_bytes = -(-(sweep.largest_stored + _PAGE) // _PAGE) * _PAGE
     room = host.host_headroom_bytes - _NUM_STAGING * staging_bytes
     count = _most(locked, len(streamed), max(room, 0))
     return _on_host(chosen, count, locked(count), (_NUM_STAGING, staging_bytes))
@@ -308,23 +320,33 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // DEVICE_ALIGNMENT) * DEVICE_ALIGNMENT
 
 
-def _budget_error(case: _Case) -> BudgetError:
-    """The least that either side needs, by part."""
+def _floors(case: _Case) -> list[MemoryPlan]:
+    """The plans that take least, whatever the budgets."""
     context = case.workload.context
     context = context or min(_SMALLEST_CONTEXT, case.shape.max_position_embeddings)
+    sizes = (None, *((size, case.layout.sweep_bytes(size)) for size in _SLICE_BYTES))
+    return [_plan(case, size, context, _CHUNKS[-1]) for size in sizes]
+
+
+def _least_on_host(case: _Case, floors: list[MemoryPlan]) -> MemoryPlan | None:
+    """Of those that fit the device, the one that takes least on the host."""
+    grown = [_with_more(case, one) for one in floors if one.headroom_bytes >= 0]
+    sized = [(one.device.host_peak_bytes, one) for one in grown if one.device is not None]
+    return min(sized, key=lambda pair: pair[0], default=(0, None))[1]
+
+
+def _budget_error(case: _Case, floors: list[MemoryPlan], on_host: MemoryPlan | None) -> BudgetError:
+    """The least that either side needs, by part."""
     limits = case.limits
-    sizes = (None, *_SLICE_BYTES)
-    floors = [_plan(case, size, context, _CHUNKS[-1]) for size in sizes]
     need = min(floors, key=lambda one: one.peak_bytes)
-    if need.peak_bytes > limits.device_bytes:
+    if on_host is None or on_host.device is None:
         return BudgetError(
             f"no plan fits --memory {size_option(limits.device_bytes)} of {limits.name} at "
-            f"--context {context}\n"
+            f"--context {need.context}\n"
             f"  needs {gib(need.peak_bytes)} GiB: {need.describe_parts()}\n"
             f"  this fits the device: --memory {size_option(-(-need.peak_bytes // MIB) * MIB)}"
         )
-    hosts = [_with_more(case, one).device for one in floors if one.headroom_bytes >= 0]
-    host = min((one for one in hosts if one is not None), key=lambda one: one.host_peak_bytes)
+    host = on_host.device
     hint = ""
     if host.num_locked and any(matrix.is_converted for matrix in case.layout.sweep):
         hint = "\n  matrices that are converted cannot be copied from disk; thinslice pack first"
