@@ -58,6 +58,7 @@ def run_inside(group: Path | None, *arguments: str, stdin: str) -> subprocess.Co
     ("memory", "num_prompt_tokens", "num_tokens"),
     [
         ("floor", 200, 1),
+        ("450MiB", 3600, 2),  # layer by layer
         ("512MiB", 1500, 1),
         ("1GiB", 4000, 64),
         ("2GiB", 4000, 4),

@@ -81,6 +81,7 @@ def streamed(checkpoint: Checkpoint, chosen: MemoryPlan) -> MemoryPlan:
         num_buffers=3,
         buffer_bytes=SLICE_BYTES + 2 * 4096,
         num_last_pinned=num_last,
+        layer_rows=6,
     )
     return replace(chosen, streaming=streaming)
 

@@ -39,6 +39,11 @@ class TensorEntry:
     rotary_heads: int = 0
 
     @property
+    def row_grain(self) -> int:
+        """Rows that are put back in order together: those of a head, else each alone."""
+        return self.shape[0] // self.rotary_heads if self.rotary_heads else 1
+
+    @property
     def is_packed(self) -> bool:
         """Whether it is a matrix in a packed format, whose rows come in panels of 16."""
         return self.dtype in set(PackedFormat)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -10,7 +11,7 @@ from rich.table import Table
 from thinslice.cli.console import note, out, progress_bars
 from thinslice.cli.models import plain_table, print_json
 from thinslice.cli.options import Fit, FitOptions, Json
-from thinslice.errors import BudgetError, ConfigError
+from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.plan.model_shape import ModelShape
 from thinslice.units import MIB, format_bytes, size_option
 
@@ -38,7 +39,8 @@ def plan(
     settings would give.
 
     Reads headers only; of a model of the Hugging Face Hub that is not stored it fetches the
-    settings, a few KB. The first plan measures the machine, which takes under ten seconds.
+    settings, a few KB. The first plan measures the machine, which takes under ten seconds. Where
+    that cannot be done, as on a full disk, it comes without speeds.
 
     Args:
         model: Name of the model.
@@ -46,7 +48,7 @@ def plan(
         as_json: Print one JSON object instead of the tables.
     """
     from thinslice.config import EngineSettings
-    from thinslice.engine.planning import open_device, plan_model
+    from thinslice.engine.planning import model_to_run, open_device, plan_model
 
     settings = EngineSettings(
         memory=fit.memory,
@@ -62,10 +64,11 @@ def plan(
     # A device is opened first: what its libraries hold here is then counted.
     device = open_device(settings)
     found, machine = _look_up(model, device)
-    chosen = plan_model(found, settings, machine.runtime_bytes, device)
-    speed = machine.predict(found, chosen)
+    to_run = model_to_run(found, settings, machine.runtime_bytes, device)
+    chosen = plan_model(to_run, settings, machine.runtime_bytes, device)
+    speed = machine.predict(to_run, chosen)
     if as_json:
-        print_json({**chosen.to_dict(), "prediction": asdict(speed)})
+        print_json({**chosen.to_dict(), "prediction": speed and asdict(speed)})
         return
     if fit.memory is None:
         note(f"no --memory: planned for 80% of what is free, {format_bytes(chosen.budget_bytes)}")
@@ -74,6 +77,8 @@ def plan(
         note(f"no --host-memory: planned for 80% of what is free, {size}")
     if found.needs_packing(settings.dtype):
         note(f"--dtype {settings.dtype}: planned as packed; thinslice run packs it once")
+    if to_run is not found:
+        note("to be streamed it is planned as packed; thinslice run packs it once")
     out.print(_parts_table("PART", chosen.parts, chosen.budget_bytes))
     if chosen.device is not None:
         host = chosen.device
@@ -86,24 +91,26 @@ def plan(
 class _Machine:
     """What plans are made for and predicted from; ``runtime_bytes`` the process held before."""
 
-    profile: "HardwareProfile"
+    profile: "HardwareProfile | None"
     runtime_bytes: int
     device: "Device | None"
     device_profile: "DeviceProfile | None"
 
-    def predict(self, found: "Model", chosen: "MemoryPlan") -> "Prediction":
-        """How fast a plan will run."""
+    def predict(self, found: "Model", chosen: "MemoryPlan") -> "Prediction | None":
+        """How fast a plan will run; None where the speeds could not be measured."""
         from thinslice.engine.planning import predict_speed
 
+        if self.profile is None:
+            return None
         return predict_speed(found, chosen, self.profile, self.device_profile)
 
 
 def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
-    """The model, and the speeds of this machine with the disk it lies on, measured once; those of
-    a device are measured each time.
+    """The model, and the speeds of this machine with the disk it lies on, measured once; those of a
+    device are measured each time. A note tells of what cannot be measured.
     """
     from thinslice.checkpoint.open import open_checkpoint
-    from thinslice.engine.planning import Model, measured_profile
+    from thinslice.engine.planning import Model
     from thinslice.memory.measure_device import measure_device
     from thinslice.memory.meter import current_rss_bytes
     from thinslice.store.store import Store
@@ -115,16 +122,25 @@ def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
         if isinstance(here, ModelShape):
             note(f"{name} is not stored: planned by its settings, its tokenizer not counted")
             held = current_rss_bytes()
-            found, weights = Model.of_shape(here), None
+            found, profile = Model.of_shape(here), _speeds(store.root, None)
         else:
             checkpoint = open_checkpoint(here)
             # Held while planning: what the process has before a model is loaded is measured.
             _tokenizer = load_tokenizer(checkpoint)
             held = current_rss_bytes()
-            found, weights = Model.of(checkpoint), checkpoint.files[0]
-        profile = measured_profile(store.root, weights)
-    speeds = None if device is None else measure_device(device)
-    return found, _Machine(profile, held, device, speeds)
+            found, profile = Model.of(checkpoint), _speeds(store.root, checkpoint.files[0])
+    of_device = None if device is None else measure_device(device)
+    return found, _Machine(profile, held, device, of_device)
+
+
+def _speeds(store_root: Path, weights: Path | None) -> "HardwareProfile | None":
+    from thinslice.engine.planning import measured_profile
+
+    try:
+        return measured_profile(store_root, weights)
+    except StoreError as error:
+        note(f"no speeds are predicted: {error}")
+        return None
 
 
 def _parts_table(title: str, parts: tuple[tuple[str, int], ...], budget_bytes: int) -> Table:
@@ -137,16 +153,17 @@ def _parts_table(title: str, parts: tuple[tuple[str, int], ...], budget_bytes: i
     return table
 
 
-def _sizes_table(chosen: "MemoryPlan", speed: "Prediction") -> Table:
+def _sizes_table(chosen: "MemoryPlan", speed: "Prediction | None") -> Table:
     table = plain_table()
     table.add_row("dtype", f"{chosen.dtype}, KV cache {chosen.kv_dtype}")
     table.add_row("weights", chosen.describe_weights())
     table.add_row("context", f"{chosen.context} tokens")
-    table.add_row("chunk", f"{chosen.chunk} tokens")
+    table.add_row("chunk", chosen.describe_chunk())
     table.add_row("sequences", f"{chosen.max_num_seqs}, {chosen.num_kv_blocks} KV blocks in all")
     table.add_row("drafting", chosen.describe_drafting())
-    table.add_row("decode", f"{_rate(speed.decode_tokens_per_s)}, bound by {speed.bound}")
-    table.add_row("prefill", _rate(speed.prefill_tokens_per_s))
+    if speed is not None:
+        table.add_row("decode", f"{_rate(speed.decode_tokens_per_s)}, bound by {speed.bound}")
+        table.add_row("prefill", _rate(speed.prefill_tokens_per_s))
     return table
 
 
@@ -157,17 +174,19 @@ def _neighbours_table(
     machine: _Machine,
 ) -> Table:
     """What one change would give: half and double the memory, other weights, more context."""
-    from thinslice.engine.planning import plan_model
+    from thinslice.engine.planning import model_to_run, plan_model
 
     table = plain_table("WITH", "WEIGHTS", "CONTEXT", "PEAK", "DECODE")
     for label, changed in _neighbours(found, settings, chosen):
         try:
-            other = plan_model(found, changed, machine.runtime_bytes, machine.device)
+            to_run = model_to_run(found, changed, machine.runtime_bytes, machine.device)
+            other = plan_model(to_run, changed, machine.runtime_bytes, machine.device)
         except (BudgetError, ConfigError) as error:
             reason = "does not fit" if isinstance(error, BudgetError) else "cannot be packed"
             table.add_row(label, reason, "", "", "")
             continue
-        speed = _rate(machine.predict(found, other).decode_tokens_per_s)
+        predicted = machine.predict(to_run, other)
+        speed = "" if predicted is None else _rate(predicted.decode_tokens_per_s)
         peak = format_bytes(other.peak_bytes)
         table.add_row(label, other.describe_weights(), str(other.context), peak, speed)
     return table

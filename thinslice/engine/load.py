@@ -13,9 +13,10 @@ from thinslice.config import EngineSettings
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.engine import Engine
 from thinslice.engine.mtp_drafter import MTPDrafter
-from thinslice.engine.planning import Model, budget_bytes, plan_model
+from thinslice.engine.planning import Model, budget_bytes, model_to_run, plan_model
 from thinslice.engine.runner import Runner
 from thinslice.kernels.dispatch import NATIVE, cuda_ops, ops_for
+from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.memory.device import Device
 from thinslice.memory.device_store import DeviceStore
 from thinslice.memory.fuse import fuse
@@ -31,7 +32,6 @@ from thinslice.store.progress import silent
 from thinslice.store.store import Store
 
 Progress = Callable[[str, int, int], None]
-_FLOATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def open_model(
@@ -40,17 +40,18 @@ def open_model(
     progress: Progress | None = None,
     device: Device | None = None,
 ) -> Checkpoint:
-    """Open a model by name, fetching it first where it is not there; its packed copy where it must
-    be packed for ``settings.dtype``, which is made the first time.
+    """Open a model by name, fetching it first where it is not there; its packed copy, which is made
+    the first time, where it must be packed for ``settings.dtype`` or to be streamed.
 
     Errors: ConfigError, StoreError, CheckpointError; BudgetError before anything is packed.
     """
     path = Store().ensure(name, progress, offline=settings.offline)
     checkpoint = open_checkpoint(path)
     model = Model.of(checkpoint)
-    if not model.needs_packing(settings.dtype):
+    to_run = model_to_run(model, settings, device=device)
+    if to_run is model and not model.needs_packing(settings.dtype):
         return checkpoint
-    plan_model(model, settings, device=device)
+    plan_model(to_run, settings, device=device)
     fmt = PackedFormat(model.dtype(settings.dtype))
     budget = budget_bytes(settings)
     return open_checkpoint(ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget))
@@ -71,14 +72,14 @@ def load_engine(
         return _load_on_device(checkpoint, chosen, eos_token_ids, progress, device)
     shape = checkpoint.shape
     ops = ops_for(chosen.dtype, shape.head_dim)
-    weights_dtype = _FLOATS.get(chosen.dtype, torch.float32)
+    weights_dtype = FLOAT_DTYPES.get(chosen.dtype, torch.float32)
     dtypes = LoadedDtypes(weights_dtype, torch.float32 if ops is NATIVE else weights_dtype)
     decoder = _decoder(checkpoint, chosen)
     decoder.use(ops)
     weights = None
     loading = progress and partial(progress, "loading weights")
     with CheckpointReader(checkpoint) as reader:
-        if chosen.streaming is None and chosen.dtype in _FLOATS:
+        if chosen.streaming is None and chosen.dtype in FLOAT_DTYPES:
             load_resident(decoder, reader, dtypes, loading)
         else:
             load_vectors(decoder, reader, dtypes)
@@ -103,7 +104,7 @@ def load_engine(
         if weights is not None:
             weights.close()
         raise
-    is_packed = ops is NATIVE and chosen.dtype not in _FLOATS
+    is_packed = ops is NATIVE and chosen.dtype not in FLOAT_DTYPES
     runner = Runner(decoder, kv_caches, chosen.block_size, weights, is_packed)
     return Engine(runner, chosen, eos_token_ids, drafting)
 
@@ -116,7 +117,7 @@ def _load_on_device(
     device: Device,
 ) -> Engine:
     device.hold_to(chosen.budget_bytes)
-    dtype = _FLOATS.get(chosen.dtype, torch.float32)
+    dtype = FLOAT_DTYPES.get(chosen.dtype, torch.float32)
     decoder = _decoder(checkpoint, chosen)
     decoder.use(cuda_ops())
     with CheckpointReader(checkpoint) as reader:

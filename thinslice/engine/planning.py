@@ -1,28 +1,28 @@
 """Plan a model for this process and this machine."""
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import EngineSettings
-from thinslice.errors import ConfigError
+from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.kernels import native
 from thinslice.kernels.dispatch import is_native
 from thinslice.memory import cuda_device
 from thinslice.memory.device import Device
 from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
 from thinslice.memory.meter import current_rss_bytes
+from thinslice.pack.layout import layer_formats
 from thinslice.plan.available import default_budget, free_memory
 from thinslice.plan.device_plan import DeviceLimits, plan_on_device
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.packed_format import PackedFormat, packed_format_of
-from thinslice.plan.packing import Packing
+from thinslice.plan.packed_format import PackedFormat, is_packable, most_common_format
+from thinslice.plan.packing import Packing, packing_for
 from thinslice.plan.planner import Workload, plan
 from thinslice.plan.predict import Prediction, predict
 from thinslice.plan.weight_layout import (
@@ -30,6 +30,7 @@ from thinslice.plan.weight_layout import (
     Stored,
     WeightLayout,
     layout_of,
+    packed_as,
     packed_layout,
     stored_as,
 )
@@ -44,18 +45,29 @@ class Model:
     Attributes:
         stored: how its matrices lie on disk.
         own_dtype: what it is computed with as it stands.
+        packed_copy: what packing its files for ``own_dtype`` gives, where they are blocks of a GGUF
+            and not all of them have a packed twin.
     """
 
     shape: ModelShape
     stored: Stored
     packing: Packing | None
     own_dtype: str
+    packed_copy: "Model | None" = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Model":
         """A checkpoint that is here."""
-        own = checkpoint_dtype(checkpoint)
-        return cls(checkpoint.shape, checkpoint.stored, checkpoint.packing, own)
+        own, shape = checkpoint_dtype(checkpoint), checkpoint.shape
+        model = cls(shape, checkpoint.stored, checkpoint.packing, own)
+        sizes = (shape.hidden_size, shape.q_size, shape.intermediate_size)
+        if own in FLOAT_BYTES or not all(is_packable(size) for size in sizes):
+            return model
+        if not any(matrix.is_requantized for matrix in model.layout(own).sweep):
+            return model
+        packing = packing_for(shape, PackedFormat(own))
+        stored = packed_as(shape, packing, layer_formats(checkpoint, packing))
+        return replace(model, packed_copy=cls(shape, stored, packing, own))
 
     @classmethod
     def of_shape(cls, shape: ModelShape) -> "Model":
@@ -150,6 +162,27 @@ def open_device(settings: EngineSettings) -> Device | None:
     return None if settings.device == "cpu" else cuda_device.open_device(settings.device)
 
 
+def model_to_run(
+    model: Model,
+    settings: EngineSettings,
+    runtime_bytes: int | None = None,
+    device: Device | None = None,
+) -> Model:
+    """The model, or its packed copy where it has to be streamed and some of its blocks would be
+    quantised anew at each use; for a device, which takes them in once, where nothing else fits.
+
+    Errors: as ``plan_model``.
+    """
+    if model.packed_copy is None or model.dtype(settings.dtype) != model.own_dtype:
+        return model
+    try:
+        chosen = plan_model(model, settings, runtime_bytes, device)
+    except BudgetError:
+        return model.packed_copy
+    is_once = chosen.streaming is None or device is not None
+    return model if is_once else model.packed_copy
+
+
 def budget_bytes(settings: EngineSettings) -> int:
     """The budget of the machine's own memory that was named, or a share of what is free.
 
@@ -171,10 +204,12 @@ def predict_speed(
     device: DeviceProfile | None = None,
 ) -> Prediction:
     """How fast a plan of this model will run, on the device of a plan for one."""
+    layout = model.layout(chosen.dtype)
     if device is not None:
-        layout, disk = model.layout(chosen.dtype), hardware.disk_read_bytes_per_s
+        disk = hardware.disk_read_bytes_per_s
         return predict_on_device(chosen, model.shape, layout, device, disk)
-    return predict(chosen, model.shape, model.layout(chosen.dtype), hardware)
+    has_kernels = is_native(chosen.dtype, model.shape.head_dim)
+    return predict(chosen, model.shape, layout, hardware, is_native=has_kernels)
 
 
 def profile_path(store_root: Path, folder: Path) -> Path:
@@ -191,7 +226,10 @@ def measured_profile(store_root: Path, weights: Path | None) -> HardwareProfile:
 
     Errors: StoreError, CheckpointError.
     """
-    store_root.mkdir(parents=True, exist_ok=True)
+    try:
+        store_root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the store {store_root} cannot be made: {error.strerror}") from error
     if weights is None or weights.stat().st_size < SMALLEST_SAMPLE_BYTES:
         return load_or_measure(profile_path(store_root, store_root), store_root)
     folder = weights.parent
@@ -208,12 +246,11 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> str:
     of that size, else the float type this processor computes in."""
     if checkpoint.packing is not None:
         return str(checkpoint.packing.weights)
-    formats = Counter(
-        packed_format_of(entry.dtype)
+    most = most_common_format(
+        entry.dtype
         for name, entry in checkpoint.tensors.items()
         if len(entry.shape) == 2 and name.startswith("model.layers.")
     )
-    most = formats.most_common(1)[0][0]
     # Without the kernels packed matrices become numbers at each use: then rather once.
     if most is None or not is_native("int4", checkpoint.shape.head_dim):
         return native_dtype()

@@ -5,11 +5,12 @@ Which sequence owns which block is the block manager's business.
 
 import torch
 
+from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_DTYPES = {**FLOAT_DTYPES, "int8": torch.int8}
 
 
 def allocate_kv_caches(
@@ -25,11 +26,9 @@ def allocate_kv_caches(
     dtype = _DTYPES[plan.kv_dtype]
 
     def scale() -> torch.Tensor | None:
-        return (
-            torch.empty(size[:3], dtype=torch.float16, device=place)
-            if dtype == torch.int8
-            else None
-        )
+        if dtype != torch.int8:
+            return None
+        return torch.empty(size[:3], dtype=torch.float16, device=place)
 
     def rows() -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device=place)

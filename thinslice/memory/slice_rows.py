@@ -4,13 +4,13 @@ import torch
 
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.torch_ops import Rows
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.weight_layout import WeightSlice
 from thinslice.units import MIB
 
-FLOAT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # What is converted at a time while slices are read that stay in memory.
 _CONVERTED_AT_ONCE = MIB
 

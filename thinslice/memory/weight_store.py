@@ -5,7 +5,9 @@ across layers and tokens. What is pinned and how large a slice is, the plan says
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -16,10 +18,12 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader, decode_rows
 from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.kernels.torch_ops import Rows
+from thinslice.memory.held_slices import HeldSlices
 from thinslice.memory.slice_reader import ReadStats, SliceReader
-from thinslice.memory.slice_rows import FLOAT_DTYPES, read_slice, rows_in
+from thinslice.memory.slice_rows import read_slice, rows_in
 from thinslice.memory.slice_schedule import Slice
 from thinslice.model.decoder import Decoder, Embedding, Linear
 from thinslice.plan.memory_plan import StreamingPlan
@@ -62,6 +66,8 @@ class WeightStore:
         self._placed: dict[str, list[_Placed]] = {}
         self._reader: SliceReader | None = None
         self._converted = torch.empty(0, dtype=torch.uint8)
+        self._held = HeldSlices(0)
+        self._is_holding = False
 
     def __enter__(self) -> "WeightStore":
         return self
@@ -103,9 +109,14 @@ class WeightStore:
                 buffer_bytes=streaming.buffer_bytes,
                 num_buffers=streaming.num_buffers,
             )
+            if streaming.layer_rows is not None:
+                self._held = HeldSlices(self._most_held(streamed))
 
     def attach(self, decoder: Decoder) -> None:
         """Let every matrix of the decoder come from here."""
+        if self.streaming is not None:
+            decoder.layer_rows = self.streaming.layer_rows
+            decoder.hold_layer = self._hold_layer
         for name, module in decoder.named_modules():
             if isinstance(module, Linear):
                 module.slices = partial(self._slices_of, self._stored_name(f"{name}.weight"))
@@ -157,13 +168,48 @@ class WeightStore:
     def _slices_of(self, name: str) -> Iterator[tuple[int, int, Rows]]:
         """First and last row and the rows of each slice of a matrix, in the order of reading."""
         for placed in self._placed[name]:
-            one = placed.one
-            if placed.rows is not None:
-                yield one.start, one.stop, placed.rows
+            one, rows = placed.one, placed.rows
+            if rows is None and self._is_holding:
+                rows = self._held.get(one)
+                rows = self._hold(one) if rows is None else rows
+            if rows is not None:
+                yield one.start, one.stop, rows
                 continue
             assert self._reader is not None, "a streamed slice without a reader"
             with self._reader.next() as raw:
                 yield one.start, one.stop, self._streamed_rows(one, raw)
+
+    @contextmanager
+    def _hold_layer(self) -> Iterator[None]:
+        """Keep each slice that is read until the block ends, so that it is read once."""
+        self._is_holding = True
+        try:
+            yield
+        finally:
+            self._is_holding = False
+            self._held.clear()
+
+    def _hold(self, one: WeightSlice) -> Rows:
+        """The next slice, moved to where it is held; its buffer is read into again at once."""
+        assert self._reader is not None, "a streamed slice without a reader"
+        entry = self.checkpoint.tensors[one.matrix.name]
+        target = rows_in(self._held.place(one), one)
+        with self._reader.next() as raw:
+            if isinstance(target, torch.Tensor):
+                target.copy_(decode_rows(entry, one.start, raw))
+            elif _is_packed_on_the_way(one.matrix):
+                pack_rows(entry, one.start, raw, target)
+            else:
+                target.data.copy_(raw)
+        self._held.add(one, target)
+        return target
+
+    def _most_held(self, streamed: Sequence[WeightSlice]) -> int:
+        """Bytes of the slices of the layer that streams most."""
+        streamed_of = Counter[str]()
+        for one in streamed:
+            streamed_of[one.matrix.name] += HeldSlices.bytes_of(one)
+        return max(sum(streamed_of[m.name] for m in layer) for layer in self.layout.layers)
 
     def _streamed_rows(self, one: WeightSlice, raw: torch.Tensor) -> Rows:
         matrix, entry = one.matrix, self.checkpoint.tensors[one.matrix.name]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 
 import torch
 
@@ -78,6 +78,34 @@ class ForwardBatch:
             query_starts=self.query_starts.to(place),
             context_lens=self.context_lens.to(place),
             block_tables=self.block_tables.to(place),
+        )
+
+    def parts(self, max_rows: int) -> "list[tuple[slice, ForwardBatch]]":
+        """Runs of at most ``max_rows`` of its rows, in order, each a batch of its own.
+
+        A sequence may be cut between two. Its K and V of the first part must be in the cache before
+        the second part attends.
+        """
+        num_rows = len(self.token_ids_T)
+        if num_rows <= max_rows:
+            return [(slice(0, num_rows), self)]
+        cuts = [*range(0, num_rows, max_rows), num_rows]
+        return [(slice(*cut), self._part(*cut)) for cut in pairwise(cuts)]
+
+    def _part(self, start: int, stop: int) -> "ForwardBatch":
+        first = int(torch.searchsorted(self.query_starts, start, right=True)) - 1
+        last = int(torch.searchsorted(self.query_starts, stop))
+        starts = self.query_starts[first : last + 1]
+        rows = slice(start, stop)
+        return ForwardBatch(
+            token_ids_T=self.token_ids_T[rows],
+            positions_T=self.positions_T[rows],
+            slots_T=self.slots_T[rows],
+            query_starts=starts.clamp(start, stop) - start,
+            # What comes after the part is not written yet.
+            context_lens=self.context_lens[first:last] - (starts[1:] - stop).clamp(min=0),
+            block_tables=self.block_tables[first:last],
+            block_size=self.block_size,
         )
 
     @cached_property

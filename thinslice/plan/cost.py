@@ -89,6 +89,12 @@ def activation_bytes(shape: ModelShape, chunk: int, context: int, how: Computati
     return stream + rotary + max(norm, attention, feed_forward)
 
 
+def whole_stream_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
+    """The residual stream and the rotary tables of ``chunk`` tokens, whose layers take less of them
+    at a time."""
+    return chunk * (shape.hidden_size * how.itemsize + shape.head_dim * 4)
+
+
 def _scratch(shape: ModelShape, chunk: int, how: Computation) -> int:
     """What the kernels keep: rows quantised for a product (44 bytes for 32 inputs), and the output
     of a product in torch before it is added to the residual stream."""
@@ -147,10 +153,10 @@ def prediction_activation_bytes(
     shape: ModelShape, chunk: int, num_seqs: int, how: Computation
 ) -> int:
     """What a prediction layer holds beside what one of the model's layers does: the residual stream
-    of all rows in flight and of those that wait, and of the rows it works on both norms and their
+    of the rows that wait, and of those it works on the model's stream, both norms and their
     concatenation.
     """
-    num_rows = chunk + num_seqs * PREDICTION_ROWS_HELD + 4 * min(chunk, PREDICTION_ROWS)
+    num_rows = num_seqs * PREDICTION_ROWS_HELD + 5 * min(chunk, PREDICTION_ROWS)
     return num_rows * shape.hidden_size * how.itemsize
 
 

@@ -16,6 +16,9 @@ class StreamingPlan:
         num_last_pinned: of the pinned ones, those at the end of the sweep: the head's, where a
             prediction layer drafts and needs it between sweeps. The others are spread evenly.
         num_buffers, buffer_bytes: the ring that slices are read into.
+        layer_rows: the most rows that a layer takes at a time. A step of more then goes through
+            layer by layer: the residual stream of all rows is kept, and a layer's streamed slices
+            are held until the last rows have passed. None takes all rows of a step at once.
     """
 
     slice_bytes: int
@@ -24,6 +27,7 @@ class StreamingPlan:
     num_buffers: int
     buffer_bytes: int
     num_last_pinned: int = 0
+    layer_rows: int | None = None
 
     def pinned(self) -> list[int]:
         """The slices that stay resident, by their place in the sweep.
@@ -159,6 +163,12 @@ class MemoryPlan:
         if self.device is None:
             return text
         return f"{text}, {self.device.num_locked} of them from host memory"
+
+    def describe_chunk(self) -> str:
+        """Tokens in flight, and how many of them a layer takes at a time where that is less."""
+        layer_rows = None if self.streaming is None else self.streaming.layer_rows
+        by_layer = "" if layer_rows is None else f", through each layer {layer_rows} at a time"
+        return f"{self.chunk} tokens{by_layer}"
 
     def describe_drafting(self) -> str:
         """Who drafts, or ``off``."""

@@ -6,8 +6,11 @@ head as well.
 """
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 
 from thinslice.errors import ConfigError
 from thinslice.plan.model_shape import ModelShape
@@ -52,6 +55,11 @@ class Matrix:
     def is_packed(self) -> bool:
         """Whether it is computed with in a packed format."""
         return self.kept not in FLOAT_BYTES
+
+    @property
+    def is_requantized(self) -> bool:
+        """Whether its numbers must be quantised to be kept, which takes long at each use."""
+        return self.is_packed and self.is_converted and not keeps_codes(self.stored, self.kept)
 
     @property
     def is_converted(self) -> bool:
@@ -114,12 +122,14 @@ class SweepBytes:
         stored: of each slice on disk.
         largest_stored: the most that one slice takes on disk.
         converting: the most that is held while one slice is converted; 0 where none is.
+        layer_counts: slices of each layer; the head's come after all of these.
     """
 
     kept: list[int]
     stored: list[int]
     largest_stored: int
     converting: int
+    layer_counts: list[int]
 
 
 @dataclass(frozen=True)
@@ -190,11 +200,13 @@ class WeightLayout:
     def sweep_bytes(self, max_bytes: int) -> SweepBytes:
         """The sizes of ``slices`` without making them: a plan asks often."""
         cut = [_cut(matrix, max_bytes) for matrix in _named_alike(self.sweep)]
+        counts = iter([len(kept) for kept, _, _ in cut])
         return SweepBytes(
             kept=[num_bytes for kept, _, _ in cut for num_bytes in kept],
             stored=[num_bytes for _, stored, _ in cut for num_bytes in stored],
             largest_stored=max(stored[0] for _, stored, _ in cut),
             converting=max(converting for _, _, converting in cut),
+            layer_counts=[sum(islice(counts, len(layer))) for layer in self.layers],
         )
 
 
@@ -294,16 +306,27 @@ def stored_as(shape: ModelShape, dtype: str) -> Stored:
     return stored | {"model.embed_tokens.weight": table, "lm_head.weight": table}
 
 
-def packed_as(shape: ModelShape, packing: Packing) -> Stored:
-    """What packing a model of this shape gives, known by shape alone."""
+def packed_as(
+    shape: ModelShape, packing: Packing, formats: Mapping[str, PackedFormat] | None = None
+) -> Stored:
+    """What packing a model of this shape gives.
+
+    Args:
+        formats: of the source's layer matrices, by name, where they are not all the packing's.
+    """
+
+    def of_layer(name: str) -> PackedFormat:
+        source = re.sub(r"\.blocks\.\d+", "", name)
+        return packing.weights if formats is None else formats[source]
 
     def packed(fmt: PackedFormat, columns: int) -> StoredMatrix:
         return StoredMatrix(fmt, panel_bytes(fmt, columns) // PANEL_ROWS)
 
     stored = {
-        f"model.layers.{idx}.{name}.weight": packed(packing.weights, columns)
+        full_name: packed(of_layer(full_name), columns)
         for idx in range(shape.num_hidden_layers)
         for name, _, columns, _ in _layer_matrices(shape, packing)
+        for full_name in [f"model.layers.{idx}.{name}.weight"]
     }
     stored |= {
         name: packed(packing.head, columns)
