@@ -15,6 +15,7 @@ DTYPES = ("auto", "bfloat16", "float32", "int8", "int4")
 KV_DTYPES = ("auto", "bfloat16", "float32", "int8")
 DEVICES = ("cpu", "cuda")
 DRAFTS = ("auto", "ngram", "mtp", "off")
+MTP_HIDDEN = ("pre-norm", "post-norm")
 MAX_DRAFT_LENGTH = 64
 
 
@@ -160,6 +161,9 @@ class EngineSettings:
             where the model has one and it fits), or ``off``.
         draft_length: the most tokens guessed for a sequence in a step; each step takes as many of
             them as have paid so far.
+        mtp_hidden: what the prediction layer takes of the model: its last hidden state before
+            (``pre-norm``) or after (``post-norm``) the final norm. Layers are trained on one of
+            the two: Xiaomi's on the first, FastMTP's on the second.
         offline: use no network; only a model that is here already is found.
         device: what computes: ``cpu`` or ``cuda``. With ``cuda``, ``memory`` is the budget of the
             card's memory, CUDA's context included.
@@ -176,6 +180,7 @@ class EngineSettings:
     max_num_seqs: int = 8
     draft: str = "auto"
     draft_length: int = 8
+    mtp_hidden: str = "pre-norm"
     offline: bool = False
     device: str = "cpu"
     host_memory: str | int | None = None
@@ -197,6 +202,15 @@ class EngineSettings:
             raise ConfigError(
                 f"draft_length is {self.draft_length}; expected 1..{MAX_DRAFT_LENGTH} "
                 "(for none, draft off)"
+            )
+        if self.mtp_hidden not in MTP_HIDDEN:
+            raise ConfigError(
+                f"mtp_hidden {self.mtp_hidden!r} is unknown; one of {', '.join(MTP_HIDDEN)}"
+            )
+        if self.mtp_hidden != "pre-norm" and self.draft not in ("auto", "mtp"):
+            raise ConfigError(
+                f"mtp_hidden {self.mtp_hidden} is for a prediction layer, and draft {self.draft} "
+                "uses none; draft mtp does"
             )
 
     @property

@@ -13,6 +13,8 @@ from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, num_panels
 from thinslice.plan.packing import Packing
 from thinslice.plan.weight_layout import Stored, StoredMatrix
 
+_PACKED_FORMATS = frozenset(PackedFormat)
+
 
 @dataclass(frozen=True)
 class TensorEntry:
@@ -46,7 +48,7 @@ class TensorEntry:
     @property
     def is_packed(self) -> bool:
         """Whether it is a matrix in a packed format, whose rows come in panels of 16."""
-        return self.dtype in set(PackedFormat)
+        return self.dtype in _PACKED_FORMATS
 
     @property
     def row_bytes(self) -> int:

@@ -7,7 +7,7 @@ llama.cpp reordered go back to their places.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -89,6 +89,29 @@ class CheckpointReader:
         else:
             for first, piece in self._pieces(entry, start, stop):
                 out[first - start : first - start + len(piece)].copy_(piece)
+
+    def read_scattered(self, name: str, rows: Sequence[int], out: torch.Tensor) -> None:
+        """Fill ``out`` [rows, columns] with some rows of a matrix, each read by itself.
+
+        Errors: CheckpointError as ``read_rows``.
+        """
+        entry = self.checkpoint.tensors[name]
+        if entry.rotary_heads or entry.dtype not in STORED_DTYPES:
+            for index, row in enumerate(rows):
+                self.read_rows(name, row, row + 1, out[index : index + 1])
+            return
+        assert 0 <= min(rows) <= max(rows) < entry.shape[0], f"{name}: rows {rows}"
+        assert tuple(out.shape) == (len(rows), *entry.shape[1:]), f"{name}: {tuple(out.shape)}"
+        size = entry.row_bytes
+        raw = torch.empty(len(rows), size, dtype=torch.uint8)
+        view = raw.numpy().reshape(-1).data
+        with os_errors_named(entry.path):
+            file = self._file(entry.path)
+            for index, row in enumerate(rows):
+                offset = entry.offset + row * size
+                _read_fully(file, view[index * size : (index + 1) * size], offset, entry.path)
+                _drop_from_page_cache(file, offset, size)
+        out.copy_(_values(entry, raw))
 
     def read_bytes(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         """Fill ``out`` with the bytes of rows ``start`` to ``stop`` as they lie on disk.

@@ -75,6 +75,7 @@ def bench(
             max_num_seqs=options.sequences,
             draft=load.draft,
             draft_length=load.draft_length,
+            mtp_hidden=load.mtp_hidden,
             offline=load.offline,
         )
     result = benchmark(llm.engine, **asdict(options))

@@ -31,6 +31,8 @@ class FitOptions:
             model's own prediction layer, auto the first where it finds something and else the
             second, where the model has one and it fits beside a resident head.
         draft_length: The most tokens guessed at a time. As many are as have paid so far, or none.
+        mtp_hidden: What the prediction layer takes of the model: its last hidden state before or
+            after the final norm, as the layer was trained; MiMo's take it before.
     """
 
     memory: str | None = None
@@ -41,6 +43,7 @@ class FitOptions:
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8"] = "auto"
     draft: Literal["auto", "ngram", "mtp", "off"] = "auto"
     draft_length: int = 8
+    mtp_hidden: Literal["pre-norm", "post-norm"] = "pre-norm"
 
 
 @dataclass(frozen=True)

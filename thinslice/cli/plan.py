@@ -60,6 +60,7 @@ def plan(
         max_num_seqs=sequences,
         draft=fit.draft,
         draft_length=fit.draft_length,
+        mtp_hidden=fit.mtp_hidden,
     )
     # A device is opened first: what its libraries hold here is then counted.
     device = open_device(settings)

@@ -98,6 +98,7 @@ def load_model(model: str, load: LoadOptions) -> "LLM":
             max_num_seqs=1,
             draft=load.draft,
             draft_length=load.draft_length,
+            mtp_hidden=load.mtp_hidden,
             offline=load.offline,
         )
 
@@ -106,7 +107,8 @@ def summary(llm: "LLM", completion: "Completion") -> str:
     """Tokens, speed, and the measured peak beside the budget, on one line."""
     count, expected, drafts = len(completion.token_ids), "", ""
     if llm.prediction is not None:
-        expected = f" ({llm.prediction.decode_tokens_per_s:.1f} predicted)"
+        drafting = "" if llm.plan.draft is None else " without drafts"
+        expected = f" ({llm.prediction.decode_tokens_per_s:.1f} predicted{drafting})"
     if completion.num_drafted:
         drafts = f"{completion.num_accepted} of {completion.num_drafted} drafts accepted, "
     return (

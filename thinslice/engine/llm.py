@@ -31,6 +31,7 @@ class Settings(TypedDict, total=False):
     max_num_seqs: int
     draft: str
     draft_length: int
+    mtp_hidden: str
     offline: bool
 
 

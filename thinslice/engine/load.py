@@ -1,7 +1,6 @@
 """From an opened checkpoint to an engine that fits the budget."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,7 +18,7 @@ from thinslice.kernels.dispatch import NATIVE, cuda_ops, ops_for
 from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.memory.device import Device
 from thinslice.memory.device_store import DeviceStore
-from thinslice.memory.fuse import fuse
+from thinslice.memory.fuse import fuse, fuse_prediction
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
 from thinslice.memory.weight_store import WeightStore
@@ -84,22 +83,26 @@ def load_engine(
         else:
             load_vectors(decoder, reader, dtypes)
             layout = Model.of(checkpoint).layout(chosen.dtype)
-            layout = layout if chosen.drafts_with_mtp else layout.without_prediction()
+            layout = layout if chosen.num_mtp_layers else layout.without_prediction()
             weights = WeightStore(checkpoint, layout, chosen.streaming, weights_dtype)
             weights.open(loading)
             weights.attach(decoder)
     try:
         every_cache = allocate_kv_caches(shape, chosen)
         kv_caches = every_cache[: shape.num_hidden_layers]
+        mtp_caches = every_cache[shape.num_hidden_layers :]
         drafting = None
         if chosen.draft is not None:
-            mtp = MTPDrafter(decoder, every_cache[-1]) if isinstance(decoder, MTPDecoder) else None
+            mtp = None
+            if isinstance(decoder, MTPDecoder):
+                is_normed = chosen.draft.mtp_hidden == "post-norm"
+                mtp = MTPDrafter(decoder, mtp_caches, takes_normed_hidden=is_normed)
             drafting = Drafting(chosen.draft, mtp)
         if weights is not None and ops is NATIVE:
-            decoder.stack = fuse(decoder, decoder.model.layers, weights, kv_caches)
+            decoder.stack = fuse(decoder, weights, kv_caches)
             if drafting is not None and drafting.mtp is not None:
-                layer = drafting.mtp.layer
-                layer.stack = fuse(decoder, [layer], weights, every_cache[-1:])
+                for layer, cache in zip(drafting.mtp.layers, mtp_caches, strict=True):
+                    layer.stack = fuse_prediction(drafting.mtp.decoder, layer, weights, cache)
     except BaseException:
         if weights is not None:
             weights.close()
@@ -138,7 +141,6 @@ def _load_on_device(
 
 
 def _decoder(checkpoint: Checkpoint, chosen: MemoryPlan) -> Decoder:
-    """The model without weights; of prediction layers only the first drafts."""
-    if not chosen.drafts_with_mtp:
-        return Decoder(checkpoint.shape, checkpoint.packing)
-    return MTPDecoder(replace(checkpoint.shape, num_nextn_predict_layers=1), checkpoint.packing)
+    """The model without weights; its prediction layers where they draft."""
+    kind = MTPDecoder if chosen.num_mtp_layers else Decoder
+    return kind(checkpoint.shape, checkpoint.packing)

@@ -132,6 +132,7 @@ def plan_model(
         can_change_dtype=model.packing is None,
         draft=settings.draft,
         draft_length=settings.draft_length,
+        mtp_hidden=settings.mtp_hidden,
     )
     if device is not None:
         limits = _limits(settings, device, runtime_bytes or current_rss_bytes())

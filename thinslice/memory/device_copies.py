@@ -64,6 +64,8 @@ class DeviceCopies:
 
     def start(self) -> None:
         """Begin to copy."""
+        # The ring's memory may have had another use that is not over yet.
+        self._computed = [self._device.mark()] * len(self._ring)
         self._thread.start()
 
     @property

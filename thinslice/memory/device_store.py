@@ -157,7 +157,7 @@ class DeviceStore:
                     data = buffer[: piece.kept_bytes]
                     read_slice(self._rows, piece, rows_in(data, piece))
                     target = arena[at : at + piece.kept_bytes]
-                    self.device.finish(self.device.copy(target, data, None))
+                    self.device.finish(self.device.copy(target, data, self.device.mark()))
                     at += piece.kept_bytes
                     count.add(piece.kept_bytes)
                 placed.append(rows_in(arena[start:at], one))

@@ -18,7 +18,7 @@ def allocate_kv_caches(
 ) -> list[PagedKv]:
     """One cache for each layer, its K and V [num_blocks, K, block_size, H] of the plan's type.
 
-    The last one is the prediction layer's, where the plan drafts with it.
+    The last ones are those of the prediction layers, where the plan drafts with them.
 
     Memory: what ``plan`` calls ``kv cache``; pages count only once they are written.
     """
@@ -35,5 +35,5 @@ def allocate_kv_caches(
 
     return [
         PagedKv(rows(), rows(), scale(), scale())
-        for _ in range(shape.num_hidden_layers + plan.drafts_with_mtp)
+        for _ in range(shape.num_hidden_layers + plan.num_mtp_layers)
     ]

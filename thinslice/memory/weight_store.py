@@ -227,18 +227,20 @@ class WeightStore:
         if name in self._placed and self._placed[name][0].one.matrix.is_packed:
             if (table := self.resident(name)) is not None:
                 return unpack_rows(table, token_ids_T).to(self.dtype)
-            read_row = self._packed_row
+            read_rows = self._packed_rows
         else:
-            read_row = self._plain_row
-        token_ids = token_ids_T.tolist()
+            read_rows = self._rows.read_scattered
+        token_ids: list[int] = token_ids_T.tolist()
         row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
         rows = torch.empty(len(row_of), self.checkpoint.tensors[name].shape[1], dtype=self.dtype)
-        for token_id, row in row_of.items():
-            read_row(name, token_id, rows[row : row + 1])
+        read_rows(name, list(row_of), rows)
+        if len(row_of) == len(token_ids):
+            return rows
         return rows[[row_of[token_id] for token_id in token_ids]]
 
-    def _plain_row(self, name: str, row: int, out: torch.Tensor) -> None:
-        self._rows.read_rows(name, row, row + 1, out)
+    def _packed_rows(self, name: str, rows: Sequence[int], out: torch.Tensor) -> None:
+        for index, row in enumerate(rows):
+            self._packed_row(name, row, out[index : index + 1])
 
     def _packed_row(self, name: str, row: int, out: torch.Tensor) -> None:
         """A row of a table that is the head as well: the numbers its packed rows stand for."""

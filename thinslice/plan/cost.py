@@ -36,13 +36,11 @@ def mtp_parameters(shape: ModelShape) -> int:
     return layer_parameters(shape) + 2 * shape.hidden_size**2 + 3 * shape.hidden_size
 
 
-def kv_bytes_per_token(shape: ModelShape, kv_dtype: str, has_prediction: bool = False) -> int:
-    """K and V of one position in all layers; int8 has an fp16 scale for each head.
-
-    ``has_prediction`` counts a prediction layer.
-    """
+def kv_bytes_per_token(shape: ModelShape, kv_dtype: str, num_mtp_layers: int = 0) -> int:
+    """K and V of one position in all layers, prediction layers too; int8 has an fp16 scale for each
+    head."""
     per_head = shape.head_dim * KV_BYTES[kv_dtype] + (2 if kv_dtype == "int8" else 0)
-    num_layers = shape.num_hidden_layers + has_prediction
+    num_layers = shape.num_hidden_layers + num_mtp_layers
     return 2 * num_layers * shape.num_key_value_heads * per_head
 
 

@@ -120,7 +120,7 @@ def plan_on_device(
         raise ConfigError(f"--kv-dtype int8 does not run on {limits.name}; bfloat16 does")
     draft = None
     if workload.draft != "off":
-        draft = DraftPlan(uses_ngram=True, uses_mtp=False, length=workload.draft_length)
+        draft = DraftPlan(uses_ngram=True, num_mtp_layers=0, length=workload.draft_length)
     case = _Case(shape, layout.without_prediction(), limits, workload, draft)
     sizes = [(size, layout.sweep_bytes(size)) for size in _SLICE_BYTES]
     groups = chain(

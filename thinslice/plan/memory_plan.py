@@ -87,17 +87,23 @@ class DraftPlan:
 
     Attributes:
         uses_ngram: n-grams of the text so far.
-        uses_mtp: the model's prediction layer, which is then loaded, and has a KV cache.
+        num_mtp_layers: prediction layers of the model that draft: all it has, or none. They are
+            loaded then, and each has a KV cache.
         length: the most drafts for a sequence in a step.
+        mtp_hidden: what the first layer takes of the model: its last hidden state ``pre-norm`` or
+            ``post-norm``.
     """
 
     uses_ngram: bool
-    uses_mtp: bool
+    num_mtp_layers: int
     length: int
+    mtp_hidden: str = "pre-norm"
 
     def describe(self) -> str:
         """``n-grams, then the prediction layer, at most 8 tokens``, or one of the two."""
-        who = {"n-grams": self.uses_ngram, "the prediction layer": self.uses_mtp}
+        count = self.num_mtp_layers
+        layers = "the prediction layer" if count == 1 else f"{count} prediction layers"
+        who = {"n-grams": self.uses_ngram, layers: count > 0}
         names = ", then ".join(name for name, is_used in who.items() if is_used)
         return f"{names}, at most {self.length} tokens"
 
@@ -136,9 +142,9 @@ class MemoryPlan:
     device: DevicePlan | None = None
 
     @property
-    def drafts_with_mtp(self) -> bool:
-        """Whether a prediction layer runs beside the model."""
-        return self.draft is not None and self.draft.uses_mtp
+    def num_mtp_layers(self) -> int:
+        """Prediction layers that run beside the model."""
+        return 0 if self.draft is None else self.draft.num_mtp_layers
 
     @property
     def peak_bytes(self) -> int:

@@ -78,6 +78,7 @@ class Workload:
         can_change_dtype: the model's files can be had with other weights: they are not packed.
         draft: who drafts: auto, ngram, mtp or off.
         draft_length: the most drafts for a sequence in a step.
+        mtp_hidden: what a prediction layer takes of the model; see DraftPlan.
     """
 
     context: int | None = None
@@ -89,6 +90,7 @@ class Workload:
     can_change_dtype: bool = True
     draft: str = "off"
     draft_length: int = 8
+    mtp_hidden: str = "pre-norm"
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,17 @@ class _Case:
         wanted, length = self.workload.draft, self.workload.draft_length
         if wanted == "off":
             return (self,)
-        drafts = [DraftPlan(uses_ngram=wanted != "mtp", uses_mtp=wanted == "mtp", length=length)]
+        hidden = self.workload.mtp_hidden
+        count = self.shape.num_nextn_predict_layers
+        drafts = [DraftPlan(wanted != "mtp", count * (wanted == "mtp"), length, mtp_hidden=hidden)]
         if wanted == "auto" and self.layout.prediction:
-            drafts.insert(0, replace(drafts[0], uses_mtp=True))
+            drafts.insert(0, replace(drafts[0], num_mtp_layers=count))
         return tuple(replace(self, draft=draft) for draft in drafts)
 
     @property
-    def has_prediction(self) -> bool:
-        """Whether a prediction layer drafts."""
-        return self.draft is not None and self.draft.uses_mtp
+    def num_mtp_layers(self) -> int:
+        """Prediction layers that draft."""
+        return 0 if self.draft is None else self.draft.num_mtp_layers
 
     @property
     def how(self) -> Computation:
@@ -145,7 +149,7 @@ class _Case:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return kv_bytes_per_token(self.shape, self.kv_dtype, self.has_prediction)
+        return kv_bytes_per_token(self.shape, self.kv_dtype, self.num_mtp_layers)
 
 
 def plan(
@@ -260,7 +264,7 @@ def _streamed(
         slices: the most bytes in a slice, and what the slices of a sweep take.
     """
     slice_bytes, sweep = slices
-    num_last = len(case.layout.head.ranges(slice_bytes)) if case.has_prediction else 0
+    num_last = len(case.layout.head.ranges(slice_bytes)) if case.num_mtp_layers else 0
     streaming = StreamingPlan(
         slice_bytes=slice_bytes,
         num_slices=len(sweep.kept),
@@ -283,7 +287,7 @@ def _common_parts(case: _Case, tokens: _Tokens) -> dict[str, int]:
     shape, how, chunk = case.shape, case.how, tokens.chunk
     num_positions = -(-tokens.context // BLOCK_SIZE) * BLOCK_SIZE
     num_rows = tokens.layer_rows
-    if case.has_prediction:
+    if case.num_mtp_layers:
         num_rows = max(num_rows, min(chunk, PREDICTION_ROWS))
     running = activation_bytes(shape, num_rows, tokens.context, how)
     if not how.is_packed and case.workload.dtype in ("int8", "int4"):
@@ -315,7 +319,7 @@ def _drafting_part(case: _Case, context: int, chunk: int) -> dict[str, int]:
     num_bytes = all_rows - one
     if draft.uses_ngram:
         num_bytes += num_seqs * ngram_index_bytes(context)
-    if draft.uses_mtp:
+    if draft.num_mtp_layers:
         num_bytes += case.layout.prediction_bytes
         num_bytes += prediction_activation_bytes(shape, chunk, num_seqs, how)
     return {"drafting": num_bytes}

@@ -142,9 +142,9 @@ class WeightLayout:
         embedding: an embedding table that is kept whole; None where the head is it, or where its
             rows are read from disk as they are needed.
         vector_bytes: of norms and biases, at most: the compiled kernels take float32.
-        prediction: the matrices of the prediction layer that drafts, in the order of use; resident
-            where it is used, and no part of a sweep.
-        prediction_vector_bytes: of its norms and biases.
+        prediction: the matrices of the prediction layers, in the order of use; resident where they
+            draft, and no part of a sweep.
+        prediction_vector_bytes: of their norms and biases.
     """
 
     layers: tuple[tuple[Matrix, ...], ...]
@@ -169,12 +169,12 @@ class WeightLayout:
 
     @property
     def prediction_bytes(self) -> int:
-        """Bytes of the prediction layer in memory."""
+        """Bytes of the prediction layers in memory."""
         matrices = sum(matrix.kept_bytes(matrix.rows) for matrix in self.prediction)
         return matrices + self.prediction_vector_bytes
 
     def without_prediction(self) -> "WeightLayout":
-        """The same for a model whose prediction layer is not loaded."""
+        """The same for a model whose prediction layers are not loaded."""
         return replace(self, prediction=(), prediction_vector_bytes=0)
 
     def converted_to(self, shape: ModelShape, dtype: str) -> "WeightLayout":
@@ -372,9 +372,8 @@ def _layer_vector_numel(shape: ModelShape) -> int:
 
 
 def _prediction_vector_numel(shape: ModelShape) -> int:
-    if shape.num_nextn_predict_layers == 0:
-        return 0
-    return _layer_vector_numel(shape) + 3 * shape.hidden_size
+    per_layer = _layer_vector_numel(shape) + 3 * shape.hidden_size
+    return shape.num_nextn_predict_layers * per_layer
 
 
 def _kept(stored: str, columns: int, dtype: str) -> str:
@@ -417,12 +416,11 @@ def _layer_matrices(shape: ModelShape, packing: Packing | None) -> list[tuple[st
 def _prediction_matrices(
     shape: ModelShape, packing: Packing | None
 ) -> list[tuple[str, int, int, int]]:
-    """The same of the first prediction layer, the only one that drafts, under their whole names."""
-    if shape.num_nextn_predict_layers == 0:
-        return []
+    """The same of all prediction layers, under their whole names."""
     size = shape.hidden_size
     matrices = [("input_proj", size, 2 * size, 1), *_layer_matrices(shape, packing)]
     return [
-        (f"model.mtp_layers.0.{name}.weight", rows, columns, step)
+        (f"model.mtp_layers.{idx}.{name}.weight", rows, columns, step)
+        for idx in range(shape.num_nextn_predict_layers)
         for name, rows, columns, step in matrices
     ]

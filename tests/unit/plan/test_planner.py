@@ -304,7 +304,7 @@ def test_a_prediction_layer_is_whole_and_in_int8() -> None:
 @pytest.mark.parametrize("budget", ["2GiB", "8GiB"])
 def test_drafting_is_counted(budget: str) -> None:
     without, chosen = mimo_plan(budget, "off"), mimo_plan(budget)
-    assert chosen.draft == DraftPlan(uses_ngram=True, uses_mtp=True, length=8)
+    assert chosen.draft == DraftPlan(uses_ngram=True, num_mtp_layers=1, length=8)
     assert dict(chosen.parts)["drafting"] > MIMO_INT4.prediction_bytes
     assert chosen.peak_bytes <= parse_bytes(budget)
     assert "drafting" not in dict(without.parts)
@@ -325,7 +325,7 @@ def test_the_head_is_pinned_where_a_prediction_layer_drafts() -> None:
 
 def test_a_budget_without_room_for_the_head_drafts_by_ngrams_alone() -> None:
     chosen = mimo_plan("1GiB")
-    assert chosen.draft == DraftPlan(uses_ngram=True, uses_mtp=False, length=8)
+    assert chosen.draft == DraftPlan(uses_ngram=True, num_mtp_layers=0, length=8)
     assert chosen.streaming is not None
     assert chosen.streaming.num_last_pinned == 0
     with pytest.raises(BudgetError, match="--draft off"):
