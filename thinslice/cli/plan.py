@@ -1,7 +1,7 @@
 """thinslice plan: what a model would take, before anything of it is loaded."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,8 @@ from thinslice.units import MIB, format_bytes, size_option
 if TYPE_CHECKING:
     from thinslice.config import EngineSettings
     from thinslice.engine.planning import Model
+    from thinslice.memory.device import Device
+    from thinslice.plan.device_predict import DeviceProfile
     from thinslice.plan.hardware import HardwareProfile
     from thinslice.plan.memory_plan import MemoryPlan
     from thinslice.plan.predict import Prediction
@@ -46,11 +48,12 @@ def plan(
         as_json: Print one JSON object instead of the tables.
     """
     from thinslice.config import EngineSettings
-    from thinslice.engine.planning import model_to_run, plan_model, predict_speed
+    from thinslice.engine.planning import model_to_run, open_device, plan_model
 
-    found, profile, runtime_bytes = _look_up(model)
     settings = EngineSettings(
         memory=fit.memory,
+        device=fit.device,
+        host_memory=fit.host_memory,
         context=fit.context,
         dtype=fit.dtype,
         kv_dtype=fit.kv_dtype,
@@ -59,29 +62,57 @@ def plan(
         draft_length=fit.draft_length,
         mtp_hidden=fit.mtp_hidden,
     )
-    to_run = model_to_run(found, settings, runtime_bytes)
-    chosen = plan_model(to_run, settings, runtime_bytes)
-    speed = None if profile is None else predict_speed(to_run, chosen, profile)
+    # A device is opened first: what its libraries hold here is then counted.
+    device = open_device(settings)
+    found, machine = _look_up(model, device)
+    to_run = model_to_run(found, settings, machine.runtime_bytes, device)
+    chosen = plan_model(to_run, settings, machine.runtime_bytes, device)
+    speed = machine.predict(to_run, chosen)
     if as_json:
         print_json({**chosen.to_dict(), "prediction": speed and asdict(speed)})
         return
     if fit.memory is None:
         note(f"no --memory: planned for 80% of what is free, {format_bytes(chosen.budget_bytes)}")
+    if chosen.device is not None and fit.host_memory is None:
+        size = format_bytes(chosen.device.host_budget_bytes)
+        note(f"no --host-memory: planned for 80% of what is free, {size}")
     if found.needs_packing(settings.dtype):
         note(f"--dtype {settings.dtype}: planned as packed; thinslice run packs it once")
     if to_run is not found:
         note("to be streamed it is planned as packed; thinslice run packs it once")
-    out.print(_parts_table(chosen))
+    out.print(_parts_table("PART", chosen.parts, chosen.budget_bytes))
+    if chosen.device is not None:
+        host = chosen.device
+        out.print(_parts_table("ON THE HOST", host.host_parts, host.host_budget_bytes))
     out.print(_sizes_table(chosen, speed))
-    out.print(_neighbours_table(found, settings, chosen, (profile, runtime_bytes)))
+    out.print(_neighbours_table(found, settings, chosen, machine))
 
 
-def _look_up(name: str) -> "tuple[Model, HardwareProfile | None, int]":
-    """The model, the speeds of this machine with the disk it lies on, measured once, and what the
-    process held before that. None where they cannot be measured, of which a note tells.
+@dataclass(frozen=True)
+class _Machine:
+    """What plans are made for and predicted from; ``runtime_bytes`` the process held before."""
+
+    profile: "HardwareProfile | None"
+    runtime_bytes: int
+    device: "Device | None"
+    device_profile: "DeviceProfile | None"
+
+    def predict(self, found: "Model", chosen: "MemoryPlan") -> "Prediction | None":
+        """How fast a plan will run; None where the speeds could not be measured."""
+        from thinslice.engine.planning import predict_speed
+
+        if self.profile is None:
+            return None
+        return predict_speed(found, chosen, self.profile, self.device_profile)
+
+
+def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
+    """The model, and the speeds of this machine with the disk it lies on, measured once; those of a
+    device are measured each time. A note tells of what cannot be measured.
     """
     from thinslice.checkpoint.open import open_checkpoint
     from thinslice.engine.planning import Model
+    from thinslice.memory.measure_device import measure_device
     from thinslice.memory.meter import current_rss_bytes
     from thinslice.store.store import Store
     from thinslice.text.tokenizer import load_tokenizer
@@ -92,12 +123,15 @@ def _look_up(name: str) -> "tuple[Model, HardwareProfile | None, int]":
         if isinstance(here, ModelShape):
             note(f"{name} is not stored: planned by its settings, its tokenizer not counted")
             held = current_rss_bytes()
-            return Model.of_shape(here), _speeds(store.root, None), held
-        checkpoint = open_checkpoint(here)
-        # Held while planning: what the process has before a model is loaded is measured.
-        _tokenizer = load_tokenizer(checkpoint)
-        held = current_rss_bytes()
-        return Model.of(checkpoint), _speeds(store.root, checkpoint.files[0]), held
+            found, profile = Model.of_shape(here), _speeds(store.root, None)
+        else:
+            checkpoint = open_checkpoint(here)
+            # Held while planning: what the process has before a model is loaded is measured.
+            _tokenizer = load_tokenizer(checkpoint)
+            held = current_rss_bytes()
+            found, profile = Model.of(checkpoint), _speeds(store.root, checkpoint.files[0])
+    of_device = None if device is None else measure_device(device)
+    return found, _Machine(profile, held, device, of_device)
 
 
 def _speeds(store_root: Path, weights: Path | None) -> "HardwareProfile | None":
@@ -110,13 +144,13 @@ def _speeds(store_root: Path, weights: Path | None) -> "HardwareProfile | None":
         return None
 
 
-def _parts_table(chosen: "MemoryPlan") -> Table:
-    table = plain_table("PART", "SIZE", "SHARE OF THE BUDGET")
-    rows = [*chosen.parts, ("headroom", chosen.headroom_bytes)]
-    for name, num_bytes in rows:
-        bar = "█" * round(_BAR_WIDTH * num_bytes / chosen.budget_bytes)
+def _parts_table(title: str, parts: tuple[tuple[str, int], ...], budget_bytes: int) -> Table:
+    table = plain_table(title, "SIZE", "SHARE OF THE BUDGET")
+    headroom_bytes = budget_bytes - sum(num_bytes for _, num_bytes in parts)
+    for name, num_bytes in [*parts, ("headroom", headroom_bytes)]:
+        bar = "█" * round(_BAR_WIDTH * num_bytes / budget_bytes)
         table.add_row(name, format_bytes(num_bytes), bar)
-    table.add_row("budget", format_bytes(chosen.budget_bytes), "")
+    table.add_row("budget", format_bytes(budget_bytes), "")
     return table
 
 
@@ -138,24 +172,22 @@ def _neighbours_table(
     found: "Model",
     settings: "EngineSettings",
     chosen: "MemoryPlan",
-    measured: "tuple[HardwareProfile | None, int]",
+    machine: _Machine,
 ) -> Table:
     """What one change would give: half and double the memory, other weights, more context."""
-    from thinslice.engine.planning import model_to_run, plan_model, predict_speed
+    from thinslice.engine.planning import model_to_run, plan_model
 
-    profile, runtime_bytes = measured
     table = plain_table("WITH", "WEIGHTS", "CONTEXT", "PEAK", "DECODE")
     for label, changed in _neighbours(found, settings, chosen):
         try:
-            to_run = model_to_run(found, changed, runtime_bytes)
-            other = plan_model(to_run, changed, runtime_bytes)
+            to_run = model_to_run(found, changed, machine.runtime_bytes, machine.device)
+            other = plan_model(to_run, changed, machine.runtime_bytes, machine.device)
         except (BudgetError, ConfigError) as error:
             reason = "does not fit" if isinstance(error, BudgetError) else "cannot be packed"
             table.add_row(label, reason, "", "", "")
             continue
-        speed = ""
-        if profile is not None:
-            speed = _rate(predict_speed(to_run, other, profile).decode_tokens_per_s)
+        predicted = machine.predict(to_run, other)
+        speed = "" if predicted is None else _rate(predicted.decode_tokens_per_s)
         peak = format_bytes(other.peak_bytes)
         table.add_row(label, other.describe_weights(), str(other.context), peak, speed)
     return table

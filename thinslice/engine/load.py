@@ -14,8 +14,10 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.mtp_drafter import MTPDrafter
 from thinslice.engine.planning import Model, budget_bytes, model_to_run, plan_model
 from thinslice.engine.runner import Runner
-from thinslice.kernels.dispatch import NATIVE, ops_for
+from thinslice.kernels.dispatch import NATIVE, cuda_ops, ops_for
 from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.memory.device import Device
+from thinslice.memory.device_store import DeviceStore
 from thinslice.memory.fuse import fuse, fuse_prediction
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
@@ -31,7 +33,12 @@ from thinslice.store.store import Store
 Progress = Callable[[str, int, int], None]
 
 
-def open_model(name: str, settings: EngineSettings, progress: Progress | None = None) -> Checkpoint:
+def open_model(
+    name: str,
+    settings: EngineSettings,
+    progress: Progress | None = None,
+    device: Device | None = None,
+) -> Checkpoint:
     """Open a model by name, fetching it first where it is not there; its packed copy, which is made
     the first time, where it must be packed for ``settings.dtype`` or to be streamed.
 
@@ -40,10 +47,10 @@ def open_model(name: str, settings: EngineSettings, progress: Progress | None = 
     path = Store().ensure(name, progress, offline=settings.offline)
     checkpoint = open_checkpoint(path)
     model = Model.of(checkpoint)
-    to_run = model_to_run(model, settings)
+    to_run = model_to_run(model, settings, device=device)
     if to_run is model and not model.needs_packing(settings.dtype):
         return checkpoint
-    plan_model(to_run, settings)
+    plan_model(to_run, settings, device=device)
     fmt = PackedFormat(model.dtype(settings.dtype))
     budget = budget_bytes(settings)
     return open_checkpoint(ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget))
@@ -54,11 +61,14 @@ def load_engine(
     chosen: MemoryPlan,
     eos_token_ids: frozenset[int],
     progress: Progress | None = None,
+    device: Device | None = None,
 ) -> Engine:
-    """Place weights and KV cache as planned.
+    """Place weights and KV cache as planned, on the device that the plan is for.
 
     Errors: CheckpointError from reading the weights.
     """
+    if device is not None:
+        return _load_on_device(checkpoint, chosen, eos_token_ids, progress, device)
     shape = checkpoint.shape
     ops = ops_for(chosen.dtype, shape.head_dim)
     weights_dtype = FLOAT_DTYPES.get(chosen.dtype, torch.float32)
@@ -99,6 +109,34 @@ def load_engine(
         raise
     is_packed = ops is NATIVE and chosen.dtype not in FLOAT_DTYPES
     runner = Runner(decoder, kv_caches, chosen.block_size, weights, is_packed)
+    return Engine(runner, chosen, eos_token_ids, drafting)
+
+
+def _load_on_device(
+    checkpoint: Checkpoint,
+    chosen: MemoryPlan,
+    eos_token_ids: frozenset[int],
+    progress: Progress | None,
+    device: Device,
+) -> Engine:
+    device.hold_to(chosen.budget_bytes)
+    dtype = FLOAT_DTYPES.get(chosen.dtype, torch.float32)
+    decoder = _decoder(checkpoint, chosen)
+    decoder.use(cuda_ops())
+    with CheckpointReader(checkpoint) as reader:
+        load_vectors(decoder, reader, LoadedDtypes(dtype, dtype))
+    layout = Model.of(checkpoint).layout(chosen.dtype).without_prediction()
+    weights = DeviceStore(checkpoint, layout, chosen, device, dtype)
+    try:
+        weights.open(progress and partial(progress, "loading weights"))
+        weights.attach(decoder)
+        kv_caches = allocate_kv_caches(checkpoint.shape, chosen, device.place)
+    except BaseException:
+        weights.close()
+        raise
+    runner = Runner(decoder, kv_caches, chosen.block_size, weights)
+    runner.device = device
+    drafting = None if chosen.draft is None else Drafting(chosen.draft, None)
     return Engine(runner, chosen, eos_token_ids, drafting)
 
 

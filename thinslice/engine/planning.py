@@ -10,10 +10,14 @@ from thinslice.config import EngineSettings
 from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.kernels import native
 from thinslice.kernels.dispatch import is_native
+from thinslice.memory import cuda_device
+from thinslice.memory.device import Device
 from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.pack.layout import layer_formats
 from thinslice.plan.available import default_budget, free_memory
+from thinslice.plan.device_plan import DeviceLimits, plan_on_device
+from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
@@ -101,16 +105,23 @@ class Model:
 
 
 def plan_model(
-    model: Model, settings: EngineSettings, runtime_bytes: int | None = None
+    model: Model,
+    settings: EngineSettings,
+    runtime_bytes: int | None = None,
+    device: Device | None = None,
 ) -> MemoryPlan:
     """Plan for what this process holds now plus the model.
 
     Args:
         runtime_bytes: what the process holds, where that was measured before.
+        device: that ``settings`` name, opened; None for the processor.
 
     Errors: ConfigError, BudgetError; nothing is allocated.
     """
+    assert (device is None) == (settings.device == "cpu"), "a plan for another device"
     dtype = model.dtype(settings.dtype)
+    if device is not None and settings.dtype == "auto" and dtype == "float32":
+        dtype = "bfloat16"  # which every card has, whatever the processor computes in
     workload = Workload(
         context=settings.context,
         max_num_seqs=settings.max_num_seqs,
@@ -123,6 +134,9 @@ def plan_model(
         draft_length=settings.draft_length,
         mtp_hidden=settings.mtp_hidden,
     )
+    if device is not None:
+        limits = _limits(settings, device, runtime_bytes or current_rss_bytes())
+        return plan_on_device(model.shape, model.layout(dtype), limits, workload)
     if workload.kv_dtype == "int8" and not workload.is_native:
         raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")
     layout = model.layout(settings.dtype)
@@ -130,38 +144,72 @@ def plan_model(
     return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
 
 
-def model_to_run(model: Model, settings: EngineSettings, runtime_bytes: int | None = None) -> Model:
+def _limits(settings: EngineSettings, device: Device, runtime_bytes: int) -> DeviceLimits:
+    free_bytes = device.free_bytes() + device.context_bytes
+    return DeviceLimits(
+        name=device.name,
+        device_bytes=settings.memory_bytes or default_budget(free_bytes),
+        context_bytes=device.context_bytes,
+        host_bytes=budget_bytes(settings),
+        runtime_bytes=runtime_bytes,
+    )
+
+
+def open_device(settings: EngineSettings) -> Device | None:
+    """The device that settings name; None for the processor.
+
+    Errors: ConfigError where it, or what is needed to use it, is not there.
+    """
+    return None if settings.device == "cpu" else cuda_device.open_device(settings.device)
+
+
+def model_to_run(
+    model: Model,
+    settings: EngineSettings,
+    runtime_bytes: int | None = None,
+    device: Device | None = None,
+) -> Model:
     """The model, or its packed copy where it has to be streamed and some of its blocks would be
-    quantised anew at each use.
+    quantised anew at each use; for a device, which takes them in once, where nothing else fits.
 
     Errors: as ``plan_model``.
     """
     if model.packed_copy is None or model.dtype(settings.dtype) != model.own_dtype:
         return model
     try:
-        chosen = plan_model(model, settings, runtime_bytes)
+        chosen = plan_model(model, settings, runtime_bytes, device)
     except BudgetError:
         return model.packed_copy
-    return model if chosen.streaming is None else model.packed_copy
+    is_once = chosen.streaming is None or device is not None
+    return model if is_once else model.packed_copy
 
 
 def budget_bytes(settings: EngineSettings) -> int:
-    """The budget that was named, or a share of what is free.
+    """The budget of the machine's own memory that was named, or a share of what is free.
 
     Errors: ConfigError where none was named and the system does not tell what is free.
     """
-    if settings.memory_bytes is not None:
-        return settings.memory_bytes
+    named = settings.memory_bytes if settings.device == "cpu" else settings.host_memory_bytes
+    if named is not None:
+        return named
     free_bytes = free_memory()
     if free_bytes is None:
-        raise ConfigError("this system does not tell its free memory; name --memory")
+        raise ConfigError("this system does not tell its free memory; name its budget")
     return default_budget(free_bytes)
 
 
-def predict_speed(model: Model, chosen: MemoryPlan, hardware: HardwareProfile) -> Prediction:
-    """How fast a plan of this model will run."""
-    has_kernels = is_native(chosen.dtype, model.shape.head_dim)
+def predict_speed(
+    model: Model,
+    chosen: MemoryPlan,
+    hardware: HardwareProfile,
+    device: DeviceProfile | None = None,
+) -> Prediction:
+    """How fast a plan of this model will run, on the device of a plan for one."""
     layout = model.layout(chosen.dtype)
+    if device is not None:
+        disk = hardware.disk_read_bytes_per_s
+        return predict_on_device(chosen, model.shape, layout, device, disk)
+    has_kernels = is_native(chosen.dtype, model.shape.head_dim)
     return predict(chosen, model.shape, layout, hardware, is_native=has_kernels)
 
 

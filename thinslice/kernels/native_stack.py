@@ -69,7 +69,7 @@ class StackPairing:
     projection: StackMatrix
     final_norm: torch.Tensor
 
-    def addresses(self, size: int) -> tuple[int, int, tuple[int, int, int, int], int]:
+    def addresses(self, size: int) -> tuple[int, int, tuple[int, int, int, int, int], int]:
         """What crosses the border, for a hidden state of this size."""
         for norm in (self.hidden_norm, self.token_norm, self.final_norm):
             check_vector(norm, size, "norm")

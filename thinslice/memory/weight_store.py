@@ -23,18 +23,14 @@ from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.held_slices import HeldSlices
 from thinslice.memory.slice_reader import ReadStats, SliceReader
+from thinslice.memory.slice_rows import read_slice, rows_in
 from thinslice.memory.slice_schedule import Slice
 from thinslice.model.decoder import Decoder, Embedding, Linear
 from thinslice.plan.memory_plan import StreamingPlan
-from thinslice.plan.packed_format import ALIGNMENT, PANEL_ROWS, PackedFormat
+from thinslice.plan.packed_format import ALIGNMENT, PANEL_ROWS
 from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
-from thinslice.units import MIB
 
 Progress = Callable[[int, int], None]
-
-_MAKE_KV = ("k_proj.weight", "v_proj.weight")
-# What is converted at a time while pinned slices are read.
-_CONVERTED_AT_ONCE = MIB
 
 
 @dataclass(frozen=True)
@@ -162,29 +158,12 @@ class WeightStore:
         arena = empty_bytes(end)
         pinned = []
         for one, start in zip(slices, starts, strict=True):
-            target = _rows_in(arena[start : start + one.kept_bytes], one)
-            self._read(one, target)
+            target = rows_in(arena[start : start + one.kept_bytes], one)
+            read_slice(self._rows, one, target)
             pinned.append(target)
             if progress is not None:
                 progress(start + one.kept_bytes, end)
         return pinned
-
-    def _read(self, one: WeightSlice, target: Rows) -> None:
-        """Fill rows from disk."""
-        matrix = one.matrix
-        if isinstance(target, torch.Tensor):
-            self._rows.read_rows(matrix.name, one.start, one.stop, target)
-            return
-        if not matrix.is_converted:
-            self._rows.read_bytes(matrix.name, one.start, one.stop, target.data)
-            return
-        entry = self.checkpoint.tensors[matrix.name]
-        for start, stop in matrix.ranges(_CONVERTED_AT_ONCE):
-            first, last = max(start, one.start), min(stop, one.stop)
-            if first < last:
-                raw = torch.empty(matrix.stored_bytes(last - first), dtype=torch.uint8)
-                self._rows.read_bytes(matrix.name, first, last, raw)
-                pack_rows(entry, first, raw, target.rows(first - one.start, last - one.start))
 
     def _slices_of(self, name: str) -> Iterator[tuple[int, int, Rows]]:
         """First and last row and the rows of each slice of a matrix, in the order of reading."""
@@ -214,7 +193,7 @@ class WeightStore:
         """The next slice, moved to where it is held; its buffer is read into again at once."""
         assert self._reader is not None, "a streamed slice without a reader"
         entry = self.checkpoint.tensors[one.matrix.name]
-        target = _rows_in(self._held.place(one), one)
+        target = rows_in(self._held.place(one), one)
         with self._reader.next() as raw:
             if isinstance(target, torch.Tensor):
                 target.copy_(decode_rows(entry, one.start, raw))
@@ -235,12 +214,12 @@ class WeightStore:
     def _streamed_rows(self, one: WeightSlice, raw: torch.Tensor) -> Rows:
         matrix, entry = one.matrix, self.checkpoint.tensors[one.matrix.name]
         if _is_packed_on_the_way(matrix):
-            target = _rows_in(self._converted[: one.kept_bytes], one)
+            target = rows_in(self._converted[: one.kept_bytes], one)
             assert isinstance(target, PackedWeight)
             pack_rows(entry, one.start, raw, target)
             return target
         if matrix.is_packed:
-            return _rows_in(raw, one)
+            return rows_in(raw, one)
         return decode_rows(entry, one.start, raw).to(FLOAT_DTYPES[matrix.kept])
 
     def _embedding_rows(self, name: str, token_ids_T: torch.Tensor) -> torch.Tensor:
@@ -271,8 +250,8 @@ class WeightStore:
         if rows is None:
             start = row // PANEL_ROWS * PANEL_ROWS
             one = WeightSlice(one.matrix, start, min(start + PANEL_ROWS, one.matrix.rows))
-            rows = _rows_in(empty_bytes(one.kept_bytes), one)
-            self._read(one, rows)
+            rows = rows_in(empty_bytes(one.kept_bytes), one)
+            read_slice(self._rows, one, rows)
         assert isinstance(rows, PackedWeight)
         out.copy_(unpack_rows(rows, torch.tensor([row - one.start])))
 
@@ -289,12 +268,3 @@ class WeightStore:
 
 def _is_packed_on_the_way(matrix: Matrix) -> bool:
     return matrix.is_packed and matrix.is_converted
-
-
-def _rows_in(data: torch.Tensor, one: WeightSlice) -> Rows:
-    """The bytes of a slice as rows of what it is kept as."""
-    matrix, count = one.matrix, one.stop - one.start
-    if matrix.is_packed:
-        makes_kv = matrix.name.endswith(_MAKE_KV)
-        return PackedWeight(data, PackedFormat(matrix.kept), count, matrix.columns, makes_kv)
-    return data.view(FLOAT_DTYPES[matrix.kept]).view(count, matrix.columns)

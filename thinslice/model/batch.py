@@ -1,7 +1,7 @@
 """ForwardBatch: everything one forward pass needs to know of the sequences it serves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
 
@@ -67,6 +67,19 @@ class ForwardBatch:
     context_lens: torch.Tensor
     block_tables: torch.Tensor
     block_size: int
+
+    def to(self, place: torch.device) -> "ForwardBatch":
+        """The same on a device. The token ids stay: rows of the embedding table are read here."""
+        if place.type == "cpu":
+            return self
+        return replace(
+            self,
+            positions_T=self.positions_T.to(place),
+            slots_T=self.slots_T.to(place),
+            query_starts=self.query_starts.to(place),
+            context_lens=self.context_lens.to(place),
+            block_tables=self.block_tables.to(place),
+        )
 
     def parts(self, max_rows: int) -> "list[tuple[slice, ForwardBatch]]":
         """Runs of at most ``max_rows`` of its rows, in order, each a batch of its own.

@@ -36,8 +36,49 @@ class StreamingPlan:
         """
         count = self.num_pinned - self.num_last_pinned
         first_last = self.num_slices - self.num_last_pinned
-        spread = [-(-turn * first_last // count) - 1 for turn in range(1, count + 1)]
-        return [*spread, *range(first_last, self.num_slices)]
+        return [*_spread(count, first_last), *range(first_last, self.num_slices)]
+
+
+def _spread(count: int, total: int) -> list[int]:
+    """``count`` places of ``total``, evenly."""
+    return [-(-turn * total // count) - 1 for turn in range(1, count + 1)]
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """The host's side of a plan for an accelerator, whose budget and parts are the device's.
+
+    Attributes:
+        name: of the device, as a user names it.
+        host_budget_bytes: the most the process may hold on the host.
+        host_parts: name and bytes of each part of the peak there.
+        num_locked: of the slices that are streamed, those that lie in page-locked host memory,
+            read once; the others are read from disk at each use.
+        num_staging, staging_bytes: page-locked buffers that these are read into; 0 where all lie in
+            memory.
+    """
+
+    name: str
+    host_budget_bytes: int
+    host_parts: tuple[tuple[str, int], ...]
+    num_locked: int = 0
+    num_staging: int = 0
+    staging_bytes: int = 0
+
+    @property
+    def host_peak_bytes(self) -> int:
+        """The planned peak on the host."""
+        return sum(num_bytes for _, num_bytes in self.host_parts)
+
+    @property
+    def host_headroom_bytes(self) -> int:
+        """What the host's budget leaves over."""
+        return self.host_budget_bytes - self.host_peak_bytes
+
+    def locked(self, streamed: list[int]) -> list[int]:
+        """Of the slices that are streamed, by their places in the sweep, those in host memory;
+        they take turns with those on disk."""
+        return [streamed[turn] for turn in _spread(self.num_locked, len(streamed))]
 
 
 @dataclass(frozen=True)
@@ -83,6 +124,8 @@ class MemoryPlan:
         parts: name and bytes of each part of the peak.
         streaming: None where all weights are resident.
         draft: None where nothing is drafted.
+        device: None where the processor computes. Else ``budget_bytes``, ``parts`` and the pinned
+            slices of ``streaming`` are the device's.
     """
 
     budget_bytes: int
@@ -96,6 +139,7 @@ class MemoryPlan:
     parts: tuple[tuple[str, int], ...]
     streaming: StreamingPlan | None = None
     draft: DraftPlan | None = None
+    device: DevicePlan | None = None
 
     @property
     def num_mtp_layers(self) -> int:
@@ -121,7 +165,10 @@ class MemoryPlan:
         if self.streaming is None:
             return "resident"
         num_streamed = self.streaming.num_slices - self.streaming.num_pinned
-        return f"{num_streamed} of {self.streaming.num_slices} slices streamed"
+        text = f"{num_streamed} of {self.streaming.num_slices} slices streamed"
+        if self.device is None:
+            return text
+        return f"{text}, {self.device.num_locked} of them from host memory"
 
     def describe_chunk(self) -> str:
         """Tokens in flight, and how many of them a layer takes at a time where that is less."""
