@@ -118,7 +118,7 @@ def plan_on_device(
         raise ConfigError(f"--draft mtp does not run on {limits.name}; --draft ngram does")
     if workload.mtp_hidden != "pre-norm":
         raise ConfigError(
-            f"--mtp-hidden has no effect on {limits.name}: no prediction layer drafts"
+            f"--mtp-hidden has no effect: no prediction layer drafts on {limits.name}"
         )
     if workload.kv_dtype == "int8":
         raise ConfigError(f"--kv-dtype int8 does not run on {limits.name}; bfloat16 does")
