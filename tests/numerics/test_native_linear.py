@@ -1,6 +1,7 @@
 """The linear kernels against exact emulation, and against themselves in other company."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,18 @@ from hypothesis import strategies as st
 
 from tests.numerics import oracle
 from thinslice.kernels import native
-from thinslice.kernels.packed import PackedWeight, unpack
+from thinslice.kernels.packed import PackedWeight, pack, unpack
 from thinslice.plan.packed_format import PackedFormat
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
 FORMATS = list(PackedFormat)
+# A format and whether K or V is made: every pair of format and width there is.
+PRODUCTS = [
+    *((fmt, False) for fmt in FORMATS),
+    (PackedFormat.INT4, True),
+    (PackedFormat.INT4M, True),
+]
 SHAPES = [(16, 32), (50, 96), (96, 576), (40, 1536)]
 
 
@@ -27,10 +34,12 @@ def rows(count: int, k: int, seed: int = 0) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize(("fmt", "makes_kv"), PRODUCTS)
 @pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_every_isa_equals_exact_emulation(fmt: PackedFormat, n: int, k: int) -> None:
-    weight = oracle.random_packed(fmt, n, k, seed=n)
+def test_every_isa_equals_exact_emulation(
+    fmt: PackedFormat, makes_kv: bool, n: int, k: int
+) -> None:
+    weight = oracle.random_packed(fmt, n, k, seed=n, makes_kv=makes_kv)
     for count in (1, 2, 3, 4, 5, 8, 9, 16, 21, 33):
         x = rows(count, k, seed=count)
         expected = oracle.linear(x, weight)
@@ -39,37 +48,116 @@ def test_every_isa_equals_exact_emulation(fmt: PackedFormat, n: int, k: int) -> 
             assert torch.equal(native.linear(x, weight), expected), (isa, count)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
-def test_emulation_is_the_matrix_product(fmt: PackedFormat) -> None:
-    """The emulation itself: within the rounding of activations to 8 bits of the fp64 product."""
-    weight = oracle.random_packed(fmt, 64, 1024, seed=1)
+@pytest.mark.parametrize(("fmt", "makes_kv"), PRODUCTS)
+def test_emulation_is_the_matrix_product(fmt: PackedFormat, makes_kv: bool) -> None:
+    """The emulation itself: within the rounding of activations of the fp64 product."""
+    weight = oracle.random_packed(fmt, 64, 1024, seed=1, makes_kv=makes_kv)
     x = torch.randn(8, 1024, generator=torch.Generator().manual_seed(2))
     dense = unpack(weight).to(torch.float64)
     exact = x.to(torch.float64) @ dense.T
-    codes, scales = oracle.quantize_rows(x)
-    rounded = (codes * scales.unsqueeze(2)).flatten(1).to(torch.float64)
-    half_steps = (scales / 2).repeat_interleave(32, dim=1).to(torch.float64)
-    assert ((rounded - x).abs() <= half_steps * (1 + 1e-5)).all()
-    bound = half_steps @ dense.abs().T * (1 + 1e-4)
+    codes, scales = oracle.quantize_rows(x, weight.is_wide)
+    steps = (scales / 256 if weight.is_wide else scales).to(torch.float64).unsqueeze(2)
+    rounded = (codes.to(torch.float64) * steps).flatten(1)
+    # To 8 bits from 16: half a step and half a wide one. Wide codes that end in -128 end in -127.
+    error = steps * torch.where(codes % 256 == 129, 1.5, 0.5) if weight.is_wide else steps * 0.502
+    errors = error.expand(codes.shape).flatten(1)
+    assert ((rounded - x).abs() <= errors * (1 + 1e-5) + x.abs() * 2.0**-22).all()
+    bound = (errors + x.abs() * 2.0**-22) @ dense.abs().T
     assert ((oracle.linear(x, weight) - exact).abs() <= bound + 1e-4).all()
+
+
+def without_low_plane(x: torch.Tensor) -> torch.Tensor:
+    """Activations whose wide codes are multiples of 256."""
+    codes, scales = oracle.quantize_rows(x, False)
+    return (codes * scales.unsqueeze(2)).flatten(1)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_wide_activations_are_finer(fmt: PackedFormat) -> None:
+    """Their error is a hundredth of narrow ones'; with the low plane dropped it is not."""
+    weight = oracle.random_packed(fmt, 64, 1024, seed=12, makes_kv=True)
+    x = rows(8, 1024)
+    exact = x.to(torch.float64) @ unpack(weight).to(torch.float64).T
+    wide = (native.linear(x, weight) - exact).norm()
+    narrow = (native.linear(without_low_plane(x), weight) - exact).norm()
+    assert wide < narrow / 100
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    product=st.sampled_from(PRODUCTS),
+    codes=st.lists(
+        st.sampled_from([-32512, -32385, -32384, -129, -128, -127, -1, 0, 127, 128, 129, 32385])
+        | st.integers(-32512, 32512),
+        min_size=31,
+        max_size=31,
+    ),
+    extreme=st.booleans(),
+    seed=st.integers(0, 3),
+)
+def test_every_code_in_either_plane(
+    product: tuple[PackedFormat, bool], codes: list[int], extreme: bool, seed: int
+) -> None:
+    """Codes at the borders of the planes, against weights at the ends of their range."""
+    fmt, makes_kv = product
+    weight = oracle.random_packed(fmt, 48, 32, seed, makes_kv=makes_kv)
+    if extreme:
+        ends = torch.randint(0, 2, (48, 32), generator=torch.Generator().manual_seed(seed))
+        mins = torch.full((48, 1), 0.5) if fmt is PackedFormat.INT4M else None
+        packed = pack(fmt, (ends * fmt.largest_code).to(torch.uint8), torch.ones(48, 1), mins)
+        weight = replace(packed, makes_kv=makes_kv)
+    x = torch.tensor([[32512.0, *codes], [-32512.0, *reversed(codes)]])
+    expected = oracle.linear(x, weight)
+    for isa in native.available_isas():
+        native.set_isa(isa)
+        assert torch.equal(native.linear(x, weight), expected), isa
+
+
+def test_low_plane_at_its_ends() -> None:
+    """All codes of a group -128 or 127 in the low plane, which is what AVX2's 16 bits hold."""
+    for fmt, makes_kv in PRODUCTS:
+        for code in (0, fmt.largest_code):
+            codes = torch.full((16, 64), code, dtype=torch.uint8)
+            mins = torch.ones(16, 2) if fmt is PackedFormat.INT4M else None
+            weight = replace(pack(fmt, codes, torch.ones(16, 2), mins), makes_kv=makes_kv)
+            for low in (-128, -127, 127):
+                x = torch.full((1, 64), 126.0 * 256 + low)
+                x[0, ::32] = 32512.0
+                for sign in (1, -1):
+                    expected = oracle.linear(sign * x, weight)
+                    for isa in native.available_isas():
+                        native.set_isa(isa)
+                        assert torch.equal(native.linear(sign * x, weight), expected), isa
+
+
+def without_kv(weight: PackedWeight) -> PackedWeight:
+    return replace(weight, makes_kv=False)
+
+
+@pytest.mark.parametrize("fmt", [PackedFormat.INT4, PackedFormat.INT4M])
+def test_planted_fault_of_width_is_seen(fmt: PackedFormat) -> None:
+    weight = oracle.random_packed(fmt, 32, 128, seed=13, makes_kv=True)
+    x = rows(3, 128)
+    assert not torch.equal(native.linear(x, without_kv(weight)), oracle.linear(x, weight))
+    assert not torch.equal(native.linear(without_low_plane(x), weight), oracle.linear(x, weight))
 
 
 def moved_scale(weight: PackedWeight) -> PackedWeight:
     data = weight.data.clone()
     data[weight.format.code_bytes * (1 if weight.format is PackedFormat.INT4M else 2) + 1] ^= 1
-    return PackedWeight(data, weight.format, weight.out_features, weight.in_features)
+    return replace(weight, data=data)
 
 
 def swapped_codes(weight: PackedWeight) -> PackedWeight:
     data = weight.data.clone()
     data[:4] = data[:4].flip(0)
-    return PackedWeight(data, weight.format, weight.out_features, weight.in_features)
+    return replace(weight, data=data)
 
 
 @pytest.mark.parametrize("fault", [moved_scale, swapped_codes])
-@pytest.mark.parametrize("fmt", FORMATS)
-def test_planted_fault_is_seen(fmt: PackedFormat, fault: object) -> None:
-    weight = oracle.random_packed(fmt, 32, 128, seed=3)
+@pytest.mark.parametrize(("fmt", "makes_kv"), PRODUCTS)
+def test_planted_fault_is_seen(fmt: PackedFormat, makes_kv: bool, fault: object) -> None:
+    weight = oracle.random_packed(fmt, 32, 128, seed=3, makes_kv=makes_kv)
     x = torch.randn(2, 128, generator=torch.Generator().manual_seed(4))
     assert callable(fault)
     assert not torch.equal(native.linear(x, fault(weight)), oracle.linear(x, weight))
@@ -77,7 +165,7 @@ def test_planted_fault_is_seen(fmt: PackedFormat, fault: object) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    fmt=st.sampled_from(FORMATS),
+    product=st.sampled_from(PRODUCTS),
     count=st.integers(2, 64),
     first=st.integers(0, 63),
     threads=st.integers(1, 3),
@@ -85,10 +173,11 @@ def test_planted_fault_is_seen(fmt: PackedFormat, fault: object) -> None:
     seed=st.integers(0, 3),
 )
 def test_row_does_not_depend_on_its_company(
-    fmt: PackedFormat, count: int, first: int, threads: int, isa: str, seed: int
+    product: tuple[PackedFormat, bool], count: int, first: int, threads: int, isa: str, seed: int
 ) -> None:
     """A row alone, and among others, elsewhere in the batch, on other threads: the same bits."""
-    weight = oracle.random_packed(fmt, 208, 416, seed)
+    fmt, makes_kv = product
+    weight = oracle.random_packed(fmt, 208, 416, seed, makes_kv=makes_kv)
     x = rows(count, 416, seed)
     names = [name for name in native.available_isas() if name != "portable"] or ["portable"]
     native.set_isa(names[0] if isa == "first" else names[-1])
@@ -99,9 +188,10 @@ def test_row_does_not_depend_on_its_company(
 
 
 @pytest.mark.parametrize("chunk", [16, 48, 100, 512])
-def test_chunks_of_a_prompt(chunk: int) -> None:
+@pytest.mark.parametrize("makes_kv", [False, True])
+def test_chunks_of_a_prompt(chunk: int, makes_kv: bool) -> None:
     """More rows than are quantised or cached at one time, in chunks, on one thread or two."""
-    weight = oracle.random_packed(PackedFormat.INT4, 64, 4096, seed=7)
+    weight = oracle.random_packed(PackedFormat.INT4, 64, 4096, seed=7, makes_kv=makes_kv)
     x = rows(600, 4096)
     native.set_num_threads(2)
     whole = native.linear(x, weight)

@@ -21,7 +21,7 @@ class StackMatrix:
     weight: PackedWeight
     bias: torch.Tensor | None = None
 
-    def address(self, out_features: int, in_features: int) -> tuple[int, int, int, int]:
+    def address(self, out_features: int, in_features: int) -> tuple[int, int, int, int, int]:
         """What crosses the border of a matrix of this size."""
         weight, bias = self.weight, self.bias
         found = (weight.out_features, weight.in_features)
@@ -33,6 +33,7 @@ class StackMatrix:
         return (
             weight.data.data_ptr(),
             FORMAT_CODES[weight.format],
+            int(weight.is_wide),
             weight.out_features,
             bias_address,
         )
@@ -68,7 +69,7 @@ class StackPairing:
     projection: StackMatrix
     final_norm: torch.Tensor
 
-    def addresses(self, size: int) -> tuple[int, int, tuple[int, int, int, int], int]:
+    def addresses(self, size: int) -> tuple[int, int, tuple[int, int, int, int, int], int]:
         """What crosses the border, for a hidden state of this size."""
         for norm in (self.hidden_norm, self.token_norm, self.final_norm):
             check_vector(norm, size, "norm")
@@ -227,7 +228,7 @@ def _empty(num_values: int) -> torch.Tensor:
 
 def _block_addresses(
     block: tuple[StackMatrix, StackMatrix, StackMatrix], size: int
-) -> tuple[tuple[int, int, int, int], ...]:
+) -> tuple[tuple[int, int, int, int, int], ...]:
     gate, up, down = block
     if gate.bias is not None or up.bias is not None:
         raise ValueError("gate and up have no bias here")

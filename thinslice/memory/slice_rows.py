@@ -11,6 +11,7 @@ from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.weight_layout import WeightSlice
 from thinslice.units import MIB
 
+_MAKE_KV = ("k_proj.weight", "v_proj.weight")
 # What is converted at a time while slices are read that stay in memory.
 _CONVERTED_AT_ONCE = MIB
 
@@ -19,7 +20,8 @@ def rows_in(data: torch.Tensor, one: WeightSlice) -> Rows:
     """The bytes of a slice as rows of what it is kept as."""
     matrix, count = one.matrix, one.stop - one.start
     if matrix.is_packed:
-        return PackedWeight(data, PackedFormat(matrix.kept), count, matrix.columns)
+        makes_kv = matrix.name.endswith(_MAKE_KV)
+        return PackedWeight(data, PackedFormat(matrix.kept), count, matrix.columns, makes_kv)
     return data.view(FLOAT_DTYPES[matrix.kept]).view(count, matrix.columns)
 
 

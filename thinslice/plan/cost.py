@@ -94,12 +94,13 @@ def whole_stream_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
 
 
 def _scratch(shape: ModelShape, chunk: int, how: Computation) -> int:
-    """What the kernels keep: rows quantised for a product (44 bytes for 32 inputs), and the output
-    of a product in torch before it is added to the residual stream."""
+    """What the kernels keep: rows quantised for a product (84 bytes for 32 inputs, less where none
+    is rounded to 16 bits), and the output of a product in torch before it is added to the residual
+    stream."""
     if not how.is_packed:
         return chunk * shape.hidden_size * how.itemsize
     widest = max(shape.hidden_size, shape.q_size, how.ffn_block)
-    return min(-(-chunk // 16) * 16, _ROWS_QUANTIZED_AT_ONCE) * widest * 44 // 32
+    return min(-(-chunk // 16) * 16, _ROWS_QUANTIZED_AT_ONCE) * widest * 84 // 32
 
 
 def _attention_scratch(shape: ModelShape) -> int:

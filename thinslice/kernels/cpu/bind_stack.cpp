@@ -7,12 +7,12 @@ namespace thinslice {
 
 namespace {
 
-// (address, format, rows, bias)
+// (address, format, width, rows, bias)
 Matrix read_matrix(const nb::handle& o) {
   const nb::tuple t = nb::cast<nb::tuple>(o);
   return {pointer<const uint8_t>(nb::cast<Address>(t[0])),
-          static_cast<Format>(nb::cast<int>(t[1])), nb::cast<int64_t>(t[2]),
-          pointer<const float>(nb::cast<Address>(t[3]))};
+          static_cast<Format>(nb::cast<int>(t[1])), static_cast<Width>(nb::cast<int>(t[2])),
+          nb::cast<int64_t>(t[3]), pointer<const float>(nb::cast<Address>(t[4]))};
 }
 
 // The four norms; q, k, v, o; (gate, up, down) of each block.

@@ -19,17 +19,18 @@ namespace thinslice {
 
 namespace {
 
-// (panels, format, out_features, bias, residual, residual_stride, out, out_stride)
+// (panels, format, width, out_features, bias, residual, residual_stride, out, out_stride)
 Target read_target(const nb::tuple& t, Dtype out_dtype) {
   Target target;
   target.panels = pointer<const uint8_t>(nb::cast<Address>(t[0]));
   target.format = static_cast<Format>(nb::cast<int>(t[1]));
-  target.out_features = nb::cast<int64_t>(t[2]);
-  target.epilogue.bias = pointer<const float>(nb::cast<Address>(t[3]));
-  target.epilogue.residual = pointer<const void>(nb::cast<Address>(t[4]));
-  target.epilogue.residual_stride = nb::cast<int64_t>(t[5]);
-  target.epilogue.out = pointer(nb::cast<Address>(t[6]));
-  target.epilogue.out_stride = nb::cast<int64_t>(t[7]);
+  target.width = static_cast<Width>(nb::cast<int>(t[2]));
+  target.out_features = nb::cast<int64_t>(t[3]);
+  target.epilogue.bias = pointer<const float>(nb::cast<Address>(t[4]));
+  target.epilogue.residual = pointer<const void>(nb::cast<Address>(t[5]));
+  target.epilogue.residual_stride = nb::cast<int64_t>(t[6]);
+  target.epilogue.out = pointer(nb::cast<Address>(t[7]));
+  target.epilogue.out_stride = nb::cast<int64_t>(t[8]);
   target.epilogue.out_dtype = out_dtype;
   return target;
 }

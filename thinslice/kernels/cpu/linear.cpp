@@ -11,8 +11,8 @@ namespace thinslice {
 
 namespace {
 
-// Rows quantised at a time: bounds the scratch memory at 512 * 1.375 bytes per input feature while
-// the weights are read again once per 512 rows, when the products take far longer than the reading.
+// Rows quantised at a time: bounds the scratch memory at 512 * 1.375 bytes per input feature (2.625
+// where a product is wide) while the weights are read again once per 512 rows, when the products take far longer than the reading.
 constexpr int64_t kRowsAtOnce = 512;
 
 // A thread takes about this many bytes of weights at a time.
@@ -22,20 +22,37 @@ constexpr int64_t kBytesAtOnce = 1024 * 1024;
 // 4096 inputs, one thread: 256 rows (1.4 MiB) 0.78 TOP/s, 512 rows 0.64.
 constexpr int64_t kCachedBytes = 1024 * 1024;
 
-QuantizedRows carve(uint8_t* memory, int64_t rows, int64_t groups) {
+// Bytes of a group: a plane of codes, the scale and two sums; of wide codes a plane and two sums more.
+constexpr int64_t kNarrowBytes = kGroup + 12;
+constexpr int64_t kWideBytes = kGroup + 8;
+
+QuantizedRows carve(uint8_t* memory, int64_t rows, int64_t groups, bool has_wide) {
   const int64_t count = padded_rows(rows) * groups;
-  QuantizedRows x;
+  auto take = [&memory, count](int64_t bytes) {
+    uint8_t* taken = memory;
+    memory += count * bytes;
+    return taken;
+  };
+  QuantizedRows x{};
   x.rows = rows;
   x.groups = groups;
-  x.codes = reinterpret_cast<int8_t*>(memory);
-  x.scales = reinterpret_cast<float*>(memory + count * kGroup);
-  x.negated_sums = reinterpret_cast<int32_t*>(x.scales + count);
-  x.scaled_sums = reinterpret_cast<float*>(x.negated_sums + count);
+  x.high = reinterpret_cast<int8_t*>(take(kGroup));
+  if (has_wide) x.low = reinterpret_cast<int8_t*>(take(kGroup));
+  x.scales = reinterpret_cast<float*>(take(4));
+  for (int width = kNarrow; width <= (has_wide ? kWide : kNarrow); ++width) {
+    x.negated_sums[width] = reinterpret_cast<int32_t*>(take(4));
+    x.scaled_sums[width] = reinterpret_cast<float*>(take(4));
+  }
   return x;
 }
 
-int64_t carved_bytes(int64_t rows, int64_t groups) {
-  return padded_rows(rows) * groups * (kGroup + 12);
+int64_t carved_bytes(int64_t rows, int64_t groups, bool has_wide) {
+  return padded_rows(rows) * groups * (kNarrowBytes + (has_wide ? kWideBytes : 0));
+}
+
+bool has_wide(const LinearJob& job) {
+  return std::any_of(job.targets, job.targets + job.num_targets,
+                     [](const Target& target) { return target.width == kWide; });
 }
 
 int64_t num_panels(const Target& target) {
@@ -44,9 +61,8 @@ int64_t num_panels(const Target& target) {
 
 // Rows first.. of x, at most `count`; first is a multiple of the block height.
 QuantizedRows part_of(const QuantizedRows& x, int64_t first, int64_t count) {
-  const int64_t at = first * x.groups;
-  return {std::min(count, x.rows - first), x.groups, x.codes + at * kGroup, x.scales + at,
-          x.negated_sums + at, x.scaled_sums + at};
+  const int64_t rows = std::min(count, x.rows - first);
+  return x.low ? rows_of<kWide>(x, first, rows) : rows_of<kNarrow>(x, first, rows);
 }
 
 // One panel of one target, and for SwiGLU the same panel of the other.
@@ -58,15 +74,15 @@ void multiply_panel(const LinearJob& job, int index, const QuantizedRows& x, int
   const int columns =
       static_cast<int>(std::min<int64_t>(kPanelRows, target.out_features - column));
   table.panel_times_rows(target.panels + panel * panel_bytes(target.format, x.groups),
-                         target.format, x, acc);
+                         target.format, target.width, x, acc);
   if (!job.is_swiglu) {
     table.store(target.epilogue, acc, first_row, x.rows, column, columns);
     return;
   }
   const Target& up = job.targets[1];
   float* up_acc = acc + padded_rows(x.rows) * kPanelRows;
-  table.panel_times_rows(up.panels + panel * panel_bytes(up.format, x.groups), up.format, x,
-                         up_acc);
+  table.panel_times_rows(up.panels + panel * panel_bytes(up.format, x.groups), up.format, up.width,
+                         x, up_acc);
   table.store_swiglu(target.epilogue, acc, up_acc, first_row, x.rows, column, columns);
 }
 
@@ -113,9 +129,10 @@ void multiply_rows(const LinearJob& job, const QuantizedRows& x, int64_t first_r
 void linear(const LinearJob& job) {
   const int64_t groups = job.in_features / kGroup;
   const int64_t element = job.x_dtype == Dtype::f32 ? 4 : 2;
-  uint8_t* memory = call_scratch(carved_bytes(std::min(job.rows, kRowsAtOnce), groups));
+  const bool is_wide = has_wide(job);
+  uint8_t* memory = call_scratch(carved_bytes(std::min(job.rows, kRowsAtOnce), groups, is_wide));
   for (int64_t first = 0; first < job.rows; first += kRowsAtOnce) {
-    const QuantizedRows x = carve(memory, std::min(kRowsAtOnce, job.rows - first), groups);
+    const QuantizedRows x = carve(memory, std::min(kRowsAtOnce, job.rows - first), groups, is_wide);
     const uint8_t* rows = static_cast<const uint8_t*>(job.x) + first * job.x_stride * element;
     const KernelTable& table = kernels();
     const int64_t blocks = (x.rows + kBlockRows - 1) / kBlockRows;

@@ -8,6 +8,7 @@ namespace thinslice {
 struct Target {
   const uint8_t* panels;
   Format format;
+  Width width;
   int64_t out_features;
   Epilogue epilogue;
 };

@@ -8,12 +8,14 @@ namespace amx {
 
 void enter();
 void leave();
-void panel_times_rows(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc);
+void panel_times_rows(const uint8_t* panel, Format format, Width width, const QuantizedRows& x,
+                      float* acc);
 
 }  // namespace amx
 namespace avx512 {
 
-void panel_times_rows(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc);
+void panel_times_rows(const uint8_t* panel, Format format, Width width, const QuantizedRows& x,
+                      float* acc);
 
 }  // namespace avx512
 }  // namespace thinslice

@@ -18,14 +18,14 @@ constexpr int64_t kFarBytes = 3072;
 // AMD's processors want it sooner wherever a line is more work. Zen 4, one thread, 22016 x 4096,
 // share of the read bandwidth with 3072 and with 7168: int4 1 row 0.64 and 0.77, 2 rows 0.54 and
 // 0.84, 4 rows 0.50 and 0.77; int8 4 rows 0.56 and 0.78, 8 rows 0.49 and 0.75; 512 rows of int8
-// are 2% slower. One row of the others wants 3072; with 6144 int4m falls from 0.88 to 0.73, int8
-// from 0.87 to 0.71.
+// are 2% slower. One row of int4m wants 3072; with 6144 it falls from 0.88 to 0.73. One wide row of
+// int8, speed beside a narrow one with 3072: 0.83 with 3072, 0.95 with 7168, 0.88 with 9216.
 constexpr int64_t kFarBytesAmd = 7168;
 
-template <Format F, int R>
+template <Format F, Width W, int R>
 int64_t far_bytes() {
   static const bool on_amd = is_amd();
-  return on_amd && (R > 1 || F == Format::int4) ? kFarBytesAmd : kFarBytes;
+  return on_amd && (R > 1 || W == kWide || F == Format::int4) ? kFarBytesAmd : kFarBytes;
 }
 
 // Four activations. Read where they lie: a copy to a local makes the compiler broadcast from a
@@ -55,6 +55,28 @@ inline __attribute__((always_inline)) __m512 load_halves(const uint8_t* p) {
   return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
+// The weights' scales, times the unit of the activations' codes.
+template <Width W>
+inline __attribute__((always_inline)) __m512 load_scales(const uint8_t* p) {
+  const __m512 scales = load_halves(p);
+  return W == kWide ? _mm512_mul_ps(scales, _mm512_set1_ps(kWideUnit)) : scales;
+}
+
+// Adds the dot products of one plane of a group. Rows inside: neighbours in the instruction stream
+// do not wait for each other.
+template <int R>
+inline __attribute__((always_inline)) void add_dots(const __m512i w[8], const int8_t* plane,
+                                                    __m512i sums[R]) {
+  const auto* quads = reinterpret_cast<const Quad*>(plane);
+  THINSLICE_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    THINSLICE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      sums[r] = _mm512_dpbusd_epi32(sums[r], w[i], _mm512_set1_epi32(quads[8 * r + i]));
+    }
+  }
+}
+
 // Minus the zero point times the sum of the activations' codes.
 template <Format F>
 inline __attribute__((always_inline)) __m512i first_sum(const int32_t* negated_sum) {
@@ -63,10 +85,10 @@ inline __attribute__((always_inline)) __m512i first_sum(const int32_t* negated_s
   return _mm512_setzero_si512();
 }
 
-template <Format F, int R>
+template <Format F, Width W, int R>
 void multiply(const uint8_t* panel, int64_t groups, const RowBlock& x, int first, float* out) {
   using L = Layout<F>;
-  const int64_t far = far_bytes<F, R>();
+  const int64_t far = far_bytes<F, W, R>();
   __m512 acc[R];
   THINSLICE_UNROLL
   for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
@@ -76,20 +98,25 @@ void multiply(const uint8_t* panel, int64_t groups, const RowBlock& x, int first
     for (int i = 0; i < L::lines; ++i) prefetch(codes + 64 * i, far);
     prefetch(scales, far);
     const int64_t at = g * x.height + first;
-    const auto* quads = reinterpret_cast<const Quad*>(x.codes + at * kGroup);
     __m512i w[8], sums[R];
     load_codes<F>(codes, w);
-    THINSLICE_UNROLL
-    for (int r = 0; r < R; ++r) sums[r] = first_sum<F>(x.negated_sums + at + r);
-    // Rows inside: neighbours in the instruction stream do not wait for each other.
-    THINSLICE_UNROLL
-    for (int i = 0; i < 8; ++i) {
+    if constexpr (W == kWide) {
+      __m512i high[R];
+      THINSLICE_UNROLL
+      for (int r = 0; r < R; ++r) high[r] = _mm512_setzero_si512();
+      add_dots<R>(w, x.high + at * kGroup, high);
       THINSLICE_UNROLL
       for (int r = 0; r < R; ++r) {
-        sums[r] = _mm512_dpbusd_epi32(sums[r], w[i], _mm512_set1_epi32(quads[8 * r + i]));
+        sums[r] = _mm512_add_epi32(_mm512_slli_epi32(high[r], 8),
+                                   first_sum<F>(x.negated_sums + at + r));
       }
+      add_dots<R>(w, x.low + at * kGroup, sums);
+    } else {
+      THINSLICE_UNROLL
+      for (int r = 0; r < R; ++r) sums[r] = first_sum<F>(x.negated_sums + at + r);
+      add_dots<R>(w, x.high + at * kGroup, sums);
     }
-    const __m512 weight_scale = load_halves(scales);
+    const __m512 weight_scale = load_scales<W>(scales);
     THINSLICE_UNROLL
     for (int r = 0; r < R; ++r) {
       const __m512 scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(x.scales[at + r]));
@@ -104,43 +131,50 @@ void multiply(const uint8_t* panel, int64_t groups, const RowBlock& x, int first
   for (int r = 0; r < R; ++r) _mm512_store_ps(out + (first + r) * kPanelRows, acc[r]);
 }
 
-template <Format F>
+template <Format F, Width W>
 void multiply_all(const uint8_t* panel, const QuantizedRows& x, float* acc) {
   for (int64_t block = 0; block * kBlockRows < x.rows; ++block) {
-    const RowBlock rows = row_block(x, block);
+    const RowBlock rows = row_block<W>(x, block);
     float* out = acc + block * kBlockRows * kPanelRows;
     switch (rows.height) {
       case 1:
-        multiply<F, 1>(panel, x.groups, rows, 0, out);
+        multiply<F, W, 1>(panel, x.groups, rows, 0, out);
         break;
       case 2:
-        multiply<F, 2>(panel, x.groups, rows, 0, out);
+        multiply<F, W, 2>(panel, x.groups, rows, 0, out);
         break;
       case 3:
-        multiply<F, 3>(panel, x.groups, rows, 0, out);
+        multiply<F, W, 3>(panel, x.groups, rows, 0, out);
         break;
       case 4:
-        multiply<F, 4>(panel, x.groups, rows, 0, out);
+        multiply<F, W, 4>(panel, x.groups, rows, 0, out);
         break;
       default:
         for (int first = 0; first < rows.height; first += 8) {
-          multiply<F, 8>(panel, x.groups, rows, first, out);
+          multiply<F, W, 8>(panel, x.groups, rows, first, out);
         }
     }
   }
 }
 
-}  // namespace
-
-void panel_times_rows(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc) {
+template <Width W>
+void multiply_format(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc) {
   switch (format) {
     case Format::int4:
-      return multiply_all<Format::int4>(panel, x, acc);
+      return multiply_all<Format::int4, W>(panel, x, acc);
     case Format::int4m:
-      return multiply_all<Format::int4m>(panel, x, acc);
+      return multiply_all<Format::int4m, W>(panel, x, acc);
     case Format::int8:
-      return multiply_all<Format::int8>(panel, x, acc);
+      return multiply_all<Format::int8, W>(panel, x, acc);
   }
+}
+
+}  // namespace
+
+void panel_times_rows(const uint8_t* panel, Format format, Width width, const QuantizedRows& x,
+                      float* acc) {
+  if (width == kWide) return multiply_format<kWide>(panel, format, x, acc);
+  multiply_format<kNarrow>(panel, format, x, acc);
 }
 
 // A plain read of memory, to measure what the kernels are compared with.

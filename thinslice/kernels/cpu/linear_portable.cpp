@@ -24,7 +24,12 @@ SIMD_INLINE float half_at(const uint8_t* halves, int row) {
   return half_to_float(half);
 }
 
-template <Format F>
+template <Width W>
+SIMD_INLINE int code_of(const RowBlock& block, int64_t at) {
+  return W == kWide ? 256 * block.high[at] + block.low[at] : block.high[at];
+}
+
+template <Format F, Width W>
 void multiply_all(const uint8_t* panel, const QuantizedRows& x, float* acc) {
   using L = Layout<F>;
   for (int64_t i = 0; i < padded_rows(x.rows) * kPanelRows; ++i) acc[i] = 0.0f;
@@ -35,13 +40,13 @@ void multiply_all(const uint8_t* panel, const QuantizedRows& x, float* acc) {
       for (int i = 0; i < kGroup; ++i) {
         codes[i] = static_cast<int8_t>(code_at<F>(panel + L::codes(g), n, i));
       }
-      const float weight_scale = half_at(scales, n);
+      const float unit = W == kWide ? kWideUnit : 1.0f;
+      const float weight_scale = half_at(scales, n) * unit;
       for (int64_t row = 0; row < x.rows; ++row) {
-        const RowBlock block = row_block(x, row / kBlockRows);
+        const RowBlock block = row_block<W>(x, row / kBlockRows);
         const int64_t at = g * block.height + row % kBlockRows;
-        const int8_t* inputs = block.codes + at * kGroup;
         int32_t sum = 0;
-        for (int i = 0; i < kGroup; ++i) sum += codes[i] * inputs[i];
+        for (int i = 0; i < kGroup; ++i) sum += codes[i] * code_of<W>(block, at * kGroup + i);
         float* out = acc + row * kPanelRows + n;
         *out = __builtin_fmaf(static_cast<float>(sum), weight_scale * block.scales[at], *out);
         if constexpr (F == Format::int4m) {
@@ -52,17 +57,24 @@ void multiply_all(const uint8_t* panel, const QuantizedRows& x, float* acc) {
   }
 }
 
-}  // namespace
-
-void panel_times_rows(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc) {
+template <Width W>
+void multiply_format(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc) {
   switch (format) {
     case Format::int4:
-      return multiply_all<Format::int4>(panel, x, acc);
+      return multiply_all<Format::int4, W>(panel, x, acc);
     case Format::int4m:
-      return multiply_all<Format::int4m>(panel, x, acc);
+      return multiply_all<Format::int4m, W>(panel, x, acc);
     case Format::int8:
-      return multiply_all<Format::int8>(panel, x, acc);
+      return multiply_all<Format::int8, W>(panel, x, acc);
   }
+}
+
+}  // namespace
+
+void panel_times_rows(const uint8_t* panel, Format format, Width width, const QuantizedRows& x,
+                      float* acc) {
+  if (width == kWide) return multiply_format<kWide>(panel, format, x, acc);
+  multiply_format<kNarrow>(panel, format, x, acc);
 }
 
 uint32_t read_bytes(const uint8_t* data, int64_t num_bytes) {

@@ -1,5 +1,6 @@
-// Activations to int8: per row and group of 32 inputs, scale = amax / 127 and codes = x * (127 /
-// amax) rounded to nearest even, as llama.cpp's q8 activations are.
+// Activations to integers of 16 bits: per row and group of 32 inputs, codes = x * (32512 / amax)
+// rounded to nearest even, 32512 being 127 * 256. Their upper bytes, rounded, are activations of 8
+// bits with scale = amax / 127, as llama.cpp's q8 are.
 #include "vector_kernels.h"
 
 #include "simd.h"
@@ -14,23 +15,30 @@ constexpr float kSmallestAmax = 0x1p-100f;
 
 struct GroupResult {
   float scale;
-  int32_t sum;
+  int32_t high_sum;
+  int32_t low_sum;
 };
 
+SIMD_INLINE void clear(int8_t* high, int8_t* low) {
+  memset(high, 0, kGroup);
+  if (low) memset(low, 0, kGroup);
+}
+
 // A group with an infinity or a NaN gets a scale of infinity or NaN and zero codes: the row's
-// result is NaN, never a plausible number.
+// result is NaN, never a plausible number. `low` is null where no product is wide.
 template <typename T>
-SIMD_INLINE GroupResult quantize_group(const T* x, int8_t* codes) {
+SIMD_INLINE GroupResult quantize_group(const T* x, int8_t* high, int8_t* low) {
   const Vec a = vload(x), b = vload(x + 16);
   const float amax = float_of(largest_magnitude(a, b));
   const bool is_finite = bits_of(amax) < 0x7f800000u;
   if (!is_finite || amax < kSmallestAmax) {
-    memset(codes, 0, kGroup);
-    return {is_finite ? 0.0f : amax, 0};
+    clear(high, low);
+    return {is_finite ? 0.0f : amax, 0, 0};
   }
-  const Vec inverse = vset(127.0f / amax);
-  const int32_t sum = store_int8(codes, vmul(a, inverse), vmul(b, inverse));
-  return {amax / 127.0f, sum};
+  const Vec inverse = vset(32512.0f / amax);
+  const Vec first = vmul(a, inverse), second = vmul(b, inverse);
+  const int32_t high_sum = store_high(high, first, second);
+  return {amax / 127.0f, high_sum, low ? store_low(low, first, second) : 0};
 }
 
 template <typename T>
@@ -41,16 +49,22 @@ void quantize_block(const T* x, int64_t stride, const QuantizedRows& out, int64_
   for (int64_t g = 0; g < out.groups; ++g) {
     const int64_t at = first * out.groups + g * height;
     for (int r = 0; r < height; ++r) {
-      int8_t* codes = out.codes + (at + r) * kGroup;
-      GroupResult result = {0.0f, 0};
+      int8_t* high = out.high + (at + r) * kGroup;
+      int8_t* low = out.low ? out.low + (at + r) * kGroup : nullptr;
+      GroupResult result = {0.0f, 0, 0};
       if (r < rows) {
-        result = quantize_group(x + (first + r) * stride + g * kGroup, codes);
+        result = quantize_group(x + (first + r) * stride + g * kGroup, high, low);
       } else {
-        memset(codes, 0, kGroup);
+        clear(high, low);
       }
       out.scales[at + r] = result.scale;
-      out.negated_sums[at + r] = -result.sum;
-      out.scaled_sums[at + r] = result.scale * static_cast<float>(result.sum);
+      out.negated_sums[kNarrow][at + r] = -result.high_sum;
+      out.scaled_sums[kNarrow][at + r] = result.scale * static_cast<float>(result.high_sum);
+      if (low) {
+        const int32_t sum = 256 * result.high_sum + result.low_sum;
+        out.negated_sums[kWide][at + r] = -sum;
+        out.scaled_sums[kWide][at + r] = result.scale * kWideUnit * static_cast<float>(sum);
+      }
     }
   }
 }

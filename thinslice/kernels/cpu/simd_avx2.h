@@ -116,19 +116,33 @@ SIMD_INLINE uint32_t largest_magnitude(Vec a, Vec b) {
   const __m256i all = _mm256_max_epi32(_mm256_max_epi32(w, x), _mm256_max_epi32(y, z));
   return static_cast<uint32_t>(fold_int(all, true));
 }
-SIMD_INLINE void store_int8(int8_t* p, Vec a) {
-  const __m256i lo = _mm256_cvtps_epi32(a.lo), hi = _mm256_cvtps_epi32(a.hi);
+SIMD_INLINE void store_bytes(int8_t* p, __m256i lo, __m256i hi) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
   const __m128i bytes =
       _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
-SIMD_INLINE int32_t store_int8(int8_t* p, Vec a, Vec b) {
-  store_int8(p, a);
-  store_int8(p + 16, b);
-  const __m256i first = _mm256_add_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
-  const __m256i second = _mm256_add_epi32(_mm256_cvtps_epi32(b.lo), _mm256_cvtps_epi32(b.hi));
-  return fold_int(_mm256_add_epi32(first, second), false);
+SIMD_INLINE void store_int8(int8_t* p, Vec a) {
+  store_bytes(p, _mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+}
+SIMD_INLINE __m256i high_of(__m256 a) {
+  return _mm256_srai_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(128)), 8);
+}
+SIMD_INLINE __m256i low_of(__m256 a) {
+  const __m256i above = _mm256_slli_epi32(high_of(a), 8);
+  const __m256i low = _mm256_sub_epi32(_mm256_cvtps_epi32(a), above);
+  return _mm256_max_epi32(low, _mm256_set1_epi32(-127));
+}
+SIMD_INLINE int32_t store_bytes(int8_t* p, __m256i a, __m256i b, __m256i c, __m256i d) {
+  store_bytes(p, a, b);
+  store_bytes(p + 16, c, d);
+  return fold_int(_mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d)), false);
+}
+SIMD_INLINE int32_t store_high(int8_t* p, Vec a, Vec b) {
+  return store_bytes(p, high_of(a.lo), high_of(a.hi), high_of(b.lo), high_of(b.hi));
+}
+SIMD_INLINE int32_t store_low(int8_t* p, Vec a, Vec b) {
+  return store_bytes(p, low_of(a.lo), low_of(a.hi), low_of(b.lo), low_of(b.hi));
 }
 SIMD_INLINE void transpose8(const uint32_t* const rows[8], int64_t column, uint32_t* out,
                             int64_t stride) {

@@ -80,16 +80,30 @@ SIMD_INLINE uint32_t largest_magnitude(Vec a, Vec b) {
   const __m512i y = _mm512_and_si512(_mm512_castps_si512(b.v), mask);
   return static_cast<uint32_t>(_mm512_reduce_max_epi32(_mm512_max_epi32(x, y)));
 }
-// Rounds to nearest even and stores 16 int8; of two, returns the sum of the 32.
+// Rounds to nearest even and stores 16 int8.
 SIMD_INLINE void store_int8(int8_t* p, Vec a) {
   const __m512i codes = _mm512_cvtps_epi32(a.v);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(codes));
 }
-SIMD_INLINE int32_t store_int8(int8_t* p, Vec a, Vec b) {
-  store_int8(p, a);
-  store_int8(p + 16, b);
-  return _mm512_reduce_add_epi32(
-      _mm512_add_epi32(_mm512_cvtps_epi32(a.v), _mm512_cvtps_epi32(b.v)));
+// Lanes of -32512..32512, rounded to nearest even, as 256 * high + low; low is never -128, but one
+// more. Each stores 32 int8 and returns their sum.
+SIMD_INLINE __m512i high_of(__m512i codes) {
+  return _mm512_srai_epi32(_mm512_add_epi32(codes, _mm512_set1_epi32(128)), 8);
+}
+SIMD_INLINE __m512i low_of(__m512i codes) {
+  const __m512i low = _mm512_sub_epi32(codes, _mm512_slli_epi32(high_of(codes), 8));
+  return _mm512_max_epi32(low, _mm512_set1_epi32(-127));
+}
+SIMD_INLINE int32_t store_bytes(int8_t* p, __m512i a, __m512i b) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(b));
+  return _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+}
+SIMD_INLINE int32_t store_high(int8_t* p, Vec a, Vec b) {
+  return store_bytes(p, high_of(_mm512_cvtps_epi32(a.v)), high_of(_mm512_cvtps_epi32(b.v)));
+}
+SIMD_INLINE int32_t store_low(int8_t* p, Vec a, Vec b) {
+  return store_bytes(p, low_of(_mm512_cvtps_epi32(a.v)), low_of(_mm512_cvtps_epi32(b.v)));
 }
 // out[j][i] = rows[i][j] for 16 rows of 16 dwords; out rows are `stride` dwords apart.
 SIMD_INLINE void transpose16(const uint32_t* const rows[16], uint32_t* out, int64_t stride) {

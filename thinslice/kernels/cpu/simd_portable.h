@@ -68,11 +68,22 @@ SIMD_INLINE uint32_t largest_magnitude(Vec a, Vec b) {
 SIMD_INLINE void store_int8(int8_t* p, Vec a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(__builtin_nearbyintf(a.v[i]));
 }
-SIMD_INLINE int32_t store_int8(int8_t* p, Vec a, Vec b) {
-  store_int8(p, a);
-  store_int8(p + 16, b);
+SIMD_INLINE int high_of(int code) { return (code + 128) >> 8; }
+SIMD_INLINE int low_of(int code) {
+  const int low = code - 256 * high_of(code);
+  return low < -127 ? -127 : low;
+}
+SIMD_INLINE int code_in(const Vec& a, const Vec& b, int i) {
+  return static_cast<int>(__builtin_nearbyintf(i < 16 ? a.v[i] : b.v[i - 16]));
+}
+SIMD_INLINE int32_t store_high(int8_t* p, Vec a, Vec b) {
   int32_t sum = 0;
-  for (int i = 0; i < 32; ++i) sum += p[i];
+  for (int i = 0; i < 32; ++i) sum += p[i] = static_cast<int8_t>(high_of(code_in(a, b, i)));
+  return sum;
+}
+SIMD_INLINE int32_t store_low(int8_t* p, Vec a, Vec b) {
+  int32_t sum = 0;
+  for (int i = 0; i < 32; ++i) sum += p[i] = static_cast<int8_t>(low_of(code_in(a, b, i)));
   return sum;
 }
 SIMD_INLINE void transpose16(const uint32_t* const rows[16], uint32_t* out, int64_t stride) {

@@ -41,7 +41,7 @@ Buffers carve(const Stack& stack, const StackInputs& in) {
 }
 
 Target target(const Matrix& matrix, float* out, const float* residual = nullptr) {
-  return {matrix.panels, matrix.format, matrix.rows,
+  return {matrix.panels, matrix.format, matrix.width, matrix.rows,
           {matrix.bias, residual, matrix.rows, out, matrix.rows, Dtype::f32}};
 }
 

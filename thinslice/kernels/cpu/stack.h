@@ -12,6 +12,7 @@ namespace thinslice {
 struct Matrix {
   const uint8_t* panels;
   Format format;
+  Width width;
   int64_t rows;
   const float* bias;  // or null
 };

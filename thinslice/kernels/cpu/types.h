@@ -67,17 +67,28 @@ constexpr int64_t panel_bytes(Format format, int64_t groups) {
   }
 }
 
-// Activations as int8 with one fp32 scale per group, in blocks of up to 16 rows; inside a block
+// How finely a product takes its activations: as 8 or as 16 bits. Indices of the arrays below.
+enum Width : int { kNarrow = 0, kWide = 1 };
+
+// Activations as integers with one fp32 scale per group, in blocks of up to 16 rows; inside a block
 // group-major ([group][row][32]), so that an AMX tile is one contiguous piece and the 16 rows do
 // not fall into the same cache sets. The last block is padded with zero rows up to `block_height`.
+//
+// A wide code is 256 * high + low, in units of kWideUnit * scale; the high plane alone is the narrow
+// code, in units of the scale. low is never -128, so that AVX2 may negate it.
 struct QuantizedRows {
   int64_t rows;
   int64_t groups;
-  int8_t* codes;
+  int8_t* high;
+  int8_t* low;  // null where no product of the call is wide, and so is what belongs to wide codes
   float* scales;
-  int32_t* negated_sums;  // minus the sum of the codes: times the zero point it corrects the dot
-  float* scaled_sums;     // scale times the sum of the codes: what a minimum is multiplied with
+  // By Width. Minus the sum of the codes: times the zero point it corrects the dot.
+  int32_t* negated_sums[2];
+  // By Width. The sum of the codes in their unit: what a minimum is multiplied with.
+  float* scaled_sums[2];
 };
+
+constexpr float kWideUnit = 0x1p-8f;
 
 // Heights the kernels are compiled for.
 constexpr int block_height(int64_t rows_left) {
@@ -89,20 +100,40 @@ constexpr int64_t padded_rows(int64_t rows) {
   return rows - tail + (tail ? block_height(tail) : 0);
 }
 
-// One row block of a QuantizedRows.
+// `count` rows from `first` on, a multiple of the block height.
+template <Width W>
+constexpr QuantizedRows rows_of(const QuantizedRows& x, int64_t first, int64_t count) {
+  const int64_t at = first * x.groups;
+  QuantizedRows part = x;
+  part.rows = count;
+  part.high += at * kGroup;
+  part.scales += at;
+  part.negated_sums[kNarrow] += at;
+  part.scaled_sums[kNarrow] += at;
+  if constexpr (W == kWide) {
+    part.low += at * kGroup;
+    part.negated_sums[kWide] += at;
+    part.scaled_sums[kWide] += at;
+  }
+  return part;
+}
+
+// One row block of a QuantizedRows, its sums those of one width.
 struct RowBlock {
-  const int8_t* codes;
+  const int8_t* high;
+  const int8_t* low;
   const float* scales;
   const int32_t* negated_sums;
   const float* scaled_sums;
   int height;
 };
 
+template <Width W>
 constexpr RowBlock row_block(const QuantizedRows& x, int64_t block) {
   const int64_t first = block * kBlockRows;
-  const int64_t at = first * x.groups;
-  return {x.codes + at * kGroup, x.scales + at, x.negated_sums + at, x.scaled_sums + at,
-          block_height(x.rows - first)};
+  const QuantizedRows part = rows_of<W>(x, first, x.rows - first);
+  return {part.high,          part.low, part.scales, part.negated_sums[W], part.scaled_sums[W],
+          block_height(part.rows)};
 }
 
 // Where 16 columns of results go: out = acc (+ bias) (+ residual), or silu(acc) * acc_up.
@@ -204,7 +235,8 @@ struct KernelTable {
   void (*quantize_rows)(const void* x, Dtype dtype, int64_t stride, const QuantizedRows& out,
                         int64_t first_block, int64_t last_block);
   // acc[padded_rows(x.rows)][16] = rows of x times the 16 rows of one panel.
-  void (*panel_times_rows)(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc);
+  void (*panel_times_rows)(const uint8_t* panel, Format format, Width width,
+                           const QuantizedRows& x, float* acc);
   void (*enter)();  // once per run of panels on a thread, before and after
   void (*leave)();
   void (*store)(const Epilogue& epilogue, const float* acc, int64_t first_row, int64_t rows,

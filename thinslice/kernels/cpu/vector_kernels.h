@@ -8,7 +8,8 @@ namespace THINSLICE_ISA {
 
 void quantize_rows(const void* x, Dtype dtype, int64_t stride, const QuantizedRows& out,
                    int64_t first_block, int64_t last_block);
-void panel_times_rows(const uint8_t* panel, Format format, const QuantizedRows& x, float* acc);
+void panel_times_rows(const uint8_t* panel, Format format, Width width, const QuantizedRows& x,
+                      float* acc);
 void store(const Epilogue& epilogue, const float* acc, int64_t first_row, int64_t rows,
            int64_t column, int columns);
 void store_swiglu(const Epilogue& epilogue, const float* gate, const float* up, int64_t first_row,
