@@ -11,6 +11,8 @@ from thinslice.checkpoint.open import open_checkpoint
 from thinslice.engine.engine import Engine
 from thinslice.engine.planning import checkpoint_dtype
 from thinslice.kernels import native
+from thinslice.kernels.packed import PackedWeight
+from thinslice.model.decoder import Linear
 from thinslice.plan.shape_from_config import shape_from_config
 
 pytestmark = pytest.mark.skipif(not native.is_available(), reason="the kernels are not built")
@@ -57,3 +59,20 @@ def test_a_row_has_the_same_bits_alone_and_in_company(tmp_path: Path) -> None:
     for chunk in (1, 3, 16):
         engine.scheduler.chunk = chunk
         assert greedy(engine, PROMPT, 12) == expected
+
+
+def test_what_a_model_rounds_to_16_bits(tmp_path: Path) -> None:
+    """Products with int8 weights, and those that make K and V: in the stack and layer by layer."""
+    for ggml_type in ("Q4_1", "Q8_0"):
+        engine = packed_engine(tmp_path, "LlamaForCausalLM", ggml_type)
+        wide = set()
+        for name, module in engine.runner.decoder.named_modules():
+            if isinstance(module, Linear) and module.slices is not None:
+                kinds = {
+                    rows.is_wide for *_, rows in module.slices() if isinstance(rows, PackedWeight)
+                }
+                assert len(kinds) == 1, name
+                wide |= {name.split(".")[-1]} if kinds == {True} else set()
+        every = {"q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        expected = {"k_proj", "v_proj"} if ggml_type == "Q4_1" else {"k_proj", "v_proj"} | every
+        assert wide - {"lm_head"} == expected
