@@ -13,8 +13,9 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model, checkpoint_dtype
 from thinslice.kernels import native
+from thinslice.kernels.packed import PackedWeight
 from thinslice.model.batch import TokenRun, pack
-from thinslice.model.decoder import LayerContext
+from thinslice.model.decoder import LayerContext, Linear
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.planner import Workload, plan
@@ -89,3 +90,20 @@ def test_a_row_has_the_same_bits_alone_and_in_company(tmp_path: Path) -> None:
     for chunk in (1, 3, 16):
         engine.scheduler.chunk = chunk
         assert greedy(engine, PROMPT, 12) == expected
+
+
+def test_what_a_model_rounds_to_16_bits(tmp_path: Path) -> None:
+    """Products with int8 weights, and those that make K and V: in the stack and layer by layer."""
+    for ggml_type in ("Q4_1", "Q8_0"):
+        engine = packed_engine(tmp_path, "LlamaForCausalLM", ggml_type)
+        wide = set()
+        for name, module in engine.runner.decoder.named_modules():
+            if isinstance(module, Linear) and module.slices is not None:
+                kinds = {
+                    rows.is_wide for *_, rows in module.slices() if isinstance(rows, PackedWeight)
+                }
+                assert len(kinds) == 1, name
+                wide |= {name.split(".")[-1]} if kinds == {True} else set()
+        every = {"q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        expected = {"k_proj", "v_proj"} if ggml_type == "Q4_1" else {"k_proj", "v_proj"} | every
+        assert wide - {"lm_head"} == expected
