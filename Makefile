@@ -6,7 +6,7 @@ PYTHON ?= python3
 # The package holds compiled code: a change to it installs the package again.
 NATIVE := $(wildcard thinslice/kernels/cpu/*)
 
-.PHONY: run test check lint types docs bench-peers bench-engine bench-streaming soak clean
+.PHONY: run test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak clean
 
 run: $(VENV)/.run
 	$(BIN)/thinslice run smollm2 --memory 1GiB --temperature 0 "Explain in two sentences why the sky is blue."
@@ -33,11 +33,19 @@ bench-peers: $(VENV)/.run
 bench-memory: $(VENV)/.run
 	$(BIN)/python benchmarks/memory.py
 
+# A 32B model in 8 GiB; 20 GB of disk.
+bench-memory-32b: $(VENV)/.run
+	$(BIN)/python benchmarks/memory.py --shape qwq-32b --written-packed --budgets 8GiB --prompt-tokens 256 --new-tokens 8
+
 bench-engine: $(VENV)/.run
 	$(BIN)/python benchmarks/engine.py
 
 bench-streaming: $(VENV)/.run
 	$(BIN)/python benchmarks/streaming.py
+
+# Needs a CUDA card, and a torch built for it in .venv.
+bench-cuda: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.cuda
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("thinslice needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'

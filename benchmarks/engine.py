@@ -1,14 +1,16 @@
 """The engine by itself and beside llama-server: `python benchmarks/engine.py`.
 
 Drafting with and without, whose tokens must be the same; requests that come by and by; a prefix
-that a hundred requests share; what a step takes beside the model. `--model DIR --memory 2GiB` adds
-the cases where weights are streamed. A table goes to standard error; the last line is JSON.
-llama-server is built at the first run, as for benchmarks/peers.py.
+that a hundred requests share; what a step takes beside the model; and MiMo-7B's shape streamed in
+2 GiB: drafts, and eight sequences at once. A table goes to standard error; the last line is JSON.
+llama-server is built at the first run, as for benchmarks/peers.py; the streamed model takes 20 GB
+of disk while it is made, deleted at the end unless --keep.
 """
 
 import argparse
 import json
 import random
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,9 +19,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from contestants import Contestants, Settings
 from harness import (
     OURS,
     ROOT,
+    Artefacts,
     Case,
     Figure,
     Row,
@@ -48,16 +52,27 @@ WITHOUT, LLAMA, ONE, FIRST, STEP = "no drafts", "llama-server", "one sequence", 
 NUM_PROMPTS, NUM_SLOTS, SLOT_CONTEXT = 24, 16, 768
 # An overhead of 15% of a step, and a later first token in 0.15 of the first one's time.
 SHARE = 1 / 0.15
+# MiMo-7B's shape in bfloat16, and in int4.
+STREAMED_BYTES = 21 * 10**9
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cases share."""
+    """What all cases share.
 
-    work: Path
+    Attributes:
+        scratch: for small files.
+        artefacts: large ones.
+        rate: requests a second, more than llama-server can serve.
+        memory: the budget of the streamed cases.
+    """
+
+    scratch: Path
+    artefacts: Artefacts
     peers: PeerEnvironment
     threads: int
     rate: float
+    memory: str
 
 
 def run_engine(work: str, model: str | Path, *options: object) -> dict[str, Any]:
@@ -89,9 +104,9 @@ def drafting_case(
 def mtp_cases(setting: Setting) -> list[Case]:
     """The small trained model on its own tasks."""
     texts = [one.prompt + "\n" for one in examples_for(NUM_PROMPTS)]
-    prompts = setting.work / "prompts.json"
+    prompts = setting.scratch / "prompts.json"
     prompts.write_text(json.dumps(texts))
-    packed = setting.work / "small-int8"
+    packed = setting.scratch / "small-int8"
     pack_model(open_checkpoint(SMALL_MTP), packed, PackOptions(PackedFormat.INT8, "small"))
     kinds: dict[str, tuple[Path, tuple[str, ...]]] = {
         "float32": (SMALL_MTP, ("--dtype", "float32")),
@@ -114,45 +129,46 @@ def ngram_case(_: Setting) -> Case:
 
 
 def load_cases(setting: Setting) -> list[Case]:
-    """One round of requests gives both figures, so each is measured once for the two cases."""
+    """Tokens a second where more requests come than either can serve; then the wait for a first
+    token where as many come as llama-server was seen to serve."""
     path = Store().ensure("smollm2")
-    requests = arrivals(setting.rate, load_tokenizer(open_checkpoint(path)))
-    file = setting.work / "requests.json"
-    write_requests(file, requests)
+    tokenizer = load_tokenizer(open_checkpoint(path))
     command = [setting.peers.llama("llama-server"), "-m", path]
     command += ["-np", NUM_SLOTS, "-c", NUM_SLOTS * SLOT_CONTEXT, "-t", setting.threads, "-ngl", 0]
+    saturated: list[float] = []
 
-    ours = Kept(lambda: run_engine("load", "smollm2", "--prompts", file))
-    theirs = Kept(lambda: serve_with_llama(command, requests))
-    note = f"64 requests, {setting.rate:g} a second; prompts 32-512, outputs 16-256; random words"
-    rates = {OURS: figure_of("tokens_per_s", ours), LLAMA: figure_of("tokens_per_s", theirs)}
-    waits = {
-        OURS: figure_of("p99_wait_s", ours.again),
-        LLAMA: figure_of("p99_wait_s", theirs.again),
+    def ours(rate: Callable[[], float]) -> dict[str, Any]:
+        file = setting.scratch / "requests.json"
+        write_requests(file, arrivals(rate(), tokenizer))
+        return run_engine("load", "smollm2", "--prompts", file)
+
+    def theirs(rate: Callable[[], float]) -> dict[str, Any]:
+        return serve_with_llama(command, arrivals(rate(), tokenizer))
+
+    def flooded() -> dict[str, Any]:
+        result = theirs(lambda: setting.rate)
+        saturated.append(result["requests_per_s"])
+        return result
+
+    def saturating() -> float:
+        if not saturated:
+            raise RunError("the rate that saturates llama-server was not measured")
+        return statistics.median(saturated)
+
+    rates = {
+        OURS: figure_of("tokens_per_s", lambda: ours(lambda: setting.rate)),
+        LLAMA: figure_of("tokens_per_s", flooded),
     }
+    waits = {
+        OURS: figure_of("p99_wait_s", lambda: ours(saturating)),
+        LLAMA: figure_of("p99_wait_s", lambda: theirs(saturating)),
+    }
+    work = "64 requests; prompts 32-512, outputs 16-256; random words"
+    note = f"{setting.rate:g} requests a second: {work}"
     return [
         Case("load-tokens", "tokens/s", rates, {LLAMA: 2.5}, note),
-        Case("load-p99-first-token", "s", waits, {LLAMA: 2.0}, note),
+        Case("load-p99-first-token", "s", waits, {LLAMA: 2.0}, "as many as llama-server serves"),
     ]
-
-
-class Kept:
-    """A measurement whose results give a second case its figures, in the same order."""
-
-    def __init__(self, measure: Callable[[], dict[str, Any]]) -> None:
-        self._measure = measure
-        self._results: list[dict[str, Any]] = []
-
-    def __call__(self) -> dict[str, Any]:
-        """Measure."""
-        self._results.append(self._measure())
-        return self._results[-1]
-
-    def again(self) -> dict[str, Any]:
-        """The first result that was not given again yet. Errors: RunError where there is none."""
-        if not self._results:
-            raise RunError("it was not measured")
-        return self._results.pop(0)
 
 
 def figure_of(name: str, measure: Callable[[], Mapping[str, Any]]) -> Run:
@@ -191,9 +207,12 @@ def overhead_case(_: Setting) -> Case:
     return pair_case("overhead", ("overhead_s", "step_s"), STEP, note)
 
 
-def streamed_cases(model: Path, memory: str) -> list[Case]:
+def streamed_cases(setting: Setting) -> list[Case]:
     """Weights that do not fit: a sweep serves all sequences, and all drafts."""
-    common = ("--memory", memory, "--new-tokens", 24, "--passes", 1)
+    make = Contestants(setting.peers, setting.artefacts, Settings(threads=setting.threads))
+    setting.artefacts.check_space(STREAMED_BYTES)
+    model = make.packed("int4")
+    common = ("--memory", setting.memory, "--new-tokens", 24, "--passes", 1)
 
     def batch(sequences: int) -> Run:
         return figure_of(
@@ -203,7 +222,7 @@ def streamed_cases(model: Path, memory: str) -> list[Case]:
 
     runs = {OURS: batch(8), ONE: batch(1)}
     return [
-        Case("streamed-batch-of-8", "tokens/s", runs, {ONE: 6.0}, f"{model.name} in {memory}"),
+        Case("streamed-batch-of-8", "tokens/s", runs, {ONE: 6.0}, f"in {setting.memory}"),
         drafting_case("streamed-ngram", 2.0, "ngram", model, *common, "--context", 1024),
     ]
 
@@ -214,6 +233,7 @@ CASES: dict[str, Callable[[Setting], "Case | list[Case]"]] = {
     "load": load_cases,
     "shared": shared_case,
     "overhead": overhead_case,
+    "streamed": streamed_cases,
 }
 
 
@@ -224,29 +244,30 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
-    parser.add_argument("--model", type=Path, help="a model for the streamed cases")
-    parser.add_argument("--memory", default="2GiB", help="the budget of those")
+    parser.add_argument("--memory", default="2GiB", help="the budget of the streamed cases")
     parser.add_argument("--peers", type=Path, default=DEFAULT_FOLDER)
+    parser.add_argument("--work", type=Path, help="where large files go; in the peers' folder")
+    parser.add_argument("--keep", action="store_true", help="leave the large files there")
     options = parser.parse_args()
+    artefacts = Artefacts(options.work or options.peers / "work", keep=options.keep)
     rows: list[Row] = []
     try:
         use_cores(options.threads)
         with tempfile.TemporaryDirectory() as folder:
             peers = PeerEnvironment(options.peers)
-            names = options.only or ([] if options.model else list(CASES))
+            names = options.only or list(CASES)
             if "load" in names:
                 peers.set_up()
-            setting = Setting(Path(folder), peers, options.threads, options.rate)
-            cases: list[Case] = []
+            sizes = (options.threads, options.rate, options.memory)
+            setting = Setting(Path(folder), artefacts, peers, *sizes)
             for name in names:
                 made = CASES[name](setting)
-                cases += made if isinstance(made, list) else [made]
-            if options.model is not None:
-                cases += streamed_cases(options.model, options.memory)
-            for case in cases:
-                rows += run_case(case, options.rounds)
+                for case in made if isinstance(made, list) else [made]:
+                    rows += run_case(case, options.rounds)
     except (RunError, ThinsliceError) as error:
         sys.exit(f"error: {error}")
+    finally:
+        artefacts.clean_up()
     return report("engine", rows, {"rounds": options.rounds, "rate": options.rate})
 
 

@@ -72,6 +72,7 @@ def summary(served: Sequence[Served]) -> dict[str, Any]:
     seconds = max(one.done_s for one in served) - min(one.sent_s for one in served)
     return {
         "tokens_per_s": sum(one.num_tokens for one in served) / seconds,
+        "requests_per_s": len(served) / seconds,
         "median_wait_s": statistics.median(waits),
         "p99_wait_s": statistics.quantiles(waits, n=100, method="inclusive")[-1],
         "num_tokens": sum(one.num_tokens for one in served),

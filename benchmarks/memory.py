@@ -5,6 +5,9 @@ memory control group of exactly that size without swap: killed by the kernel, a 
 prompt has 4,000 tokens, the completion 64. The peak the process had stands beside the planned one,
 and the speed beside the predicted one; all budgets must give the same text.
 
+`--written-packed` writes the packed model as it is, for one whose float weights the disk could not
+hold: `--shape qwq-32b --written-packed --budgets 8GiB --prompt-tokens 256 --new-tokens 8`.
+
 The last line of standard output is JSON. Large files, 21 GB, are deleted unless --keep. Needs root
 on Linux.
 """
@@ -122,15 +125,20 @@ def table_of(results: Sequence[Result]) -> Table:
     return table
 
 
-def make_model(artefacts: Artefacts, shape: str, dtype: str) -> Path:
+def make_model(artefacts: Artefacts, shape: str, dtype: str, *, written_packed: bool) -> Path:
     """A random checkpoint, packed within a budget of its own unless bfloat16 is asked for."""
-    tool = [sys.executable, ROOT / "tools" / "make_checkpoint.py", "--shape", shape]
-    tokenizer = ["--tokenizer", Store().ensure("smollm2")]
+    words = ["--shape", shape, "--tokenizer", Store().ensure("smollm2")]
 
-    def make(path: Path) -> None:
-        subprocess.run([*tool, *tokenizer, "--out", path], check=True, cwd=ROOT)
+    def make(tool: str, *options: str | Path) -> None:
+        command = [sys.executable, "-m", f"tools.{tool}", *words, *options]
+        subprocess.run(command, check=True, cwd=ROOT)
 
-    source = artefacts.need(shape, make)
+    if written_packed:
+        name = f"{shape}-{dtype}"
+        return artefacts.need(
+            name, lambda path: make("make_packed", "--dtype", dtype, "--out", path)
+        )
+    source = artefacts.need(shape, lambda path: make("make_checkpoint", "--out", path))
     if dtype == "bfloat16":
         return source
     pack = ("pack", source, "--dtype", dtype, "--out")
@@ -143,6 +151,7 @@ def main() -> int:
     parser.add_argument("--shape", default="mimo-7b", help="as tools/make_checkpoint.py has them")
     parser.add_argument("--dtype", choices=("int4", "int8", "bfloat16"), default="int4")
     parser.add_argument("--kv-dtype", choices=("bfloat16", "int8"), default="int8")
+    parser.add_argument("--written-packed", action="store_true", help="no float weights are made")
     parser.add_argument("--budgets", nargs="+", default=BUDGETS)
     parser.add_argument("--prompt-tokens", type=int, default=4000)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -152,7 +161,8 @@ def main() -> int:
     artefacts = Artefacts(options.work, keep=options.keep)
     try:
         artefacts.check_space(WORK_BYTES)
-        model = make_model(artefacts, options.shape, options.dtype)
+        written = options.written_packed
+        model = make_model(artefacts, options.shape, options.dtype, written_packed=written)
         # Measures the machine's speeds where that was not done before.
         measure = [sys.executable, "-m", "thinslice", "plan", model]
         subprocess.run(measure, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -5,7 +5,7 @@ Both writers use the formats' own packages (safetensors, gguf), never thinslice'
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ class GgufOptions:
 
     Attributes:
         dtype: ggml type of the matrices; vectors are always F32, as llama.cpp has them.
+        other_dtypes: types of some matrices, by the end of their checkpoint name.
         max_tensors: if not 0, the file is split in parts of so many tensors.
         metadata: further keys and their values; a key of write_gguf_model's own is replaced.
         rope_factors: content of rope_freqs.weight.
@@ -135,6 +136,13 @@ class GgufOptions:
     max_tensors: int = 0
     metadata: Mapping[str, Any] | None = None
     rope_factors: tuple[float, ...] = ()
+    other_dtypes: Mapping[str, str] = field(default_factory=dict)
+
+    def type_of(self, name: str, tensor: torch.Tensor) -> gguf.GGMLQuantizationType:
+        if tensor.ndim == 1:
+            return gguf.GGMLQuantizationType.F32
+        others = (dtype for end, dtype in self.other_dtypes.items() if name.endswith(end))
+        return gguf.GGMLQuantizationType[next(others, self.dtype)]
 
 
 def write_gguf_model(
@@ -155,7 +163,7 @@ def write_gguf_model(
     gguf_names = gguf.get_tensor_name_map(arch, shape.num_hidden_layers)
     for name, tensor in tensors.items():
         gguf_name = gguf_names.get_name(name, try_suffixes=(".weight", ".bias"))
-        ggml_type = gguf.GGMLQuantizationType[options.dtype if tensor.ndim == 2 else "F32"]
+        ggml_type = options.type_of(name, tensor)
         heads = _permuted_heads(name, shape) if arch == gguf.MODEL_ARCH.LLAMA else 0
         rows = _permute(tensor.numpy(), heads) if heads else tensor.numpy()
         content = gguf.quantize(rows, ggml_type)

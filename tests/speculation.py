@@ -49,18 +49,20 @@ def cached(cache: PagedKv, blocks: list[int], count: int) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def from_scratch(
-    decoder: MTPDecoder, token_ids: list[int], num_drafts: int
+    decoder: MTPDecoder, token_ids: list[int], num_drafts: int, num_kept: int | None = None
 ) -> tuple[list[torch.Tensor], list[int]]:
-    """K and V of a whole text's rows, all run at once, and the drafts after it."""
-    count = len(token_ids) - 1
-    caches = empty_caches(decoder, 1, decoder.shape.num_hidden_layers + 1)
+    """K and V of each prediction layer of a whole text's rows, all run at once, or of the first so
+    many; and the drafts after it."""
+    count, num_main = len(token_ids) - 1, decoder.shape.num_hidden_layers
+    caches = empty_caches(decoder, 1, num_main + decoder.shape.num_nextn_predict_layers)
     blocks = list(range(caches[0].k.shape[0]))
     batch = pack([TokenRun(token_ids[:-1], 0, blocks)], BLOCK_SIZE)
-    hidden = decoder(batch, caches[:-1])
-    drafter = MTPDrafter(decoder, caches[-1])
+    hidden = decoder(batch, caches[:num_main])
+    drafter = MTPDrafter(decoder, caches[num_main:])
     rows = CertainRows(0, hidden, token_ids[1:], blocks, num_drafts)
     (drafts,) = drafter.propose([rows])
-    return cached(caches[-1], blocks, count), drafts
+    kept = [one for cache in caches[num_main:] for one in cached(cache, blocks, num_kept or count)]
+    return kept, drafts
 
 
 def unchanged(rows: CertainRows, drafts: list[int]) -> CertainRows:
@@ -107,7 +109,7 @@ class Speculation:
         self.decoder, self.end_ids, self.change = decoder, end_ids, change
         caches = empty_caches(decoder, len(prompts), decoder.shape.num_hidden_layers + 1)
         self.main_caches, self.mtp_caches = caches[:-1], caches[-1]
-        self.drafter = MTPDrafter(decoder, self.mtp_caches)
+        self.drafter = MTPDrafter(decoder, [self.mtp_caches])
         # Blocks of a sequence lie apart, so that a wrong one is seen.
         tables = torch.arange(caches[0].k.shape[0]).view(-1, len(prompts)).T.flip(1)
         params = SamplingParams(temperature=0)

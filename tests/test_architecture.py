@@ -110,7 +110,11 @@ def test_sizes(path: Path) -> None:
         assert length <= MAX_FUNCTION_LINES, f"{function.name} has {length} lines"
         given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
         names = [argument.arg for argument in given if argument.arg not in ("self", "cls")]
-        assert len(names) <= MAX_PARAMETERS, f"{function.name} takes {len(names)} parameters"
+        # A kernel on a GPU takes all that it works with one by one.
+        is_kernel = "triton.jit" in (ast.unparse(one) for one in function.decorator_list)
+        assert is_kernel or len(names) <= MAX_PARAMETERS, (
+            f"{function.name} takes {len(names)} parameters"
+        )
 
 
 @each_file

@@ -13,7 +13,9 @@ MAX_LOGPROBS = 20
 MAX_SALT_LENGTH = 1024
 DTYPES = ("auto", "bfloat16", "float32", "int8", "int4")
 KV_DTYPES = ("auto", "bfloat16", "float32", "int8")
+DEVICES = ("cpu", "cuda")
 DRAFTS = ("auto", "ngram", "mtp", "off")
+MTP_HIDDEN = ("pre-norm", "post-norm")
 MAX_DRAFT_LENGTH = 64
 
 
@@ -159,7 +161,14 @@ class EngineSettings:
             where the model has one and it fits), or ``off``.
         draft_length: the most tokens guessed for a sequence in a step; each step takes as many of
             them as have paid so far.
+        mtp_hidden: what the prediction layer takes of the model: its last hidden state before
+            (``pre-norm``) or after (``post-norm``) the final norm. Layers are trained on one of
+            the two: Xiaomi's on the first, FastMTP's on the second.
         offline: use no network; only a model that is here already is found.
+        device: what computes: ``cpu`` or ``cuda``. With ``cuda``, ``memory`` is the budget of the
+            card's memory, CUDA's context included.
+        host_memory: beside a card, the budget of the process in the machine's own memory; None
+            takes a share of what is free.
 
     Errors: ConfigError for a value out of range.
     """
@@ -171,9 +180,16 @@ class EngineSettings:
     max_num_seqs: int = 8
     draft: str = "auto"
     draft_length: int = 8
+    mtp_hidden: str = "pre-norm"
     offline: bool = False
+    device: str = "cpu"
+    host_memory: str | int | None = None
 
     def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ConfigError(f"device {self.device!r} is unknown; one of {', '.join(DEVICES)}")
+        if self.device == "cpu" and self.host_memory is not None:
+            raise ConfigError("--host-memory goes with --device cuda; on the CPU name --memory")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown; one of {', '.join(DTYPES)}")
         if self.kv_dtype not in KV_DTYPES:
@@ -187,8 +203,23 @@ class EngineSettings:
                 f"draft_length is {self.draft_length}; expected 1..{MAX_DRAFT_LENGTH} "
                 "(for none, draft off)"
             )
+        if self.mtp_hidden not in MTP_HIDDEN:
+            raise ConfigError(
+                f"mtp_hidden {self.mtp_hidden!r} is unknown; one of {', '.join(MTP_HIDDEN)}"
+            )
+        if self.mtp_hidden != "pre-norm" and self.draft not in ("auto", "mtp"):
+            raise ConfigError(
+                f"mtp_hidden {self.mtp_hidden} is for a prediction layer, and draft {self.draft} "
+                "uses none; draft mtp does"
+            )
 
     @property
     def memory_bytes(self) -> int | None:
         """The budget in bytes, or None where none was named."""
         return parse_bytes(self.memory) if isinstance(self.memory, str) else self.memory
+
+    @property
+    def host_memory_bytes(self) -> int | None:
+        """The budget of the machine's own memory beside a card, or None where none was named."""
+        given = self.host_memory
+        return parse_bytes(given) if isinstance(given, str) else given

@@ -130,11 +130,21 @@ TINY: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 512,
 }
+SMALL: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 2560,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 16384,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "mimo-7b": MIMO_7B,
     "qwq-32b": QWQ_32B,
     "smollm2-135m": SMOLLM2_135M,
     "tiny-mimo": {**MIMO_7B, **TINY, "head_dim": 32},
+    # 0.2 GB: large enough that its prediction layer is seen in the memory of a process.
+    "small-mimo": {**MIMO_7B, **SMALL},
     "tiny-qwen2": {**QWQ_32B, **TINY},
     "tiny-llama": {**SMOLLM2_135M, **TINY},
 }

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from thinslice.units import parse_bytes
+from tests.speculation import SMALL_MTP
+from thinslice.units import MIB, parse_bytes
+from tools.make_checkpoint import Job, write_checkpoint
 
 GROUPS = Path("/sys/fs/cgroup")
 WORDS = "The quick brown fox jumps over the lazy dog near the river bank. "
@@ -58,6 +60,7 @@ def run_inside(group: Path | None, *arguments: str, stdin: str) -> subprocess.Co
     ("memory", "num_prompt_tokens", "num_tokens"),
     [
         ("floor", 200, 1),
+        ("450MiB", 3600, 2),  # layer by layer
         ("512MiB", 1500, 1),
         ("1GiB", 4000, 64),
         ("2GiB", 4000, 4),
@@ -83,6 +86,37 @@ def test_the_process_lives_within_its_budget_as_planned(
     report = json.loads(done.stdout)
     assert report["completion_tokens"] == num_tokens
     assert report["prompt_tokens"] > num_prompt_tokens * 0.8
+    planned = report["plan"]["peak_bytes"]
+    assert 0.85 * planned <= report["peak_bytes"] <= planned <= budget
+
+
+@pytest.fixture(scope="module")
+def small_mimo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of 0.2 GB with a prediction layer."""
+    folder = tmp_path_factory.mktemp("models") / "small-mimo"
+    write_checkpoint(Job("small-mimo", folder, tokenizer=SMALL_MTP))
+    return folder
+
+
+@pytest.mark.parametrize("memory", ["floor", "1GiB"])
+def test_a_process_that_drafts_lives_within_its_budget_as_planned(
+    memory: str, small_mimo: Path
+) -> None:
+    """Streamed and resident, with the prediction layer loaded and its rows taken in."""
+    context, num_tokens = 1600, 64
+    fit = ["--context", str(context), "--draft", "mtp", "--dtype", "bfloat16"]
+    memory = floor_of(str(small_mimo), *fit) if memory == "floor" else memory
+    budget = parse_bytes(memory)
+    arguments = ["run", str(small_mimo), "--raw", "--json", "--ignore-eos", "--memory", memory]
+    with memory_group(budget) as group:
+        done = run_inside(
+            group, *arguments, *fit, "--max-tokens", str(num_tokens), stdin=(WORDS * 30)[:1500]
+        )
+        assert done.returncode == 0, (done.returncode, done.stderr)
+    report = json.loads(done.stdout)
+    assert report["completion_tokens"] == num_tokens
+    assert report["drafted_tokens"] > 0
+    assert report["plan"]["parts"]["drafting"] > 20 * MIB
     planned = report["plan"]["peak_bytes"]
     assert 0.85 * planned <= report["peak_bytes"] <= planned <= budget
 

@@ -83,6 +83,20 @@ def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None
     assert refused.stdout == ""
 
 
+def test_plan_without_a_disk_to_measure_has_no_speeds(smollm2_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    asked = ("plan", str(smollm2_path), "--memory", "400MiB")
+    planned = thinslice(*asked, home=tmp_path / "file" / "store")
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stderr.count("no speeds are predicted: ") == 1
+    assert "cannot be made: " in planned.stderr
+    assert "weight ring" in planned.stdout
+    assert "tokens/s" not in planned.stdout
+    record = json.loads(thinslice(*asked, "--json", home=tmp_path / "file" / "store").stdout)
+    assert record["prediction"] is None
+    assert record["peak_bytes"] <= 400 * MIB
+
+
 def test_doctor_finds_a_store_it_cannot_use(tmp_path: Path) -> None:
     works = thinslice("doctor", "--json")
     assert works.returncode == 0

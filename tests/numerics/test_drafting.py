@@ -73,7 +73,7 @@ def plan_of(checkpoint: Checkpoint, draft: str, **sizes: int) -> MemoryPlan:
 def streamed(checkpoint: Checkpoint, chosen: MemoryPlan) -> MemoryPlan:
     """The same with slices of a few rows, the head's and a few others pinned."""
     layout = Model.of(checkpoint).layout(chosen.dtype)
-    num_last = len(layout.head.ranges(SLICE_BYTES)) if chosen.drafts_with_mtp else 0
+    num_last = len(layout.head.ranges(SLICE_BYTES)) if chosen.num_mtp_layers else 0
     streaming = StreamingPlan(
         slice_bytes=SLICE_BYTES,
         num_slices=len(layout.slices(SLICE_BYTES)),
@@ -81,6 +81,7 @@ def streamed(checkpoint: Checkpoint, chosen: MemoryPlan) -> MemoryPlan:
         num_buffers=3,
         buffer_bytes=SLICE_BYTES + 2 * 4096,
         num_last_pinned=num_last,
+        layer_rows=6,
     )
     return replace(chosen, streaming=streaming)
 
@@ -140,7 +141,7 @@ def test_neither_drafter_changes_a_token(
     checkpoint: Checkpoint, plain_texts: dict[str, list[list[int]]], draft: str
 ) -> None:
     chosen = plan_of(checkpoint, draft)
-    assert chosen.draft == DraftPlan(draft == "ngram", draft == "mtp", 4)
+    assert chosen.draft == DraftPlan(draft == "ngram", int(draft == "mtp"), 4)
     engine = load(checkpoint, chosen)
     assert isinstance(engine.runner.decoder, MTPDecoder) == (draft == "mtp")
     assert texts(engine) == plain_texts[chosen.dtype]
@@ -157,6 +158,19 @@ def test_streamed_weights_change_no_token(
     engine = load(checkpoint, chosen)
     assert texts(engine) == plain_texts[chosen.dtype]
     assert_drafted(engine)
+
+
+@pytest.mark.usefixtures("full_length")
+def test_the_hidden_state_after_the_norm_changes_no_token(
+    checkpoint: Checkpoint, plain_texts: dict[str, list[list[int]]]
+) -> None:
+    chosen = plan_of(checkpoint, "mtp")
+    assert chosen.draft is not None
+    engine = load(checkpoint, replace(chosen, draft=replace(chosen.draft, mtp_hidden="post-norm")))
+    assert engine.drafting is not None
+    assert engine.drafting.mtp is not None
+    assert engine.drafting.mtp.takes_normed_hidden
+    assert texts(engine) == plain_texts[chosen.dtype]
 
 
 def test_lengths_as_they_are_chosen_change_no_token(
@@ -225,13 +239,18 @@ def rows_after_a_hit(engine: Engine, others: list[int], own: list[int]) -> tuple
 
 
 def rows_are_right(engine: Engine, sequence: Sequence) -> bool:
-    """Whether a prediction layer's K and V are those of the sequence's text run at once."""
+    """Whether the prediction layers' K and V are those of the sequence's text run at once."""
     decoder, num_rows = engine.runner.decoder, sequence.num_settled
     assert isinstance(decoder, MTPDecoder)
     assert engine.drafting is not None
     assert engine.drafting.mtp is not None
-    kept = cached(engine.drafting.mtp.cache, sequence.blocks, num_rows)
-    expected, _ = from_scratch(decoder, sequence.tokens(0, num_rows + 1), 1)
+    kept = [
+        one
+        for cache in engine.drafting.mtp.caches
+        for one in cached(cache, sequence.blocks, num_rows)
+    ]
+    num_ahead = len(engine.drafting.mtp.caches)
+    expected, _ = from_scratch(decoder, sequence.tokens(0, num_rows + num_ahead), 1, num_rows)
     return all(torch.allclose(a, b, atol=1e-4) for a, b in zip(kept, expected, strict=True))
 
 

@@ -7,13 +7,20 @@ import torch
 
 from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model
 from tests.engines import engine_of, greedy, logits_of
+from tests.speculation import SMALL_MTP
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.engine.engine import Engine
-from thinslice.engine.planning import checkpoint_dtype
+from thinslice.engine.load import load_engine
+from thinslice.engine.planning import Model, checkpoint_dtype
 from thinslice.kernels import native
 from thinslice.kernels.packed import PackedWeight
-from thinslice.model.decoder import Linear
+from thinslice.model.batch import TokenRun, pack
+from thinslice.model.decoder import LayerContext, Linear
+from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.planner import Workload, plan
 from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.units import GIB
 
 pytestmark = pytest.mark.skipif(not native.is_available(), reason="the kernels are not built")
 
@@ -50,6 +57,32 @@ def test_a_planted_fault_is_seen(tmp_path: Path) -> None:
     decoder.stack = None
     decoder.model.layers[1].mlp.down_proj.slices = lambda: iter([])
     assert not torch.equal(logits_of(engine, PROMPT), logits)
+
+
+@torch.inference_mode()
+def test_a_prediction_layer_in_one_call_gives_the_bits_of_its_parts(tmp_path: Path) -> None:
+    pack_model(open_checkpoint(SMALL_MTP), tmp_path / "int8", PackOptions(PackedFormat.INT8, "a"))
+    checkpoint = open_checkpoint(tmp_path / "int8")
+    workload = Workload(64, 2, "int8", draft="mtp")
+    layout = Model.of(checkpoint).layout("int8")
+    engine = load_engine(checkpoint, plan(checkpoint.shape, layout, GIB, workload, 0), frozenset())
+    assert engine.drafting is not None
+    assert engine.drafting.mtp is not None
+    decoder, layer = engine.drafting.mtp.decoder, engine.drafting.mtp.layers[0]
+    torch.manual_seed(2)
+    hidden, token = torch.randn(2, 7, decoder.shape.hidden_size)
+    batch = pack([TokenRun(range(5), 3, [1]), TokenRun(range(2), 0, [2])], 16)
+    cache = engine.drafting.mtp.caches[0]
+    # The first sequence's positions 0 to 2, which nothing has written, are read.
+    cache.k.zero_()
+    cache.v.zero_()
+    context = LayerContext(batch, *decoder.rotary.tables(batch.positions_T), cache)
+    assert layer.stack is not None
+    fused = layer.predict(hidden, token, context)
+    layer.stack = None
+    assert torch.equal(layer.predict(hidden, token, context), fused)
+    # The planted fault: the two halves the other way round.
+    assert not torch.equal(layer.predict(token, hidden, context), fused)
 
 
 def test_a_row_has_the_same_bits_alone_and_in_company(tmp_path: Path) -> None:

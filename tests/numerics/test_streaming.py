@@ -1,6 +1,8 @@
 """Streamed weights give the tokens of resident ones, from every kind of file, and fail cleanly."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model
 from thinslice.errors import CheckpointError
 from thinslice.kernels import native
+from thinslice.memory.slice_reader import SliceReader
+from thinslice.model.batch import ForwardBatch
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan import packing
 from thinslice.plan.memory_plan import StreamingPlan
@@ -68,7 +72,9 @@ def write_packed(kind: str, folder: Path) -> Checkpoint:
     return open_checkpoint(folder / "packed")
 
 
-def streamed_engine(checkpoint: Checkpoint, num_pinned: int, dtype: str = "float32") -> Engine:
+def streamed_engine(
+    checkpoint: Checkpoint, num_pinned: int, dtype: str = "float32", layer_rows: int | None = None
+) -> Engine:
     """An engine whose slices are so small that every matrix has several."""
     layout = Model.of(checkpoint).layout(dtype)
     resident = plan(checkpoint.shape, layout, 4 * GIB, Workload(None, 2, dtype), 0)
@@ -78,6 +84,7 @@ def streamed_engine(checkpoint: Checkpoint, num_pinned: int, dtype: str = "float
         num_pinned=num_pinned,
         num_buffers=3,
         buffer_bytes=4 * 4096,
+        layer_rows=layer_rows,
     )
     return load_engine(checkpoint, replace(resident, streaming=streaming), frozenset())
 
@@ -178,6 +185,110 @@ def test_chunks_and_a_sweep_broken_off_leave_the_order_right(tmp_path: Path) -> 
 
 def interrupt(residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     raise KeyboardInterrupt
+
+
+@contextmanager
+def slices_taken(engine: Engine) -> Iterator[list[int]]:
+    """Collects the bytes of each slice that is taken from the reader."""
+    reader = engine.runner.weights._reader
+    taken: list[int] = []
+
+    @contextmanager
+    def next_slice() -> Iterator[torch.Tensor]:
+        with SliceReader.next(reader) as raw:
+            taken.append(len(raw))
+            yield raw
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "next", next_slice)
+        yield taken
+
+
+def streamed_bytes(engine: Engine, dtype: str) -> list[int]:
+    """Bytes of each slice that one sweep streams, in order."""
+    checkpoint = engine.runner.weights.checkpoint
+    slices = Model.of(checkpoint).layout(dtype).slices(SLICE_BYTES)
+    pinned = engine.plan.streaming.pinned()
+    return [one.stored_bytes for index, one in enumerate(slices) if index not in pinned]
+
+
+LONG_PROMPT = [(7 * i * i + 3 * i) % 90 for i in range(61)]
+
+
+@pytest.mark.parametrize("layer_rows", [4, 16, 60])
+@pytest.mark.parametrize("kind", [*PACKED, "Q4_1", "Q5_0", "bf16", "F16"])
+def test_a_prompt_of_many_rows_reads_each_weight_once(
+    kind: str, layer_rows: int, tmp_path: Path
+) -> None:
+    """In packed formats with the very bits of a resident model; in float32 a product's last bits
+    depend on how many rows run together."""
+    if kind in PACKED:
+        checkpoint = write_packed(kind.removeprefix("packed-"), tmp_path)
+    else:
+        checkpoint = write(kind, tmp_path)
+    dtype = {"Q4_1": "int4", "Q5_0": "int8", "bf16": "float32", "F16": "float32"}.get(kind)
+    dtype = dtype or str(checkpoint.packing.weights)
+    resident = engine_of(checkpoint, dtype)
+    expected_logits = logits_of(resident, LONG_PROMPT)
+    expected = greedy(resident, LONG_PROMPT, 6)
+    for num_pinned in (0, num_slices(checkpoint, dtype) // 3):
+        engine = streamed_engine(checkpoint, num_pinned, dtype, layer_rows)
+        logits = logits_of(engine, LONG_PROMPT)
+        if dtype == "float32":
+            torch.testing.assert_close(logits, expected_logits)
+        else:
+            assert torch.equal(logits, expected_logits)
+        sequence = engine.add_request(LONG_PROMPT, SamplingParams(temperature=0, max_tokens=6))
+        with slices_taken(engine) as taken:
+            engine.step()
+        assert sequence.num_computed == len(LONG_PROMPT)
+        assert taken == streamed_bytes(engine, dtype)
+        while engine.has_work:
+            engine.step()
+        assert sequence.completion_token_ids == expected
+        engine.runner.close()
+
+
+def test_faults_of_a_held_layer_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that attend to what is not written yet; and slices not held, for which the next come."""
+    checkpoint = write_packed("int4", tmp_path)
+    engine = streamed_engine(checkpoint, 0, "int4", layer_rows=16)
+    expected = logits_of(engine_of(checkpoint, "int4"), LONG_PROMPT)
+    whole, original = torch.tensor([len(LONG_PROMPT)], dtype=torch.int32), ForwardBatch._part
+    monkeypatch.setattr(
+        ForwardBatch, "_part", lambda *args: replace(original(*args), context_lens=whole)
+    )
+    assert not torch.equal(logits_of(engine, LONG_PROMPT), expected)
+    monkeypatch.undo()
+    assert torch.equal(logits_of(engine, LONG_PROMPT), expected)
+    engine.runner.decoder.hold_layer = nullcontext
+    with pytest.raises(ValueError, match="a packed int4 matrix"):
+        logits_of(engine, LONG_PROMPT)
+    engine.runner.close()
+
+
+def test_rows_of_several_sequences_pass_a_held_layer(tmp_path: Path) -> None:
+    """Decoding rows and prompts in one step, a sequence cut between two runs of rows; and a sweep
+    broken off within a held layer leaves nothing behind."""
+    checkpoint = write_packed("int4", tmp_path)
+    prompts = [LONG_PROMPT[:5], LONG_PROMPT[:37], LONG_PROMPT[3:30]]
+    alone = engine_of(checkpoint, "int4", max_num_seqs=3)
+    expected = [greedy(alone, prompt, 5) for prompt in prompts]
+    engine = streamed_engine(checkpoint, 20, "int4", layer_rows=8)
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    for _ in range(2):
+        sequences = [engine.add_request(prompts[0], params)]
+        engine.step()
+        sequences += [engine.add_request(prompt, params) for prompt in prompts[1:]]
+        block = engine.runner.decoder.model.layers[1].mlp
+        original, block.forward = block.forward, interrupt
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+        block.forward = original
+        while engine.has_work:
+            engine.step()
+        assert [one.completion_token_ids for one in sequences] == expected
+    engine.runner.close()
 
 
 def test_a_file_that_shrinks_under_a_running_model_is_named(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ from tools import train_small_mtp
 from tools.small_mtp_text import THINK, THOUGHT, encode, examples, training_rows
 from tools.train_small_mtp import Settings, TrainedModel, main, make
 
-SHORT = Settings(steps=2, rows=2, length=24, warmup=1, threads=1)
+SHORT = Settings(steps=2, rows=2, length=64, warmup=1, threads=1)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(train_small_mtp, "NUM_EVALUATED", 4)
-    monkeypatch.setattr(train_small_mtp, "LONGEST_ANSWER", 3)
+    monkeypatch.setattr(train_small_mtp, "LONGEST_ANSWER", 6)
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -81,13 +81,15 @@ def test_only_answers_count() -> None:
     torch.manual_seed(0)
     model = TrainedModel(train_small_mtp.shape_from_config(train_small_mtp.CONFIG))
     with torch.no_grad():
-        losses = train_small_mtp._losses(model, rows)
-        (main_logits, mtp_logits) = model(torch.tensor([ids[:-1] for ids, _ in rows]))
-        for loss, logits, ahead in ((losses[0], main_logits, 1), (losses[1], mtp_logits, 2)):
+        main_loss, mtp_losses = train_small_mtp._losses(model, rows)
+        main_logits, drafted = model(torch.tensor([ids[:-1] for ids, _ in rows]))
+        every = [(main_loss, main_logits, 1, 0)]
+        every += [(loss, drafted[i], 2, i) for i, loss in enumerate(mtp_losses)]
+        for loss, logits, ahead, first in every:
             picked = [
                 -logits[row, place - ahead].log_softmax(0)[ids[place]]
                 for row, (ids, is_answer) in enumerate(rows)
-                for place in range(ahead, 58 + ahead)
+                for place in range(ahead + first, 58 + ahead)
                 if is_answer[place]
             ]
             torch.testing.assert_close(loss, torch.stack(picked).mean())

@@ -13,6 +13,8 @@ from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, num_panels
 from thinslice.plan.packing import Packing
 from thinslice.plan.weight_layout import Stored, StoredMatrix
 
+_PACKED_FORMATS = frozenset(PackedFormat)
+
 
 @dataclass(frozen=True)
 class TensorEntry:
@@ -39,9 +41,14 @@ class TensorEntry:
     rotary_heads: int = 0
 
     @property
+    def row_grain(self) -> int:
+        """Rows that are put back in order together: those of a head, else each alone."""
+        return self.shape[0] // self.rotary_heads if self.rotary_heads else 1
+
+    @property
     def is_packed(self) -> bool:
         """Whether it is a matrix in a packed format, whose rows come in panels of 16."""
-        return self.dtype in set(PackedFormat)
+        return self.dtype in _PACKED_FORMATS
 
     @property
     def row_bytes(self) -> int:

@@ -105,7 +105,7 @@ def _check_format(entry: TensorEntry, shape: ModelShape, packing: Packing) -> No
     wanted = format_of(entry.name, shape, packing) if len(entry.shape) == 2 else None
     allowed: tuple[str, ...] = _FLOAT_DTYPES if wanted is None else (str(wanted),)
     if wanted is PackedFormat.INT4 and entry.name.startswith("model.layers."):
-        allowed = (*allowed, str(PackedFormat.INT4M))
+        allowed = tuple(str(fmt) for fmt in PackedFormat)
     if entry.dtype not in allowed:
         raise CheckpointError(
             f"{entry.path}: {entry.name} is {entry.dtype}; expected {' or '.join(allowed)}, "

@@ -7,7 +7,7 @@ llama.cpp reordered go back to their places.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -24,7 +24,7 @@ from thinslice.units import MIB
 
 SCRATCH_BYTES = 4 * MIB
 
-_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class CheckpointReader:
@@ -79,16 +79,39 @@ class CheckpointReader:
         assert tuple(out.shape) == (stop - start, *entry.shape[1:]), f"{name}: {tuple(out.shape)}"
         assert out.is_contiguous(), f"{name}: not contiguous"
         assert out.device.type == "cpu", f"{name}: on {out.device}"
-        assert out.dtype in _TORCH_DTYPES.values(), f"{name}: {out.dtype}"
+        assert out.dtype in STORED_DTYPES.values(), f"{name}: {out.dtype}"
         if start == stop or out.numel() == 0:
             return
         if entry.rotary_heads:
             self._read_rotary(entry, start, stop, out)
-        elif _TORCH_DTYPES.get(entry.dtype) == out.dtype:
+        elif STORED_DTYPES.get(entry.dtype) == out.dtype:
             self._fill(entry, start, out)
         else:
             for first, piece in self._pieces(entry, start, stop):
                 out[first - start : first - start + len(piece)].copy_(piece)
+
+    def read_scattered(self, name: str, rows: Sequence[int], out: torch.Tensor) -> None:
+        """Fill ``out`` [rows, columns] with some rows of a matrix, each read by itself.
+
+        Errors: CheckpointError as ``read_rows``.
+        """
+        entry = self.checkpoint.tensors[name]
+        if entry.rotary_heads or entry.dtype not in STORED_DTYPES:
+            for index, row in enumerate(rows):
+                self.read_rows(name, row, row + 1, out[index : index + 1])
+            return
+        assert 0 <= min(rows) <= max(rows) < entry.shape[0], f"{name}: rows {rows}"
+        assert tuple(out.shape) == (len(rows), *entry.shape[1:]), f"{name}: {tuple(out.shape)}"
+        size = entry.row_bytes
+        raw = torch.empty(len(rows), size, dtype=torch.uint8)
+        view = raw.numpy().reshape(-1).data
+        with os_errors_named(entry.path):
+            file = self._file(entry.path)
+            for index, row in enumerate(rows):
+                offset = entry.offset + row * size
+                _read_fully(file, view[index * size : (index + 1) * size], offset, entry.path)
+                _drop_from_page_cache(file, offset, size)
+        out.copy_(_values(entry, raw))
 
     def read_bytes(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         """Fill ``out`` with the bytes of rows ``start`` to ``stop`` as they lie on disk.
@@ -121,7 +144,7 @@ class CheckpointReader:
         With H rows a head, row i * H/2 + j of a head (i = 0, 1) is kept at 2 * j + i.
         Source: LlamaModel.permute in conversion/llama.py, ggml-org/llama.cpp.
         """
-        head_rows = entry.shape[0] // entry.rotary_heads
+        head_rows = entry.row_grain
         for head_start in range(start // head_rows * head_rows, stop, head_rows):
             wanted = torch.arange(max(start, head_start), min(stop, head_start + head_rows))
             row = wanted - head_start
@@ -136,7 +159,7 @@ class CheckpointReader:
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Rows as they are kept, some at a time: the first row's index and their values."""
         row_bytes = entry.row_bytes
-        value_bytes = 4 * _row_values(entry) if entry.dtype not in _TORCH_DTYPES else row_bytes
+        value_bytes = 4 * _row_values(entry) if entry.dtype not in STORED_DTYPES else row_bytes
         step = max(SCRATCH_BYTES // value_bytes, 1)
         for first in range(start, stop, step):
             num_rows = min(step, stop - first)
@@ -184,7 +207,7 @@ def restore_rows(entry: TensorEntry, start: int, rows: torch.Tensor) -> torch.Te
     """
     if not entry.rotary_heads:
         return rows
-    head_rows = entry.shape[0] // entry.rotary_heads
+    head_rows = entry.row_grain
     assert start % head_rows == 0, f"{entry.name}: row {start} is within a head"
     assert len(rows) % head_rows == 0, f"{entry.name}: {len(rows)} rows are no whole heads"
     # [heads, H/2, 2, columns] as it is kept; the pairs' members belong into halves.
@@ -203,7 +226,7 @@ def _row_values(entry: TensorEntry) -> int:
 def _values(entry: TensorEntry, raw: torch.Tensor) -> torch.Tensor:
     """The numbers in the bytes of some rows, in the type on disk, or float32 for block types."""
     shape = (len(raw), *entry.shape[1:])
-    dtype = _TORCH_DTYPES.get(entry.dtype)
+    dtype = STORED_DTYPES.get(entry.dtype)
     if dtype is not None:
         # A header of odd length leaves the numbers after it unaligned.
         is_aligned = raw.storage_offset() % dtype.itemsize == 0

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from thinslice.cli.console import out, progress_bars
 from thinslice.cli.models import plain_table, print_json
 from thinslice.cli.options import Json, Load, LoadOptions
+from thinslice.cli.run import peaks
 from thinslice.errors import ConfigError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.units import format_bytes
@@ -66,12 +67,15 @@ def bench(
             model,
             progress=progress,
             memory=load.memory,
+            device=load.device,
+            host_memory=load.host_memory,
             context=context,
             dtype=load.dtype,
             kv_dtype=load.kv_dtype,
             max_num_seqs=options.sequences,
             draft=load.draft,
             draft_length=load.draft_length,
+            mtp_hidden=load.mtp_hidden,
             offline=load.offline,
         )
     result = benchmark(llm.engine, **asdict(options))
@@ -91,6 +95,7 @@ def _report(
         **asdict(result),
         "drafting": {name: asdict(one) for name, one in _drafting(llm).items()},
         "peak_bytes": peak_rss_bytes(),
+        "device_peak_bytes": llm.device and llm.device.peak_bytes(),
         "planned_bytes": llm.plan.peak_bytes,
         "budget_bytes": llm.plan.budget_bytes,
         "plan": llm.plan.to_dict(),
@@ -118,8 +123,6 @@ def _print_table(llm: "LLM", result: "BenchmarkResult") -> None:
         table.add_row("streamed per sweep", streamed)
         table.add_row("waiting for slices", f"{result.slice_wait_share:.0%} of the model's time")
     table.add_row("preemptions", str(result.preemptions))
-    table.add_row("peak", format_bytes(peak_rss_bytes()))
-    table.add_row("planned", format_bytes(plan.peak_bytes))
-    table.add_row("budget", format_bytes(plan.budget_bytes))
+    table.add_row("peak", peaks(llm))
     table.add_row("weights", f"{plan.dtype}, {plan.describe_weights()}")
     out.print(table)

@@ -12,6 +12,7 @@ import torch
 
 from thinslice.engine.planning import native_dtype
 from thinslice.kernels import native
+from thinslice.memory.cuda_device import missing_for_cuda
 from thinslice.plan.available import cgroup_bound, default_budget, free_memory, total_memory
 from thinslice.store.store import Store
 from thinslice.units import GIB, MIB, format_bytes
@@ -122,13 +123,13 @@ def _cgroup() -> Finding:
 
 
 def _devices() -> list[Finding]:
-    if not torch.cuda.is_available():
-        return [Finding("GPU", "none that this torch can use; models run on the processor")]
-    findings = []
+    if (missing := missing_for_cuda()) is not None:
+        return [Finding("CUDA", f"{missing}")]
+    findings = [Finding("Triton", version("triton"))]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        text = f"{properties.name}, {properties.total_memory / GIB:.1f} GiB; not used yet"
-        findings.append(Finding(f"GPU {index}", text, "warn"))
+        text = f"{properties.name}, {properties.total_memory / GIB:.1f} GiB; for --device cuda"
+        findings.append(Finding(f"GPU {index}", text))
     return findings
 
 

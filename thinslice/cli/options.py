@@ -15,7 +15,12 @@ class FitOptions:
 
     Attributes:
         memory: The budget: the most the whole process may hold, as 4GiB or 4GB. Without it, 80% of
-            what is free.
+            what is free. With --device cuda it is that of the card's memory, CUDA's context
+            included.
+        device: What computes: cpu, or cuda, which is never chosen for you. It has not been run on a
+            card yet.
+        host_memory: Beside --device cuda, the most the process may hold in the machine's own
+            memory. Without it, 80% of what is free.
         context: Tokens of prompt and completion together. Without it, as many as fit.
         dtype: What the weights are computed with. auto is what the file has: int4 or int8 where it
             is quantised so, else bfloat16 where the processor has it. A model of floats is packed
@@ -26,14 +31,19 @@ class FitOptions:
             model's own prediction layer, auto the first where it finds something and else the
             second, where the model has one and it fits beside a resident head.
         draft_length: The most tokens guessed at a time. As many are as have paid so far, or none.
+        mtp_hidden: What the prediction layer takes of the model: its last hidden state before or
+            after the final norm, as the layer was trained; MiMo's take it before.
     """
 
     memory: str | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    host_memory: str | None = None
     context: int | None = None
     dtype: Literal["auto", "bfloat16", "float32", "int8", "int4"] = "auto"
     kv_dtype: Literal["auto", "bfloat16", "float32", "int8"] = "auto"
     draft: Literal["auto", "ngram", "mtp", "off"] = "auto"
     draft_length: int = 8
+    mtp_hidden: Literal["pre-norm", "post-norm"] = "pre-norm"
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,15 @@ def load_model(model: str, load: LoadOptions) -> "LLM":
             model,
             progress=progress,
             memory=load.memory,
+            device=load.device,
+            host_memory=load.host_memory,
             context=load.context,
             dtype=load.dtype,
             kv_dtype=load.kv_dtype,
             max_num_seqs=1,
             draft=load.draft,
             draft_length=load.draft_length,
+            mtp_hidden=load.mtp_hidden,
             offline=load.offline,
         )
 
@@ -104,14 +107,28 @@ def summary(llm: "LLM", completion: "Completion") -> str:
     """Tokens, speed, and the measured peak beside the budget, on one line."""
     count, expected, drafts = len(completion.token_ids), "", ""
     if llm.prediction is not None:
-        expected = f" ({llm.prediction.decode_tokens_per_s:.1f} predicted)"
+        drafting = "" if llm.plan.draft is None else " without drafts"
+        expected = f" ({llm.prediction.decode_tokens_per_s:.1f} predicted{drafting})"
     if completion.num_drafted:
         drafts = f"{completion.num_accepted} of {completion.num_drafted} drafts accepted, "
     return (
         f"{count} tokens, {completion.decode_tokens_per_s:.1f} tokens/s{expected}, {drafts}"
-        f"peak {gib(peak_rss_bytes())} of {gib(llm.plan.budget_bytes)} GiB"
-        f" ({gib(llm.plan.peak_bytes)} planned)"
+        f"peak {peaks(llm)}"
     )
+
+
+def peaks(llm: "LLM") -> str:
+    """The measured peak beside the budget and the plan; on a device its own, then the host's."""
+    plan, host = llm.plan, llm.plan.device
+    if llm.device is None or host is None:
+        return _peak(peak_rss_bytes(), plan.budget_bytes, plan.peak_bytes)
+    of_host = _peak(peak_rss_bytes(), host.host_budget_bytes, host.host_peak_bytes)
+    of_device = _peak(llm.device.peak_bytes(), plan.budget_bytes, plan.peak_bytes)
+    return f"{of_device} on {host.name}, {of_host} on the host"
+
+
+def _peak(peak_bytes: int, budget_bytes: int, planned_bytes: int) -> str:
+    return f"{gib(peak_bytes)} of {gib(budget_bytes)} GiB ({gib(planned_bytes)} planned)"
 
 
 def report(model: str, llm: "LLM", completion: "Completion") -> dict[str, Any]:
@@ -130,6 +147,7 @@ def report(model: str, llm: "LLM", completion: "Completion") -> dict[str, Any]:
         "decode_s": completion.decode_s,
         "decode_tokens_per_s": completion.decode_tokens_per_s,
         "peak_bytes": peak_rss_bytes(),
+        "device_peak_bytes": llm.device and llm.device.peak_bytes(),
         "plan": llm.plan.to_dict(),
         "prediction": llm.prediction and asdict(llm.prediction),
     }

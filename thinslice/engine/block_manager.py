@@ -7,8 +7,9 @@ of longest ago first. Only blocks full of computed tokens are ever shared, and t
 written again, so nothing is copied.
 
 A prediction layer's K and V lie in the same blocks, and those of a position depend on the token
-after it as well. Where there is one, a block's digest therefore takes in one token more, the first
-of the next block (``lookahead``): who shares a block shares all that its rows were made of.
+after it as well, a second such layer's on two, and so on. Where there are any, a block's digest
+therefore takes in as many tokens of the next block (``lookahead``): who shares a block shares all
+that its rows were made of.
 
 Source: the prefix caching of vLLM (v1/core/block_pool.py) in the manner of nano-vllm.
 """
@@ -37,8 +38,8 @@ def _hash(data: bytes) -> bytes:
 class BlockManager:
     """Hands out a fixed number of blocks, takes them back, and remembers what is in them.
 
-    ``lookahead`` tokens after a block decide with its own what is in it: 0, or 1 where a prediction
-    layer has K and V in it.
+    ``lookahead`` tokens after a block decide with its own what is in it: one for each prediction
+    layer that has K and V in it.
     """
 
     def __init__(self, num_blocks: int, block_size: int, lookahead: int = 0) -> None:
@@ -105,7 +106,7 @@ class BlockManager:
     def cache_computed(self, sequence: Sequence, num_before: int) -> None:
         """Remember the blocks that were filled since ``num_before`` tokens were settled.
 
-        The token after the last one settled must be known where there is a lookahead.
+        As many tokens after the last one settled must be known as are looked ahead.
         """
         first, stop = num_before // self.block_size, sequence.num_settled // self.block_size
         if first == stop:
@@ -163,7 +164,7 @@ class BlockManager:
                 assert self._digests[block] == sequence.digests[index + 1], f"{name}: other tokens"
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
-        most = (sequence.num_tokens - 1) // self.block_size
+        most = (sequence.num_tokens - max(self.lookahead, 1)) // self.block_size
         self._extend_digests(sequence, most)
         blocks: list[int] = []
         for digest in sequence.digests[1 : most + 1]:

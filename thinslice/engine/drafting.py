@@ -21,10 +21,6 @@ from thinslice.engine.sequence import Sequence
 from thinslice.plan.cost import PREDICTION_ROWS_HELD
 from thinslice.plan.memory_plan import DraftPlan
 
-# Xiaomi's layer looks one token ahead; fed its own output it is right a few times more at best
-# (FastMTP, arXiv 2509.18362: 70%, 10% and 3% of first, second and third drafts).
-_LONGEST_BY_MTP = 3
-
 
 @dataclass(frozen=True)
 class _Asked:
@@ -44,20 +40,20 @@ class Drafting:
     """
 
     def __init__(self, plan: DraftPlan, mtp: MTPDrafter | None) -> None:
-        assert plan.uses_mtp == (mtp is not None), "the plan and the drafter do not agree"
+        assert (plan.num_mtp_layers > 0) == (mtp is not None), "plan and drafter do not agree"
         self._length = plan.length
         self.mtp = mtp
         self._step_seconds = MeasuredSeconds(unknown=1.0)
         self._by_ngram = DraftLength(plan.length, self._step_seconds) if plan.uses_ngram else None
         self._by_mtp: DraftLength | None = None
         if mtp is not None:
-            longest = min(plan.length, _LONGEST_BY_MTP)
-            self._by_mtp = DraftLength(
-                longest, self._step_seconds, mtp.round_seconds, mtp.rows_seconds
-            )
+            seconds = (self._step_seconds, mtp.round_seconds, mtp.rows_seconds)
+            self._by_mtp = DraftLength(plan.length, *seconds)
         self._indexes: dict[int, NgramDrafter] = {}
-        # By sequence, rows that the prediction layer has not taken in; see _predict.
+        # By sequence, rows that the prediction layers have not all taken in; see _predict. What
+        # was last made of them counts once the step that made it is committed.
         self._held: dict[int, CertainRows] = {}
+        self._held_next: dict[int, CertainRows] = {}
         self._asked: dict[int, _Asked] = {}
 
     def propose(
@@ -65,7 +61,8 @@ class Drafting:
     ) -> list[list[int]]:
         """Drafts for each sequence of a step that goes on; a prediction layer takes in its rows.
 
-        Nothing of the sequences is changed. Where this is interrupted, it can be called again.
+        Nothing of the sequences is changed. Where this or the step is interrupted before
+        ``commit``, it can be called again.
 
         Args:
             advances: what the step brought, not yet committed.
@@ -82,7 +79,7 @@ class Drafting:
             for index in compress(range(len(left)), left):
                 asked[index].append(self._by_mtp)
             assert hidden_TD is not None, "no residual stream for the prediction layer"
-            self._held = self._held_of(running)
+            self._held = {s.seq_id: self._held[s.seq_id] for s in running if self._is_held(s)}
             predicted = self._predict(advances, hidden_TD, [length * one for one in left])
             drafts = [found or draft for found, draft in zip(drafts, predicted, strict=True)]
         self._asked = {
@@ -91,6 +88,10 @@ class Drafting:
             if lengths
         }
         return drafts
+
+    def commit(self) -> None:
+        """The step that was last proposed for is going to be committed."""
+        self._held = self._held_next
 
     def num_held(self, sequence: Sequence) -> int:
         """Positions of a sequence that the prediction layer has not yet taken in."""
@@ -159,12 +160,13 @@ class Drafting:
     ) -> list[list[int]]:
         """Drafts by the prediction layer, of these lengths.
 
-        Rows of sequences that it drafts nothing for wait, up to a number.
+        Rows of sequences that it drafts nothing for wait, up to a number. And of each sequence the
+        last ones wait that further layers cannot take yet: they are all taken in once more.
         """
         assert self.mtp is not None
         held, taken = dict(self._held), list[CertainRows]()
         places: dict[int, int] = {}
-        start = 0
+        start, num_waiting = 0, len(self.mtp.layers) - 1
         for index, one in enumerate(advances):
             hidden_of_one, start = hidden_TD[start:], start + one.tokens.count
             sequence = one.tokens.sequence
@@ -174,33 +176,28 @@ class Drafting:
             rows = self._rows_of(one, hidden_of_one, lengths[index])
             num_rows = rows.num_rows + (0 if before is None else before.num_rows)
             if rows.num_drafts == 0 and num_rows < PREDICTION_ROWS_HELD:
-                held[sequence.seq_id] = _joined(before, rows)
+                held[sequence.seq_id] = _behind(before, rows).last(num_rows)
                 continue
-            if before is not None:
-                taken.append(replace(before, blocks=sequence.blocks))
+            rows = _behind(before, rows)
             places[index] = len(taken)
             taken.append(rows)
+            if num_waiting > 0:
+                held[sequence.seq_id] = rows.last(num_waiting)
         drafts = self.mtp.propose(taken) if taken else []
-        self._held = held
+        self._held_next = held
         return [drafts[places[i]] if i in places else [] for i in range(len(advances))]
 
-    def _held_of(self, running: Rows[Sequence]) -> "dict[int, CertainRows]":
-        """What waits of these sequences: not of one that lost its blocks meanwhile, and no more
-        than is computed, where a step was interrupted."""
-        held: dict[int, CertainRows] = {}
-        for sequence in running:
-            rows = self._held.get(sequence.seq_id)
-            count = 0 if rows is None else sequence.num_computed - rows.start
-            if rows is not None and sequence.num_settled == rows.start and count > 0:
-                held[sequence.seq_id] = rows.first(count)
-        return held
+    def _is_held(self, sequence: Sequence) -> bool:
+        """Whether rows of a sequence wait; those of one that lost its blocks meanwhile do not."""
+        rows = self._held.get(sequence.seq_id)
+        return rows is not None and sequence.num_held == rows.num_rows
 
     def _rows_of(self, advance: Advance, hidden_TD: torch.Tensor, num_drafts: int) -> CertainRows:
         """What the prediction layer takes of a sequence; ``hidden_TD`` begins with its rows."""
         assert self.mtp is not None
         sequence, count = advance.tokens.sequence, advance.num_certain
         num_positions = sequence.num_computed + count
-        room = len(sequence.blocks) * self.mtp.cache.block_size - num_positions
+        room = len(sequence.blocks) * self.mtp.block_size - num_positions
         return CertainRows(
             start=sequence.num_computed,
             hidden_TD=hidden_TD[:count],
@@ -216,13 +213,13 @@ def _most_drafts(advance: Advance) -> int:
     return max(sequence.max_positions - sequence.num_tokens - len(advance.new_ids) - 1, 0)
 
 
-def _joined(before: CertainRows | None, rows: CertainRows) -> CertainRows:
-    """Rows that wait, with those that follow; a copy, so that no whole batch is held on to."""
+def _behind(before: CertainRows | None, rows: CertainRows) -> CertainRows:
+    """Rows with those before them that waited."""
     if before is None:
-        return replace(rows, hidden_TD=rows.hidden_TD.clone())
+        return rows
     return replace(
         rows,
         start=before.start,
-        hidden_TD=torch.cat([before.hidden_TD, rows.hidden_TD]),
+        waited_TD=before.hidden_TD,
         next_token_ids=[*before.next_token_ids, *rows.next_token_ids],
     )

@@ -190,14 +190,14 @@ class Engine:
         weights = self.runner.weights
         if weights is None or self.plan.streaming is None:
             logits_RV, hidden_TD = self.runner.run(scheduled)
-            return logits_RV, hidden_TD if self.plan.drafts_with_mtp else None
+            return logits_RV, hidden_TD if self.plan.num_mtp_layers else None
         start, before = time.perf_counter(), weights.read_stats()
         logits_RV, hidden_TD = self.runner.run(scheduled)
         after = weights.read_stats()
         self.metrics.sweep_s.observe(time.perf_counter() - start)
         self.metrics.slice_wait_s.observe(after.wait_s - before.wait_s)
         self.metrics.streamed_bytes = after.num_bytes
-        return logits_RV, hidden_TD if self.plan.drafts_with_mtp else None
+        return logits_RV, hidden_TD if self.plan.num_mtp_layers else None
 
     def _draft(
         self, advances: list[Advance], hidden_TD: torch.Tensor | None, seconds: float
@@ -211,6 +211,8 @@ class Engine:
     def _commit(self, advances: list[Advance], drafts: list[list[int]]) -> list[StepOutput]:
         """Count what was computed, append what was sampled, end what has ended."""
         outputs: list[StepOutput] = []
+        if self.drafting is not None:
+            self.drafting.commit()
         for advance, draft in zip(advances, drafts, strict=True):
             sequence = advance.tokens.sequence
             if advance.error is not None:

@@ -6,7 +6,7 @@ from typing import TypedDict, Unpack
 
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.engine.load import Progress, load_engine, open_model
-from thinslice.engine.planning import Model, known_profile, plan_model, predict_speed
+from thinslice.engine.planning import Model, known_profile, open_device, plan_model, predict_speed
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.errors import RequestError
 from thinslice.plan.predict import Prediction
@@ -23,12 +23,15 @@ class Settings(TypedDict, total=False):
     """The fields of EngineSettings, as keyword arguments of LLM."""
 
     memory: str | int | None
+    device: str
+    host_memory: str | int | None
     context: int | None
     dtype: str
     kv_dtype: str
     max_num_seqs: int
     draft: str
     draft_length: int
+    mtp_hidden: str
     offline: bool
 
 
@@ -80,6 +83,9 @@ class LLM:
         progress: called with what is under way, how much is done, and how much there is.
         settings: the fields of EngineSettings.
 
+    Attributes:
+        device: that it lies on; None where the processor computes.
+
     Errors: ConfigError, StoreError, CheckpointError, BudgetError, each before anything large is
     allocated.
     """
@@ -88,17 +94,19 @@ class LLM:
         self, model: str, *, progress: Progress | None = None, **settings: Unpack[Settings]
     ) -> None:
         engine_settings = EngineSettings(**settings)
-        checkpoint = open_model(model, engine_settings, progress)
+        device = open_device(engine_settings)
+        checkpoint = open_model(model, engine_settings, progress, device)
         self.tokenizer: Tokenizer = load_tokenizer(checkpoint)
         self.template: ChatTemplate | None = self.tokenizer.chat_template
         planned = Model.of(checkpoint)
-        self.plan = plan_model(planned, engine_settings)
+        self.plan = plan_model(planned, engine_settings, device=device)
         profile = known_profile(Store().root, checkpoint.files[0].parent)
         self.prediction: Prediction | None = None
-        if profile is not None:
+        if profile is not None and device is None:
             self.prediction = predict_speed(planned, self.plan, profile)
         end_ids = self.tokenizer.special.eos_token_ids
-        self.engine = load_engine(checkpoint, self.plan, end_ids, progress)
+        self.device = device
+        self.engine = load_engine(checkpoint, self.plan, end_ids, progress, device)
 
     def generate(
         self,

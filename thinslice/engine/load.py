@@ -1,7 +1,6 @@
 """From an opened checkpoint to an engine that fits the budget."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,10 +12,13 @@ from thinslice.config import EngineSettings
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.engine import Engine
 from thinslice.engine.mtp_drafter import MTPDrafter
-from thinslice.engine.planning import Model, budget_bytes, plan_model
+from thinslice.engine.planning import Model, budget_bytes, model_to_run, plan_model
 from thinslice.engine.runner import Runner
-from thinslice.kernels.dispatch import NATIVE, ops_for
-from thinslice.memory.fuse import fuse
+from thinslice.kernels.dispatch import NATIVE, cuda_ops, ops_for
+from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.memory.device import Device
+from thinslice.memory.device_store import DeviceStore
+from thinslice.memory.fuse import fuse, fuse_prediction
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
 from thinslice.memory.weight_store import WeightStore
@@ -29,21 +31,26 @@ from thinslice.store.progress import silent
 from thinslice.store.store import Store
 
 Progress = Callable[[str, int, int], None]
-_FLOATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def open_model(name: str, settings: EngineSettings, progress: Progress | None = None) -> Checkpoint:
-    """Open a model by name, fetching it first where it is not there; its packed copy where it must
-    be packed for ``settings.dtype``, which is made the first time.
+def open_model(
+    name: str,
+    settings: EngineSettings,
+    progress: Progress | None = None,
+    device: Device | None = None,
+) -> Checkpoint:
+    """Open a model by name, fetching it first where it is not there; its packed copy, which is made
+    the first time, where it must be packed for ``settings.dtype`` or to be streamed.
 
     Errors: ConfigError, StoreError, CheckpointError; BudgetError before anything is packed.
     """
     path = Store().ensure(name, progress, offline=settings.offline)
     checkpoint = open_checkpoint(path)
     model = Model.of(checkpoint)
-    if not model.needs_packing(settings.dtype):
+    to_run = model_to_run(model, settings, device=device)
+    if to_run is model and not model.needs_packing(settings.dtype):
         return checkpoint
-    plan_model(model, settings)
+    plan_model(to_run, settings, device=device)
     fmt = PackedFormat(model.dtype(settings.dtype))
     budget = budget_bytes(settings)
     return open_checkpoint(ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget))
@@ -54,52 +61,86 @@ def load_engine(
     chosen: MemoryPlan,
     eos_token_ids: frozenset[int],
     progress: Progress | None = None,
+    device: Device | None = None,
 ) -> Engine:
-    """Place weights and KV cache as planned.
+    """Place weights and KV cache as planned, on the device that the plan is for.
 
     Errors: CheckpointError from reading the weights.
     """
+    if device is not None:
+        return _load_on_device(checkpoint, chosen, eos_token_ids, progress, device)
     shape = checkpoint.shape
     ops = ops_for(chosen.dtype, shape.head_dim)
-    weights_dtype = _FLOATS.get(chosen.dtype, torch.float32)
+    weights_dtype = FLOAT_DTYPES.get(chosen.dtype, torch.float32)
     dtypes = LoadedDtypes(weights_dtype, torch.float32 if ops is NATIVE else weights_dtype)
     decoder = _decoder(checkpoint, chosen)
     decoder.use(ops)
     weights = None
     loading = progress and partial(progress, "loading weights")
     with CheckpointReader(checkpoint) as reader:
-        if chosen.streaming is None and chosen.dtype in _FLOATS:
+        if chosen.streaming is None and chosen.dtype in FLOAT_DTYPES:
             load_resident(decoder, reader, dtypes, loading)
         else:
             load_vectors(decoder, reader, dtypes)
             layout = Model.of(checkpoint).layout(chosen.dtype)
-            layout = layout if chosen.drafts_with_mtp else layout.without_prediction()
+            layout = layout if chosen.num_mtp_layers else layout.without_prediction()
             weights = WeightStore(checkpoint, layout, chosen.streaming, weights_dtype)
             weights.open(loading)
             weights.attach(decoder)
     try:
         every_cache = allocate_kv_caches(shape, chosen)
         kv_caches = every_cache[: shape.num_hidden_layers]
+        mtp_caches = every_cache[shape.num_hidden_layers :]
         drafting = None
         if chosen.draft is not None:
-            mtp = MTPDrafter(decoder, every_cache[-1]) if isinstance(decoder, MTPDecoder) else None
+            mtp = None
+            if isinstance(decoder, MTPDecoder):
+                is_normed = chosen.draft.mtp_hidden == "post-norm"
+                mtp = MTPDrafter(decoder, mtp_caches, takes_normed_hidden=is_normed)
             drafting = Drafting(chosen.draft, mtp)
         if weights is not None and ops is NATIVE:
-            decoder.stack = fuse(decoder, decoder.model.layers, weights, kv_caches)
+            decoder.stack = fuse(decoder, weights, kv_caches)
             if drafting is not None and drafting.mtp is not None:
-                layer = drafting.mtp.layer
-                layer.stack = fuse(decoder, [layer], weights, every_cache[-1:])
+                for layer, cache in zip(drafting.mtp.layers, mtp_caches, strict=True):
+                    layer.stack = fuse_prediction(drafting.mtp.decoder, layer, weights, cache)
     except BaseException:
         if weights is not None:
             weights.close()
         raise
-    is_packed = ops is NATIVE and chosen.dtype not in _FLOATS
+    is_packed = ops is NATIVE and chosen.dtype not in FLOAT_DTYPES
     runner = Runner(decoder, kv_caches, chosen.block_size, weights, is_packed)
     return Engine(runner, chosen, eos_token_ids, drafting)
 
 
+def _load_on_device(
+    checkpoint: Checkpoint,
+    chosen: MemoryPlan,
+    eos_token_ids: frozenset[int],
+    progress: Progress | None,
+    device: Device,
+) -> Engine:
+    device.hold_to(chosen.budget_bytes)
+    dtype = FLOAT_DTYPES.get(chosen.dtype, torch.float32)
+    decoder = _decoder(checkpoint, chosen)
+    decoder.use(cuda_ops())
+    with CheckpointReader(checkpoint) as reader:
+        load_vectors(decoder, reader, LoadedDtypes(dtype, dtype))
+    layout = Model.of(checkpoint).layout(chosen.dtype).without_prediction()
+    weights = DeviceStore(checkpoint, layout, chosen, device, dtype)
+    try:
+        weights.open(progress and partial(progress, "loading weights"))
+        weights.attach(decoder)
+        kv_caches = allocate_kv_caches(checkpoint.shape, chosen, device.place)
+    except BaseException:
+        weights.close()
+        raise
+    runner = Runner(decoder, kv_caches, chosen.block_size, weights)
+    runner.device = device
+    drafting = None if chosen.draft is None else Drafting(chosen.draft, None)
+    return Engine(runner, chosen, eos_token_ids, drafting)
+
+
 def _decoder(checkpoint: Checkpoint, chosen: MemoryPlan) -> Decoder:
-    """The model without weights; of prediction layers only the first drafts."""
-    if not chosen.drafts_with_mtp:
-        return Decoder(checkpoint.shape, checkpoint.packing)
-    return MTPDecoder(replace(checkpoint.shape, num_nextn_predict_layers=1), checkpoint.packing)
+    """The model without weights; its prediction layers where they draft."""
+    kind = MTPDecoder if chosen.num_mtp_layers else Decoder
+    return kind(checkpoint.shape, checkpoint.packing)

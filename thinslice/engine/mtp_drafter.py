@@ -1,26 +1,27 @@
-"""Draft with the model's own multi-token-prediction layer.
+"""Draft with the model's own multi-token-prediction layers.
 
-Row p of the layer pairs the main model's residual stream at position p with token p + 1, and its
-last row drafts the token after those known. The layer keeps K and V of its own, one position for
-each of the main model's, in the same blocks. Rows are made only of positions whose tokens are
-certain, so what is kept holds nothing of rejected drafts.
+Row p of the first layer pairs the main model's residual stream at position p with token p + 1, and
+its last row drafts the token after those known. Row p of layer k (from 0) pairs the output of the
+layer before with token p + 1 + k. Each layer keeps K and V of its own, one position for each of the
+main model's, in the same blocks. Rows are made only of tokens that are certain, so what is kept
+holds nothing of rejected drafts; the last k rows of layer k wait for tokens, and are made with the
+next ones.
 
 Sources: XiaomiMiMo/MiMo; vLLM's V1 proposer for MiMo (positions, and the layer's own output as the
-hidden state of further drafts).
+hidden state of further drafts); arXiv 2412.19437, section 2.2 (several layers in a row).
 """
 
 import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 from torch import nn
 
 from thinslice.engine.measured_seconds import MeasuredSeconds
 from thinslice.kernels.paged_kv import PagedKv
-from thinslice.model.batch import ForwardBatch, TokenRun, pack
+from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import LayerContext
 from thinslice.model.mtp import MTPDecoder, MTPLayer
 from thinslice.plan.cost import PREDICTION_ROWS
@@ -37,6 +38,8 @@ class CertainRows:
     Attributes:
         start: position of the first row; the rows before it have been given.
         hidden_TD: residual stream of the main model, before its final norm.
+        waited_TD: the same of the first rows, where those come from earlier steps; ``hidden_TD``
+            is then of the others.
         next_token_ids: the token after each row.
         blocks: block table of the sequence, with room for the rows, and for one more for
             each draft beyond the first.
@@ -48,51 +51,63 @@ class CertainRows:
     next_token_ids: list[int]
     blocks: Rows[int]
     num_drafts: int = 1
+    waited_TD: torch.Tensor | None = None
 
     @property
     def num_rows(self) -> int:
         """How many there are."""
         return len(self.next_token_ids)
 
-    def first(self, count: int) -> "CertainRows":
-        """The first of them, or all."""
+    def hidden(self, start: int, stop: int) -> torch.Tensor:
+        """The residual stream of some of the rows."""
+        if self.waited_TD is None:
+            return self.hidden_TD[start:stop]
+        count = len(self.waited_TD)
+        new_TD = self.hidden_TD[max(start - count, 0) : max(stop - count, 0)]
+        return torch.cat([self.waited_TD[start:stop], new_TD])
+
+    def last(self, count: int) -> "CertainRows":
+        """A copy of the last of them, or of all."""
+        first = max(self.num_rows - count, 0)
         return replace(
             self,
-            hidden_TD=self.hidden_TD[:count],
-            next_token_ids=self.next_token_ids[:count],
+            start=self.start + first,
+            hidden_TD=self.hidden(first, self.num_rows).clone(),
+            waited_TD=None,
+            next_token_ids=self.next_token_ids[first:],
         )
 
 
 class MTPDrafter:
     """Drafts for the sequences of a batch.
 
-    The first layer drafts; for more than one token it is fed its own output and the draft before,
-    as vLLM and SGLang do. MiMo's layer is not trained for that: its second draft is seldom right.
+    Each layer drafts one token from the output of the layer before. After the last one, that is fed
+    its own output and the draft before, as vLLM and SGLang do. MiMo's only layer is not trained for
+    that: its second draft is seldom right.
 
     Attributes:
         round_seconds: what one more draft takes by the number of sequences, as measured.
         rows_seconds: what taking in new rows takes by their number.
 
     Args:
-        cache: K and V of the layer.
-        takes_normed_hidden: the layer was trained on the residual stream after the main model's
-            final norm, as FastMTP's is; Xiaomi's take it before.
+        caches: K and V of each layer.
+        takes_normed_hidden: the first layer was trained on the residual stream after the main
+            model's final norm, as FastMTP's is; Xiaomi's take it before.
     """
 
     def __init__(
         self,
         decoder: MTPDecoder,
-        cache: PagedKv,
+        caches: Rows[PagedKv],
         takes_normed_hidden: bool = False,
     ) -> None:
         layers = decoder.model.mtp_layers
         assert isinstance(layers, nn.ModuleList)
-        assert len(layers) > 0, "the model has no prediction layer"
-        layer = layers[0]
-        assert isinstance(layer, MTPLayer)
+        assert len(layers) == len(caches) > 0, f"{len(layers)} layers, {len(caches)} caches"
         self.decoder = decoder
-        self.layer = layer
-        self.cache = cache
+        self.layers = [layer for layer in layers if isinstance(layer, MTPLayer)]
+        self.caches = caches
+        self.block_size = caches[0].block_size
         self.takes_normed_hidden = takes_normed_hidden
         self.round_seconds = MeasuredSeconds(unknown=0.0)
         self.rows_seconds = MeasuredSeconds(unknown=0.0)
@@ -101,49 +116,80 @@ class MTPDrafter:
     def propose(self, sequences: Rows[CertainRows]) -> list[list[int]]:
         """Take in the new rows of one sequence or more and draft what comes after them.
 
-        Rows of one sequence may come in several parts, one after the other.
         Returns ``num_drafts`` token ids for each sequence. K and V that drafts beyond the first
-        leave behind the last row are written again by the next rows.
+        leave behind are written again by the next rows.
 
-        Time: the layer once over all rows, and again over one row for each further draft; the head
-        over one row for each draft. Extra memory: 4 D for each of up to PREDICTION_ROWS rows, the
-        layer's activations of those, and B V logits.
+        Time: each layer once over all rows, and one of them over one row for each further draft;
+        the head over one row for each draft. Extra memory: 4 D for each of up to PREDICTION_ROWS
+        rows, the layer's activations of those, and B V logits.
         """
-        out_BD = self._take_in(sequences)
+        last = self._take_in(sequences)
         drafts: list[list[int]] = [[] for _ in sequences]
+        outputs = dict(enumerate(last[0]))
         for num_drafted in range(max(one.num_drafts for one in sequences)):
             start = time.perf_counter()
             drafting = [i for i, one in enumerate(sequences) if one.num_drafts > num_drafted]
             if num_drafted > 0:
-                rows = [_row_of_draft(sequences[i], drafts[i]) for i in drafting]
-                out_BD[drafting] = self._run(out_BD[drafting], pack(rows, self.cache.block_size))
-            token_ids = self.decoder.lm_head(out_BD[drafting]).argmax(-1).tolist()
+                index = min(num_drafted, len(self.layers) - 1)
+                if index == num_drafted:
+                    # Rows of certain tokens end earlier in each layer; between them and the new
+                    # draft stand those of the drafts before.
+                    before = {i: [outputs[i]] if index > 1 else [] for i in drafting}
+                    hidden = [_joined([last[index - 1][i], *before[i]]) for i in drafting]
+                else:
+                    hidden = [outputs[i][-1:] for i in drafting]
+                runs = [
+                    _rows_of_drafts(sequences[i], drafts[i], len(rows), index)
+                    for i, rows in zip(drafting, hidden, strict=True)
+                ]
+                outputs = dict(zip(drafting, self._run_each(index, hidden, runs), strict=True))
+            out_BD = _joined([outputs[i][-1:] for i in drafting])
+            token_ids = self.decoder.lm_head(out_BD).argmax(-1).tolist()
             for i, token_id in zip(drafting, token_ids, strict=True):
                 drafts[i].append(token_id)
             self.round_seconds.record(len(drafting), time.perf_counter() - start)
         return drafts
 
-    def _take_in(self, sequences: Rows[CertainRows]) -> torch.Tensor:
-        """Run the new rows, so many at a time; the output [B, D] of each sequence's last one."""
-        out_BD = sequences[0].hidden_TD.new_empty(len(sequences), self.decoder.shape.hidden_size)
+    def _take_in(self, sequences: Rows[CertainRows]) -> list[list[torch.Tensor]]:
+        """Run the new rows, so many at a time.
+
+        Returns of each layer and sequence the output of its last row, or none where it has no row:
+        [1, D] or [0, D].
+        """
+        last = [[one.hidden_TD[:0] for one in sequences] for _ in self.layers]
         for parts in _parts_of(sequences):
             start = time.perf_counter()
-            hidden_TD = torch.cat([sequences[i].hidden_TD[rows] for i, rows in parts])
+            hidden = [sequences[i].hidden(rows.start, rows.stop) for i, rows in parts]
             if self.takes_normed_hidden:
-                hidden_TD = self.decoder.model.norm(hidden_TD)
-            runs = [_new_rows(sequences[i], rows) for i, rows in parts]
-            out_TD = self._run(hidden_TD, pack(runs, self.cache.block_size))
-            last = [stop - 1 for stop in accumulate(len(run.token_ids) for run in runs)]
-            # Of a sequence in several parts, the last one's stays.
-            out_BD[[i for i, _ in parts]] = out_TD[last]
-            self.rows_seconds.record(len(out_TD), time.perf_counter() - start)
-        return out_BD
+                hidden = [self.decoder.model.norm(hidden_TD) for hidden_TD in hidden]
+            for index, last_of_layer in enumerate(last):
+                runs = [_new_rows(sequences[i], rows, index) for i, rows in parts]
+                hidden = self._run_each(index, hidden, runs)
+                for (i, _), out_TD in zip(parts, hidden, strict=True):
+                    if len(out_TD) > 0:
+                        last_of_layer[i] = out_TD[-1:]
+            num_rows = sum(rows.stop - rows.start for _, rows in parts)
+            self.rows_seconds.record(num_rows, time.perf_counter() - start)
+        return last
 
-    def _run(self, hidden_TD: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+    def _run_each(
+        self, index: int, hidden: list[torch.Tensor], runs: list[TokenRun]
+    ) -> list[torch.Tensor]:
+        """The outputs of each run's rows, of which some may have none."""
+        counts = [len(run.token_ids) for run in runs]
+        if not any(counts):
+            return [one[:0] for one in hidden]
+        used = [one[:count] for one, count in zip(hidden, counts, strict=True) if count]
+        out_TD = self._run(index, _joined(used), [run for run in runs if run.token_ids])
+        return list(torch.split(out_TD, counts))
+
+    def _run(self, index: int, hidden_TD: torch.Tensor, runs: list[TokenRun]) -> torch.Tensor:
+        """Rows through one of the layers."""
+        batch = pack(runs, self.block_size)
         embedding_TD = self.decoder.model.embed_tokens(batch.token_ids_T)
         cos_TR, sin_TR = self.decoder.rotary.tables(batch.positions_T)
-        context = LayerContext(batch, cos_TR, sin_TR, self.cache)
-        return self.layer.predict(hidden_TD, embedding_TD, context)
+        context = LayerContext(batch, cos_TR, sin_TR, self.caches[index])
+        return self.layers[index].predict(hidden_TD, embedding_TD, context)
 
 
 def _parts_of(sequences: Rows[CertainRows]) -> Iterator[list[tuple[int, slice]]]:
@@ -164,11 +210,19 @@ def _parts_of(sequences: Rows[CertainRows]) -> Iterator[list[tuple[int, slice]]]
         yield parts
 
 
-def _new_rows(sequence: CertainRows, rows: slice) -> TokenRun:
-    return TokenRun(sequence.next_token_ids[rows], sequence.start + rows.start, sequence.blocks)
+def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
+    """One below the other; a copy only where there are several."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
-def _row_of_draft(sequence: CertainRows, drafts: list[int]) -> TokenRun:
-    """The last draft, at the position after the row that it was read from."""
-    position = sequence.start + len(sequence.next_token_ids) + len(drafts) - 1
-    return TokenRun(drafts[-1:], position, sequence.blocks)
+def _new_rows(sequence: CertainRows, rows: slice, index: int) -> TokenRun:
+    """Those of a layer whose tokens are known, ``index`` further on than the first one's."""
+    token_ids = sequence.next_token_ids[rows.start + index : rows.stop + index]
+    return TokenRun(token_ids, sequence.start + rows.start, sequence.blocks)
+
+
+def _rows_of_drafts(sequence: CertainRows, drafts: list[int], count: int, index: int) -> TokenRun:
+    """The last ``count`` drafts in a layer. The last one stands in the row of the last certain
+    token's, or, where the layer has drafted there before, in one of the rows after that."""
+    stop = sequence.start + sequence.num_rows + len(drafts) - index
+    return TokenRun(drafts[-count:], stop - count, sequence.blocks)

@@ -1,24 +1,28 @@
 """Plan a model for this process and this machine."""
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import EngineSettings
-from thinslice.errors import ConfigError
+from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.kernels import native
 from thinslice.kernels.dispatch import is_native
+from thinslice.memory import cuda_device
+from thinslice.memory.device import Device
 from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
 from thinslice.memory.meter import current_rss_bytes
+from thinslice.pack.layout import layer_formats
 from thinslice.plan.available import default_budget, free_memory
+from thinslice.plan.device_plan import DeviceLimits, plan_on_device
+from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.packed_format import PackedFormat, packed_format_of
-from thinslice.plan.packing import Packing
+from thinslice.plan.packed_format import PackedFormat, is_packable, most_common_format
+from thinslice.plan.packing import Packing, packing_for
 from thinslice.plan.planner import Workload, plan
 from thinslice.plan.predict import Prediction, predict
 from thinslice.plan.weight_layout import (
@@ -26,6 +30,7 @@ from thinslice.plan.weight_layout import (
     Stored,
     WeightLayout,
     layout_of,
+    packed_as,
     packed_layout,
     stored_as,
 )
@@ -40,18 +45,29 @@ class Model:
     Attributes:
         stored: how its matrices lie on disk.
         own_dtype: what it is computed with as it stands.
+        packed_copy: what packing its files for ``own_dtype`` gives, where they are blocks of a GGUF
+            and not all of them have a packed twin.
     """
 
     shape: ModelShape
     stored: Stored
     packing: Packing | None
     own_dtype: str
+    packed_copy: "Model | None" = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Model":
         """A checkpoint that is here."""
-        own = checkpoint_dtype(checkpoint)
-        return cls(checkpoint.shape, checkpoint.stored, checkpoint.packing, own)
+        own, shape = checkpoint_dtype(checkpoint), checkpoint.shape
+        model = cls(shape, checkpoint.stored, checkpoint.packing, own)
+        sizes = (shape.hidden_size, shape.q_size, shape.intermediate_size)
+        if own in FLOAT_BYTES or not all(is_packable(size) for size in sizes):
+            return model
+        if not any(matrix.is_requantized for matrix in model.layout(own).sweep):
+            return model
+        packing = packing_for(shape, PackedFormat(own))
+        stored = packed_as(shape, packing, layer_formats(checkpoint, packing))
+        return replace(model, packed_copy=cls(shape, stored, packing, own))
 
     @classmethod
     def of_shape(cls, shape: ModelShape) -> "Model":
@@ -89,16 +105,23 @@ class Model:
 
 
 def plan_model(
-    model: Model, settings: EngineSettings, runtime_bytes: int | None = None
+    model: Model,
+    settings: EngineSettings,
+    runtime_bytes: int | None = None,
+    device: Device | None = None,
 ) -> MemoryPlan:
     """Plan for what this process holds now plus the model.
 
     Args:
         runtime_bytes: what the process holds, where that was measured before.
+        device: that ``settings`` name, opened; None for the processor.
 
     Errors: ConfigError, BudgetError; nothing is allocated.
     """
+    assert (device is None) == (settings.device == "cpu"), "a plan for another device"
     dtype = model.dtype(settings.dtype)
+    if device is not None and settings.dtype == "auto" and dtype == "float32":
+        dtype = "bfloat16"  # which every card has, whatever the processor computes in
     workload = Workload(
         context=settings.context,
         max_num_seqs=settings.max_num_seqs,
@@ -109,7 +132,11 @@ def plan_model(
         can_change_dtype=model.packing is None,
         draft=settings.draft,
         draft_length=settings.draft_length,
+        mtp_hidden=settings.mtp_hidden,
     )
+    if device is not None:
+        limits = _limits(settings, device, runtime_bytes or current_rss_bytes())
+        return plan_on_device(model.shape, model.layout(dtype), limits, workload)
     if workload.kv_dtype == "int8" and not workload.is_native:
         raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")
     layout = model.layout(settings.dtype)
@@ -117,22 +144,73 @@ def plan_model(
     return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
 
 
+def _limits(settings: EngineSettings, device: Device, runtime_bytes: int) -> DeviceLimits:
+    free_bytes = device.free_bytes() + device.context_bytes
+    return DeviceLimits(
+        name=device.name,
+        device_bytes=settings.memory_bytes or default_budget(free_bytes),
+        context_bytes=device.context_bytes,
+        host_bytes=budget_bytes(settings),
+        runtime_bytes=runtime_bytes,
+    )
+
+
+def open_device(settings: EngineSettings) -> Device | None:
+    """The device that settings name; None for the processor.
+
+    Errors: ConfigError where it, or what is needed to use it, is not there.
+    """
+    return None if settings.device == "cpu" else cuda_device.open_device(settings.device)
+
+
+def model_to_run(
+    model: Model,
+    settings: EngineSettings,
+    runtime_bytes: int | None = None,
+    device: Device | None = None,
+) -> Model:
+    """The model, or its packed copy where it has to be streamed and some of its blocks would be
+    quantised anew at each use; for a device, which takes them in once, where nothing else fits.
+
+    Errors: as ``plan_model``.
+    """
+    if model.packed_copy is None or model.dtype(settings.dtype) != model.own_dtype:
+        return model
+    try:
+        chosen = plan_model(model, settings, runtime_bytes, device)
+    except BudgetError:
+        return model.packed_copy
+    is_once = chosen.streaming is None or device is not None
+    return model if is_once else model.packed_copy
+
+
 def budget_bytes(settings: EngineSettings) -> int:
-    """The budget that was named, or a share of what is free.
+    """The budget of the machine's own memory that was named, or a share of what is free.
 
     Errors: ConfigError where none was named and the system does not tell what is free.
     """
-    if settings.memory_bytes is not None:
-        return settings.memory_bytes
+    named = settings.memory_bytes if settings.device == "cpu" else settings.host_memory_bytes
+    if named is not None:
+        return named
     free_bytes = free_memory()
     if free_bytes is None:
-        raise ConfigError("this system does not tell its free memory; name --memory")
+        raise ConfigError("this system does not tell its free memory; name its budget")
     return default_budget(free_bytes)
 
 
-def predict_speed(model: Model, chosen: MemoryPlan, hardware: HardwareProfile) -> Prediction:
-    """How fast a plan of this model will run."""
-    return predict(chosen, model.shape, model.layout(chosen.dtype), hardware)
+def predict_speed(
+    model: Model,
+    chosen: MemoryPlan,
+    hardware: HardwareProfile,
+    device: DeviceProfile | None = None,
+) -> Prediction:
+    """How fast a plan of this model will run, on the device of a plan for one."""
+    layout = model.layout(chosen.dtype)
+    if device is not None:
+        disk = hardware.disk_read_bytes_per_s
+        return predict_on_device(chosen, model.shape, layout, device, disk)
+    has_kernels = is_native(chosen.dtype, model.shape.head_dim)
+    return predict(chosen, model.shape, layout, hardware, is_native=has_kernels)
 
 
 def profile_path(store_root: Path, folder: Path) -> Path:
@@ -149,7 +227,10 @@ def measured_profile(store_root: Path, weights: Path | None) -> HardwareProfile:
 
     Errors: StoreError, CheckpointError.
     """
-    store_root.mkdir(parents=True, exist_ok=True)
+    try:
+        store_root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the store {store_root} cannot be made: {error.strerror}") from error
     if weights is None or weights.stat().st_size < SMALLEST_SAMPLE_BYTES:
         return load_or_measure(profile_path(store_root, store_root), store_root)
     folder = weights.parent
@@ -166,12 +247,11 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> str:
     of that size, else the float type this processor computes in."""
     if checkpoint.packing is not None:
         return str(checkpoint.packing.weights)
-    formats = Counter(
-        packed_format_of(entry.dtype)
+    most = most_common_format(
+        entry.dtype
         for name, entry in checkpoint.tensors.items()
         if len(entry.shape) == 2 and name.startswith("model.layers.")
     )
-    most = formats.most_common(1)[0][0]
     # Without the kernels packed matrices become numbers at each use: then rather once.
     if most is None or not is_native("int4", checkpoint.shape.head_dim):
         return native_dtype()

@@ -9,8 +9,10 @@ import torch
 
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.kernels.paged_kv import PagedKv
+from thinslice.memory.device import Device
+from thinslice.memory.device_store import DeviceStore
 from thinslice.memory.weight_store import WeightStore
-from thinslice.model.batch import TokenRun, pack
+from thinslice.model.batch import ForwardBatch, TokenRun, pack
 from thinslice.model.decoder import Decoder
 
 
@@ -20,6 +22,9 @@ class Runner:
     Args:
         weights: None where all are resident as torch's parameters.
         has_own_threads: the compiled kernels multiply, on threads of their own.
+
+    Attributes:
+        device: that the model lies on; None where it is the processor. Logits come back from it.
     """
 
     def __init__(
@@ -27,7 +32,7 @@ class Runner:
         decoder: Decoder,
         kv_caches: Rows[PagedKv],
         block_size: int,
-        weights: WeightStore | None,
+        weights: WeightStore | DeviceStore | None,
         has_own_threads: bool = False,
     ) -> None:
         self.decoder = decoder
@@ -35,6 +40,7 @@ class Runner:
         self.block_size = block_size
         self.weights = weights
         self.has_own_threads = has_own_threads
+        self.device: Device | None = None
 
     @torch.inference_mode()
     def run(self, scheduled: Rows[ScheduledTokens]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +50,7 @@ class Runner:
         ``scheduled`` the last ``num_rows`` of each; and the residual stream [T, D] of all rows,
         which a prediction layer takes.
         """
-        batch = pack([_run_of(tokens) for tokens in scheduled], self.block_size)
+        batch = self._pack(scheduled)
         if self.weights is not None:
             self.weights.begin_sweep()
         rows = _sampled_rows(scheduled)
@@ -52,7 +58,7 @@ class Runner:
             hidden_TD = self.decoder(batch, self.kv_caches)
             if not rows:
                 return torch.empty(0, self.decoder.shape.vocab_size), hidden_TD
-            return self.decoder.logits(hidden_TD[rows]), hidden_TD
+            return self.decoder.logits(hidden_TD[rows]).cpu(), hidden_TD
 
     @torch.inference_mode()
     def score(self, tokens: ScheduledTokens, tile: int) -> Iterator[torch.Tensor]:
@@ -64,13 +70,17 @@ class Runner:
         assert not streams or tokens.count <= tile, f"{tokens.count} rows, tile {tile}"
         if self.weights is not None:
             self.weights.begin_sweep()
-        batch = pack([_run_of(tokens)], self.block_size)
+        batch = self._pack([tokens])
         with self._threads():
             hidden_TD = self.decoder(batch, self.kv_caches)
         for rows_TD in hidden_TD.split(tile):
             with self._threads():
-                logits = self.decoder.logits(rows_TD)
+                logits = self.decoder.logits(rows_TD).cpu()
             yield logits
+
+    def _pack(self, scheduled: Rows[ScheduledTokens]) -> ForwardBatch:
+        batch = pack([_run_of(tokens) for tokens in scheduled], self.block_size)
+        return batch if self.device is None else batch.to(self.device.place)
 
     @contextmanager
     def _threads(self) -> Iterator[None]:

@@ -63,7 +63,7 @@ class Scheduler:
     def __init__(self, plan: MemoryPlan) -> None:
         self.chunk = plan.chunk
         self.max_num_seqs = plan.max_num_seqs
-        self.blocks = BlockManager(plan.num_kv_blocks, plan.block_size, int(plan.drafts_with_mtp))
+        self.blocks = BlockManager(plan.num_kv_blocks, plan.block_size, plan.num_mtp_layers)
         self.capacity = min(plan.context, plan.num_kv_blocks * plan.block_size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []

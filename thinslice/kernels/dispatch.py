@@ -1,5 +1,6 @@
 """Which implementation of the operators a model runs on. The choice is made once, and shown."""
 
+from importlib import import_module
 from typing import Protocol, cast
 
 import torch
@@ -46,6 +47,11 @@ class Ops(Protocol):
 
 TORCH = cast(Ops, torch_ops)
 NATIVE = cast(Ops, native_ops)
+
+
+def cuda_ops() -> Ops:
+    """The operators on a CUDA card. Only there is Triton needed; importing it takes a second."""
+    return cast(Ops, import_module("thinslice.kernels.cuda_ops"))
 
 
 def is_native(dtype: str, head_dim: int) -> bool:

@@ -56,6 +56,27 @@ class StackLayer:
     window: int
 
 
+@dataclass(frozen=True, eq=False)
+class StackPairing:
+    """What stands around a prediction layer's block; the norms are float32.
+
+    Attributes:
+        projection: [D, 2 D], of the normed hidden state and the normed token side by side.
+    """
+
+    hidden_norm: torch.Tensor
+    token_norm: torch.Tensor
+    projection: StackMatrix
+    final_norm: torch.Tensor
+
+    def addresses(self, size: int) -> tuple[int, int, tuple[int, int, int, int, int], int]:
+        """What crosses the border, for a hidden state of this size."""
+        for norm in (self.hidden_norm, self.token_norm, self.final_norm):
+            check_vector(norm, size, "norm")
+        norms = (self.hidden_norm.data_ptr(), self.token_norm.data_ptr())
+        return (*norms, self.projection.address(size, 2 * size), self.final_norm.data_ptr())
+
+
 @dataclass(frozen=True)
 class StackShape:
     """Sizes that all layers share."""
@@ -108,18 +129,30 @@ class NativeStack:
         Extra memory: T (D + max(2 q + 2 kv, the largest block)) float32, and the linear kernels'.
         Errors: ValueError for a batch whose slots, lengths or blocks do not fit the cache.
         """
+        count = x_TD.shape[0]
+        rows, workspace = torch.arange(count), _empty(self._stack.workspace(count))
+        inputs = self._inputs(x_TD, rows, rotary, slots_T, sequences)
+        self._stack.run(*inputs, workspace.data_ptr())
+        return x_TD
+
+    def _inputs(
+        self,
+        x_TD: torch.Tensor,
+        rows_T: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        slots_T: torch.Tensor,
+        sequences: SequenceBatch,
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Addresses and sizes of what runs, checked; valid as long as the tensors are held."""
         count, shape = x_TD.shape[0], self._shape
         _check_float(x_TD, (count, shape.hidden_size), "x")
         for table in rotary:
             _check_float(table, (count, shape.head_dim // 2), "a rotary table")
         check_indices(slots_T, torch.int64, [count], "slots")
-        rows = torch.arange(count)
-        num_values = self._stack.workspace(count)
-        workspace = torch.empty(num_values, dtype=torch.float32, device="cpu")
         cos_TR, sin_TR = rotary
-        tokens = (x_TD, count, rows, cos_TR, sin_TR, slots_T)
-        self._stack.run(
-            tuple(t.data_ptr() if isinstance(t, torch.Tensor) else t for t in tokens),
+        tables = (rows_T.data_ptr(), cos_TR.data_ptr(), sin_TR.data_ptr(), slots_T.data_ptr())
+        return (
+            (x_TD.data_ptr(), count, *tables),
             (
                 sequences.block_tables.data_ptr(),
                 sequences.block_tables.shape[1],
@@ -127,9 +160,7 @@ class NativeStack:
                 sequences.context_lens.data_ptr(),
                 sequences.context_lens.shape[0],
             ),
-            workspace.data_ptr(),
         )
-        return x_TD
 
     def _add(self, layer: StackLayer, cache: PagedKv) -> None:
         shape = self._shape
@@ -151,6 +182,48 @@ class NativeStack:
             layer.window,
             cache.addresses,
         )
+
+
+class NativePrediction(NativeStack):
+    """A prediction layer in one call, its norms and projection too.
+
+    Args:
+        pairing: what stands around the one layer.
+    """
+
+    def __init__(
+        self, shape: StackShape, layer: StackLayer, kv_cache: PagedKv, pairing: StackPairing
+    ) -> None:
+        super().__init__(shape, [layer], [kv_cache])
+        self._pairing = pairing
+        self._around = pairing.addresses(shape.hidden_size)
+
+    def predict(
+        self,
+        hidden_TD: torch.Tensor,
+        token_TD: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        slots_T: torch.Tensor,
+        sequences: SequenceBatch,
+    ) -> torch.Tensor:
+        """Rows of a model's residual stream and the embeddings of the tokens that follow, both
+        [T, D] float32, to what the head takes.
+
+        Extra memory: as ``run``, and 3 T D float32. Errors: as ``run``.
+        """
+        count, size = hidden_TD.shape
+        for x_TD, name in ((hidden_TD, "hidden"), (token_TD, "token")):
+            _check_float(x_TD, (count, self._shape.hidden_size), name)
+        rows, out_TD = torch.arange(count), torch.empty_like(hidden_TD)
+        workspace = _empty(self._stack.workspace(count) + 2 * count * size)
+        inputs = self._inputs(out_TD, rows, rotary, slots_T, sequences)
+        pair = (hidden_TD.data_ptr(), token_TD.data_ptr())
+        self._stack.predict(*inputs, workspace.data_ptr(), self._around, pair)
+        return out_TD
+
+
+def _empty(num_values: int) -> torch.Tensor:
+    return torch.empty(num_values, dtype=torch.float32, device="cpu")
 
 
 def _block_addresses(

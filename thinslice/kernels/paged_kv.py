@@ -5,6 +5,8 @@ from functools import cached_property
 
 import torch
 
+from thinslice.plan.device_plan import MOST_SINGLE_ROWS
+
 CACHE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
@@ -85,6 +87,38 @@ class CacheAddresses:
     v_scale: int
 
 
+@dataclass(frozen=True)
+class RowSpan:
+    """One sequence of a batch: its rows, and positions in its cache once these are written."""
+
+    sequence: int
+    start: int
+    stop: int
+    num_positions: int
+
+    @property
+    def num_rows(self) -> int:
+        """How many there are."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class SingleRows:
+    """Rows of a batch that are attended with one by one.
+
+    Attributes:
+        rows: their places in the batch, int64 [R].
+        sequences: the sequence of each, int32 [R].
+        lengths: positions each one sees, itself included, int32 [R].
+        longest: the most of those.
+    """
+
+    rows: torch.Tensor
+    sequences: torch.Tensor
+    lengths: torch.Tensor
+    longest: int
+
+
 @dataclass(frozen=True, eq=False)
 class SequenceBatch:
     """Which tokens belong to which sequence, and where its blocks are; all int32, contiguous.
@@ -108,3 +142,32 @@ class SequenceBatch:
                 raise TypeError(f"a batch's tensors must be int32, got {tensor.dtype}")
             if tuple(tensor.shape) != shape or not tensor.is_contiguous():
                 raise ValueError(f"expected a contiguous {shape}, got {tuple(tensor.shape)}")
+
+    @cached_property
+    def spans(self) -> list[RowSpan]:
+        """The sequences one by one; waits for the device, where the tensors are on one."""
+        starts, lengths = self.query_starts.tolist(), self.context_lens.tolist()
+        return [
+            RowSpan(idx, start, stop, length)
+            for idx, (start, stop, length) in enumerate(
+                zip(starts[:-1], starts[1:], lengths, strict=True)
+            )
+        ]
+
+    @cached_property
+    def single_rows(self) -> SingleRows | None:
+        """The rows of sequences that have at most MOST_SINGLE_ROWS of them here."""
+        short = [span for span in self.spans if span.num_rows <= MOST_SINGLE_ROWS]
+        if not short:
+            return None
+        places = [(row, span) for span in short for row in range(span.start, span.stop)]
+        lengths = [span.num_positions - (span.stop - 1 - row) for row, span in places]
+        place = self.context_lens.device
+        return SingleRows(
+            rows=torch.tensor([row for row, _ in places], device=place),
+            sequences=torch.tensor(
+                [span.sequence for _, span in places], dtype=torch.int32, device=place
+            ),
+            lengths=torch.tensor(lengths, dtype=torch.int32, device=place),
+            longest=max(lengths),
+        )

@@ -4,8 +4,6 @@ Tensors in, tensors out; no state. Letters in names are the dimensions: T packed
 S cached positions, D hidden size, N query heads, K KV heads, H head dim.
 """
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 
@@ -158,11 +156,24 @@ def attend(
     write_kv(cache.k, k_TKH, slots_T)
     write_kv(cache.v, v_TKH, slots_T)
     out = torch.empty_like(q_TNH)
-    starts, lengths = sequences.query_starts.tolist(), sequences.context_lens.tolist()
-    for row, (start, stop) in enumerate(pairwise(starts)):
-        num_blocks = -(-lengths[row] // cache.block_size)
-        block_table = sequences.block_tables[row, :num_blocks].long()
-        k_KSH = gather_kv(cache.k, block_table, lengths[row]).to(q_TNH.dtype)
-        v_KSH = gather_kv(cache.v, block_table, lengths[row]).to(q_TNH.dtype)
-        out[start:stop] = attention(q_TNH[start:stop], k_KSH, v_KSH, window)
+    for span in sequences.spans:
+        rows, table = slice(span.start, span.stop), sequences.block_tables[span.sequence]
+        out[rows] = attend_rows(q_TNH[rows], cache, table, span.num_positions, window)
     return out
+
+
+def attend_rows(
+    q_TNH: torch.Tensor,
+    cache: PagedKv,
+    block_table: torch.Tensor,
+    num_positions: int,
+    window: int | None = None,
+) -> torch.Tensor:
+    """Attention of one sequence's last T positions over what the cache holds of it.
+
+    Extra memory: 2 S K H and what ``attention`` needs.
+    """
+    blocks = block_table[: -(-num_positions // cache.block_size)].long()
+    k_KSH = gather_kv(cache.k, blocks, num_positions).to(q_TNH.dtype)
+    v_KSH = gather_kv(cache.v, blocks, num_positions).to(q_TNH.dtype)
+    return attention(q_TNH, k_KSH, v_KSH, window)

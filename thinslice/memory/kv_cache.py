@@ -5,17 +5,20 @@ Which sequence owns which block is the block manager's business.
 
 import torch
 
+from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+_DTYPES = {**FLOAT_DTYPES, "int8": torch.int8}
 
 
-def allocate_kv_caches(shape: ModelShape, plan: MemoryPlan) -> list[PagedKv]:
+def allocate_kv_caches(
+    shape: ModelShape, plan: MemoryPlan, place: torch.device | None = None
+) -> list[PagedKv]:
     """One cache for each layer, its K and V [num_blocks, K, block_size, H] of the plan's type.
 
-    The last one is the prediction layer's, where the plan drafts with it.
+    The last ones are those of the prediction layers, where the plan drafts with them.
 
     Memory: what ``plan`` calls ``kv cache``; pages count only once they are written.
     """
@@ -23,9 +26,14 @@ def allocate_kv_caches(shape: ModelShape, plan: MemoryPlan) -> list[PagedKv]:
     dtype = _DTYPES[plan.kv_dtype]
 
     def scale() -> torch.Tensor | None:
-        return torch.empty(size[:3], dtype=torch.float16) if dtype == torch.int8 else None
+        if dtype != torch.int8:
+            return None
+        return torch.empty(size[:3], dtype=torch.float16, device=place)
+
+    def rows() -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, device=place)
 
     return [
-        PagedKv(torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype), scale(), scale())
-        for _ in range(shape.num_hidden_layers + plan.drafts_with_mtp)
+        PagedKv(rows(), rows(), scale(), scale())
+        for _ in range(shape.num_hidden_layers + plan.num_mtp_layers)
     ]

@@ -27,7 +27,7 @@ from thinslice.kernels.quantize import quantize
 from thinslice.memory.aligned_buffer import aligned_buffer
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice, buffer_bytes_for
-from thinslice.plan.hardware import HardwareProfile
+from thinslice.plan.hardware import MEASURED_ROWS, HardwareProfile
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.units import KIB, MIB, format_bytes
 
@@ -41,8 +41,8 @@ _SAMPLE_BYTES = 256 * MIB
 SMALLEST_SAMPLE_BYTES = 64 * MIB
 _SLICE_BYTES = 16 * MIB
 _NUM_BUFFERS = 3
-# A prompt's chunk through a projection: rows enough that arithmetic, not memory, is the bound.
-_GEMM_ROWS, _GEMM_IN, _GEMM_OUT = 512, 2048, 4096
+# The size of a projection.
+_GEMM_IN, _GEMM_OUT = 2048, 4096
 _BUSY_SHARE = 0.75
 _MAX_PROFILE_BYTES = 64 * KIB
 _CPUINFO = Path("/proc/cpuinfo")
@@ -153,21 +153,21 @@ def _memory_read_rate(max_bytes: int) -> float:
 
 def _gemm_rate(dtype: torch.dtype) -> float:
     """Operations per second. Memory: under 64 MiB."""
-    inputs = torch.full((_GEMM_ROWS, _GEMM_IN), 0.5, dtype=dtype)
+    inputs = torch.full((MEASURED_ROWS, _GEMM_IN), 0.5, dtype=dtype)
     weight = torch.full((_GEMM_OUT, _GEMM_IN), 0.5, dtype=dtype)
     with torch.inference_mode():
         seconds = _best_s(lambda: F.linear(inputs, weight))
-    return 2 * _GEMM_ROWS * _GEMM_IN * _GEMM_OUT / seconds
+    return 2 * MEASURED_ROWS * _GEMM_IN * _GEMM_OUT / seconds
 
 
 def _packed_rate() -> float:
     """Operations per second with int4 weights, of whatever implementation is in use."""
-    inputs = torch.full((_GEMM_ROWS, _GEMM_IN), 0.5)
+    inputs = torch.full((MEASURED_ROWS, _GEMM_IN), 0.5)
     weight = quantize(torch.full((_GEMM_OUT, _GEMM_IN), 0.5), PackedFormat.INT4)
     ops = ops_for("int4", head_dim=64)
     with torch.inference_mode():
         seconds = _best_s(lambda: ops.linear(inputs, weight))
-    return 2 * _GEMM_ROWS * _GEMM_IN * _GEMM_OUT / seconds
+    return 2 * MEASURED_ROWS * _GEMM_IN * _GEMM_OUT / seconds
 
 
 def _best_s(work: Callable[[], object]) -> float:

@@ -8,7 +8,7 @@ threads do nothing but ``preadv``, which runs without the interpreter's lock.
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +55,14 @@ class ReadStats:
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """How a reader divides its work; ``num_threads`` is also the most requests in flight."""
+    """How a reader divides its work; ``num_threads`` is also the most requests in flight.
+
+    ``allocate`` gives the memory of the ring, at a multiple of ALIGNMENT, all pages in place.
+    """
 
     request_bytes: int = REQUEST_BYTES
     num_threads: int = NUM_THREADS
+    allocate: Callable[[int], torch.Tensor] = aligned_buffer
 
 
 @dataclass
@@ -237,7 +241,7 @@ class SliceReader:
             assert 0 < one.aligned_bytes <= self._buffer_bytes, f"{one} does not fit a buffer"
             if one.path not in self._files:
                 self._files[one.path] = UncachedFile.open(one.path)
-        ring = aligned_buffer(self._num_buffers * self._buffer_bytes)
+        ring = self._options.allocate(self._num_buffers * self._buffer_bytes)
         for begin in range(0, len(ring), self._buffer_bytes):
             data = ring[begin : begin + self._buffer_bytes]
             self._buffers.append(_Buffer(data, data.numpy().data))

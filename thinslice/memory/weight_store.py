@@ -5,7 +5,9 @@ across layers and tokens. What is pinned and how large a slice is, the plan says
 """
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -16,22 +18,19 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader, decode_rows
 from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.kernels.torch_ops import Rows
+from thinslice.memory.held_slices import HeldSlices
 from thinslice.memory.slice_reader import ReadStats, SliceReader
+from thinslice.memory.slice_rows import read_slice, rows_in
 from thinslice.memory.slice_schedule import Slice
 from thinslice.model.decoder import Decoder, Embedding, Linear
 from thinslice.plan.memory_plan import StreamingPlan
-from thinslice.plan.packed_format import ALIGNMENT, PANEL_ROWS, PackedFormat
+from thinslice.plan.packed_format import ALIGNMENT, PANEL_ROWS
 from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
-from thinslice.units import MIB
 
 Progress = Callable[[int, int], None]
-
-FLOAT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_MAKE_KV = ("k_proj.weight", "v_proj.weight")
-# What is converted at a time while pinned slices are read.
-_CONVERTED_AT_ONCE = MIB
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,8 @@ class WeightStore:
         self._placed: dict[str, list[_Placed]] = {}
         self._reader: SliceReader | None = None
         self._converted = torch.empty(0, dtype=torch.uint8)
+        self._held = HeldSlices(0)
+        self._is_holding = False
 
     def __enter__(self) -> "WeightStore":
         return self
@@ -108,9 +109,14 @@ class WeightStore:
                 buffer_bytes=streaming.buffer_bytes,
                 num_buffers=streaming.num_buffers,
             )
+            if streaming.layer_rows is not None:
+                self._held = HeldSlices(self._most_held(streamed))
 
     def attach(self, decoder: Decoder) -> None:
         """Let every matrix of the decoder come from here."""
+        if self.streaming is not None:
+            decoder.layer_rows = self.streaming.layer_rows
+            decoder.hold_layer = self._hold_layer
         for name, module in decoder.named_modules():
             if isinstance(module, Linear):
                 module.slices = partial(self._slices_of, self._stored_name(f"{name}.weight"))
@@ -152,50 +158,68 @@ class WeightStore:
         arena = empty_bytes(end)
         pinned = []
         for one, start in zip(slices, starts, strict=True):
-            target = _rows_in(arena[start : start + one.kept_bytes], one)
-            self._read(one, target)
+            target = rows_in(arena[start : start + one.kept_bytes], one)
+            read_slice(self._rows, one, target)
             pinned.append(target)
             if progress is not None:
                 progress(start + one.kept_bytes, end)
         return pinned
 
-    def _read(self, one: WeightSlice, target: Rows) -> None:
-        """Fill rows from disk."""
-        matrix = one.matrix
-        if isinstance(target, torch.Tensor):
-            self._rows.read_rows(matrix.name, one.start, one.stop, target)
-            return
-        if not matrix.is_converted:
-            self._rows.read_bytes(matrix.name, one.start, one.stop, target.data)
-            return
-        entry = self.checkpoint.tensors[matrix.name]
-        for start, stop in matrix.ranges(_CONVERTED_AT_ONCE):
-            first, last = max(start, one.start), min(stop, one.stop)
-            if first < last:
-                raw = torch.empty(matrix.stored_bytes(last - first), dtype=torch.uint8)
-                self._rows.read_bytes(matrix.name, first, last, raw)
-                pack_rows(entry, first, raw, target.rows(first - one.start, last - one.start))
-
     def _slices_of(self, name: str) -> Iterator[tuple[int, int, Rows]]:
         """First and last row and the rows of each slice of a matrix, in the order of reading."""
         for placed in self._placed[name]:
-            one = placed.one
-            if placed.rows is not None:
-                yield one.start, one.stop, placed.rows
+            one, rows = placed.one, placed.rows
+            if rows is None and self._is_holding:
+                rows = self._held.get(one)
+                rows = self._hold(one) if rows is None else rows
+            if rows is not None:
+                yield one.start, one.stop, rows
                 continue
             assert self._reader is not None, "a streamed slice without a reader"
             with self._reader.next() as raw:
                 yield one.start, one.stop, self._streamed_rows(one, raw)
 
+    @contextmanager
+    def _hold_layer(self) -> Iterator[None]:
+        """Keep each slice that is read until the block ends, so that it is read once."""
+        self._is_holding = True
+        try:
+            yield
+        finally:
+            self._is_holding = False
+            self._held.clear()
+
+    def _hold(self, one: WeightSlice) -> Rows:
+        """The next slice, moved to where it is held; its buffer is read into again at once."""
+        assert self._reader is not None, "a streamed slice without a reader"
+        entry = self.checkpoint.tensors[one.matrix.name]
+        target = rows_in(self._held.place(one), one)
+        with self._reader.next() as raw:
+            if isinstance(target, torch.Tensor):
+                target.copy_(decode_rows(entry, one.start, raw))
+            elif _is_packed_on_the_way(one.matrix):
+                pack_rows(entry, one.start, raw, target)
+            else:
+                target.data.copy_(raw)
+        self._held.add(one, target)
+        return target
+
+    def _most_held(self, streamed: Sequence[WeightSlice]) -> int:
+        """Bytes of the slices of the layer that streams most."""
+        streamed_of = Counter[str]()
+        for one in streamed:
+            streamed_of[one.matrix.name] += HeldSlices.bytes_of(one)
+        return max(sum(streamed_of[m.name] for m in layer) for layer in self.layout.layers)
+
     def _streamed_rows(self, one: WeightSlice, raw: torch.Tensor) -> Rows:
         matrix, entry = one.matrix, self.checkpoint.tensors[one.matrix.name]
         if _is_packed_on_the_way(matrix):
-            target = _rows_in(self._converted[: one.kept_bytes], one)
+            target = rows_in(self._converted[: one.kept_bytes], one)
             assert isinstance(target, PackedWeight)
             pack_rows(entry, one.start, raw, target)
             return target
         if matrix.is_packed:
-            return _rows_in(raw, one)
+            return rows_in(raw, one)
         return decode_rows(entry, one.start, raw).to(FLOAT_DTYPES[matrix.kept])
 
     def _embedding_rows(self, name: str, token_ids_T: torch.Tensor) -> torch.Tensor:
@@ -203,18 +227,20 @@ class WeightStore:
         if name in self._placed and self._placed[name][0].one.matrix.is_packed:
             if (table := self.resident(name)) is not None:
                 return unpack_rows(table, token_ids_T).to(self.dtype)
-            read_row = self._packed_row
+            read_rows = self._packed_rows
         else:
-            read_row = self._plain_row
-        token_ids = token_ids_T.tolist()
+            read_rows = self._rows.read_scattered
+        token_ids: list[int] = token_ids_T.tolist()
         row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
         rows = torch.empty(len(row_of), self.checkpoint.tensors[name].shape[1], dtype=self.dtype)
-        for token_id, row in row_of.items():
-            read_row(name, token_id, rows[row : row + 1])
+        read_rows(name, list(row_of), rows)
+        if len(row_of) == len(token_ids):
+            return rows
         return rows[[row_of[token_id] for token_id in token_ids]]
 
-    def _plain_row(self, name: str, row: int, out: torch.Tensor) -> None:
-        self._rows.read_rows(name, row, row + 1, out)
+    def _packed_rows(self, name: str, rows: Sequence[int], out: torch.Tensor) -> None:
+        for index, row in enumerate(rows):
+            self._packed_row(name, row, out[index : index + 1])
 
     def _packed_row(self, name: str, row: int, out: torch.Tensor) -> None:
         """A row of a table that is the head as well: the numbers its packed rows stand for."""
@@ -224,8 +250,8 @@ class WeightStore:
         if rows is None:
             start = row // PANEL_ROWS * PANEL_ROWS
             one = WeightSlice(one.matrix, start, min(start + PANEL_ROWS, one.matrix.rows))
-            rows = _rows_in(empty_bytes(one.kept_bytes), one)
-            self._read(one, rows)
+            rows = rows_in(empty_bytes(one.kept_bytes), one)
+            read_slice(self._rows, one, rows)
         assert isinstance(rows, PackedWeight)
         out.copy_(unpack_rows(rows, torch.tensor([row - one.start])))
 
@@ -242,12 +268,3 @@ class WeightStore:
 
 def _is_packed_on_the_way(matrix: Matrix) -> bool:
     return matrix.is_packed and matrix.is_converted
-
-
-def _rows_in(data: torch.Tensor, one: WeightSlice) -> Rows:
-    """The bytes of a slice as rows of what it is kept as."""
-    matrix, count = one.matrix, one.stop - one.start
-    if matrix.is_packed:
-        makes_kv = matrix.name.endswith(_MAKE_KV)
-        return PackedWeight(data, PackedFormat(matrix.kept), count, matrix.columns, makes_kv)
-    return data.view(FLOAT_DTYPES[matrix.kept]).view(count, matrix.columns)

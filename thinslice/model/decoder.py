@@ -5,6 +5,7 @@ built on the meta device and hold no bytes until weights are placed in them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -228,8 +229,13 @@ class DecoderStack(nn.Module):
 class Decoder(nn.Module):
     """A whole model without its multi-token-prediction layers.
 
-    ``packing`` is that of a packed checkpoint, whose feed-forward is cut into blocks. ``stack``
-    holds the layers once more as one call into compiled code, where memory/fuse.py could make it.
+    ``packing`` is that of a packed checkpoint, whose feed-forward is cut into blocks.
+
+    Attributes:
+        stack: the layers once more as one call into compiled code, where memory/fuse.py could make
+            it.
+        layer_rows: the most rows that a layer takes at a time; None takes all.
+        hold_layer: in this context a layer's weights may be walked several times.
     """
 
     def __init__(self, shape: ModelShape, packing: Packing | None = None) -> None:
@@ -239,6 +245,8 @@ class Decoder(nn.Module):
         self.lm_head = Linear(shape.hidden_size, shape.vocab_size)
         self.rotary = Rotary(shape)
         self.stack: NativeStack | None = None
+        self.layer_rows: int | None = None
+        self.hold_layer: Callable[[], AbstractContextManager[None]] = nullcontext
         self.tie_head()
 
     def tie_head(self) -> None:
@@ -253,17 +261,33 @@ class Decoder(nn.Module):
                 module.ops = ops
 
     def forward(self, batch: ForwardBatch, kv_caches: Sequence[PagedKv]) -> torch.Tensor:
-        """Run a batch through all layers.
+        """Run a batch through all layers, each layer over all its rows before the next.
 
         Returns the residual stream [T, D] after the last layer, before the final norm: that is
         what a multi-token-prediction layer takes, and what ``logits`` takes.
         """
-        x_TD = self.model.embed_tokens(batch.token_ids_T)
-        cos_TR, sin_TR = self.rotary.tables(batch.positions_T)
+        parts = batch.parts(self.layer_rows or len(batch.token_ids_T))
+        x_TD = self._embed(batch, parts)
+        tables = [self.rotary.tables(part.positions_T) for _, part in parts]
         if self.stack is not None and self.stack.serves(kv_caches):
-            return self.stack.run(x_TD, (cos_TR, sin_TR), batch.slots_T, batch.sequences)
+            for (rows, part), rotary in zip(parts, tables, strict=True):
+                self.stack.run(x_TD[rows], rotary, part.slots_T, part.sequences)
+            return x_TD
         for layer, cache in zip(self.model.layers, kv_caches, strict=True):
-            x_TD = layer(x_TD, LayerContext(batch, cos_TR, sin_TR, cache))
+            with self.hold_layer() if len(parts) > 1 else nullcontext():
+                for (rows, part), (cos_TR, sin_TR) in zip(parts, tables, strict=True):
+                    layer(x_TD[rows], LayerContext(part, cos_TR, sin_TR, cache))
+        return x_TD
+
+    def _embed(self, batch: ForwardBatch, parts: list[tuple[slice, ForwardBatch]]) -> torch.Tensor:
+        """The embedding rows [T, D]; of several parts one after the other, to copy little."""
+        first_TD = self.model.embed_tokens(parts[0][1].token_ids_T)
+        if len(parts) == 1:
+            return first_TD
+        x_TD = first_TD.new_empty(len(batch.token_ids_T), first_TD.shape[1])
+        x_TD[parts[0][0]] = first_TD
+        for rows, part in parts[1:]:
+            x_TD[rows] = self.model.embed_tokens(part.token_ids_T)
         return x_TD
 
     def logits(self, x_TD: torch.Tensor) -> torch.Tensor:

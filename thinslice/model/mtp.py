@@ -9,7 +9,7 @@ Source: XiaomiMiMo/MiMo and its vLLM fork (models/mimo_mtp.py).
 import torch
 from torch import nn
 
-from thinslice.kernels.native_stack import NativeStack
+from thinslice.kernels.native_stack import NativePrediction
 from thinslice.model.decoder import Decoder, DecoderBlock, LayerContext, Linear, RMSNorm
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packing import Packing
@@ -18,7 +18,7 @@ from thinslice.plan.packing import Packing
 class MTPLayer(DecoderBlock):
     """One layer under ``model.mtp_layers.N``.
 
-    ``stack`` holds its decoder block once more as one call into compiled code, as a Decoder's does.
+    ``stack`` holds it once more as one call into compiled code, as a Decoder's does.
     """
 
     def __init__(self, shape: ModelShape, packing: Packing | None = None) -> None:
@@ -28,7 +28,7 @@ class MTPLayer(DecoderBlock):
         self.hidden_layernorm = RMSNorm(size, eps)
         self.input_proj = Linear(2 * size, size)
         self.final_layernorm = RMSNorm(size, eps)
-        self.stack: NativeStack | None = None
+        self.stack: NativePrediction | None = None
 
     def predict(
         self, hidden_TD: torch.Tensor, next_embedding_TD: torch.Tensor, context: LayerContext
@@ -42,14 +42,15 @@ class MTPLayer(DecoderBlock):
 
         Returns [T, D], to which the main model's head applies directly. Extra memory: 4 T D.
         """
+        if self.stack is not None:
+            rotary, batch = (context.cos_TR, context.sin_TR), context.batch
+            rows = (hidden_TD, next_embedding_TD)
+            return self.stack.predict(*rows, rotary, batch.slots_T, batch.sequences)
         hidden = self.hidden_layernorm(hidden_TD)
         token = self.token_layernorm(next_embedding_TD)
         # The hidden half comes first; DeepSeek-V3 and Megatron have it the other way round.
         x_TD = self.input_proj(torch.cat((hidden, token), dim=-1))
-        if self.stack is None:
-            return self.final_layernorm(super().forward(x_TD, context))
-        rotary, batch = (context.cos_TR, context.sin_TR), context.batch
-        return self.final_layernorm(self.stack.run(x_TD, rotary, batch.slots_T, batch.sequences))
+        return self.final_layernorm(super().forward(x_TD, context))
 
 
 class MTPDecoder(Decoder):

@@ -43,8 +43,9 @@ def rotary_tables(
     inv_freq: torch.Tensor, positions_T: torch.Tensor, factor: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of each position and frequency, [T, H / 2] each; float32."""
-    angles = positions_T[:, None].float() * inv_freq[None]
-    return angles.cos() * factor, angles.sin() * factor
+    angles = torch.outer(positions_T.float(), inv_freq)
+    cos_TR, sin_TR = angles.cos(), angles.sin()
+    return (cos_TR, sin_TR) if factor == 1.0 else (cos_TR * factor, sin_TR * factor)
 
 
 def _llama3(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:

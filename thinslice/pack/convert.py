@@ -6,13 +6,12 @@ from collections.abc import Iterator
 import torch
 
 from thinslice.checkpoint.pack_rows import pack_rows
-from thinslice.checkpoint.reader import SCRATCH_BYTES, CheckpointReader
+from thinslice.checkpoint.reader import SCRATCH_BYTES, STORED_DTYPES, CheckpointReader
 from thinslice.kernels.packed import PackedWeight, empty
 from thinslice.pack.layout import PackedLayout, Target, Work, packed_size
 from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, keeps_codes, num_panels
 from thinslice.units import MIB
 
-_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # Pieces of rows with their candidates for scales, see kernels/quantize.py.
 _QUANTIZING_BYTES = 12 * MIB
 # float32 values of block types and the working copies of gguf.quants.
@@ -30,7 +29,7 @@ def convert(
     entry = work.entry
     targets = [one for one in work.targets if one.rows[0] <= start and stop <= one.rows[1]]
     if work.format is None:
-        numbers = torch.empty(stop - start, *entry.shape[1:], dtype=_TORCH_DTYPES[work.dtype])
+        numbers = torch.empty(stop - start, *entry.shape[1:], dtype=STORED_DTYPES[work.dtype])
         reader.read_rows(entry.name, start, stop, numbers)
         for target in targets:
             row_bytes = target.num_bytes // (target.rows[1] - target.rows[0])
@@ -62,7 +61,7 @@ def _scratch(work: Work) -> int:
     held = (2 if entry.rotary_heads else 1) * raw + 2 * packed_size(work, rows)
     if keeps_codes(entry.dtype, work.format):
         return held + 4 * MIB
-    decoding = 0 if entry.dtype in _TORCH_DTYPES else _DECODING_BYTES_PER_WEIGHT * weights
+    decoding = 0 if entry.dtype in STORED_DTYPES else _DECODING_BYTES_PER_WEIGHT * weights
     return held + decoding + _QUANTIZING_BYTES
 
 

@@ -23,8 +23,8 @@ from thinslice.checkpoint.packed_tensors import (
 from thinslice.checkpoint.safetensors_header import MAX_TENSORS
 from thinslice.errors import CheckpointError
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, keeps_codes, packed_bytes
-from thinslice.plan.packing import Packing
+from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, most_common_format, packed_bytes
+from thinslice.plan.packing import Packing, layer_format
 
 # Weights read and packed at a time: two MiB of bfloat16.
 _SLICE_WEIGHTS = 1 << 20
@@ -67,16 +67,12 @@ class Work:
         """First and last row of each slice; none lies across two blocks of rows."""
         step = 1
         if self.format is not None:
-            step = math.lcm(PANEL_ROWS, self._rows_of_head())
+            step = math.lcm(PANEL_ROWS, self.entry.row_grain)
         columns = math.prod(self.entry.shape[1:])
         step *= max(_SLICE_WEIGHTS // columns // step, 1)
         for first, last in sorted({target.rows for target in self.targets}):
             for start in range(first, last, step):
                 yield start, min(start + step, last)
-
-    def _rows_of_head(self) -> int:
-        heads = self.entry.rotary_heads
-        return self.entry.shape[0] // heads if heads else 1
 
 
 @dataclass(frozen=True)
@@ -104,19 +100,23 @@ def layout_of(source: Checkpoint, packing: Packing) -> PackedLayout:
     shape = source.shape
     check_packable(shape)
     expected = expected_tensors(shape, packing)
+    formats: dict[str, PackedFormat | None] = {}
+    of_layers = layer_formats(source, packing)
     file = _File()
     for name in _in_file_order(expected, shape, source, packing):
         origin, _ = _origin(name, shape, packing)
-        entry = source.tensors[origin]
-        fmt = _format(name, entry, shape, packing)
-        size = expected[name]
+        entry, size = source.tensors[origin], expected[name]
+        fmt = of_layers.get(origin, format_of(name, shape, packing)) if len(size) == 2 else None
+        formats[origin] = fmt
         if fmt is not None:
             stored = stored_shape(fmt, *size)
             file.add(name, BYTES_DTYPE, stored, is_aligned=True)
         else:
             file.add(name, _float_dtype(name, entry), size, is_aligned=len(size) == 2)
     header = file.header()
-    return PackedLayout(header, len(header) + file.end, _work(file, expected, source, packing))
+    return PackedLayout(
+        header, len(header) + file.end, _work(file, expected, source, (packing, formats))
+    )
 
 
 class _File:
@@ -169,9 +169,18 @@ def _in_file_order(
     return [*vectors, *layers, _EMBEDDING, *matrices[len(layers) :]]
 
 
-def _work(file: _File, expected: Shapes, source: Checkpoint, packing: Packing) -> tuple[Work, ...]:
-    """The source's tensors in the order in which the file first needs them."""
-    shape = source.shape
+def _work(
+    file: _File,
+    expected: Shapes,
+    source: Checkpoint,
+    packed: tuple[Packing, dict[str, PackedFormat | None]],
+) -> tuple[Work, ...]:
+    """The source's tensors in the order in which the file first needs them.
+
+    Args:
+        packed: the packing, and the format of each tensor of the source.
+    """
+    shape, (packing, formats) = source.shape, packed
     data_start = len(file.header())
     targets: dict[str, list[Target]] = {}
     for name, fields in file.tensors.items():
@@ -187,7 +196,7 @@ def _work(file: _File, expected: Shapes, source: Checkpoint, packing: Packing) -
     return tuple(
         Work(
             source.tensors[origin],
-            _format(parts[0].name, source.tensors[origin], shape, packing),
+            formats[origin],
             _float_dtype(origin, source.tensors[origin]),
             tuple(parts),
         )
@@ -217,16 +226,16 @@ def _part(
     return block, columns
 
 
-def _format(
-    name: str, entry: TensorEntry, shape: ModelShape, packing: Packing
-) -> PackedFormat | None:
-    if len(entry.shape) == 1:
-        return None
-    fmt = format_of(name, shape, packing)
-    is_layer = name.startswith("model.layers.")
-    if fmt is PackedFormat.INT4 and is_layer and keeps_codes(entry.dtype, PackedFormat.INT4M):
-        return PackedFormat.INT4M
-    return fmt
+def layer_formats(source: Checkpoint, packing: Packing) -> dict[str, PackedFormat]:
+    """What each matrix of the layers is packed in, by its name in the source."""
+    stored = {
+        name: entry.dtype
+        for name, entry in source.tensors.items()
+        if name.startswith("model.layers.") and len(entry.shape) == 2
+    }
+    most = most_common_format(stored.values())
+    is_mostly_int4 = most in (PackedFormat.INT4, PackedFormat.INT4M)
+    return {name: layer_format(dtype, packing, is_mostly_int4) for name, dtype in stored.items()}
 
 
 def _float_dtype(name: str, entry: TensorEntry) -> str:

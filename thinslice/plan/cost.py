@@ -36,13 +36,11 @@ def mtp_parameters(shape: ModelShape) -> int:
     return layer_parameters(shape) + 2 * shape.hidden_size**2 + 3 * shape.hidden_size
 
 
-def kv_bytes_per_token(shape: ModelShape, kv_dtype: str, has_prediction: bool = False) -> int:
-    """K and V of one position in all layers; int8 has an fp16 scale for each head.
-
-    ``has_prediction`` counts a prediction layer.
-    """
+def kv_bytes_per_token(shape: ModelShape, kv_dtype: str, num_mtp_layers: int = 0) -> int:
+    """K and V of one position in all layers, prediction layers too; int8 has an fp16 scale for each
+    head."""
     per_head = shape.head_dim * KV_BYTES[kv_dtype] + (2 if kv_dtype == "int8" else 0)
-    num_layers = shape.num_hidden_layers + has_prediction
+    num_layers = shape.num_hidden_layers + num_mtp_layers
     return 2 * num_layers * shape.num_key_value_heads * per_head
 
 
@@ -87,6 +85,12 @@ def activation_bytes(shape: ModelShape, chunk: int, context: int, how: Computati
     mask = chunk * context * (1 + how.itemsize)
     attention = heads + 3 * chunk * (shape.q_size + shape.kv_size) * 4 + gathered + mask
     return stream + rotary + max(norm, attention, feed_forward)
+
+
+def whole_stream_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
+    """The residual stream and the rotary tables of ``chunk`` tokens, whose layers take less of them
+    at a time."""
+    return chunk * (shape.hidden_size * how.itemsize + shape.head_dim * 4)
 
 
 def _scratch(shape: ModelShape, chunk: int, how: Computation) -> int:
@@ -148,10 +152,10 @@ def prediction_activation_bytes(
     shape: ModelShape, chunk: int, num_seqs: int, how: Computation
 ) -> int:
     """What a prediction layer holds beside what one of the model's layers does: the residual stream
-    of all rows in flight and of those that wait, and of the rows it works on both norms and their
+    of the rows that wait, and of those it works on the model's stream, both norms and their
     concatenation.
     """
-    num_rows = chunk + num_seqs * PREDICTION_ROWS_HELD + 4 * min(chunk, PREDICTION_ROWS)
+    num_rows = num_seqs * PREDICTION_ROWS_HELD + 5 * min(chunk, PREDICTION_ROWS)
     return num_rows * shape.hidden_size * how.itemsize
 
 

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, fields
 
 from thinslice.errors import ConfigError
 
+# Rows of the products that are timed: a prompt's chunk, so that arithmetic is the bound.
+MEASURED_ROWS = 512
+
 
 @dataclass(frozen=True)
 class HardwareProfile:
@@ -51,6 +54,13 @@ class HardwareProfile:
         """Operations per second of matrix products of many rows with weights of this dtype."""
         rates = {"bfloat16": self.bfloat16_flops_per_s, "float32": self.float32_flops_per_s}
         return rates.get(dtype, self.packed_flops_per_s)
+
+    @property
+    def unpacking_s(self) -> float:
+        """Seconds for each packed weight that becomes a number before its product, as where the
+        compiled kernels are missing: what a packed product takes beyond one in float32."""
+        seconds = 1 / self.packed_flops_per_s - 1 / self.float32_flops_per_s
+        return max(2 * MEASURED_ROWS * seconds, 0.0)
 
     def to_dict(self) -> dict[str, str | int | float | bool]:
         """The profile as JSON keeps it."""

@@ -16,6 +16,9 @@ class StreamingPlan:
         num_last_pinned: of the pinned ones, those at the end of the sweep: the head's, where a
             prediction layer drafts and needs it between sweeps. The others are spread evenly.
         num_buffers, buffer_bytes: the ring that slices are read into.
+        layer_rows: the most rows that a layer takes at a time. A step of more then goes through
+            layer by layer: the residual stream of all rows is kept, and a layer's streamed slices
+            are held until the last rows have passed. None takes all rows of a step at once.
     """
 
     slice_bytes: int
@@ -24,6 +27,7 @@ class StreamingPlan:
     num_buffers: int
     buffer_bytes: int
     num_last_pinned: int = 0
+    layer_rows: int | None = None
 
     def pinned(self) -> list[int]:
         """The slices that stay resident, by their place in the sweep.
@@ -32,8 +36,49 @@ class StreamingPlan:
         """
         count = self.num_pinned - self.num_last_pinned
         first_last = self.num_slices - self.num_last_pinned
-        spread = [-(-turn * first_last // count) - 1 for turn in range(1, count + 1)]
-        return [*spread, *range(first_last, self.num_slices)]
+        return [*_spread(count, first_last), *range(first_last, self.num_slices)]
+
+
+def _spread(count: int, total: int) -> list[int]:
+    """``count`` places of ``total``, evenly."""
+    return [-(-turn * total // count) - 1 for turn in range(1, count + 1)]
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """The host's side of a plan for an accelerator, whose budget and parts are the device's.
+
+    Attributes:
+        name: of the device, as a user names it.
+        host_budget_bytes: the most the process may hold on the host.
+        host_parts: name and bytes of each part of the peak there.
+        num_locked: of the slices that are streamed, those that lie in page-locked host memory,
+            read once; the others are read from disk at each use.
+        num_staging, staging_bytes: page-locked buffers that these are read into; 0 where all lie in
+            memory.
+    """
+
+    name: str
+    host_budget_bytes: int
+    host_parts: tuple[tuple[str, int], ...]
+    num_locked: int = 0
+    num_staging: int = 0
+    staging_bytes: int = 0
+
+    @property
+    def host_peak_bytes(self) -> int:
+        """The planned peak on the host."""
+        return sum(num_bytes for _, num_bytes in self.host_parts)
+
+    @property
+    def host_headroom_bytes(self) -> int:
+        """What the host's budget leaves over."""
+        return self.host_budget_bytes - self.host_peak_bytes
+
+    def locked(self, streamed: list[int]) -> list[int]:
+        """Of the slices that are streamed, by their places in the sweep, those in host memory;
+        they take turns with those on disk."""
+        return [streamed[turn] for turn in _spread(self.num_locked, len(streamed))]
 
 
 @dataclass(frozen=True)
@@ -42,17 +87,23 @@ class DraftPlan:
 
     Attributes:
         uses_ngram: n-grams of the text so far.
-        uses_mtp: the model's prediction layer, which is then loaded, and has a KV cache.
+        num_mtp_layers: prediction layers of the model that draft: all it has, or none. They are
+            loaded then, and each has a KV cache.
         length: the most drafts for a sequence in a step.
+        mtp_hidden: what the first layer takes of the model: its last hidden state ``pre-norm`` or
+            ``post-norm``.
     """
 
     uses_ngram: bool
-    uses_mtp: bool
+    num_mtp_layers: int
     length: int
+    mtp_hidden: str = "pre-norm"
 
     def describe(self) -> str:
         """``n-grams, then the prediction layer, at most 8 tokens``, or one of the two."""
-        who = {"n-grams": self.uses_ngram, "the prediction layer": self.uses_mtp}
+        count = self.num_mtp_layers
+        layers = "the prediction layer" if count == 1 else f"{count} prediction layers"
+        who = {"n-grams": self.uses_ngram, layers: count > 0}
         names = ", then ".join(name for name, is_used in who.items() if is_used)
         return f"{names}, at most {self.length} tokens"
 
@@ -73,6 +124,8 @@ class MemoryPlan:
         parts: name and bytes of each part of the peak.
         streaming: None where all weights are resident.
         draft: None where nothing is drafted.
+        device: None where the processor computes. Else ``budget_bytes``, ``parts`` and the pinned
+            slices of ``streaming`` are the device's.
     """
 
     budget_bytes: int
@@ -86,11 +139,12 @@ class MemoryPlan:
     parts: tuple[tuple[str, int], ...]
     streaming: StreamingPlan | None = None
     draft: DraftPlan | None = None
+    device: DevicePlan | None = None
 
     @property
-    def drafts_with_mtp(self) -> bool:
-        """Whether a prediction layer runs beside the model."""
-        return self.draft is not None and self.draft.uses_mtp
+    def num_mtp_layers(self) -> int:
+        """Prediction layers that run beside the model."""
+        return 0 if self.draft is None else self.draft.num_mtp_layers
 
     @property
     def peak_bytes(self) -> int:
@@ -111,7 +165,16 @@ class MemoryPlan:
         if self.streaming is None:
             return "resident"
         num_streamed = self.streaming.num_slices - self.streaming.num_pinned
-        return f"{num_streamed} of {self.streaming.num_slices} slices streamed"
+        text = f"{num_streamed} of {self.streaming.num_slices} slices streamed"
+        if self.device is None:
+            return text
+        return f"{text}, {self.device.num_locked} of them from host memory"
+
+    def describe_chunk(self) -> str:
+        """Tokens in flight, and how many of them a layer takes at a time where that is less."""
+        layer_rows = None if self.streaming is None else self.streaming.layer_rows
+        by_layer = "" if layer_rows is None else f", through each layer {layer_rows} at a time"
+        return f"{self.chunk} tokens{by_layer}"
 
     def describe_drafting(self) -> str:
         """Who drafts, or ``off``."""

@@ -4,6 +4,8 @@ A packed matrix is panels of 16 output rows, each one contiguous range of bytes;
 panel is in kernels/packed.py.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from enum import StrEnum
 
 PANEL_ROWS = 16
@@ -60,6 +62,11 @@ def packed_format_of(stored: str) -> PackedFormat | None:
 def keeps_codes(stored: str, fmt: str) -> bool:
     """Whether a type on disk goes into a packed format with the codes it has."""
     return _OF_GGML.get(stored) == fmt
+
+
+def most_common_format(stored: Iterable[str]) -> PackedFormat | None:
+    """The format that most matrices of these types on disk go into; None for a float type."""
+    return Counter(packed_format_of(one) for one in stored).most_common(1)[0][0]
 
 
 def is_packable(in_features: int) -> bool:

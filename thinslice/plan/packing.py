@@ -11,7 +11,7 @@ from typing import Any
 
 from thinslice.errors import CheckpointError
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.packed_format import PackedFormat, packed_format_of
 from thinslice.units import MIB
 
 QUANT_METHOD = "thinslice"
@@ -27,8 +27,7 @@ class Packing:
     """What config.json says of a packed checkpoint under ``quantization_config``.
 
     Attributes:
-        weights: of the decoder's matrices, ``int4`` or ``int8``. A matrix that was int4m in the
-            source stays so.
+        weights: of the decoder's matrices, ``int4`` or ``int8``; see ``layer_format``.
         head: of the head, of an embedding table that is the head, and of prediction layers.
         ffn_block: rows of gate and up, and columns of down, in a block; the last may have fewer.
     """
@@ -78,6 +77,18 @@ def packing_for(shape: ModelShape, weights: PackedFormat) -> Packing:
     num_blocks = -(-size * inner // _BLOCK_WEIGHTS)
     block = -(-inner // num_blocks)
     return Packing(weights, PackedFormat.INT8, -(-block // _BLOCK_STEP) * _BLOCK_STEP)
+
+
+def layer_format(stored: str, packing: Packing, is_mostly_int4: bool) -> PackedFormat:
+    """What a layer's matrix is packed in.
+
+    In an int4 packing blocks with a minimum keep it, and a model that is mostly of int4's size
+    keeps in int8 the few matrices it has in more bits: Q6_K among Q4_K.
+    """
+    own = packed_format_of(stored)
+    if packing.weights is PackedFormat.INT4 and own is PackedFormat.INT4M:
+        return own
+    return own if own is PackedFormat.INT8 and is_mostly_int4 else packing.weights
 
 
 def _format(section: Mapping[str, Any], key: str) -> PackedFormat:

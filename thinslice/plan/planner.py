@@ -4,6 +4,11 @@ Weights are kept resident where they fit beside a useful context. Else they are 
 of buffers, and as many slices pinned as the rest of the budget holds. Access is cyclic, so a fixed
 set of pinned slices saves exactly its share of the reads, and no cache could save more.
 
+A streamed prompt as long as the context goes through in one sweep wherever that fits: all its rows
+at once, or through each layer a few at a time while the layer's slices are held. Of these two the
+one is taken that leaves more slices pinned. To hold a layer costs a generated token at most that
+layer's share of the reads. Where neither fits, a prompt takes one sweep for each chunk.
+
 A prediction layer that drafts is resident, and so is the head then: each draft reads both. The head
 costs nothing by that, as any pinned slice saves its share of a sweep; the layer costs a few percent
 of the reads where weights are streamed. Left to choose, a plan drafts with the layer where it need
@@ -16,6 +21,7 @@ from itertools import chain, product
 
 from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.cost import (
+    PREDICTION_ROWS,
     Computation,
     activation_bytes,
     kv_bytes_per_token,
@@ -23,17 +29,21 @@ from thinslice.plan.cost import (
     logits_bytes,
     ngram_index_bytes,
     prediction_activation_bytes,
+    whole_stream_bytes,
 )
 from thinslice.plan.memory_plan import DraftPlan, MemoryPlan, StreamingPlan
 from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.pinning import weight_parts, with_pinned_slices
 from thinslice.plan.weight_layout import SweepBytes, WeightLayout
 from thinslice.units import KIB, MIB, gib, size_option
 
 BLOCK_SIZE = 16
 _CHUNKS = (512, 256, 128, 64, 32, 16)
-# A streamed prompt costs one sweep for each chunk, so larger ones pay for their memory.
+# Where a prompt takes several sweeps, one for each chunk, larger ones pay for their memory.
 _STREAMED_CHUNKS = (32768, 16384, 8192, 4096, 2048, 1024, *_CHUNKS)
-_LARGEST_CHUNK_SHARE = 0.25
+# Rows a layer takes at a time while its slices are held: enough that products are bound by
+# arithmetic and not by reading the layer from memory once more for each run of rows.
+_LAYER_ROWS = (512, 128)
 # Below this a chat turn does not fit; a plan that could only offer less says so instead.
 _SMALLEST_CONTEXT = 256
 # Without --context, weights are streamed rather than the context cut below this.
@@ -68,6 +78,7 @@ class Workload:
         can_change_dtype: the model's files can be had with other weights: they are not packed.
         draft: who drafts: auto, ngram, mtp or off.
         draft_length: the most drafts for a sequence in a step.
+        mtp_hidden: what a prediction layer takes of the model; see DraftPlan.
     """
 
     context: int | None = None
@@ -79,6 +90,16 @@ class Workload:
     can_change_dtype: bool = True
     draft: str = "off"
     draft_length: int = 8
+    mtp_hidden: str = "pre-norm"
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Positions of a sequence, tokens in flight, and how many of them a layer takes at a time."""
+
+    context: int
+    chunk: int
+    layer_rows: int
 
 
 @dataclass(frozen=True)
@@ -97,15 +118,17 @@ class _Case:
         wanted, length = self.workload.draft, self.workload.draft_length
         if wanted == "off":
             return (self,)
-        drafts = [DraftPlan(uses_ngram=wanted != "mtp", uses_mtp=wanted == "mtp", length=length)]
+        hidden = self.workload.mtp_hidden
+        count = self.shape.num_nextn_predict_layers
+        drafts = [DraftPlan(wanted != "mtp", count * (wanted == "mtp"), length, mtp_hidden=hidden)]
         if wanted == "auto" and self.layout.prediction:
-            drafts.insert(0, replace(drafts[0], uses_mtp=True))
+            drafts.insert(0, replace(drafts[0], num_mtp_layers=count))
         return tuple(replace(self, draft=draft) for draft in drafts)
 
     @property
-    def has_prediction(self) -> bool:
-        """Whether a prediction layer drafts."""
-        return self.draft is not None and self.draft.uses_mtp
+    def num_mtp_layers(self) -> int:
+        """Prediction layers that draft."""
+        return 0 if self.draft is None else self.draft.num_mtp_layers
 
     @property
     def how(self) -> Computation:
@@ -126,7 +149,7 @@ class _Case:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return kv_bytes_per_token(self.shape, self.kv_dtype, self.has_prediction)
+        return kv_bytes_per_token(self.shape, self.kv_dtype, self.num_mtp_layers)
 
 
 def plan(
@@ -161,37 +184,53 @@ def plan(
 
 
 def _first_fit(case: _Case, budget_bytes: int) -> MemoryPlan | None:
-    """The first candidate that fits, grown into what it leaves of the budget."""
+    """The first candidate that fits, grown into what it leaves of the budget.
+
+    Of several that serve as well, the one that keeps most slices resident.
+    """
     candidates = chain(
         _resident_candidates(case, budget_bytes, _USEFUL_CONTEXT),
         _streamed_candidates(case, budget_bytes, _USEFUL_CONTEXT),
         _streamed_candidates(case, budget_bytes, _SMALLEST_CONTEXT),
         _resident_candidates(case, budget_bytes, _SMALLEST_CONTEXT),
     )
-    chosen = next((one for one in candidates if one.headroom_bytes >= 0), None)
-    if chosen is None:
-        return None
-    case = replace(case, draft=chosen.draft)
+    for choice in candidates:
+        grown = [_grown(case, one) for one in choice if one.headroom_bytes >= 0]
+        if grown:
+            return max(grown, key=lambda one: one.streaming.num_pinned if one.streaming else 0)
+    return None
+
+
+def _grown(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
     if chosen.streaming is None:
-        return _with_more_blocks(case, chosen)
-    return _with_pinned_slices(case, chosen)
+        return _with_more_blocks(replace(case, draft=chosen.draft), chosen)
+    return with_pinned_slices(chosen, case.layout.sweep_bytes(chosen.streaming.slice_bytes))
 
 
-def _resident_candidates(case: _Case, budget_bytes: int, shortest: int) -> Iterator[MemoryPlan]:
+def _resident_candidates(
+    case: _Case, budget_bytes: int, shortest: int
+) -> Iterator[tuple[MemoryPlan, ...]]:
     for chunk, one in product(_CHUNKS, case.variants):
         for context in _contexts(case, case.shape.max_position_embeddings, shortest):
-            yield _resident(one, budget_bytes, context, chunk)
+            yield (_resident(one, budget_bytes, context, chunk),)
 
 
-def _streamed_candidates(case: _Case, budget_bytes: int, shortest: int) -> Iterator[MemoryPlan]:
-    share = int(budget_bytes * _LARGEST_CHUNK_SHARE)
+def _streamed_candidates(
+    case: _Case, budget_bytes: int, shortest: int
+) -> Iterator[tuple[MemoryPlan, ...]]:
+    contexts = [*_contexts(case, _STREAMED_CONTEXT, shortest)]
     for slice_bytes in _SLICE_BYTES:
-        sweep = case.layout.sweep_bytes(slice_bytes)
-        for chunk, one in product(_STREAMED_CHUNKS, case.variants):
-            for context in _contexts(case, _STREAMED_CONTEXT, shortest):
-                candidate = _streamed(one, budget_bytes, (context, chunk), (slice_bytes, sweep))
-                if chunk == _CHUNKS[-1] or dict(candidate.parts)["activations"] <= share:
-                    yield candidate
+        slices = (slice_bytes, case.layout.sweep_bytes(slice_bytes))
+        for layer_rows, one, context in product(_LAYER_ROWS, case.variants, contexts):
+            whole = _Tokens(context, context, context)
+            by_layer = replace(whole, layer_rows=min(layer_rows, context))
+            # Of two that are equal the first is taken, and none is held for rows that are all.
+            choices = dict.fromkeys((whole, by_layer))
+            yield tuple(_streamed(one, budget_bytes, tokens, slices) for tokens in choices)
+        for chunk, one, context in product(_STREAMED_CHUNKS, case.variants, contexts):
+            if chunk < context:
+                tokens = _Tokens(context, chunk, chunk)
+                yield (_streamed(one, budget_bytes, tokens, slices),)
 
 
 def _contexts(case: _Case, longest: int, shortest: int) -> Iterator[int]:
@@ -210,24 +249,22 @@ def _contexts(case: _Case, longest: int, shortest: int) -> Iterator[int]:
 def _resident(case: _Case, budget_bytes: int, context: int, chunk: int) -> MemoryPlan:
     """All weights in memory, and room for one sequence of the whole context."""
     chunk = min(chunk, context)
-    parts = _common_parts(case, context, chunk)
+    tokens = _Tokens(context, chunk, chunk)
+    parts = _common_parts(case, tokens)
     parts["weights"] = case.layout.kept_bytes
-    parts["activations"] = max(parts["activations"], LOADING_BYTES)
-    return _memory_plan(case, budget_bytes, context, chunk, parts)
+    return _memory_plan(case, budget_bytes, tokens, parts)
 
 
 def _streamed(
-    case: _Case, budget_bytes: int, tokens: tuple[int, int], slices: tuple[int, SweepBytes]
+    case: _Case, budget_bytes: int, tokens: _Tokens, slices: tuple[int, SweepBytes]
 ) -> MemoryPlan:
     """All matrices on disk but those that draft, and room for one sequence of the whole context.
 
     Args:
-        tokens: context and chunk.
         slices: the most bytes in a slice, and what the slices of a sweep take.
     """
-    context, chunk = tokens[0], min(tokens)
     slice_bytes, sweep = slices
-    num_last = len(case.layout.head.ranges(slice_bytes)) if case.has_prediction else 0
+    num_last = len(case.layout.head.ranges(slice_bytes)) if case.num_mtp_layers else 0
     streaming = StreamingPlan(
         slice_bytes=slice_bytes,
         num_slices=len(sweep.kept),
@@ -235,32 +272,38 @@ def _streamed(
         num_last_pinned=num_last,
         num_buffers=_NUM_BUFFERS,
         buffer_bytes=-(-sweep.largest_stored // 4096) * 4096 + _ALIGNMENT_BYTES,
+        layer_rows=tokens.layer_rows if tokens.layer_rows < tokens.chunk else None,
     )
-    parts = _common_parts(case, context, chunk)
-    last = sum(sweep.kept[len(sweep.kept) - num_last :])
-    parts["weights"] = case.layout.vector_bytes + last
+    parts = _common_parts(case, tokens)
     parts["weight ring"] = _NUM_BUFFERS * streaming.buffer_bytes + sweep.converting
-    parts["activations"] = max(parts["activations"], LOADING_BYTES)
-    chosen = _memory_plan(case, budget_bytes, context, chunk, parts)
+    parts |= weight_parts(streaming, sweep)
+    parts["weights"] += case.layout.vector_bytes
+    chosen = _memory_plan(case, budget_bytes, tokens, parts)
     return replace(chosen, streaming=streaming)
 
 
-def _common_parts(case: _Case, context: int, chunk: int) -> dict[str, int]:
+def _common_parts(case: _Case, tokens: _Tokens) -> dict[str, int]:
     """The parts every plan has, in the order they are shown."""
-    shape, how = case.shape, case.how
-    num_positions = -(-context // BLOCK_SIZE) * BLOCK_SIZE
-    rows = min(case.workload.max_num_seqs, chunk)
-    running = activation_bytes(shape, chunk, context, how)
+    shape, how, chunk = case.shape, case.how, tokens.chunk
+    num_positions = -(-tokens.context // BLOCK_SIZE) * BLOCK_SIZE
+    num_rows = tokens.layer_rows
+    if case.num_mtp_layers:
+        num_rows = max(num_rows, min(chunk, PREDICTION_ROWS))
+    running = activation_bytes(shape, num_rows, tokens.context, how)
     if not how.is_packed and case.workload.dtype in ("int8", "int4"):
         running += UNPACKING_BYTES
+    if tokens.layer_rows < chunk:
+        running += whole_stream_bytes(shape, chunk, how)
     # The residual stream is alive while the head runs.
-    heading = logits_bytes(shape, rows, how.itemsize) + chunk * shape.hidden_size * how.itemsize
+    num_logits = min(case.workload.max_num_seqs, chunk)
+    heading = logits_bytes(shape, num_logits, how.itemsize)
+    heading += chunk * shape.hidden_size * how.itemsize
     return {
-        "runtime": case.runtime_bytes + library_bytes(shape, chunk, how),
+        "runtime": case.runtime_bytes + library_bytes(shape, num_rows, how),
         "weights": 0,
         "kv cache": num_positions * case.kv_bytes_per_token,
-        "activations": max(running, heading),
-        **_drafting_part(case, context, chunk),
+        "activations": max(running, heading, LOADING_BYTES),
+        **_drafting_part(case, tokens.context, chunk),
     }
 
 
@@ -276,24 +319,24 @@ def _drafting_part(case: _Case, context: int, chunk: int) -> dict[str, int]:
     num_bytes = all_rows - one
     if draft.uses_ngram:
         num_bytes += num_seqs * ngram_index_bytes(context)
-    if draft.uses_mtp:
+    if draft.num_mtp_layers:
         num_bytes += case.layout.prediction_bytes
         num_bytes += prediction_activation_bytes(shape, chunk, num_seqs, how)
     return {"drafting": num_bytes}
 
 
 def _memory_plan(
-    case: _Case, budget_bytes: int, context: int, chunk: int, parts: dict[str, int]
+    case: _Case, budget_bytes: int, tokens: _Tokens, parts: dict[str, int]
 ) -> MemoryPlan:
     return MemoryPlan(
         budget_bytes=budget_bytes,
         dtype=case.workload.dtype,
         kv_dtype=case.kv_dtype,
-        context=context,
-        chunk=chunk,
+        context=tokens.context,
+        chunk=tokens.chunk,
         max_num_seqs=case.workload.max_num_seqs,
         block_size=BLOCK_SIZE,
-        num_kv_blocks=-(-context // BLOCK_SIZE),
+        num_kv_blocks=-(-tokens.context // BLOCK_SIZE),
         parts=tuple(parts.items()),
         draft=case.draft,
     )
@@ -304,44 +347,21 @@ def _with_more_blocks(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
     per_block = BLOCK_SIZE * case.kv_bytes_per_token
     wanted = chosen.num_kv_blocks * (chosen.max_num_seqs - 1)
     extra = min(wanted, chosen.headroom_bytes // per_block)
-    grown = _with_part(chosen, "kv cache", extra * per_block)
-    return replace(grown, num_kv_blocks=chosen.num_kv_blocks + extra)
-
-
-def _with_pinned_slices(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
-    """The same plan with as many slices resident as the headroom holds."""
-    streaming = chosen.streaming
-    assert streaming is not None, "nothing is streamed"
-    kept = case.layout.sweep_bytes(streaming.slice_bytes).kept
-    last = streaming.num_last_pinned
-    counted, rest = sum(kept[len(kept) - last :]), kept[: len(kept) - last]
-    room = chosen.headroom_bytes
-    count = last + min(room * len(rest) // sum(rest), len(rest))
-    # The average is a good guess; where the slices it picks are larger, a few less will do.
-    while sum(kept[idx] for idx in replace(streaming, num_pinned=count).pinned()) > counted + room:
-        count -= 1
-    pinned = replace(streaming, num_pinned=count)
-    num_bytes = sum(kept[idx] for idx in pinned.pinned()) - counted
-    return replace(_with_part(chosen, "weights", num_bytes), streaming=pinned)
-
-
-def _with_part(chosen: MemoryPlan, part: str, extra_bytes: int) -> MemoryPlan:
-    parts = tuple(
-        (name, num_bytes + extra_bytes if name == part else num_bytes)
-        for name, num_bytes in chosen.parts
-    )
-    return replace(chosen, parts=parts)
+    parts = dict(chosen.parts)
+    parts["kv cache"] += extra * per_block
+    return replace(chosen, num_kv_blocks=chosen.num_kv_blocks + extra, parts=tuple(parts.items()))
 
 
 def _floor(case: _Case) -> MemoryPlan:
     """The plan that takes least, whatever the budget."""
     context = case.workload.context
     context = context or min(_SMALLEST_CONTEXT, case.shape.max_position_embeddings)
-    case = case.variants[-1]
+    case, chunk = case.variants[-1], min(context, _CHUNKS[-1])
+    tokens = _Tokens(context, chunk, chunk)
     floors = (
-        _resident(case, 0, context, _CHUNKS[-1]),
+        _resident(case, 0, context, chunk),
         *(
-            _streamed(case, 0, (context, _CHUNKS[-1]), (size, case.layout.sweep_bytes(size)))
+            _streamed(case, 0, tokens, (size, case.layout.sweep_bytes(size)))
             for size in _SLICE_BYTES
         ),
     )

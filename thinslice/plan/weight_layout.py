@@ -6,8 +6,11 @@ head as well.
 """
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 
 from thinslice.errors import ConfigError
 from thinslice.plan.model_shape import ModelShape
@@ -52,6 +55,11 @@ class Matrix:
     def is_packed(self) -> bool:
         """Whether it is computed with in a packed format."""
         return self.kept not in FLOAT_BYTES
+
+    @property
+    def is_requantized(self) -> bool:
+        """Whether its numbers must be quantised to be kept, which takes long at each use."""
+        return self.is_packed and self.is_converted and not keeps_codes(self.stored, self.kept)
 
     @property
     def is_converted(self) -> bool:
@@ -114,12 +122,14 @@ class SweepBytes:
         stored: of each slice on disk.
         largest_stored: the most that one slice takes on disk.
         converting: the most that is held while one slice is converted; 0 where none is.
+        layer_counts: slices of each layer; the head's come after all of these.
     """
 
     kept: list[int]
     stored: list[int]
     largest_stored: int
     converting: int
+    layer_counts: list[int]
 
 
 @dataclass(frozen=True)
@@ -132,9 +142,9 @@ class WeightLayout:
         embedding: an embedding table that is kept whole; None where the head is it, or where its
             rows are read from disk as they are needed.
         vector_bytes: of norms and biases, at most: the compiled kernels take float32.
-        prediction: the matrices of the prediction layer that drafts, in the order of use; resident
-            where it is used, and no part of a sweep.
-        prediction_vector_bytes: of its norms and biases.
+        prediction: the matrices of the prediction layers, in the order of use; resident where they
+            draft, and no part of a sweep.
+        prediction_vector_bytes: of their norms and biases.
     """
 
     layers: tuple[tuple[Matrix, ...], ...]
@@ -159,12 +169,12 @@ class WeightLayout:
 
     @property
     def prediction_bytes(self) -> int:
-        """Bytes of the prediction layer in memory."""
+        """Bytes of the prediction layers in memory."""
         matrices = sum(matrix.kept_bytes(matrix.rows) for matrix in self.prediction)
         return matrices + self.prediction_vector_bytes
 
     def without_prediction(self) -> "WeightLayout":
-        """The same for a model whose prediction layer is not loaded."""
+        """The same for a model whose prediction layers are not loaded."""
         return replace(self, prediction=(), prediction_vector_bytes=0)
 
     def converted_to(self, shape: ModelShape, dtype: str) -> "WeightLayout":
@@ -190,11 +200,13 @@ class WeightLayout:
     def sweep_bytes(self, max_bytes: int) -> SweepBytes:
         """The sizes of ``slices`` without making them: a plan asks often."""
         cut = [_cut(matrix, max_bytes) for matrix in _named_alike(self.sweep)]
+        counts = iter([len(kept) for kept, _, _ in cut])
         return SweepBytes(
             kept=[num_bytes for kept, _, _ in cut for num_bytes in kept],
             stored=[num_bytes for _, stored, _ in cut for num_bytes in stored],
             largest_stored=max(stored[0] for _, stored, _ in cut),
             converting=max(converting for _, _, converting in cut),
+            layer_counts=[sum(islice(counts, len(layer))) for layer in self.layers],
         )
 
 
@@ -294,16 +306,27 @@ def stored_as(shape: ModelShape, dtype: str) -> Stored:
     return stored | {"model.embed_tokens.weight": table, "lm_head.weight": table}
 
 
-def packed_as(shape: ModelShape, packing: Packing) -> Stored:
-    """What packing a model of this shape gives, known by shape alone."""
+def packed_as(
+    shape: ModelShape, packing: Packing, formats: Mapping[str, PackedFormat] | None = None
+) -> Stored:
+    """What packing a model of this shape gives.
+
+    Args:
+        formats: of the source's layer matrices, by name, where they are not all the packing's.
+    """
+
+    def of_layer(name: str) -> PackedFormat:
+        source = re.sub(r"\.blocks\.\d+", "", name)
+        return packing.weights if formats is None else formats[source]
 
     def packed(fmt: PackedFormat, columns: int) -> StoredMatrix:
         return StoredMatrix(fmt, panel_bytes(fmt, columns) // PANEL_ROWS)
 
     stored = {
-        f"model.layers.{idx}.{name}.weight": packed(packing.weights, columns)
+        full_name: packed(of_layer(full_name), columns)
         for idx in range(shape.num_hidden_layers)
         for name, _, columns, _ in _layer_matrices(shape, packing)
+        for full_name in [f"model.layers.{idx}.{name}.weight"]
     }
     stored |= {
         name: packed(packing.head, columns)
@@ -349,9 +372,8 @@ def _layer_vector_numel(shape: ModelShape) -> int:
 
 
 def _prediction_vector_numel(shape: ModelShape) -> int:
-    if shape.num_nextn_predict_layers == 0:
-        return 0
-    return _layer_vector_numel(shape) + 3 * shape.hidden_size
+    per_layer = _layer_vector_numel(shape) + 3 * shape.hidden_size
+    return shape.num_nextn_predict_layers * per_layer
 
 
 def _kept(stored: str, columns: int, dtype: str) -> str:
@@ -394,12 +416,11 @@ def _layer_matrices(shape: ModelShape, packing: Packing | None) -> list[tuple[st
 def _prediction_matrices(
     shape: ModelShape, packing: Packing | None
 ) -> list[tuple[str, int, int, int]]:
-    """The same of the first prediction layer, the only one that drafts, under their whole names."""
-    if shape.num_nextn_predict_layers == 0:
-        return []
+    """The same of all prediction layers, under their whole names."""
     size = shape.hidden_size
     matrices = [("input_proj", size, 2 * size, 1), *_layer_matrices(shape, packing)]
     return [
-        (f"model.mtp_layers.0.{name}.weight", rows, columns, step)
+        (f"model.mtp_layers.{idx}.{name}.weight", rows, columns, step)
+        for idx in range(shape.num_nextn_predict_layers)
         for name, rows, columns, step in matrices
     ]

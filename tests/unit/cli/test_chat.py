@@ -48,6 +48,7 @@ class ScriptedLLM:
 
     plan = PLAN
     prediction = None
+    device = None
 
     def __init__(self, *scripts: list[TextChunk | type[BaseException]]) -> None:
         self.scripts = list(scripts)

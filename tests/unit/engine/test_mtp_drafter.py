@@ -127,7 +127,7 @@ def test_a_layer_trained_on_normed_states_gets_them(decoder: MTPDecoder) -> None
     kept = []
     for normed, states in ((True, hidden), (False, decoder.model.norm(hidden)), (False, hidden)):
         (cache,) = empty_caches(decoder, 1, 1)
-        drafter = MTPDrafter(decoder, cache, takes_normed_hidden=normed)
+        drafter = MTPDrafter(decoder, [cache], takes_normed_hidden=normed)
         drafter.propose([CertainRows(0, states, [1, 2, 3, 4, 5], blocks)])
         kept.append(cached(cache, blocks, 5)[0])
     assert torch.equal(kept[0], kept[1])

@@ -49,6 +49,30 @@ def test_a_batch_holds_each_run_in_its_place(drawn: list[TokenRun]) -> None:
     assert batch.sequences.block_tables is batch.block_tables
 
 
+@given(runs(), st.integers(1, 50))
+def test_its_parts_are_the_batches_of_what_they_hold(drawn: list[TokenRun], max_rows: int) -> None:
+    """A run that is cut is as two runs one after the other."""
+    row = 0
+    for rows, part in pack(drawn, BLOCK_SIZE).parts(max_rows):
+        assert rows.start == row
+        assert 0 < rows.stop - rows.start <= max_rows
+        assert part.sequences.context_lens is part.context_lens
+        assert_is_batch_of(part, cut_runs(drawn, rows))
+        row = rows.stop
+    assert row == sum(len(run.token_ids) for run in drawn)
+
+
+def cut_runs(drawn: list[TokenRun], rows: slice) -> list[TokenRun]:
+    """What of these runs lies in some rows."""
+    cut, row = [], 0
+    for run in drawn:
+        start, stop = max(rows.start - row, 0), min(rows.stop - row, len(run.token_ids))
+        if start < stop:
+            cut.append(TokenRun(run.token_ids[start:stop], run.first + start, run.blocks))
+        row += len(run.token_ids)
+    return cut
+
+
 def test_a_planted_fault_is_seen() -> None:
     drawn = [TokenRun([1, 2, 3], 2, [5, 7]), TokenRun([4], 0, [6])]
     batch = pack(drawn, BLOCK_SIZE)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from itertools import pairwise
+from math import ceil
 
 import pytest
 from hypothesis import given
@@ -95,11 +96,12 @@ def test_the_planned_peak_fits_and_holds_the_context(
 
 
 def worth(chosen: MemoryPlan) -> tuple[bool, int, int]:
-    """What makes a plan fast: resident weights, then larger slices, then more of them pinned."""
+    """What makes a plan fast: resident weights, then larger slices, then fewer sweeps for a prompt
+    that fills the context."""
     streaming = chosen.streaming
     if streaming is None:
         return (True, 0, 0)
-    return (False, streaming.slice_bytes, streaming.num_pinned)
+    return (False, streaming.slice_bytes, -ceil(chosen.context / chosen.chunk))
 
 
 @given(budgets, st.integers(0, 4 * GIB), st.integers(1, 8192), st.sampled_from([BF16, Q4_1]))
@@ -111,8 +113,42 @@ def test_a_larger_budget_is_never_slower(
     if smaller is None:
         return
     assert larger is not None
-    assert worth(larger)[:2] >= worth(smaller)[:2]
+    assert worth(larger) >= worth(smaller)
     assert larger.num_kv_blocks >= smaller.num_kv_blocks
+
+
+@given(budgets, st.integers(1, 8192), st.sampled_from([BF16, Q4_1]))
+def test_a_held_layer_is_counted(budget: int, context: int, stored: Stored) -> None:
+    """As many bytes as the layer that streams most has; a prompt then takes one sweep."""
+    workload = Workload(context, dtype="bfloat16" if stored is BF16 else "int4")
+    chosen = try_plan(budget, workload, stored)
+    if chosen is None or chosen.streaming is None:
+        return
+    streaming = chosen.streaming
+    if streaming.layer_rows is None:
+        assert "held layer" not in dict(chosen.parts)
+        return
+    assert streaming.layer_rows < chosen.chunk == context
+    pinned = set(streaming.pinned())
+    held = [0] * SMOL.num_hidden_layers
+    for index, one in enumerate(layout_for(workload, stored).slices(streaming.slice_bytes)):
+        if index not in pinned and ".layers." in one.matrix.name:
+            held[int(one.matrix.name.split(".")[2])] += one.kept_bytes
+    assert dict(chosen.parts)["held layer"] == max(held)
+
+
+def test_a_long_prompt_takes_one_sweep_where_a_layer_can_be_held() -> None:
+    """A short one goes through at once, and no layer is held for it. Where no layer can be held, a
+    long one goes through in chunks."""
+    long = plan(LARGE, LARGE_BF16, 8 * GIB, Workload(16384), RUNTIME)
+    assert (long.chunk, long.streaming.layer_rows) == (16384, 512)
+    assert long.describe_chunk() == "16384 tokens, through each layer 512 at a time"
+    short = plan(LARGE, LARGE_BF16, 8 * GIB, Workload(512), RUNTIME)
+    assert (short.chunk, short.streaming.layer_rows) == (512, None)
+    assert short.describe_chunk() == "512 tokens"
+    tight = plan(LARGE, LARGE_BF16, 2 * GIB, Workload(4800), RUNTIME)
+    assert tight.chunk < 4800
+    assert tight.streaming.layer_rows is None
 
 
 @given(budgets, st.integers(1, 64))
@@ -268,7 +304,7 @@ def test_a_prediction_layer_is_whole_and_in_int8() -> None:
 @pytest.mark.parametrize("budget", ["2GiB", "8GiB"])
 def test_drafting_is_counted(budget: str) -> None:
     without, chosen = mimo_plan(budget, "off"), mimo_plan(budget)
-    assert chosen.draft == DraftPlan(uses_ngram=True, uses_mtp=True, length=8)
+    assert chosen.draft == DraftPlan(uses_ngram=True, num_mtp_layers=1, length=8)
     assert dict(chosen.parts)["drafting"] > MIMO_INT4.prediction_bytes
     assert chosen.peak_bytes <= parse_bytes(budget)
     assert "drafting" not in dict(without.parts)
@@ -289,7 +325,7 @@ def test_the_head_is_pinned_where_a_prediction_layer_drafts() -> None:
 
 def test_a_budget_without_room_for_the_head_drafts_by_ngrams_alone() -> None:
     chosen = mimo_plan("1GiB")
-    assert chosen.draft == DraftPlan(uses_ngram=True, uses_mtp=False, length=8)
+    assert chosen.draft == DraftPlan(uses_ngram=True, num_mtp_layers=0, length=8)
     assert chosen.streaming is not None
     assert chosen.streaming.num_last_pinned == 0
     with pytest.raises(BudgetError, match="--draft off"):

@@ -289,3 +289,24 @@ def test_a_split_gguf_is_fetched_and_opened(store: Store, hub: FakeHub, tmp_path
     model = store.pull("org/tiny:F32")
     assert model.path.name.startswith("m-F32-00001-of-")
     assert len(open_checkpoint(model.path).files) > 1
+
+
+def test_a_plan_fetches_the_settings_alone_and_keeps_nothing(store: Store, hub: FakeHub) -> None:
+    shape = store.locate("org/tiny")
+    config = json.loads(hub.repos["org/tiny"].files["config.json"])
+    generation = json.loads(hub.repos["org/tiny"].files["generation_config.json"])
+    assert shape == shape_from_config(config, generation)
+    fetched = [request.path.rpartition("/")[2] for request in hub.requests[1:]]
+    assert sorted(fetched) == ["config.json", "generation_config.json"]
+    assert sum(request.sent for request in hub.requests) < 8192
+    assert not store.root.exists() or not any(store.root.iterdir())
+
+
+def test_a_plan_of_a_gguf_or_of_no_model_of_the_hub_is_refused(store: Store, hub: FakeHub) -> None:
+    with pytest.raises(StoreError, match="org/tiny:Q8_0"):
+        store.locate("org/tiny:Q8_0")
+    with pytest.raises(StoreError, match="org/none"):
+        store.locate("org/none")
+    hub.repos["org/tiny"].files["config.json"] = b"[]"
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        store.locate("org/tiny")

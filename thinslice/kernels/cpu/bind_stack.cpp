@@ -39,8 +39,7 @@ void add_layer(Stack& stack, const nb::tuple& norms, const nb::tuple& attention,
 
 // (x, tokens, rows, cos, sin, slots); (block_tables, max_blocks, query_starts, context_lens,
 // sequences)
-void run(const Stack& stack, const nb::tuple& tokens, const nb::tuple& sequences,
-         Address workspace) {
+StackInputs read_inputs(const nb::tuple& tokens, const nb::tuple& sequences, Address workspace) {
   StackInputs in;
   in.x = pointer<float>(nb::cast<Address>(tokens[0]));
   in.num_tokens = nb::cast<int64_t>(tokens[1]);
@@ -54,8 +53,28 @@ void run(const Stack& stack, const nb::tuple& tokens, const nb::tuple& sequences
   in.context_lens = pointer<const int32_t>(nb::cast<Address>(sequences[3]));
   in.num_sequences = nb::cast<int64_t>(sequences[4]);
   in.workspace = pointer<float>(workspace);
+  return in;
+}
+
+void run(const Stack& stack, const nb::tuple& tokens, const nb::tuple& sequences,
+         Address workspace) {
+  const StackInputs in = read_inputs(tokens, sequences, workspace);
   const nb::gil_scoped_release release;
   run_stack(stack, in);
+}
+
+// pairing: hidden norm, token norm, projection, final norm; rows: hidden, token.
+void predict(const Stack& stack, const nb::tuple& tokens, const nb::tuple& sequences,
+             Address workspace, const nb::tuple& pairing, const nb::tuple& rows) {
+  const StackInputs in = read_inputs(tokens, sequences, workspace);
+  const Pairing around = {pointer<const float>(nb::cast<Address>(pairing[0])),
+                          pointer<const float>(nb::cast<Address>(pairing[1])),
+                          read_matrix(pairing[2]),
+                          pointer<const float>(nb::cast<Address>(pairing[3]))};
+  const float* hidden = pointer<const float>(nb::cast<Address>(rows[0]));
+  const float* token = pointer<const float>(nb::cast<Address>(rows[1]));
+  const nb::gil_scoped_release release;
+  run_prediction(stack, around, in, hidden, token);
 }
 
 }  // namespace
@@ -69,7 +88,8 @@ void bind_stack(nb::module_& m) {
            })
       .def("add_layer", add_layer)
       .def("workspace", &Stack::workspace)
-      .def("run", run);
+      .def("run", run)
+      .def("predict", predict);
 }
 
 }  // namespace thinslice

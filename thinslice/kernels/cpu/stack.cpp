@@ -59,11 +59,16 @@ LinearJob linear_job(const float* x, int64_t rows, int64_t in_features) {
 int64_t row_grain(int64_t dim) { return std::max<int64_t>(1, 4096 / dim); }
 
 void normalize(const float* x, const float* weight, float* out, int64_t rows, int64_t dim,
-               float eps) {
-  const RmsNormJob job = {x, nullptr, weight, out, dim, 0, dim, dim, Dtype::f32, eps};
+               float eps, int64_t out_stride) {
+  const RmsNormJob job = {x, nullptr, weight, out, dim, 0, out_stride, dim, Dtype::f32, eps};
   const KernelTable& table = kernels();
   parallel_for(rows, row_grain(dim),
                [&](int64_t first, int64_t last) { table.rms_norm(job, first, last); });
+}
+
+void normalize(const float* x, const float* weight, float* out, int64_t rows, int64_t dim,
+               float eps) {
+  normalize(x, weight, out, rows, dim, eps, dim);
 }
 
 void rotate(const Stack& stack, const StackInputs& in, float* x, int64_t num_heads) {
@@ -176,6 +181,20 @@ void run_stack(const Stack& stack, const StackInputs& in) {
     add_attention(stack, layer, in, buffers);
     add_feed_forward(stack, layer, in, buffers);
   }
+}
+
+void run_prediction(const Stack& stack, const Pairing& pairing, const StackInputs& in,
+                    const float* hidden, const float* token) {
+  const int64_t rows = in.num_tokens, size = stack.hidden_size;
+  float* pair = in.workspace + stack.workspace(rows);
+  normalize(hidden, pairing.hidden_norm, pair, rows, size, stack.eps, 2 * size);
+  normalize(token, pairing.token_norm, pair + size, rows, size, stack.eps, 2 * size);
+  LinearJob job = linear_job(pair, rows, 2 * size);
+  job.targets[0] = target(pairing.projection, in.x);
+  job.num_targets = 1;
+  linear(job);
+  run_stack(stack, in);
+  normalize(in.x, pairing.final_norm, in.x, rows, size, stack.eps);
 }
 
 }  // namespace thinslice

@@ -33,6 +33,15 @@ struct Layer {
   WriteKvJob cache;  // its cache fields only
 };
 
+// What stands around the layer of a prediction layer: two norms, whose results lie side by side
+// and become the residual stream by a projection, and a norm at the end.
+struct Pairing {
+  const float* hidden_norm;
+  const float* token_norm;
+  Matrix projection;  // [D, 2 D]
+  const float* final_norm;
+};
+
 struct Stack {
   int64_t hidden_size;
   int64_t num_heads;
@@ -65,5 +74,10 @@ struct StackInputs {
 
 // Throws std::invalid_argument for an index outside its tensor.
 void run_stack(const Stack& stack, const StackInputs& inputs);
+
+// The same from rows of a model's residual stream and of the embeddings of the tokens that follow,
+// [T, D] each. `inputs.x` is only written; the workspace has 2 D values more for each token.
+void run_prediction(const Stack& stack, const Pairing& pairing, const StackInputs& inputs,
+                    const float* hidden, const float* token);
 
 }  // namespace thinslice

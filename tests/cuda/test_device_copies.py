@@ -1,0 +1,123 @@
+"""Copies ahead: in order, into buffers that are free, from sources that stay; errors come out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cuda.twin_device import TwinDevice, TwinEvent
+from thinslice.errors import CheckpointError
+from thinslice.memory.device_copies import DeviceCopies
+from thinslice.memory.measure_device import measure_device
+from thinslice.memory.slice_reader import SliceReader
+from thinslice.memory.slice_schedule import Slice
+
+SIZE, NUM_SLICES = 4096, 7
+
+
+def content(index: int) -> torch.Tensor:
+    return torch.full((SIZE,), index, dtype=torch.uint8)
+
+
+@contextmanager
+def copies_of(device: TwinDevice, path: Path, num_buffers: int = 3) -> Iterator[DeviceCopies]:
+    """Every third slice lies on disk."""
+    path.write_bytes(b"".join(bytes([index]) * SIZE for index in range(NUM_SLICES)))
+    on_disk = [Slice(path, index * SIZE, SIZE) for index in range(0, NUM_SLICES, 3)]
+    sources = [SIZE if index % 3 == 0 else content(index) for index in range(NUM_SLICES)]
+    ring = list(torch.zeros(num_buffers, SIZE, dtype=torch.uint8))
+    with SliceReader.open(on_disk, buffer_bytes=2 * SIZE, num_buffers=2) as reader:
+        copies = DeviceCopies(device, sources, ring, reader)
+        copies.start()
+        try:
+            yield copies
+        finally:
+            copies.close()
+
+
+def sweep(copies: DeviceCopies, count: int = NUM_SLICES) -> None:
+    for index in range(count):
+        with copies.next() as data:
+            assert torch.equal(data, content(index))
+
+
+def sweep_often(copies: DeviceCopies) -> None:
+    for _ in range(3):
+        copies.restart()
+        sweep(copies)
+
+
+@pytest.mark.parametrize("num_buffers", [1, 3, 9])
+def test_sweeps_come_in_order_and_go_on_after_one_broken_off(
+    num_buffers: int, tmp_path: Path
+) -> None:
+    with copies_of(TwinDevice(), tmp_path / "weights", num_buffers) as copies:
+        for count in (NUM_SLICES, NUM_SLICES, 4, NUM_SLICES, 1, NUM_SLICES):
+            copies.restart()
+            sweep(copies, count)
+
+
+def test_copies_go_ahead_across_the_end_of_a_sweep(tmp_path: Path) -> None:
+    device = TwinDevice()
+    with copies_of(device, tmp_path / "weights") as copies:
+        sweep(copies)
+        with copies._changed:
+            assert copies._changed.wait_for(lambda: copies._num_begun == NUM_SLICES + 3, 10)
+        assert device.num_copied_bytes == (NUM_SLICES + 3) * SIZE
+
+
+def test_a_file_that_shrinks_is_named_each_time_until_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    with copies_of(TwinDevice(), path) as copies:
+        sweep(copies)
+        path.write_bytes(b"")
+        with pytest.raises(CheckpointError, match="weights"):
+            sweep_often(copies)
+        with pytest.raises(CheckpointError, match="weights"):
+            sweep(copies)
+
+
+class Hasty(TwinDevice):
+    """Computes without waiting for copies."""
+
+    def wait(self, event: TwinEvent) -> None:
+        pass
+
+
+class Rash(TwinDevice):
+    """Copies without waiting for computing."""
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: TwinEvent | None):
+        return super().copy(target, source, None)
+
+
+class Careless(TwinDevice):
+    """Lets the reader go on before a copy is done."""
+
+    def finish(self, event: TwinEvent) -> None:
+        pass
+
+
+def test_computing_that_does_not_wait_is_seen(tmp_path: Path) -> None:
+    with copies_of(Hasty(), tmp_path / "weights") as copies, pytest.raises(AssertionError):
+        sweep(copies)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("kind", "text"), [(Rash, "still computed with"), (Careless, "changed")])
+def test_copies_that_do_not_wait_are_seen(
+    kind: type[TwinDevice], text: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights"
+    with copies_of(kind(), path) as copies, pytest.raises(AssertionError, match=text):
+        sweep_often(copies)
+
+
+def test_a_device_is_measured() -> None:
+    device = TwinDevice()
+    profile = measure_device(device, SIZE)
+    assert min(profile.host_to_device_bytes_per_s, profile.memory_read_bytes_per_s) > 0
+    assert profile.flops_per_s > 0
+    assert device.num_locked == 0

@@ -1,0 +1,143 @@
+"""The whole path to a device, from LLM to tokens: a twin of it in host memory, kernels interpreted.
+
+What is copied where and when, and what is computed, is the code that a card would run.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model, write_safetensors_model
+from tests.cuda.twin_device import TwinDevice
+from tests.engines import engine_of, greedy, logits_of
+from tests.packed_checkpoints import write_packed_model
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.engine.engine import Engine
+from thinslice.engine.load import load_engine
+from thinslice.engine.planning import Model
+from thinslice.kernels import native
+from thinslice.plan.device_plan import DeviceLimits, plan_on_device
+from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
+from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.packing import Packing
+from thinslice.plan.planner import Workload, plan
+from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.units import GIB, MIB
+
+SHORT = [3, 17, 5]
+PROMPT = [3, 17, 5, 88, 41, 9, 60, 2, 33, 71, 12]
+LONG = [*PROMPT, *PROMPT[::-1]]  # more rows than the kernel of single rows takes
+SLICE_BYTES = 4096
+
+
+def write(kind: str, folder: Path) -> Checkpoint:
+    if kind.startswith("packed"):
+        dtype = PackedFormat(kind.split("-")[1])
+        config = tiny_config(vocab_size=90, num_hidden_layers=1, tie_word_embeddings="tied" in kind)
+        write_packed_model(folder, config, Packing(dtype, PackedFormat.INT8, 64), seed=5)
+        return open_checkpoint(folder)
+    if kind.startswith("Q"):
+        path = folder / "tiny.gguf"
+        write_gguf_model(
+            path, shape_from_config(tiny_config(num_hidden_layers=1)), 5, GgufOptions(dtype=kind)
+        )
+        return open_checkpoint(path)
+    config = tiny_config("Qwen2ForCausalLM", tie_word_embeddings="tied" in kind)
+    write_safetensors_model(folder, config, seed=5)
+    return open_checkpoint(folder)
+
+
+def device_plan(checkpoint: Checkpoint, dtype: str) -> MemoryPlan:
+    limits = DeviceLimits("cuda", GIB, 300 * MIB, GIB, 100 * MIB)
+    layout = Model.of(checkpoint).layout(dtype)
+    return plan_on_device(checkpoint.shape, layout, limits, Workload(None, 2, dtype))
+
+
+def streamed(chosen: MemoryPlan, checkpoint: Checkpoint, places: tuple[int, int]) -> MemoryPlan:
+    """The plan with so many slices on the device and in host memory; the others on disk."""
+    num_pinned, num_locked = places
+    layout = Model.of(checkpoint).layout(chosen.dtype).without_prediction()
+    sweep = layout.sweep_bytes(SLICE_BYTES)
+    streaming = StreamingPlan(
+        slice_bytes=SLICE_BYTES,
+        num_slices=len(sweep.kept),
+        num_pinned=num_pinned,
+        num_buffers=3,
+        buffer_bytes=-(-max(sweep.kept) // 256) * 256,
+    )
+    host = replace(
+        chosen.device, num_locked=num_locked, num_staging=3, staging_bytes=4 * 4096 + 8192
+    )
+    return replace(chosen, streaming=streaming, device=host)
+
+
+def engine_on(device: TwinDevice, checkpoint: Checkpoint, chosen: MemoryPlan) -> Engine:
+    return load_engine(checkpoint, chosen, frozenset(), None, device)
+
+
+def num_slices(checkpoint: Checkpoint, dtype: str) -> int:
+    return len(Model.of(checkpoint).layout(dtype).slices(SLICE_BYTES))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "bf16-tied"])
+def test_floats_give_the_processors_logits_and_tokens(kind: str, tmp_path: Path) -> None:
+    checkpoint = write(kind, tmp_path)
+    expected = engine_of(checkpoint, "float32", max_num_seqs=2)
+    engine = engine_on(TwinDevice(), checkpoint, device_plan(checkpoint, "float32"))
+    for prompt in (PROMPT, LONG):
+        torch.testing.assert_close(logits_of(engine, prompt), logits_of(expected, prompt))
+        assert greedy(engine, prompt, 8) == greedy(expected, prompt, 8)
+
+
+def test_bfloat16_gives_torchs_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = write("bf16", tmp_path)
+    engine = engine_on(TwinDevice(), checkpoint, device_plan(checkpoint, "bfloat16"))
+    logits = logits_of(engine, PROMPT)
+    exact = logits_of(engine_of(checkpoint, "float32"), PROMPT)
+    monkeypatch.setattr(native, "is_available", lambda: False)
+    in_torch = logits_of(engine_of(checkpoint, "bfloat16"), PROMPT)
+    # Nothing is nearer to it than the same arithmetic in another order: as far off as torch is.
+    assert (logits - exact).norm() <= 1.5 * (in_torch - exact).norm()
+
+
+@pytest.mark.parametrize("kind", ["packed-int4", "packed-int8-tied"])
+def test_packed_weights_give_the_logits_of_their_numbers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = write(kind, tmp_path)
+    dtype = {"packed-int8-tied": "int8"}.get(kind, "int4")
+    engine = engine_on(TwinDevice(), checkpoint, with_float32_cache(device_plan(checkpoint, dtype)))
+    monkeypatch.setattr(native, "is_available", lambda: False)
+    layout = Model.of(checkpoint).layout(dtype)
+    in_torch = plan(checkpoint.shape, layout, 4 * GIB, Workload(None, 1, dtype), 0)
+    expected = load_engine(checkpoint, with_float32_cache(in_torch), frozenset())
+    torch.testing.assert_close(logits_of(engine, SHORT), logits_of(expected, SHORT))
+
+
+def with_float32_cache(chosen: MemoryPlan) -> MemoryPlan:
+    return replace(chosen, kv_dtype="float32")
+
+
+@pytest.mark.parametrize("kind", ["bf16", "packed-int4", "packed-int8-tied", "Q4_1"])
+def test_the_bits_are_the_same_wherever_slices_lie(kind: str, tmp_path: Path) -> None:
+    """With the same slices; on the device, in host memory, or on disk."""
+    checkpoint = write(kind, tmp_path)
+    dtype = {"bf16": "bfloat16", "packed-int8-tied": "int8"}.get(kind, "int4")
+    count = num_slices(checkpoint, dtype)
+    chosen = device_plan(checkpoint, dtype)
+    places = [(count, 0), (0, count), (count // 3, count - count // 3)]
+    if kind != "Q4_1":  # blocks of a GGUF are converted, and do not come from disk
+        places += [(0, 0), (count // 3, count // 3)]
+    results = []
+    for place in places:
+        device = TwinDevice()
+        engine = engine_on(device, checkpoint, streamed(chosen, checkpoint, place))
+        results.append((logits_of(engine, LONG), greedy(engine, LONG, 3)))
+        engine.runner.close()
+        assert device.num_locked == 0
+    for logits, tokens in results[1:]:
+        assert torch.equal(logits, results[0][0])
+        assert tokens == results[0][1]

@@ -1,0 +1,247 @@
+"""Several prediction layers: each drafts one token, from the output of the layer before.
+
+Source of the arithmetic: arXiv 2412.19437, section 2.2, in MiMo's order of the halves. Row p of
+layer k pairs the output of layer k - 1 at p with the embedding of token p + 1 + k.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.engines import run_all
+from tests.numerics.test_drafting import (
+    MODES,
+    PROMPTS,
+    add_all,
+    load,
+    plan_of,
+    rows_are_right,
+    streamed,
+    texts,
+)
+from tests.numerics.test_mtp import TINY, Weights, plain_mtp
+from tests.speculation import SMALL_MTP
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.config import SamplingParams
+from thinslice.engine.draft_length import DraftLength
+from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
+from thinslice.engine.planning import Model
+from thinslice.engine.sequence import Status
+from thinslice.kernels.paged_kv import PagedKv
+from thinslice.model.mtp import MTPDecoder
+from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.planner import Workload, plan
+from thinslice.units import GIB
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+THREE = replace(TINY, num_nextn_predict_layers=3)
+BLOCK_SIZE = 4
+Fault = Callable[[MTPDrafter], None]
+
+
+def random_decoder() -> MTPDecoder:
+    torch.manual_seed(3)
+    decoder = MTPDecoder(THREE)
+    weights = {name: torch.randn(p.shape) * 0.3 for name, p in decoder.named_parameters()}
+    decoder.load_state_dict(weights, assign=True)
+    return decoder
+
+
+def layer_of(weights: Weights, index: int) -> Weights:
+    """The weights of one layer under the first one's names."""
+    prefix, first = f"model.mtp_layers.{index}.", "model.mtp_layers.0."
+    return {first + k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def plain_drafts(decoder: MTPDecoder, hidden: torch.Tensor, ids: list[int]) -> list[int]:
+    """Five drafts in float64 from a whole text, each layer over all of it, the last one again over
+    its own output."""
+    weights = dict(decoder.named_parameters())
+    table, head = weights["model.embed_tokens.weight"].double(), weights["lm_head.weight"].double()
+    tokens, drafts = list(ids), list[int]()
+    rows = out = hidden
+    for index in range(3):
+        rows = out
+        tokens = [*tokens[1:], *drafts[-1:]] if drafts else tokens
+        out = plain_mtp(layer_of(weights, index), rows, table[tokens])
+        drafts.append(int((out[-1] @ head.T).argmax()))
+    for _ in range(2):
+        rows, tokens = torch.cat((rows, out[-1:])), [*tokens, drafts[-1]]
+        out = plain_mtp(layer_of(weights, 2), rows, table[tokens])
+        drafts.append(int((out[-1] @ head.T).argmax()))
+    return drafts
+
+
+def drafts_in_steps(
+    decoder: MTPDecoder, hidden: torch.Tensor, ids: list[int], steps: list[int], fault: Fault | None
+) -> list[list[int]]:
+    """The drafts after each of the steps, which bring so many rows."""
+    size = (8, 2, BLOCK_SIZE, 8)
+    caches = [PagedKv(torch.full(size, 9.0), torch.full(size, -9.0)) for _ in range(3)]
+    drafter, blocks = MTPDrafter(decoder, caches), [5, 2, 7, 0, 1, 3]
+    if fault is not None:
+        fault(drafter)
+    drafted, first, stop = [], 0, 0
+    for count in steps:
+        stop += count
+        rows = CertainRows(first, hidden[first:stop], ids[first:stop], blocks, 5)
+        drafted += drafter.propose([rows])
+        first = max(stop - 2, 0)
+    return drafted
+
+
+def case() -> tuple[torch.Tensor, list[int]]:
+    torch.manual_seed(5)
+    return torch.randn(14, 32), torch.randint(0, 61, (14,)).tolist()
+
+
+STEPS = [1, 1, 5, 1, 2, 4]
+
+
+@torch.inference_mode()
+def test_drafts_are_those_of_a_plain_implementation() -> None:
+    decoder, (hidden, ids) = random_decoder(), case()
+    stops = [sum(STEPS[: i + 1]) for i in range(len(STEPS))]
+    expected = [plain_drafts(decoder, hidden[:stop], ids[:stop]) for stop in stops]
+    assert drafts_in_steps(decoder, hidden, ids, STEPS, None) == expected
+
+
+def layers_swapped(drafter: MTPDrafter) -> None:
+    drafter.layers.reverse()
+
+
+def one_cache_for_all(drafter: MTPDrafter) -> None:
+    drafter.caches = [drafter.caches[0]] * 3
+
+
+def only_the_first_layer(drafter: MTPDrafter) -> None:
+    drafter.layers, drafter.caches = drafter.layers[:1], drafter.caches[:1]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("fault", [layers_swapped, one_cache_for_all, only_the_first_layer])
+def test_faults_are_seen(fault: Fault) -> None:
+    decoder, (hidden, ids) = random_decoder(), case()
+    expected = drafts_in_steps(decoder, hidden, ids, STEPS, None)
+    assert drafts_in_steps(decoder, hidden, ids, STEPS, fault) != expected
+
+
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def three(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The small trained model with two random layers more."""
+    folder: Path = tmp_path_factory.mktemp("three") / "model"
+    folder.mkdir()
+    for path in SMALL_MTP.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 3}))
+    tensors = load_file(folder / "model.safetensors")
+    torch.manual_seed(4)
+    for name, value in [*tensors.items()]:
+        for index in (1, 2):
+            other = name.replace("mtp_layers.0", f"mtp_layers.{index}")
+            if other != name:
+                tensors[other] = value + 0.01 * torch.randn_like(value)
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    if request.param == "float32":
+        return checkpoint
+    pack_model(checkpoint, folder.with_name("int8"), PackOptions(PackedFormat.INT8, "three"))
+    return open_checkpoint(folder.with_name("int8"))
+
+
+@pytest.fixture(scope="module")
+def plain(three: Checkpoint) -> list[list[int]]:
+    return texts(load(three, plan_of(three, "off")))
+
+
+@pytest.fixture
+def full_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(self: DraftLength, num_drafting: int, num_other_rows: int = 0) -> int:
+        return self.max_length if num_drafting else 0
+
+    monkeypatch.setattr(DraftLength, "choose", choose)
+
+
+@pytest.mark.usefixtures("full_length")
+@pytest.mark.parametrize("mode", MODES)
+def test_no_mode_changes_a_token(three: Checkpoint, plain: list[list[int]], mode: str) -> None:
+    chosen = plan_of(three, "mtp", **MODES[mode])
+    assert chosen.num_mtp_layers == 3
+    engine = load(three, chosen)
+    assert texts(engine) == plain
+    assert engine.metrics.accepted_tokens > 100
+    assert (engine.metrics.preemptions > 0) == (mode == "preemption")
+
+
+@pytest.mark.usefixtures("full_length")
+def test_cached_prefixes_change_no_token(three: Checkpoint, plain: list[list[int]]) -> None:
+    engine = load(three, plan_of(three, "mtp", num_kv_blocks=600))
+    add_all(engine)
+    while engine.has_work:
+        engine.step()
+        engine.scheduler.blocks.check()
+    assert texts(engine) == plain
+    assert engine.metrics.prefix_hit_tokens > 500
+
+
+SHARED = PROMPTS[0][:20] + PROMPTS[1][:12]  # two blocks of sixteen positions
+
+
+def rows_after_a_hit(
+    checkpoint: Checkpoint, own: list[int], lookahead: int = 3
+) -> tuple[int, bool]:
+    """How much of a text was cached by another, and whether all layers' K and V are its own."""
+    engine = load(checkpoint, plan_of(checkpoint, "mtp"))
+    engine.scheduler.blocks.lookahead = lookahead
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    engine.add_request([*SHARED, *PROMPTS[2][:9]], params)
+    run_all(engine)
+    sequence = engine.add_request(own, params)
+    for _ in range(4):
+        engine.step()
+    assert sequence.status is Status.RUNNING
+    return sequence.num_cached, rows_are_right(engine, sequence)
+
+
+@pytest.mark.usefixtures("full_length")
+def test_a_block_is_shared_where_all_that_layers_looked_at_is_the_same(three: Checkpoint) -> None:
+    if three.packing is not None:
+        pytest.skip("the whole text at once is run with float32")
+    first, second, third, *rest = PROMPTS[2][:9]
+    other = (third + 1) % 256
+    assert rows_after_a_hit(three, [*SHARED, first, second, other, *rest]) == (16, True)
+    assert rows_after_a_hit(three, [*SHARED, first, second, third, *rest]) == (32, True)
+    assert rows_after_a_hit(three, [*SHARED, first, second, third]) == (32, True)
+    assert rows_after_a_hit(three, [*SHARED, first, second]) == (16, True)
+    # The planted fault: as if there were one layer.
+    assert rows_after_a_hit(three, [*SHARED, first, second, other, *rest], 1) == (32, False)
+
+
+@pytest.mark.usefixtures("full_length")
+def test_streamed_weights_change_no_token(three: Checkpoint, plain: list[list[int]]) -> None:
+    assert texts(load(three, streamed(three, plan_of(three, "mtp")))) == plain
+
+
+def test_memory_of_all_layers_is_in_the_plan(three: Checkpoint) -> None:
+    model = Model.of(three)
+    single = replace(model, shape=replace(three.shape, num_nextn_predict_layers=1))
+    workload = Workload(320, 8, model.own_dtype, draft="mtp")
+    layouts = [one.layout("auto") for one in (model, single)]
+    plans = [
+        plan(one.shape, layout, GIB, workload, 0)
+        for one, layout in zip((model, single), layouts, strict=True)
+    ]
+    assert layouts[0].prediction_bytes == 3 * layouts[1].prediction_bytes
+    parts = [dict(one.parts) for one in plans]
+    assert parts[0]["drafting"] - parts[1]["drafting"] == 2 * layouts[1].prediction_bytes
+    per_block = [one["kv cache"] / a.num_kv_blocks for one, a in zip(parts, plans, strict=True)]
+    num_main = three.shape.num_hidden_layers
+    assert per_block[0] / per_block[1] == pytest.approx((num_main + 3) / (num_main + 1))

@@ -1,0 +1,102 @@
+"""Which files a model runs from: its own, or a packed copy of them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model, write_safetensors_model
+from tests.engines import engine_of, greedy
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.config import EngineSettings
+from thinslice.engine.load import open_model
+from thinslice.engine.planning import Model, model_to_run, plan_model
+from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan import planner
+from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.shape_from_config import shape_from_config
+
+PROMPT = [3, 17, 5, 88, 41, 9, 60]
+# What a GGUF is written with, what it is computed with, and the formats of a packed layer.
+MIXED = GgufOptions(
+    dtype="Q4_0", other_dtypes={"v_proj.weight": "Q5_0", "down_proj.weight": "Q4_1"}
+)
+KINDS = {
+    "Q5_0": (GgufOptions(dtype="Q5_0"), "int8", {"int8"}),
+    "mixed": (MIXED, "int4", {"int4", "int4m", "int8"}),
+    "F16 head": (
+        GgufOptions(dtype="Q8_0", other_dtypes={"lm_head.weight": "F16"}),
+        "int8",
+        {"int8"},
+    ),
+}
+
+
+def write(folder: Path, options: GgufOptions) -> Path:
+    path = folder / "tiny.gguf"
+    write_gguf_model(path, shape_from_config(tiny_config()), 5, options)
+    return path
+
+
+@pytest.fixture
+def streamed_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No budget holds the weights."""
+    monkeypatch.setattr(planner, "_resident_candidates", lambda *args: iter(()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_copy_that_is_planned_is_the_one_that_packing_makes(kind: str, tmp_path: Path) -> None:
+    options, dtype, formats = KINDS[kind]
+    source = open_checkpoint(write(tmp_path, options))
+    planned = Model.of(source).packed_copy
+    assert planned is not None
+    assert planned.own_dtype == dtype
+    pack_model(source, tmp_path / "out", PackOptions(PackedFormat(dtype), "tiny"))
+    packed = Model.of(open_checkpoint(tmp_path / "out"))
+    assert planned.layout("auto") == packed.layout("auto")
+    layers = [matrix for layer in packed.layout("auto").layers for matrix in layer]
+    assert {matrix.kept for matrix in layers} == formats
+    assert not any(matrix.is_converted for matrix in layers)
+
+
+@pytest.mark.usefixtures("streamed_only")
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_without_a_packed_twin_are_packed_once_to_be_streamed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the tokens that the model has in memory."""
+    options, dtype, _ = KINDS[kind]
+    monkeypatch.setenv("THINSLICE_HOME", str(tmp_path / "store"))
+    path, told = write(tmp_path, options), list[str]()
+    settings = EngineSettings(memory="2GiB", context=64)
+    opened = open_model(str(path), settings, lambda what, done, total: told.append(what))
+    assert opened.packing is not None
+    assert any("packing" in what for what in told)
+    planned = model_to_run(Model.of(open_checkpoint(path)), settings)
+    assert planned.layout("auto") == Model.of(opened).layout("auto")
+    assert plan_model(planned, settings).streaming is not None
+    told.clear()
+    assert open_model(str(path), settings).path == opened.path
+    expected = greedy(engine_of(open_checkpoint(path), dtype), PROMPT, 8)
+    assert greedy(engine_of(opened, dtype), PROMPT, 8) == expected
+
+
+@pytest.mark.parametrize("dtype", ["Q5_0", "Q4_0"])
+def test_in_memory_a_model_runs_from_its_own_files(dtype: str, tmp_path: Path) -> None:
+    path = write(tmp_path, GgufOptions(dtype=dtype))
+    model = Model.of(open_checkpoint(path))
+    assert model_to_run(model, EngineSettings(memory="2GiB")) is model
+
+
+@pytest.mark.usefixtures("streamed_only")
+def test_what_can_be_streamed_as_it_is_runs_from_its_own_files(tmp_path: Path) -> None:
+    """Blocks that keep their codes, floats, and blocks computed with as numbers."""
+    settings = EngineSettings(memory="2GiB")
+    for dtype in ("Q4_0", "Q8_0", "F16"):
+        model = Model.of(open_checkpoint(write(tmp_path, GgufOptions(dtype=dtype))))
+        assert model_to_run(model, settings) is model
+    as_numbers = EngineSettings(memory="2GiB", dtype="float32")
+    model = Model.of(open_checkpoint(write(tmp_path, GgufOptions(dtype="Q5_0"))))
+    assert model_to_run(model, as_numbers) is model
+    write_safetensors_model(tmp_path / "bf16", tiny_config())
+    model = Model.of(open_checkpoint(tmp_path / "bf16"))
+    assert model_to_run(model, settings) is model

@@ -1,0 +1,105 @@
+"""Plans for a device: both peaks within their budgets, and what moves where as budgets shrink."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.checkpoints import tiny_config
+from thinslice.errors import BudgetError
+from thinslice.plan.device_plan import DeviceLimits, plan_on_device
+from thinslice.plan.device_predict import DeviceProfile, predict_on_device
+from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.planner import Workload
+from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.plan.weight_layout import layout_of, stored_as
+from thinslice.units import GIB, MIB
+
+MIMO = shape_from_config(
+    tiny_config(
+        "MiMoForCausalLM",
+        vocab_size=151680,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=32768,
+    )
+)
+BF16 = layout_of(MIMO, stored_as(MIMO, "BF16"), "bfloat16")
+PROFILE = DeviceProfile(25e9, 2e12, 500e12)
+
+
+def planned(device_bytes: int, host_bytes: int, **workload: object) -> MemoryPlan:
+    limits = DeviceLimits("cuda", device_bytes, 500 * MIB, host_bytes, 400 * MIB)
+    return plan_on_device(MIMO, BF16, limits, Workload(**workload))
+
+
+def tokens_per_s(chosen: MemoryPlan) -> float:
+    return predict_on_device(chosen, MIMO, BF16, PROFILE, 2e9).decode_tokens_per_s
+
+
+def test_places_fill_from_the_fastest() -> None:
+    resident = planned(24 * GIB, 8 * GIB, max_num_seqs=4)
+    assert resident.streaming is None
+    assert resident.num_kv_blocks > resident.context // resident.block_size
+    from_host = planned(6 * GIB, 20 * GIB)
+    assert from_host.streaming is not None
+    assert from_host.streaming.num_pinned > 0
+    num_streamed = from_host.streaming.num_slices - from_host.streaming.num_pinned
+    assert (from_host.device.num_locked, from_host.device.num_staging) == (num_streamed, 0)
+    from_disk = planned(6 * GIB, 8 * GIB)
+    assert 0 < from_disk.device.num_locked < num_streamed
+    assert from_disk.device.num_staging > 0
+    assert tokens_per_s(resident) > tokens_per_s(from_host) > tokens_per_s(from_disk)
+
+
+@settings(max_examples=25)
+@given(st.integers(900 * MIB, 30 * GIB), st.integers(700 * MIB, 30 * GIB), st.integers(1, 8))
+def test_both_peaks_are_within_their_budgets(device: int, host: int, num_seqs: int) -> None:
+    try:
+        chosen = planned(device, host, max_num_seqs=num_seqs)
+    except BudgetError:
+        return
+    assert chosen.peak_bytes <= device
+    assert chosen.device.host_peak_bytes <= host
+    if chosen.streaming is not None:
+        pinned = chosen.streaming.pinned()
+        streamed = sorted(set(range(chosen.streaming.num_slices)) - set(pinned))
+        locked = chosen.device.locked(streamed)
+        assert len(set(locked)) == chosen.device.num_locked
+        assert set(locked) <= set(streamed)
+        # More of either never makes it slower, unless it goes to the context, the chunk or slices.
+        for more in ((2 * device, host), (device, 2 * host)):
+            larger = planned(*more, max_num_seqs=num_seqs)
+            if larger.streaming is None or sizes(larger) == sizes(chosen):
+                assert tokens_per_s(larger) >= tokens_per_s(chosen)
+
+
+def sizes(chosen: MemoryPlan) -> tuple[int, int, int]:
+    assert chosen.streaming is not None
+    return chosen.context, chosen.chunk, chosen.streaming.slice_bytes
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "text"), [(GIB // 2, 8 * GIB, "--memory"), (GIB, GIB // 4, "--host-memory")]
+)
+def test_below_the_floor_what_is_named_fits(device: int, host: int, text: str) -> None:
+    with pytest.raises(BudgetError, match=f"no plan fits {text}") as caught:
+        planned(device, host)
+    size = int(str(caught.value).rpartition(f"{text} ")[2].removesuffix("MiB")) * MIB
+    fits = (size, host) if text == "--memory" else (device, size)
+    assert planned(*fits).headroom_bytes >= 0
+    assert "context 0.49" in str(caught.value) or "runtime" in str(caught.value)
+
+
+def test_converted_matrices_stay_in_memory() -> None:
+    """Half-precision floats become bfloat16 once: no slice of them comes from disk."""
+    layout = layout_of(MIMO, stored_as(MIMO, "F16"), "bfloat16")
+    limits = DeviceLimits("cuda", 6 * GIB, 500 * MIB, 20 * GIB, 400 * MIB)
+    chosen = plan_on_device(MIMO, layout, limits, Workload())
+    assert chosen.device.num_staging == 0
+    limits = DeviceLimits("cuda", 6 * GIB, 500 * MIB, 8 * GIB, 400 * MIB)
+    with pytest.raises(BudgetError, match="thinslice pack"):
+        plan_on_device(MIMO, layout, limits, Workload())

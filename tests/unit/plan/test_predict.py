@@ -1,0 +1,91 @@
+"""Predictions: arithmetic that can be done by hand on a machine with round figures."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.plan.test_planner import LARGE, LARGE_BF16, RUNTIME, SMOL
+from thinslice.plan.hardware import MEASURED_ROWS, HardwareProfile
+from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.planner import Workload, plan
+from thinslice.plan.predict import predict
+from thinslice.plan.weight_layout import packed_layout
+from thinslice.units import GIB
+
+MACHINE = HardwareProfile(
+    machine="round",
+    measured_at="2026-01-01T00:00:00+00:00",
+    num_threads=2,
+    memory_read_bytes_per_s=20e9,
+    disk_read_bytes_per_s=2e9,
+    is_disk_direct=True,
+    bfloat16_flops_per_s=1e12,
+    float32_flops_per_s=2e11,
+    packed_flops_per_s=1e12,
+    slice_overhead_s=1e-6,
+    cpu_share=1.0,
+)
+SMOL_INT4 = packed_layout(SMOL, "int4")
+
+
+def large_plan(context: int) -> MemoryPlan:
+    return plan(LARGE, LARGE_BF16, 8 * GIB, Workload(context), RUNTIME)
+
+
+def streamed_bytes(chosen: MemoryPlan) -> int:
+    pinned = set(chosen.streaming.pinned())
+    slices = LARGE_BF16.slices(chosen.streaming.slice_bytes)
+    return sum(one.stored_bytes for index, one in enumerate(slices) if index not in pinned)
+
+
+def test_a_streamed_token_takes_as_long_as_its_bytes() -> None:
+    chosen = large_plan(4096)
+    prediction = predict(chosen, LARGE, LARGE_BF16, MACHINE)
+    assert prediction.streamed_bytes == streamed_bytes(chosen)
+    assert prediction.bound == "disk"
+    expected = prediction.streamed_bytes / 2e9
+    assert 1 / prediction.decode_tokens_per_s == pytest.approx(expected, rel=0.01)
+    faster = replace(MACHINE, disk_read_bytes_per_s=1e12)
+    assert predict(chosen, LARGE, LARGE_BF16, faster).bound == "memory"
+
+
+def test_a_resident_token_takes_as_long_as_the_memory_is_read() -> None:
+    chosen = plan(SMOL, SMOL_INT4, GIB, Workload(16, dtype="int4"), RUNTIME)
+    kept = sum(matrix.kept_bytes(matrix.rows) for matrix in SMOL_INT4.sweep)
+    fixed_s = 30 * 30e-6 + 700e-6
+    prediction = predict(chosen, SMOL, SMOL_INT4, MACHINE)
+    expected_s = kept / (0.9 * 20e9) + fixed_s
+    assert 1 / prediction.decode_tokens_per_s == pytest.approx(expected_s, rel=0.01)
+    assert (prediction.streamed_bytes, prediction.bound) == (0, "memory")
+
+
+def test_a_prompt_through_a_held_layer_reads_each_weight_once() -> None:
+    """Reading hides behind the products of a layer's first rows and fills the ring behind those of
+    the others; what is left adds to the products."""
+    chosen = large_plan(16384)
+    assert chosen.streaming.layer_rows == 512
+    numel = sum(m.rows * m.columns for layer in LARGE_BF16.layers for m in layer)
+    products_s = 2 * numel * 16384 / (0.85 * 1e12)
+    fast = predict(chosen, LARGE, LARGE_BF16, MACHINE)
+    assert 16384 / fast.prefill_tokens_per_s == pytest.approx(products_s, rel=0.01)
+    slow = predict(chosen, LARGE, LARGE_BF16, replace(MACHINE, disk_read_bytes_per_s=1e8))
+    ring = 64 * chosen.streaming.num_buffers * chosen.streaming.buffer_bytes
+    expected_s = products_s * 31 / 32 + (streamed_bytes(chosen) - ring) / 1e8
+    assert 16384 / slow.prefill_tokens_per_s == pytest.approx(expected_s, rel=0.01)
+
+
+def test_without_the_kernels_packed_weights_become_numbers_at_each_use() -> None:
+    machine = replace(MACHINE, packed_flops_per_s=1e11)
+    unpacking_s = 2 * MEASURED_ROWS * (1 / 1e11 - 1 / 2e11)
+    assert machine.unpacking_s == pytest.approx(unpacking_s)
+    assert MACHINE.unpacking_s == 0
+    workload = Workload(512, dtype="int4", is_native=False)
+    chosen = plan(SMOL, SMOL_INT4, GIB, workload, RUNTIME)
+    numel = sum(matrix.rows * matrix.columns for matrix in SMOL_INT4.sweep)
+    prediction = predict(chosen, SMOL, SMOL_INT4, machine, is_native=False)
+    assert 1 / prediction.decode_tokens_per_s > numel * unpacking_s
+    of_layers = sum(m.rows * m.columns for layer in SMOL_INT4.layers for m in layer)
+    expected_s = numel * unpacking_s + 2 * of_layers * 512 / (0.85 * 2e11) + 700e-6 + 30 * 300e-6
+    assert 512 / prediction.prefill_tokens_per_s == pytest.approx(expected_s, rel=0.01)
+    with_kernels = predict(chosen, SMOL, SMOL_INT4, machine)
+    assert with_kernels.decode_tokens_per_s > 10 * prediction.decode_tokens_per_s

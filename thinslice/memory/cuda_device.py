@@ -1,0 +1,108 @@
+"""A CUDA card as a device: thin words around torch.cuda, and nothing that could be decided here."""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from thinslice.errors import ConfigError
+from thinslice.memory import nvml
+from thinslice.memory.aligned_buffer import aligned_buffer
+from thinslice.memory.device import Device, Event
+
+# Rows of the products that make cuBLAS load its code and take what it works in.
+_WARM_UP = 256
+
+
+def open_device(name: str) -> Device:
+    """The device a user named.
+
+    Errors: ConfigError where it, or what is needed to use it, is not there.
+    """
+    assert name == "cuda", f"a device named {name}"
+    if (missing := missing_for_cuda()) is not None:
+        raise ConfigError(f"--device cuda: {missing}")
+    return CudaDevice()
+
+
+def missing_for_cuda() -> str | None:
+    """What is missing to compute on a CUDA card, and what would help; None where nothing is."""
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built without CUDA; install one that has it"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA card here; --device cpu runs on the processor"
+    if find_spec("triton") is None:
+        return "Triton, which the kernels are written in, is missing; pip install thinslice[cuda]"
+    return None
+
+
+class CudaDevice:
+    """The current CUDA card; see Device. Opening it makes CUDA's context, if there is none yet."""
+
+    def __init__(self) -> None:
+        self.name = "cuda"
+        self.place = torch.device("cuda", torch.cuda.current_device())
+        self.context_bytes = _context_bytes()
+        self._runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        self._copying = torch.cuda.Stream(self.place)  # type: ignore[no-untyped-call]
+
+    def free_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self.place)[0]
+
+    def hold_to(self, num_bytes: int) -> None:
+        total = torch.cuda.mem_get_info(self.place)[1]
+        share = (num_bytes - self.context_bytes) / total
+        torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), self.place)
+
+    def peak_bytes(self) -> int:
+        return self.context_bytes + torch.cuda.max_memory_reserved(self.place)
+
+    def page_locked(self, num_bytes: int) -> torch.Tensor:
+        # Registered, not asked of torch's allocator, which rounds up to a power of two.
+        buffer = aligned_buffer(num_bytes)
+        if num_bytes:
+            code = self._runtime.cudaHostRegister(buffer.data_ptr(), num_bytes, 0)
+            torch.cuda.check_error(int(code))
+        return buffer
+
+    def unlock(self, buffer: torch.Tensor) -> None:
+        if buffer.numel():
+            code = self._runtime.cudaHostUnregister(buffer.data_ptr())
+            torch.cuda.check_error(int(code))
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
+        with torch.cuda.stream(self._copying):
+            if after is not None:
+                assert isinstance(after, torch.cuda.Event), "an event of another device"
+                self._copying.wait_event(after)
+            target.copy_(source, non_blocking=True)
+            event: Event = self._copying.record_event()
+            return event
+
+    def mark(self) -> Event:
+        event: Event = torch.cuda.current_stream(self.place).record_event()
+        return event
+
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, torch.cuda.Event), "an event of another device"
+        torch.cuda.current_stream(self.place).wait_event(event)
+
+    def finish(self, event: Event) -> None:
+        assert isinstance(event, torch.cuda.Event), "an event of another device"
+        event.synchronize()
+
+
+@cache
+def _context_bytes() -> int:
+    """What the context and the libraries' code take: what is used after making them and not before.
+
+    Where CUDA was in use in this process before, all that is used on the cards and not by torch's
+    tensors counts: an upper bound.
+    """
+    is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    before = 0 if is_in_use else nvml.used_bytes()
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.zeros(_WARM_UP, _WARM_UP, dtype=dtype, device="cuda")
+        x @ x
+    torch.cuda.synchronize()
+    return max(nvml.used_bytes() - before - torch.cuda.memory_reserved(), 0)

@@ -1,0 +1,275 @@
+"""The matrices of a model that an accelerator computes with, in three places.
+
+Slices lie on the device; or in page-locked host memory, read once; or on disk, read at each use
+into page-locked buffers. The last two are copied into a ring of buffers on the device ahead of
+their use. The plan says which are where. Rows of the embedding table are read from disk as they are
+needed and never lie on the device as a table.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.kernels.packed import PackedWeight, unpack_rows
+from thinslice.kernels.torch_ops import Rows
+from thinslice.memory.device import Device
+from thinslice.memory.device_copies import DeviceCopies
+from thinslice.memory.slice_reader import ReaderOptions, ReadStats, SliceReader
+from thinslice.memory.slice_rows import read_slice, rows_in
+from thinslice.memory.slice_schedule import Slice
+from thinslice.model.decoder import Decoder, Embedding, Linear
+from thinslice.plan.device_plan import DEVICE_ALIGNMENT, PIECE_BYTES
+from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.packed_format import PANEL_ROWS
+from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A slice and, where it lies on the device, its rows."""
+
+    one: WeightSlice
+    rows: Rows | None
+
+
+class DeviceStore:
+    """Gives a decoder its matrices on a device; ``open`` places them, ``close`` lets them go.
+
+    One thread at a time runs the decoder. Call ``begin_sweep`` before each forward pass.
+
+    Args:
+        plan: one for a device.
+        dtype: of the numbers that embedding rows become.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layout: WeightLayout,
+        plan: MemoryPlan,
+        device: Device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.layout = layout
+        self.plan = plan
+        self.device = device
+        self.dtype = dtype
+        self._rows = CheckpointReader(checkpoint)
+        self._placed: dict[str, list[_Placed]] = {}
+        self._locked: list[torch.Tensor] = []
+        self._reader: SliceReader | None = None
+        self._copies: DeviceCopies | None = None
+
+    def open(self, progress: Progress | None = None) -> None:
+        """Read what lies on the device and in host memory, and begin to copy ahead.
+
+        ``progress`` is called with bytes placed so far and in all.
+        Memory: as planned.
+        Errors: CheckpointError.
+        """
+        streaming, host = self.plan.streaming, self.plan.device
+        assert host is not None, "a plan for no device"
+        if streaming is None:
+            slices = tuple(WeightSlice(one, 0, one.rows) for one in self.layout.sweep)
+            pinned = frozenset(range(len(slices)))
+        else:
+            slices = self.layout.slices(streaming.slice_bytes)
+            pinned = frozenset(streaming.pinned())
+        streamed = [index for index in range(len(slices)) if index not in pinned]
+        locked = frozenset(host.locked(streamed))
+        resident = [slices[index] for index in range(len(slices)) if index in pinned]
+        kept = [slices[index] for index in streamed if index in locked]
+        count = _Count(sum(one.kept_bytes for one in (*resident, *kept)), progress)
+        rows_of = dict(zip(resident, self._place(resident, count), strict=True))
+        for one in slices:
+            self._placed.setdefault(one.matrix.name, []).append(_Placed(one, rows_of.get(one)))
+        if streamed:
+            bytes_of = dict(zip(kept, self._lock(kept, count), strict=True))
+            self._stream([slices[index] for index in streamed], bytes_of)
+
+    def attach(self, decoder: Decoder) -> None:
+        """Let every matrix of the decoder come from here, and put all else onto the device."""
+        for name, module in decoder.named_modules():
+            if isinstance(module, Linear):
+                module.slices = partial(self._slices_of, self._stored_name(f"{name}.weight"))
+            elif isinstance(module, Embedding):
+                module.read_rows = partial(self._embedding_rows, f"{name}.weight")
+        place = self.device.place
+        for name, vector in list(decoder.named_parameters()):
+            if vector.ndim == 1:
+                path, _, attribute = name.rpartition(".")
+                moved = nn.Parameter(vector.to(place), requires_grad=False)
+                setattr(decoder.get_submodule(path), attribute, moved)
+        decoder.rotary.inv_freq = decoder.rotary.inv_freq.to(place)
+
+    @property
+    def streams(self) -> bool:
+        """Whether slices are copied in at each use."""
+        return self._copies is not None
+
+    def begin_sweep(self) -> None:
+        """Go to the first slice, also after a sweep that was broken off."""
+        if self._copies is not None:
+            self._copies.restart()
+
+    def read_stats(self) -> ReadStats:
+        """What was read from disk since the store was opened; the waiting is that for copies."""
+        stats = ReadStats(0, 0.0, 0.0) if self._reader is None else self._reader.stats()
+        wait_s = 0.0 if self._copies is None else self._copies.wait_s
+        return ReadStats(stats.num_bytes, wait_s, stats.io_s)
+
+    def close(self) -> None:
+        """Stop copying and reading, close the files, let host memory go."""
+        self._rows.close()
+        if self._copies is not None:
+            self._copies.close()
+        if self._reader is not None:
+            self._reader.close()
+        while self._locked:
+            self.device.unlock(self._locked.pop())
+
+    def _page_locked(self, num_bytes: int) -> torch.Tensor:
+        buffer = self.device.page_locked(num_bytes)
+        self._locked.append(buffer)
+        return buffer
+
+    def _place(self, slices: Sequence[WeightSlice], count: "_Count") -> list[Rows]:
+        """Put slices onto the device: one piece of its memory, filled through a buffer here."""
+        starts, end = _starts_of(slices)
+        arena = torch.empty(end, dtype=torch.uint8, device=self.device.place)
+        placed = []
+        pieces = [_pieces_of(one) for one in slices]
+        buffer = self.device.page_locked(
+            max((p.kept_bytes for all in pieces for p in all), default=0)
+        )
+        try:
+            for one, start, parts in zip(slices, starts, pieces, strict=True):
+                at = start
+                for piece in parts:
+                    data = buffer[: piece.kept_bytes]
+                    read_slice(self._rows, piece, rows_in(data, piece))
+                    target = arena[at : at + piece.kept_bytes]
+                    self.device.finish(self.device.copy(target, data, self.device.mark()))
+                    at += piece.kept_bytes
+                    count.add(piece.kept_bytes)
+                placed.append(rows_in(arena[start:at], one))
+        finally:
+            self.device.unlock(buffer)
+        return placed
+
+    def _lock(self, slices: Sequence[WeightSlice], count: "_Count") -> list[torch.Tensor]:
+        """Read slices into page-locked memory."""
+        starts, end = _starts_of(slices)
+        arena = self._page_locked(end)
+        locked = []
+        for one, start in zip(slices, starts, strict=True):
+            data = arena[start : start + one.kept_bytes]
+            read_slice(self._rows, one, rows_in(data, one))
+            locked.append(data)
+            count.add(one.kept_bytes)
+        return locked
+
+    def _stream(
+        self, slices: Sequence[WeightSlice], bytes_of: dict[WeightSlice, torch.Tensor]
+    ) -> None:
+        """Begin to copy: ``bytes_of`` those in host memory, the others from disk."""
+        streaming, host = self.plan.streaming, self.plan.device
+        assert streaming is not None, "nothing is streamed"
+        assert host is not None, "a plan for no device"
+        on_disk = [self._on_disk(one) for one in slices if one not in bytes_of]
+        if on_disk:
+            self._reader = SliceReader.open(
+                on_disk,
+                buffer_bytes=host.staging_bytes,
+                num_buffers=host.num_staging,
+                options=ReaderOptions(allocate=self._page_locked),
+            )
+        num_bytes, num_buffers = streaming.buffer_bytes, streaming.num_buffers
+        ring = torch.empty(num_buffers * num_bytes, dtype=torch.uint8, device=self.device.place)
+        sources = [bytes_of.get(one, one.stored_bytes) for one in slices]
+        self._copies = DeviceCopies(
+            self.device, sources, ring.view(num_buffers, num_bytes).unbind(), self._reader
+        )
+        self._copies.start()
+
+    def _slices_of(self, name: str) -> Iterator[tuple[int, int, Rows]]:
+        """First and last row and the rows of each slice of a matrix, in the order of use."""
+        for placed in self._placed[name]:
+            one = placed.one
+            if placed.rows is not None:
+                yield one.start, one.stop, placed.rows
+                continue
+            assert self._copies is not None, "a streamed slice without copies"
+            with self._copies.next() as data:
+                yield one.start, one.stop, rows_in(data, one)
+
+    def _embedding_rows(self, name: str, token_ids_T: torch.Tensor) -> torch.Tensor:
+        """Rows of the embedding table on the device; each is read once."""
+        matrix = self._placed[name][0].one.matrix if name in self._placed else None
+        token_ids = token_ids_T.tolist()
+        row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
+        rows = torch.empty(len(row_of), self.checkpoint.tensors[name].shape[1], dtype=self.dtype)
+        for token_id, row in row_of.items():
+            if matrix is not None and matrix.is_packed:
+                rows[row] = self._packed_row(matrix, token_id)
+            else:
+                self._rows.read_rows(name, token_id, token_id + 1, rows[row : row + 1])
+        return rows[[row_of[token_id] for token_id in token_ids]].to(self.device.place)
+
+    def _packed_row(self, matrix: Matrix, row: int) -> torch.Tensor:
+        """A row of a table that is the head as well: the numbers its packed rows stand for."""
+        start = row // PANEL_ROWS * PANEL_ROWS
+        panel = WeightSlice(matrix, start, min(start + PANEL_ROWS, matrix.rows))
+        rows = rows_in(torch.empty(panel.kept_bytes, dtype=torch.uint8), panel)
+        assert isinstance(rows, PackedWeight), "a packed matrix of numbers"
+        read_slice(self._rows, panel, rows)
+        return unpack_rows(rows, torch.tensor([row - start]))[0]
+
+    def _on_disk(self, one: WeightSlice) -> Slice:
+        assert not one.matrix.is_converted, "a slice that is converted cannot be copied from disk"
+        entry = self.checkpoint.tensors[one.matrix.name]
+        offset = entry.offset + one.matrix.stored_bytes(one.start)
+        return Slice(entry.path, offset, one.stored_bytes)
+
+    def _stored_name(self, name: str) -> str:
+        """The name a matrix is stored under: a tied head is the embedding table."""
+        is_tied_head = name == "lm_head.weight" and name not in self._placed
+        return "model.embed_tokens.weight" if is_tied_head else name
+
+
+class _Count:
+    """Tells of bytes as they are placed."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.total = total
+        self.progress = progress
+        self.done = 0
+
+    def add(self, num_bytes: int) -> None:
+        self.done += num_bytes
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _pieces_of(one: WeightSlice) -> list[WeightSlice]:
+    """A slice as slices of at most PIECE_BYTES: what is read at a time."""
+    ranges = one.matrix.ranges(PIECE_BYTES)
+    pairs = [(max(start, one.start), min(stop, one.stop)) for start, stop in ranges]
+    return [WeightSlice(one.matrix, start, stop) for start, stop in pairs if start < stop]
+
+
+def _starts_of(slices: Sequence[WeightSlice]) -> tuple[list[int], int]:
+    """Where each slice begins in one piece of memory, and where the last one ends."""
+    starts, end = [], 0
+    for one in slices:
+        starts.append(end)
+        end += -(-one.kept_bytes // DEVICE_ALIGNMENT) * DEVICE_ALIGNMENT
+    return starts, end

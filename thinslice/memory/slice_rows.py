@@ -1,0 +1,47 @@
+"""The rows of a slice: read from disk into what they are kept as."""
+
+import torch
+
+from thinslice.checkpoint.pack_rows import pack_rows
+from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.kernels.packed import PackedWeight
+from thinslice.kernels.torch_ops import Rows
+from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.weight_layout import WeightSlice
+from thinslice.units import MIB
+
+_MAKE_KV = ("k_proj.weight", "v_proj.weight")
+# What is converted at a time while slices are read that stay in memory.
+_CONVERTED_AT_ONCE = MIB
+
+
+def rows_in(data: torch.Tensor, one: WeightSlice) -> Rows:
+    """The bytes of a slice as rows of what it is kept as."""
+    matrix, count = one.matrix, one.stop - one.start
+    if matrix.is_packed:
+        makes_kv = matrix.name.endswith(_MAKE_KV)
+        return PackedWeight(data, PackedFormat(matrix.kept), count, matrix.columns, makes_kv)
+    return data.view(FLOAT_DTYPES[matrix.kept]).view(count, matrix.columns)
+
+
+def read_slice(reader: CheckpointReader, one: WeightSlice, target: Rows) -> None:
+    """Fill rows from disk, converted where they are kept as something else.
+
+    Extra memory: the reader's scratch, or a MiB of rows and what converting them takes.
+    Errors: CheckpointError.
+    """
+    matrix = one.matrix
+    if isinstance(target, torch.Tensor):
+        reader.read_rows(matrix.name, one.start, one.stop, target)
+        return
+    if not matrix.is_converted:
+        reader.read_bytes(matrix.name, one.start, one.stop, target.data)
+        return
+    entry = reader.checkpoint.tensors[matrix.name]
+    for start, stop in matrix.ranges(_CONVERTED_AT_ONCE):
+        first, last = max(start, one.start), min(stop, one.stop)
+        if first < last:
+            raw = torch.empty(matrix.stored_bytes(last - first), dtype=torch.uint8)
+            reader.read_bytes(matrix.name, first, last, raw)
+            pack_rows(entry, first, raw, target.rows(first - one.start, last - one.start))
