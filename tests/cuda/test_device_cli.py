@@ -124,5 +124,7 @@ def test_options_that_cannot_take_effect_are_refused(twin: TwinDevice, tmp_path:
         EngineSettings(host_memory="1GiB")
     with pytest.raises(ConfigError, match="mtp"):
         LLM(path, device="cuda", draft="mtp")
+    with pytest.raises(ConfigError, match="mtp-hidden"):
+        LLM(path, device="cuda", mtp_hidden="post-norm")
     with pytest.raises(ConfigError, match="int8"):
         LLM(path, device="cuda", kv_dtype="int8")

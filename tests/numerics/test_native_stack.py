@@ -71,6 +71,9 @@ def test_a_prediction_layer_in_one_call_gives_the_bits_of_its_parts(tmp_path: Pa
     decoder, layer = engine.drafting.mtp.decoder, engine.drafting.mtp.layers[0]
     torch.manual_seed(2)
     hidden, token = torch.randn(2, 7, decoder.shape.hidden_size)
+    # The first rows attend to positions that nothing was written to.
+    for cache in (engine.drafting.mtp.caches[0].k, engine.drafting.mtp.caches[0].v):
+        cache.zero_()
     batch = pack([TokenRun(range(5), 3, [1]), TokenRun(range(2), 0, [2])], 16)
     cache = engine.drafting.mtp.caches[0]
     # The first sequence's positions 0 to 2, which nothing has written, are read.

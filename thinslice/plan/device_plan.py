@@ -116,6 +116,10 @@ def plan_on_device(
         )
     if workload.draft == "mtp":
         raise ConfigError(f"--draft mtp does not run on {limits.name}; --draft ngram does")
+    if workload.mtp_hidden != "pre-norm":
+        raise ConfigError(
+            f"--mtp-hidden has no effect: no prediction layer drafts on {limits.name}"
+        )
     if workload.kv_dtype == "int8":
         raise ConfigError(f"--kv-dtype int8 does not run on {limits.name}; bfloat16 does")
     draft = None

@@ -21,6 +21,7 @@ from itertools import chain, product
 
 from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.cost import (
+    DRAFTING_KERNEL_BYTES,
     PREDICTION_ROWS,
     Computation,
     activation_bytes,
@@ -309,7 +310,7 @@ def _common_parts(case: _Case, tokens: _Tokens) -> dict[str, int]:
 
 def _drafting_part(case: _Case, context: int, chunk: int) -> dict[str, int]:
     """What drafting adds, beside a prediction layer's K and V: n-gram indexes, logits of the rows
-    behind drafts, the prediction layer and what it works on."""
+    behind drafts, compiled kernels, the prediction layers and what they work on."""
     draft, shape, how = case.draft, case.shape, case.how
     if draft is None:
         return {}
@@ -317,6 +318,8 @@ def _drafting_part(case: _Case, context: int, chunk: int) -> dict[str, int]:
     num_rows = min(num_seqs * (1 + draft.length), chunk)
     one, all_rows = (logits_bytes(shape, rows, how.itemsize) for rows in (num_seqs, num_rows))
     num_bytes = all_rows - one
+    if case.workload.dtype == "bfloat16":
+        num_bytes += DRAFTING_KERNEL_BYTES
     if draft.uses_ngram:
         num_bytes += num_seqs * ngram_index_bytes(context)
     if draft.num_mtp_layers:

@@ -159,10 +159,10 @@ def test_the_ring_is_all_it_allocates_and_no_slice_beyond_it_is_begun(
         read(file, view, offset, num_needed)
 
     read = UncachedFile.read
-    monkeypatch.setattr(slice_reader, "aligned_buffer", counted_buffer)
     monkeypatch.setattr(UncachedFile, "read", counted_read)
     num_buffers = 3
-    with open_reader(slices, num_buffers, ReaderOptions()) as reader:  # one request for each slice
+    options = ReaderOptions(allocate=counted_buffer)  # one request for each slice
+    with open_reader(slices, num_buffers, options) as reader:
         for _ in range(50):
             with reader.next():
                 num_let_go += 1
