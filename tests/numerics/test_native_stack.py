@@ -75,11 +75,9 @@ def test_a_prediction_layer_in_one_call_gives_the_bits_of_its_parts(tmp_path: Pa
     for cache in (engine.drafting.mtp.caches[0].k, engine.drafting.mtp.caches[0].v):
         cache.zero_()
     batch = pack([TokenRun(range(5), 3, [1]), TokenRun(range(2), 0, [2])], 16)
-    cache = engine.drafting.mtp.caches[0]
-    # The first sequence's positions 0 to 2, which nothing has written, are read.
-    cache.k.zero_()
-    cache.v.zero_()
-    context = LayerContext(batch, *decoder.rotary.tables(batch.positions_T), cache)
+    context = LayerContext(
+        batch, *decoder.rotary.tables(batch.positions_T), engine.drafting.mtp.caches[0]
+    )
     assert layer.stack is not None
     fused = layer.predict(hidden, token, context)
     layer.stack = None
