@@ -85,16 +85,16 @@ def run(model: Path, budget: str, amounts: tuple[int, int], kv_dtype: str) -> Re
 
 def verdict(report: Result) -> Result:
     """The shares that count, and whether they are what they should be."""
-    plan, prediction = report["plan"], report["prediction"]
+    plan, predicted = report["plan"], report["predicted_tokens_per_s"]
     peak_share = report["peak_bytes"] / plan["peak_bytes"]
-    speed_share = report["decode_tokens_per_s"] / prediction["decode_tokens_per_s"]
+    speed_share = report["decode_tokens_per_s"] / predicted
     return {
         "budget_bytes": plan["budget_bytes"],
         "planned_bytes": plan["peak_bytes"],
         "peak_bytes": report["peak_bytes"],
         "peak_share": peak_share,
         "decode_tokens_per_s": report["decode_tokens_per_s"],
-        "predicted_tokens_per_s": prediction["decode_tokens_per_s"],
+        "predicted_tokens_per_s": predicted,
         "prefill_s": report["prefill_s"],
         "prompt_tokens": report["prompt_tokens"],
         "is_under": report["peak_bytes"] <= plan["peak_bytes"] <= plan["budget_bytes"],

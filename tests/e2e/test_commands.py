@@ -76,7 +76,7 @@ def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None
         assert part in planned.stdout
     record = json.loads(thinslice("plan", "smollm2", *fit, "--json").stdout)
     assert sum(record["parts"].values()) == record["peak_bytes"] <= 400 * MIB
-    assert record["prediction"]["bound"] in ("disk", "memory", "overhead")
+    assert record["prediction"]["bound"] in ("disk", "memory", "attention", "overhead")
     assert record["streaming"]["num_pinned"] < record["streaming"]["num_slices"]
     refused = thinslice("plan", "smollm2", "--memory", "100MiB")
     assert refused.returncode == 3

@@ -106,15 +106,24 @@ def load_model(model: str, load: LoadOptions) -> "LLM":
 def summary(llm: "LLM", completion: "Completion") -> str:
     """Tokens, speed, and the measured peak beside the budget, on one line."""
     count, expected, drafts = len(completion.token_ids), "", ""
-    if llm.prediction is not None:
+    predicted = predicted_tokens_per_s(llm, completion)
+    if predicted is not None:
         drafting = "" if llm.plan.draft is None else " without drafts"
-        expected = f" ({llm.prediction.decode_tokens_per_s:.1f} predicted{drafting})"
+        expected = f" ({predicted:.1f} predicted{drafting})"
     if completion.num_drafted:
         drafts = f"{completion.num_accepted} of {completion.num_drafted} drafts accepted, "
     return (
         f"{count} tokens, {completion.decode_tokens_per_s:.1f} tokens/s{expected}, {drafts}"
         f"peak {peaks(llm)}"
     )
+
+
+def predicted_tokens_per_s(llm: "LLM", completion: "Completion") -> float | None:
+    """The prediction for a completion of this length behind this prompt; None without one."""
+    if llm.prediction is None:
+        return None
+    half_way = len(completion.prompt_token_ids) + len(completion.token_ids) / 2
+    return 1 / llm.prediction.token.seconds(half_way)
 
 
 def peaks(llm: "LLM") -> str:
@@ -146,6 +155,7 @@ def report(model: str, llm: "LLM", completion: "Completion") -> dict[str, Any]:
         "prefill_s": completion.prefill_s,
         "decode_s": completion.decode_s,
         "decode_tokens_per_s": completion.decode_tokens_per_s,
+        "predicted_tokens_per_s": predicted_tokens_per_s(llm, completion),
         "peak_bytes": peak_rss_bytes(),
         "device_peak_bytes": llm.device and llm.device.peak_bytes(),
         "plan": llm.plan.to_dict(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from thinslice.plan.cost import kv_bytes_per_token
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.predict import Prediction
+from thinslice.plan.predict import Prediction, TokenTime
 from thinslice.plan.weight_layout import WeightLayout
 
 # Of the measured rates, what products with one row, and of whole prompts, are taken to reach.
@@ -47,14 +47,17 @@ def predict_on_device(
     disk_s = from_disk / disk_bytes_per_s
     link_s = (from_host + from_disk) / device.host_to_device_bytes_per_s
     kept = sum(matrix.kept_bytes(matrix.rows) for matrix in layout.sweep)
-    kv_bytes = plan.context // 2 * kv_bytes_per_token(shape, plan.kv_dtype)
-    read_s = (kept + kv_bytes) / (device.memory_read_bytes_per_s * _READ_SHARE)
+    bandwidth = device.memory_read_bytes_per_s * _READ_SHARE
+    read_s = kept / bandwidth
+    position_s = kv_bytes_per_token(shape, plan.kv_dtype) / bandwidth
     fixed_s = _STEP_S + shape.num_hidden_layers * _LAYER_S
     numel = sum(m.rows * m.columns for layer in layout.layers for m in layer)
     products_s = 2 * numel * plan.chunk / (device.flops_per_s * _PRODUCT_SHARE)
+    token = TokenTime(max(disk_s, link_s), read_s, position_s, fixed_s)
     parts = {"disk": disk_s, "link": link_s, "memory": read_s, "overhead": fixed_s}
     return Prediction(
-        decode_tokens_per_s=1 / (max(disk_s, link_s, read_s) + fixed_s),
+        token=token,
+        decode_tokens_per_s=1 / token.seconds(plan.context // 2),
         prefill_tokens_per_s=plan.chunk / (max(disk_s, link_s, products_s) + fixed_s),
         streamed_bytes=from_host + from_disk,
         bound=max(parts, key=lambda name: parts[name]),

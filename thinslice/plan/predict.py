@@ -13,20 +13,46 @@ from thinslice.plan.cost import kv_bytes_per_token
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.weight_layout import FLOAT_BYTES, WeightLayout
+from thinslice.plan.weight_layout import FLOAT_BYTES, STORED_FLOAT_BYTES, WeightLayout, WeightSlice
 
 # Fitted on runs of SmolLM2-135M and of MiMo-7B's shape on two cores. The share of the memory's
 # read bandwidth that a product with one row reaches, and of the rate of large products that whole
 # prompts reach.
 _READ_SHARE = 0.9
 _PRODUCT_SHARE = 0.85
+# Of the rate of large float32 products, what the kernels' attention of one row reaches: 34 to 36 of
+# 189 GFLOP/s over 500 to 4,000 positions in bfloat16, up to 50 in int8.
+_ATTENTION_SHARE = 0.19
 # Seconds between two layers in one call into the kernels, and from one operator to the next.
 _FUSED_LAYER_S = 30e-6
 _LAYER_S = 300e-6
 # Sampling, scheduling and text, for each step.
 _STEP_S = 700e-6
-# Bytes a second of blocks of a GGUF put into packed order.
+# Stored bytes a second put into packed order, or from one kind of float into another.
 _CONVERTED_BYTES_PER_S = 1e9
+# Weights a second that the gguf package makes floats from blocks of.
+_DEQUANTIZED_PER_S = 1.7e8
+
+
+@dataclass(frozen=True)
+class TokenTime:
+    """Where the time of a generated token goes. Slices come while others are computed with.
+
+    Attributes:
+        io_s: reading what is streamed.
+        read_s: reading the weights from memory, and what converting them takes.
+        position_s: of attention, for each position that is seen.
+        fixed_s: what comes on top.
+    """
+
+    io_s: float
+    read_s: float
+    position_s: float
+    fixed_s: float
+
+    def seconds(self, num_positions: float) -> float:
+        """Of a token that sees so many positions."""
+        return max(self.io_s, self.read_s + self.position_s * num_positions) + self.fixed_s
 
 
 @dataclass(frozen=True)
@@ -34,12 +60,15 @@ class Prediction:
     """What a plan promises.
 
     Attributes:
-        decode_tokens_per_s: one sequence, its context half full.
+        token: where the time of a generated token goes, one sequence alone.
+        decode_tokens_per_s: that, its context half full.
         prefill_tokens_per_s: a prompt of a whole chunk, which takes one sweep.
         streamed_bytes: read from disk for each sweep.
-        bound: what the time of a generated token goes to: ``disk``, ``memory`` or ``overhead``.
+        bound: what the time of a generated token goes to: ``disk``, ``memory``,
+            ``attention`` or ``overhead``.
     """
 
+    token: TokenTime
     decode_tokens_per_s: float
     prefill_tokens_per_s: float
     streamed_bytes: int
@@ -55,22 +84,26 @@ def predict(
     is_native: bool = True,
 ) -> Prediction:
     """Predict the speed of a plan; ``is_native``: the compiled kernels run its operators."""
-    streamed, num_streamed, converted = _streamed(plan, layout)
+    streamed, num_streamed, converting_s = _streamed(plan, layout)
     io_s = streamed / hardware.disk_read_bytes_per_s
     kept = sum(matrix.kept_bytes(matrix.rows) for matrix in layout.sweep)
-    kv_bytes = plan.context // 2 * kv_bytes_per_token(shape, plan.kv_dtype)
     bandwidth = hardware.memory_read_bytes_per_s * _READ_SHARE
-    converting_s = converted / _CONVERTED_BYTES_PER_S
     is_packed = plan.dtype not in FLOAT_BYTES
     # Without the kernels packed weights become numbers once for each run of rows.
     unpacking_s = 0.0 if is_native or not is_packed else hardware.unpacking_s
     unpacking_s *= sum(m.rows * m.columns for m in layout.sweep if m.is_packed)
-    read_s = (kept + kv_bytes) / bandwidth + converting_s + unpacking_s
+    read_s = kept / bandwidth + converting_s + unpacking_s
+    if is_native:
+        flops = 4 * shape.q_size * shape.num_hidden_layers
+        position_s = flops / (hardware.float32_flops_per_s * _ATTENTION_SHARE)
+    else:
+        position_s = kv_bytes_per_token(shape, plan.kv_dtype) / bandwidth
     is_fused = plan.streaming is None and is_packed and is_native
     layer_s = _FUSED_LAYER_S if is_fused else _LAYER_S
     fixed_s = _STEP_S + shape.num_hidden_layers * layer_s
     fixed_s += num_streamed * hardware.slice_overhead_s
-    decode_s = max(io_s, read_s) + fixed_s
+    token = TokenTime(io_s, read_s, position_s, fixed_s)
+    half = plan.context // 2
     numel = sum(m.rows * m.columns for layer in layout.layers for m in layer)
     rate = hardware.product_rate(plan.dtype if is_native or not is_packed else "float32")
     products_s = 2 * numel * plan.chunk / (rate * _PRODUCT_SHARE)
@@ -80,9 +113,11 @@ def predict(
     reading_s = max(io_s - _ring_bytes_ahead(plan, shape) / hardware.disk_read_bytes_per_s, 0)
     first_s = computing_s * layer_rows / plan.chunk
     prefill_s = computing_s - first_s + max(reading_s, first_s) + fixed_s
-    parts = {"disk": io_s, "memory": read_s, "overhead": fixed_s}
+    attention_s = position_s * half
+    parts = {"disk": io_s, "memory": read_s, "attention": attention_s, "overhead": fixed_s}
     return Prediction(
-        decode_tokens_per_s=1 / decode_s,
+        token=token,
+        decode_tokens_per_s=1 / token.seconds(half),
         prefill_tokens_per_s=plan.chunk / prefill_s,
         streamed_bytes=streamed,
         bound=max(parts, key=lambda name: parts[name]),
@@ -96,12 +131,19 @@ def _ring_bytes_ahead(plan: MemoryPlan, shape: ModelShape) -> int:
     return plan.streaming.num_buffers * plan.streaming.buffer_bytes * shape.num_hidden_layers
 
 
-def _streamed(plan: MemoryPlan, layout: WeightLayout) -> tuple[int, int, int]:
-    """Bytes and number of the slices streamed, and the bytes of those converted on the way."""
+def _streamed(plan: MemoryPlan, layout: WeightLayout) -> tuple[int, int, float]:
+    """Bytes and number of the slices streamed, and the seconds their conversion takes."""
     if plan.streaming is None:
-        return 0, 0, 0
+        return 0, 0, 0.0
     pinned = frozenset(plan.streaming.pinned())
     slices = layout.slices(plan.streaming.slice_bytes)
     streamed = [one for index, one in enumerate(slices) if index not in pinned]
-    converted = [one.stored_bytes for one in streamed if one.matrix.is_converted]
-    return sum(one.stored_bytes for one in streamed), len(streamed), sum(converted)
+    seconds = sum(_converting_s(one) for one in streamed if one.matrix.is_converted)
+    return sum(one.stored_bytes for one in streamed), len(streamed), seconds
+
+
+def _converting_s(one: WeightSlice) -> float:
+    is_dequantized = not one.matrix.is_packed and one.matrix.stored not in STORED_FLOAT_BYTES
+    if is_dequantized:
+        return (one.stop - one.start) * one.matrix.columns / _DEQUANTIZED_PER_S
+    return one.stored_bytes / _CONVERTED_BYTES_PER_S

@@ -27,7 +27,7 @@ from thinslice.plan.packing import Packing, packing_for
 from thinslice.units import MIB
 
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
-_STORED_FLOAT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+STORED_FLOAT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _STORED_AS = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -292,7 +292,7 @@ def layout_of(
 def stored_as(shape: ModelShape, dtype: str) -> Stored:
     """A checkpoint whose matrices are all of one float type (BF16, F16, F32), known by shape."""
     columns = {name: matrix_columns for name, _, matrix_columns, _ in _layer_matrices(shape, None)}
-    itemsize = _STORED_FLOAT_BYTES[dtype]
+    itemsize = STORED_FLOAT_BYTES[dtype]
     stored = {
         f"model.layers.{idx}.{name}.weight": StoredMatrix(dtype, count * itemsize)
         for idx in range(shape.num_hidden_layers)

@@ -59,6 +59,17 @@ def test_a_resident_token_takes_as_long_as_the_memory_is_read() -> None:
     assert (prediction.streamed_bytes, prediction.bound) == (0, "memory")
 
 
+def test_a_token_takes_longer_the_more_positions_it_sees() -> None:
+    chosen = plan(SMOL, SMOL_INT4, GIB, Workload(4096, dtype="int4"), RUNTIME)
+    prediction = predict(chosen, SMOL, SMOL_INT4, MACHINE)
+    # Scores and sums of values: a multiplication and an addition each, for every query feature.
+    position_s = 4 * 576 * 30 / (0.19 * 2e11)
+    seen = prediction.token.seconds(3000) - prediction.token.seconds(1000)
+    assert seen == pytest.approx(2000 * position_s)
+    assert prediction.decode_tokens_per_s == 1 / prediction.token.seconds(2048)
+    assert prediction.bound == "memory"
+
+
 def test_a_prompt_through_a_held_layer_reads_each_weight_once() -> None:
     """Reading hides behind the products of a layer's first rows and fills the ring behind those of
     the others; what is left adds to the products."""
@@ -72,6 +83,31 @@ def test_a_prompt_through_a_held_layer_reads_each_weight_once() -> None:
     ring = 64 * chosen.streaming.num_buffers * chosen.streaming.buffer_bytes
     expected_s = products_s * 31 / 32 + (streamed_bytes(chosen) - ring) / 1e8
     assert 16384 / slow.prefill_tokens_per_s == pytest.approx(expected_s, rel=0.01)
+
+
+@pytest.mark.parametrize(("stored", "per_weight_s"), [("Q4_1", 1 / 1.7e8), ("F16", 2 / 1e9)])
+def test_a_streamed_matrix_that_is_converted_takes_that_time(
+    stored: str, per_weight_s: float
+) -> None:
+    row_bytes = {"Q4_1": 5120 // 32 * 20, "F16": 2 * 5120}[stored]
+    layers = tuple(
+        tuple(
+            replace(m, stored=stored, stored_row_bytes=m.columns * row_bytes // 5120) for m in one
+        )
+        for one in LARGE_BF16.layers
+    )
+    layout = replace(LARGE_BF16, layers=layers)
+    chosen = plan(LARGE, layout, 8 * GIB, Workload(4096), RUNTIME)
+    plain = predict(chosen, LARGE, LARGE_BF16, MACHINE).token
+    assert chosen.streaming is not None
+    pinned = set(chosen.streaming.pinned())
+    weights = sum(
+        (one.stop - one.start) * one.matrix.columns
+        for index, one in enumerate(layout.slices(chosen.streaming.slice_bytes))
+        if index not in pinned and one.matrix.stored == stored
+    )
+    converting_s = predict(chosen, LARGE, layout, MACHINE).token.read_s - plain.read_s
+    assert converting_s == pytest.approx(weights * per_weight_s)
 
 
 def test_without_the_kernels_packed_weights_become_numbers_at_each_use() -> None:
