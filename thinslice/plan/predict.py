@@ -20,9 +20,9 @@ from thinslice.plan.weight_layout import FLOAT_BYTES, STORED_FLOAT_BYTES, Weight
 # prompts reach.
 _READ_SHARE = 0.9
 _PRODUCT_SHARE = 0.85
-# Of the rate of large float32 products, what the kernels' attention of one row reaches: 34 to 36 of
-# 189 GFLOP/s over 500 to 4,000 positions in bfloat16, up to 50 in int8.
-_ATTENTION_SHARE = 0.19
+# Of the rate of large float32 products, what the kernels' attention of one row reaches with all
+# threads at work: 60 to 77 of 197 GFLOP/s over 500 to 4,000 positions, bfloat16 or int8.
+_ATTENTION_SHARE = 0.32
 # Seconds between two layers in one call into the kernels, and from one operator to the next.
 _FUSED_LAYER_S = 30e-6
 _LAYER_S = 300e-6
@@ -94,8 +94,7 @@ def predict(
     unpacking_s *= sum(m.rows * m.columns for m in layout.sweep if m.is_packed)
     read_s = kept / bandwidth + converting_s + unpacking_s
     if is_native:
-        flops = 4 * shape.q_size * shape.num_hidden_layers
-        position_s = flops / (hardware.float32_flops_per_s * _ATTENTION_SHARE)
+        position_s = _attention_s(shape, hardware)
     else:
         position_s = kv_bytes_per_token(shape, plan.kv_dtype) / bandwidth
     is_fused = plan.streaming is None and is_packed and is_native
@@ -122,6 +121,14 @@ def predict(
         streamed_bytes=streamed,
         bound=max(parts, key=lambda name: parts[name]),
     )
+
+
+def _attention_s(shape: ModelShape, hardware: HardwareProfile) -> float:
+    """Seconds a position takes in all layers: each KV head is one thread's, so some may idle."""
+    flops = 4 * shape.q_size * shape.num_hidden_layers
+    rounds = -(-shape.num_key_value_heads // hardware.num_threads)
+    busy = shape.num_key_value_heads / (rounds * hardware.num_threads)
+    return flops / (hardware.float32_flops_per_s * _ATTENTION_SHARE * busy)
 
 
 def _ring_bytes_ahead(plan: MemoryPlan, shape: ModelShape) -> int:

@@ -97,6 +97,8 @@ struct Buffers {
   float* staged;  // [kSlice][H], rows before they are transposed
   float* largest;  // [rows]
   float* total;    // [rows]
+  int64_t cached[kSlice];  // rows of the cache, of this slice and of the one after it
+  int64_t next[kSlice];
 };
 
 // Rows of one KV head: row r is token r / group, query head r % group of the group.
@@ -116,10 +118,32 @@ struct Rows {
   }
 };
 
-SIMD_INLINE int64_t cache_row(const AttentionJob& job, const int32_t* block_table, int64_t kv_head,
-                              int64_t position) {
-  const int64_t block = block_table[position / job.block_size];
-  return (block * job.num_kv_heads + kv_head) * job.block_size + position % job.block_size;
+// Rows of the cache that hold the positions slice .. slice + kSlice - 1; positions that no row of
+// `rows` sees give the nearest one that is there. One division for all of them.
+SIMD_INLINE void find_rows(const Rows& rows, const int32_t* block_table, int64_t slice,
+                           int64_t* cached) {
+  const AttentionJob& job = rows.job;
+  const int64_t start = rows.window_start(0), last_pos = rows.position(rows.count - 1);
+  const int64_t first = (start > slice ? start : slice) - slice;
+  const int64_t last = (last_pos < slice + kSlice - 1 ? last_pos : slice + kSlice - 1) - slice;
+  const int32_t* block = block_table + (slice + first) / job.block_size;
+  int64_t offset = (slice + first) % job.block_size;
+  for (int64_t j = first; j <= last; ++j) {
+    cached[j] = (*block * job.num_kv_heads + rows.kv_head) * job.block_size + offset;
+    if (++offset == job.block_size) {
+      offset = 0;
+      ++block;
+    }
+  }
+  for (int64_t j = 0; j < first; ++j) cached[j] = cached[first];
+  for (int64_t j = last + 1; j < kSlice; ++j) cached[j] = cached[last];
+}
+
+// The blocks of a head lie apart, so that the processor's own prefetching starts anew in each.
+SIMD_INLINE void prefetch_row(const AttentionJob& job, const void* cache, int64_t row) {
+  const int64_t row_bytes = job.head_dim * size_of(job.cache_dtype);
+  const char* at = static_cast<const char*>(cache) + row * row_bytes;
+  for (int64_t i = 0; i < row_bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
 }
 
 // One cached row of H values as fp32.
@@ -139,19 +163,17 @@ SIMD_INLINE void read_row(const AttentionJob& job, const void* cache, const uint
   }
 }
 
-// Keys of positions slice + first .. slice + last - 1 as columns; the other columns get any value
-// that was there, their scores are masked.
-void load_keys(const AttentionJob& job, const int32_t* block_table, int64_t kv_head, int64_t slice,
-               int first, int last, const Buffers& buffers) {
+// Keys of positions slice + first .. slice + last - 1 as columns; the scores of the columns up to
+// a multiple of 16 on either side are masked.
+void load_keys(const AttentionJob& job, int first, int last, const Buffers& buffers) {
   const int64_t dim = job.head_dim;
   const bool is_bf16 = job.cache_dtype == Dtype::bf16 && dim % 32 == 0;
   alignas(64) uint32_t pairs[16 * 16];
   for (int column = first / 16 * 16; column < last; column += 16) {
     const uint32_t* rows[16];
     for (int i = 0; i < 16; ++i) {
-      int at = column + i;
-      at = at < first ? first : at >= last ? last - 1 : at;
-      const int64_t row = cache_row(job, block_table, kv_head, slice + at);
+      const int64_t row = buffers.cached[column + i];
+      prefetch_row(job, job.k_cache, buffers.next[column + i]);
       if (is_bf16) {
         rows[i] = reinterpret_cast<const uint32_t*>(static_cast<const bf16*>(job.k_cache) +
                                                     row * dim);
@@ -217,8 +239,7 @@ SIMD_INLINE void soften_row(const Rows& rows, int64_t r, int64_t slice, const Bu
 }
 
 // Rows that see a position of the slice are neighbours: positions ascend with the row.
-void attend_slice(const Rows& rows, const int32_t* block_table, int64_t slice,
-                  const Buffers& buffers) {
+void attend_slice(const Rows& rows, int64_t slice, const Buffers& buffers) {
   const AttentionJob& job = rows.job;
   int64_t first_row = 0, last_row = rows.count;
   while (first_row < last_row && rows.position(first_row) < slice) first_row += rows.group;
@@ -232,22 +253,22 @@ void attend_slice(const Rows& rows, const int32_t* block_table, int64_t slice,
   const int last = static_cast<int>(last_seen < kSlice ? last_seen : kSlice);
 
   const int64_t dim = job.head_dim, count = last_row - first_row;
-  load_keys(job, block_table, rows.kv_head, slice, first, last, buffers);
+  load_keys(job, first, last, buffers);
   float* p = buffers.p + first_row * kSlice;
   const int columns = (last + 15) / 16 * 16;
   multiply(count, columns, buffers.q + first_row * dim, dim, buffers.keys, kSlice, dim, p, kSlice,
            false);
   for (int64_t r = first_row; r < last_row; ++r) soften_row(rows, r, slice, buffers);
   for (int j = first; j < last; ++j) {
-    const int64_t row = cache_row(job, block_table, rows.kv_head, slice + j);
-    read_row(job, job.v_cache, job.v_scale, row, buffers.values + j * dim);
+    prefetch_row(job, job.v_cache, buffers.next[j]);
+    read_row(job, job.v_cache, job.v_scale, buffers.cached[j], buffers.values + j * dim);
   }
   multiply(count, dim, p + first, kSlice, buffers.values + first * dim, dim, last - first,
            buffers.out + first_row * dim, dim, true);
 }
 
 template <typename T>
-void attend(const Rows& rows, const int32_t* block_table, const Buffers& buffers) {
+void attend(const Rows& rows, const int32_t* block_table, Buffers& buffers) {
   const AttentionJob& job = rows.job;
   const int64_t dim = job.head_dim;
   for (int64_t r = 0; r < rows.count; ++r) {
@@ -260,8 +281,12 @@ void attend(const Rows& rows, const int32_t* block_table, const Buffers& buffers
     buffers.total[r] = 0.0f;
   }
   const int64_t last_pos = rows.position(rows.count - 1);
-  for (int64_t slice = rows.window_start(0) / kSlice * kSlice; slice <= last_pos; slice += kSlice) {
-    attend_slice(rows, block_table, slice, buffers);
+  const int64_t first_slice = rows.window_start(0) / kSlice * kSlice;
+  find_rows(rows, block_table, first_slice, buffers.next);
+  for (int64_t slice = first_slice; slice <= last_pos; slice += kSlice) {
+    memcpy(buffers.cached, buffers.next, sizeof(buffers.cached));
+    if (slice + kSlice <= last_pos) find_rows(rows, block_table, slice + kSlice, buffers.next);
+    attend_slice(rows, slice, buffers);
   }
   for (int64_t r = 0; r < rows.count; ++r) {
     T* out = static_cast<T*>(job.out) + rows.token(r) * job.out_stride + rows.head(r) * dim;

@@ -19,6 +19,10 @@ struct bf16 {
 
 enum class Dtype : int { f32 = 0, bf16 = 1, int8 = 2 };
 
+constexpr int64_t size_of(Dtype dtype) {
+  return dtype == Dtype::f32 ? 4 : dtype == Dtype::bf16 ? 2 : 1;
+}
+
 // int4: code - 8 times a scale. int4m: code times a scale plus a minimum. int8: code - 128 times a
 // scale. Codes are unsigned in memory because vpdpbusd multiplies unsigned by signed.
 enum class Format : int { int4 = 0, int4m = 1, int8 = 2 };
