@@ -15,6 +15,7 @@ from tests.engines import engine_of, greedy, logits_of
 from tests.packed_checkpoints import write_packed_model
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
+from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model
@@ -141,3 +142,36 @@ def test_the_bits_are_the_same_wherever_slices_lie(kind: str, tmp_path: Path) ->
     for logits, tokens in results[1:]:
         assert torch.equal(logits, results[0][0])
         assert tokens == results[0][1]
+
+
+def test_blocks_that_are_spilled_come_back_as_they_were(tmp_path: Path) -> None:
+    """Of three sequences that do not fit at once, each gets the tokens it gets alone."""
+    checkpoint = write("bf16", tmp_path)
+    chosen = device_plan(checkpoint, "float32")
+    assert chosen.device is not None
+    few = replace(
+        chosen,
+        block_size=4,
+        num_kv_blocks=14,
+        context=48,
+        max_num_seqs=3,
+        device=replace(chosen.device, num_spilled_blocks=20),
+    )
+    device = TwinDevice()
+    engine = engine_on(device, checkpoint, few)
+    prompts = [LONG, LONG[5:], LONG[9:]]
+    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    sequences = [engine.add_request(prompt, params) for prompt in prompts]
+    most = 0
+    while engine.has_work:
+        engine.step()
+        engine.scheduler.blocks.check()
+        most = max(most, engine.metrics.kv_blocks_spilled)
+    assert most > 0
+    assert engine.metrics.preemptions > 0
+    assert any(sequence.num_preemptions for sequence in sequences)
+    for prompt, sequence in zip(prompts, sequences, strict=True):
+        alone = engine_on(TwinDevice(), checkpoint, chosen)
+        assert sequence.completion_token_ids == greedy(alone, prompt, 16)
+    engine.runner.close()
+    assert device.num_locked == 0

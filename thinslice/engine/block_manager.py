@@ -6,6 +6,10 @@ them as they are. A cached block that nobody holds stays until its room is neede
 of longest ago first. Only blocks full of computed tokens are ever shared, and those are never
 written again, so nothing is copied.
 
+Where the plan has room in host memory beside a device, a cached block whose room is needed there is
+spilled to it instead of forgotten, and comes back when its prefix is wanted again: that of a
+sequence that was preempted, or of a new one. What must be copied for it is queued in ``moves``.
+
 A prediction layer's K and V lie in the same blocks, and those of a position depend on the token
 after it as well, a second such layer's on two, and so on. Where there are any, a block's digest
 therefore takes in as many tokens of the next block (``lookahead``): who shares a block shares all
@@ -17,6 +21,9 @@ Source: the prefix caching of vLLM (v1/core/block_pool.py) in the manner of nano
 import hashlib
 import heapq
 from array import array
+from collections import deque
+from dataclasses import dataclass
+from itertools import takewhile
 
 from thinslice.engine.sequence import Sequence
 
@@ -35,15 +42,30 @@ def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=32).digest()
 
 
+@dataclass(frozen=True)
+class BlockMove:
+    """A block that is copied to its place in host memory, or back from there."""
+
+    block: int
+    host_block: int
+    is_spill: bool
+
+
 class BlockManager:
     """Hands out a fixed number of blocks, takes them back, and remembers what is in them.
 
     ``lookahead`` tokens after a block decide with its own what is in it: one for each prediction
     layer that has K and V in it.
+
+    Attributes:
+        moves: copies to make, in this order, before anything is computed with the blocks.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, lookahead: int = 0) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, lookahead: int = 0, num_host_blocks: int = 0
+    ) -> None:
         self.num_blocks = num_blocks
+        self.num_host_blocks = num_host_blocks
         self.block_size = block_size
         self.lookahead = lookahead
         self._holders: dict[int, Sequence] = {}
@@ -54,6 +76,10 @@ class BlockManager:
         self._digests: dict[int, bytes] = {}
         # Cached blocks that nobody holds, the one let go of longest ago first.
         self._evictable: dict[int, None] = {}
+        self._free_host = list(range(num_host_blocks))
+        # Digests of what is in host memory, spilled longest ago first.
+        self._spilled: dict[bytes, int] = {}
+        self.moves: deque[BlockMove] = deque()
 
     @property
     def num_free(self) -> int:
@@ -65,13 +91,19 @@ class BlockManager:
         """Blocks a prefix is found in, held or not."""
         return len(self._cached)
 
+    @property
+    def num_spilled(self) -> int:
+        """Blocks in host memory."""
+        return len(self._spilled)
+
     def blocks_for(self, num_positions: int) -> int:
         """Blocks that hold this many positions."""
         return -(-num_positions // self.block_size)
 
     def num_taken_by(self, sequence: Sequence) -> int:
         """Free blocks that a waiting sequence would take for all tokens it has so far."""
-        held = sum(self._ref_counts[block] > 0 for block in self._find_prefix(sequence))
+        cached = [self._cached.get(digest) for digest in self._find_prefix(sequence)]
+        held = sum(block is not None and self._ref_counts[block] > 0 for block in cached)
         return self.blocks_for(sequence.num_tokens) - held
 
     def num_alone(self, sequence: Sequence) -> int:
@@ -81,15 +113,24 @@ class BlockManager:
     def take_prefix(self, sequence: Sequence) -> None:
         """Give a sequence without blocks those that hold its beginning, as far as it is cached.
 
-        At least one of its tokens is left to compute.
+        At least one of its tokens is left to compute. What was spilled takes free blocks, which
+        ``num_taken_by`` counts.
         """
         assert not sequence.blocks, f"sequence {sequence.seq_id} has blocks already"
-        blocks = self._find_prefix(sequence)
-        for block in blocks:
-            self._evictable.pop(block, None)
-            self._ref_counts[block] += 1
-        sequence.blocks = blocks
-        sequence.num_computed = len(blocks) * self.block_size
+        digests = self._find_prefix(sequence)
+        # All that is here is held, and all that comes back is taken out, before anything is evicted
+        # to make room for it.
+        for digest in digests:
+            block = self._cached.get(digest)
+            if block is not None:
+                self._evictable.pop(block, None)
+                self._ref_counts[block] += 1
+        returning = {one: self._spilled.pop(one) for one in digests if one not in self._cached}
+        for digest, host_block in returning.items():
+            self._bring_back(digest, host_block)
+        self._free_host += returning.values()
+        sequence.blocks = [self._cached[digest] for digest in digests]
+        sequence.num_computed = len(digests) * self.block_size
         self._holders[sequence.seq_id] = sequence
 
     def grow(self, sequence: Sequence, num_positions: int) -> bool:
@@ -149,6 +190,8 @@ class BlockManager:
         assert len(inverse) == len(self._cached), "two digests for one block"
         assert not any(block in self._digests for block in self._free), "a free block is cached"
         assert all(block in self._digests for block in self._evictable), "an empty block is kept"
+        on_host = sorted([*self._free_host, *self._spilled.values()])
+        assert on_host == list(range(self.num_host_blocks)), "a block in host memory is lost"
 
     def _check_table(self, sequence: Sequence) -> None:
         name, blocks = f"sequence {sequence.seq_id}", sequence.blocks
@@ -163,16 +206,12 @@ class BlockManager:
             elif block in self._digests:
                 assert self._digests[block] == sequence.digests[index + 1], f"{name}: other tokens"
 
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
+    def _find_prefix(self, sequence: Sequence) -> list[bytes]:
+        """Digests of the sequence's first blocks, as far as they are cached or spilled."""
         most = (sequence.num_tokens - max(self.lookahead, 1)) // self.block_size
         self._extend_digests(sequence, most)
-        blocks: list[int] = []
-        for digest in sequence.digests[1 : most + 1]:
-            block = self._cached.get(digest)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
+        digests = sequence.digests[1 : most + 1]
+        return [*takewhile(lambda one: one in self._cached or one in self._spilled, digests)]
 
     def _extend_digests(self, sequence: Sequence, num_blocks: int) -> None:
         digests, size = sequence.digests, self.block_size
@@ -188,5 +227,29 @@ class BlockManager:
             return heapq.heappop(self._free)
         block = next(iter(self._evictable))
         del self._evictable[block]
-        del self._cached[self._digests.pop(block)]
+        digest = self._digests.pop(block)
+        del self._cached[digest]
+        if self.num_host_blocks and digest not in self._spilled:
+            self._spill(block, digest)
         return block
+
+    def _spill(self, block: int, digest: bytes) -> None:
+        """Queue a copy to host memory, in place of what was spilled longest ago if that is full.
+
+        Where all of it is on its way back at this moment, nothing is copied.
+        """
+        if not self._free_host:
+            if not self._spilled:
+                return
+            self._free_host.append(self._spilled.pop(next(iter(self._spilled))))
+        host_block = self._free_host.pop()
+        self._spilled[digest] = host_block
+        self.moves.append(BlockMove(block, host_block, is_spill=True))
+
+    def _bring_back(self, digest: bytes, host_block: int) -> None:
+        """Queue a copy from host memory to a free block."""
+        block = self._take()
+        self._ref_counts[block] = 1
+        self._cached[digest] = block
+        self._digests[block] = digest
+        self.moves.append(BlockMove(block, host_block, is_spill=False))

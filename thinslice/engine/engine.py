@@ -146,6 +146,7 @@ class Engine:
         scheduled = self.scheduler.schedule()
         assert scheduled, "work is left and nothing is scheduled"
         scheduled_at = time.perf_counter()
+        self.runner.move_blocks(self.scheduler.blocks.moves)
         logits_RV, hidden_TD = self._run(scheduled)
         ran_at = time.perf_counter()
         with generators_restored(scheduled):
@@ -287,5 +288,6 @@ class Engine:
         metrics.num_running = len(scheduler.running)
         metrics.kv_blocks_used = metrics.kv_blocks - scheduler.blocks.num_free
         metrics.kv_blocks_cached = scheduler.blocks.num_cached
+        metrics.kv_blocks_spilled = scheduler.blocks.num_spilled
         metrics.prefix_hit_tokens = scheduler.num_prefix_hits
         metrics.preemptions = scheduler.num_preemptions

@@ -21,6 +21,7 @@ from thinslice.memory.device_store import DeviceStore
 from thinslice.memory.fuse import fuse, fuse_prediction
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
+from thinslice.memory.spilled_kv import SpilledKv
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.decoder import Decoder
 from thinslice.model.mtp import MTPDecoder
@@ -136,6 +137,8 @@ def _load_on_device(
         raise
     runner = Runner(decoder, kv_caches, chosen.block_size, weights)
     runner.device = device
+    if chosen.device is not None and chosen.device.num_spilled_blocks:
+        runner.spilled = SpilledKv(device, kv_caches, chosen.device.num_spilled_blocks)
     drafting = None if chosen.draft is None else Drafting(chosen.draft, None)
     return Engine(runner, chosen, eos_token_ids, drafting)
 

@@ -62,6 +62,7 @@ class Metrics:
         num_waiting, num_running: sequences now.
         kv_blocks, kv_blocks_used, kv_blocks_cached: blocks in all; held by running sequences; with
             a prefix that can be found.
+        kv_blocks_spilled: blocks in host memory, beside those.
         requests: sequences that ended, by their finish reason.
         prompt_tokens, completion_tokens: tokens in and out.
         prefix_hit_tokens: prompt tokens that were found in the prefix cache.
@@ -82,6 +83,7 @@ class Metrics:
     kv_blocks: int = 0
     kv_blocks_used: int = 0
     kv_blocks_cached: int = 0
+    kv_blocks_spilled: int = 0
     requests: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     completion_tokens: int = 0

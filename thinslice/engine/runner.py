@@ -1,5 +1,6 @@
 """Runner: from scheduled tokens to the logits of the rows that are sampled."""
 
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from contextlib import contextmanager
@@ -7,10 +8,12 @@ from itertools import accumulate
 
 import torch
 
+from thinslice.engine.block_manager import BlockMove
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.device import Device
 from thinslice.memory.device_store import DeviceStore
+from thinslice.memory.spilled_kv import SpilledKv
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.batch import ForwardBatch, TokenRun, pack
 from thinslice.model.decoder import Decoder
@@ -25,6 +28,7 @@ class Runner:
 
     Attributes:
         device: that the model lies on; None where it is the processor. Logits come back from it.
+        spilled: blocks of the KV cache in host memory; None where the plan has no room for any.
     """
 
     def __init__(
@@ -41,6 +45,18 @@ class Runner:
         self.weights = weights
         self.has_own_threads = has_own_threads
         self.device: Device | None = None
+        self.spilled: SpilledKv | None = None
+
+    def move_blocks(self, moves: deque[BlockMove]) -> None:
+        """Copy blocks to host memory and back, and take them off the queue one by one."""
+        while moves:
+            assert self.spilled is not None, "a block is moved and there is nowhere to move it"
+            move = moves[0]
+            if move.is_spill:
+                self.spilled.spill(move.block, move.host_block)
+            else:
+                self.spilled.bring_back(move.host_block, move.block)
+            moves.popleft()
 
     @torch.inference_mode()
     def run(self, scheduled: Rows[ScheduledTokens]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,9 +112,11 @@ class Runner:
             torch.set_num_threads(count)
 
     def close(self) -> None:
-        """Stop reading weights."""
+        """Stop reading weights, and let host memory go."""
         if self.weights is not None:
             self.weights.close()
+        if self.spilled is not None:
+            self.spilled.close()
 
 
 def _run_of(tokens: ScheduledTokens) -> TokenRun:

@@ -47,9 +47,9 @@ class Scheduler:
 
     Each step takes the next token of every running sequence, then prompt chunks in what room is
     left. Blocks are given as they are needed. Where none are left, the running sequence that is
-    last in order gives up its own and waits; it is computed again later, mostly from the prefix
-    cache, and goes on as if nothing had been. The first in order never gives way, and any sequence
-    alone fits, so there is always one that moves on.
+    last in order gives up its own and waits; what is then not in the prefix cache any more, nor
+    spilled, is computed again, and it goes on as if nothing had been. The first in order never
+    gives way, and any sequence alone fits, so there is always one that moves on.
 
     A sequence is admitted when all its tokens fit beside what the running ones already need; to
     make room, it displaces running ones of a higher priority value.
@@ -63,7 +63,10 @@ class Scheduler:
     def __init__(self, plan: MemoryPlan) -> None:
         self.chunk = plan.chunk
         self.max_num_seqs = plan.max_num_seqs
-        self.blocks = BlockManager(plan.num_kv_blocks, plan.block_size, plan.num_mtp_layers)
+        num_host_blocks = 0 if plan.device is None else plan.device.num_spilled_blocks
+        self.blocks = BlockManager(
+            plan.num_kv_blocks, plan.block_size, plan.num_mtp_layers, num_host_blocks
+        )
         self.capacity = min(plan.context, plan.num_kv_blocks * plan.block_size)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []

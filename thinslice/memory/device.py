@@ -41,8 +41,8 @@ class Device(Protocol):
         """Let page-locked memory go; no copy may be using it."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
-        """Begin to copy page-locked bytes to the device once ``after`` has passed, in the order of
-        calls; gives when it will be done. ``source`` must stay as it is until then."""
+        """Begin to copy between page-locked and device memory once ``after`` has passed, in the
+        order of calls; gives when it will be done. ``source`` must stay as it is until then."""
 
     def mark(self) -> Event:
         """When all that was asked to be computed so far will be done."""

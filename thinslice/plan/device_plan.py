@@ -138,7 +138,7 @@ def plan_on_device(
         fitting = next((one for one in group if one.headroom_bytes >= 0), None)
         if fitting is None:
             continue
-        chosen = _with_more(case, fitting)
+        chosen = _with_spilled_blocks(case, _with_more(case, fitting))
         assert chosen.device is not None, "a plan for no device"
         if chosen.device.host_headroom_bytes >= 0:
             return chosen
@@ -286,6 +286,23 @@ def _with_slices(case: _Case, chosen: MemoryPlan, streaming: StreamingPlan) -> M
     room = host.host_headroom_bytes - _NUM_STAGING * staging_bytes
     count = _most(locked, len(streamed), max(room, 0))
     return _on_host(chosen, count, locked(count), (_NUM_STAGING, staging_bytes))
+
+
+def _with_spilled_blocks(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
+    """Room for what sequences need beside the device's blocks, where host memory has it once all
+    weights lie there or on the device; no more than as much again, as it is locked from the start.
+    """
+    host = chosen.device
+    assert host is not None, "a plan for no device"
+    if host.num_staging:
+        return chosen
+    per_block = BLOCK_SIZE * kv_bytes_per_token(case.shape, case.kv_dtype)
+    wanted = -(-chosen.context // BLOCK_SIZE) * chosen.max_num_seqs - chosen.num_kv_blocks
+    count = min(wanted, chosen.num_kv_blocks, host.host_headroom_bytes // per_block)
+    if count <= 0:
+        return chosen
+    parts = (*host.host_parts, ("spilled kv", count * per_block))
+    return replace(chosen, device=replace(host, host_parts=parts, num_spilled_blocks=count))
 
 
 def _on_host(

@@ -56,6 +56,8 @@ class DevicePlan:
             read once; the others are read from disk at each use.
         num_staging, staging_bytes: page-locked buffers that these are read into; 0 where all lie in
             memory.
+        num_spilled_blocks: room in page-locked memory for blocks of the KV cache that the device
+            has none for.
     """
 
     name: str
@@ -64,6 +66,7 @@ class DevicePlan:
     num_locked: int = 0
     num_staging: int = 0
     staging_bytes: int = 0
+    num_spilled_blocks: int = 0
 
     @property
     def host_peak_bytes(self) -> int:

@@ -4,17 +4,20 @@ are those it gets alone, and in the end nothing is left."""
 import gc
 import random
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.cuda.twin_device import TwinDevice
 from tests.engines import run_all, tiny_engine
 from thinslice.config import SamplingParams
+from thinslice.engine.block_manager import BlockManager, BlockMove
 from thinslice.engine.engine import Engine
 from thinslice.engine.sequence import Sequence, Status
+from thinslice.memory.spilled_kv import SpilledKv
 
 NUM_OPERATIONS = 10_000
 # Room for about two and a half of the longest sequences, so that blocks run out often.
@@ -31,11 +34,20 @@ def _one_thread() -> Iterator[None]:
 
 
 class Stress:
-    """Requests drawn from a fixed set, so that what each gives alone is known."""
+    """Requests drawn from a fixed set, so that what each gives alone is known.
 
-    def __init__(self, seed: int) -> None:
+    With room for ``num_host_blocks`` beside, as where the blocks lie on a device.
+    """
+
+    def __init__(self, seed: int, num_host_blocks: int = 0) -> None:
         self.rng = random.Random(seed)
         self.engine = tiny_engine(num_kv_blocks=NUM_KV_BLOCKS, chunk=24, max_num_seqs=5)
+        if num_host_blocks:
+            runner = self.engine.runner
+            self.engine.scheduler.blocks = BlockManager(
+                NUM_KV_BLOCKS, runner.block_size, num_host_blocks=num_host_blocks
+            )
+            runner.spilled = SpilledKv(TwinDevice(), runner.kv_caches, num_host_blocks)
         self.now = 0.0
         self.engine.clock = lambda: self.now
         self.kinds = [self._kind() for _ in range(80)]
@@ -120,10 +132,13 @@ def tokens_alone(prompt: list[int], params: SamplingParams, index: int) -> list[
     return sequence.completion_token_ids
 
 
-def test_ten_thousand_operations_change_no_token_and_leave_nothing() -> None:
-    stress = Stress(seed=1)
+@pytest.mark.parametrize("num_host_blocks", [0, 25])
+def test_ten_thousand_operations_change_no_token_and_leave_nothing(num_host_blocks: int) -> None:
+    stress = Stress(seed=1, num_host_blocks=num_host_blocks)
     engine = stress.engine
+    moves = count_moves(engine)
     stress.run()
+    assert all(moves[is_spill] > 100 for is_spill in (True, False)) or not num_host_blocks
     assert not stress.alive
     assert set(stress.ends) == {"stop", "length", "abort", "deadline"}
     metrics = engine.metrics
@@ -134,6 +149,19 @@ def test_ten_thousand_operations_change_no_token_and_leave_nothing() -> None:
     assert (metrics.num_waiting, metrics.num_running, metrics.kv_blocks_used) == (0, 0, 0)
     assert engine.scheduler.blocks.num_free == NUM_KV_BLOCKS
     assert_nothing_is_kept(engine)
+
+
+def count_moves(engine: Engine) -> Counter[bool]:
+    """How many blocks go to host memory and come back, from now on."""
+    moves: Counter[bool] = Counter()
+    move_blocks = engine.runner.move_blocks
+
+    def counted(queue: deque[BlockMove]) -> None:
+        moves.update(move.is_spill for move in queue)
+        move_blocks(queue)
+
+    engine.runner.move_blocks = counted  # type: ignore[method-assign]
+    return moves
 
 
 def assert_nothing_is_kept(engine: Engine) -> None:
@@ -153,13 +181,24 @@ def test_a_block_written_by_mistake_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     blocks = stress.engine.scheduler.blocks
     find_prefix = blocks._find_prefix
 
-    def one_too_many(sequence: Sequence) -> list[int]:
+    def one_too_many(sequence: Sequence) -> list[bytes]:
         found = find_prefix(sequence)
-        held = [b for b in blocks._evictable if b not in found]
+        held = [one for b in blocks._evictable if (one := blocks._digests[b]) not in found]
         room = len(found) < (sequence.num_tokens - 1) // blocks.block_size
         return [*found, held[0]] if found and held and room else found
 
     monkeypatch.setattr(blocks, "_find_prefix", one_too_many)
     monkeypatch.setattr(blocks, "check", lambda: None)
+    with pytest.raises(AssertionError, match="sequence"):
+        stress.run()
+
+
+def test_a_block_that_does_not_come_back_whole_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same operations fail where blocks come back from another place in host memory."""
+    stress = Stress(seed=1, num_host_blocks=25)
+    spilled = stress.engine.runner.spilled
+    assert spilled is not None
+    bring_back = spilled.bring_back
+    monkeypatch.setattr(spilled, "bring_back", lambda at, block: bring_back((at + 1) % 25, block))
     with pytest.raises(AssertionError, match="sequence"):
         stress.run()

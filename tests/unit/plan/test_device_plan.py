@@ -55,6 +55,23 @@ def test_places_fill_from_the_fastest() -> None:
     assert tokens_per_s(resident) > tokens_per_s(from_host) > tokens_per_s(from_disk)
 
 
+def test_host_memory_that_is_left_holds_blocks_of_the_kv_cache() -> None:
+    alone = planned(6 * GIB, 20 * GIB)
+    assert alone.device.num_spilled_blocks == 0
+    streamed = planned(6 * GIB, 20 * GIB, max_num_seqs=4)
+    # No more than the device holds, though four sequences could use it.
+    assert streamed.device.num_spilled_blocks == streamed.num_kv_blocks
+    two = planned(6 * GIB, 20 * GIB, max_num_seqs=2)
+    whole = two.context // two.block_size
+    assert two.num_kv_blocks + two.device.num_spilled_blocks == 2 * whole
+    num_bytes = dict(streamed.device.host_parts)["spilled kv"]
+    assert num_bytes == streamed.device.num_spilled_blocks * dict(streamed.parts)["kv cache"] // (
+        streamed.num_kv_blocks
+    )
+    # Weights go first.
+    assert planned(6 * GIB, 8 * GIB, max_num_seqs=4).device.num_spilled_blocks == 0
+
+
 @settings(max_examples=25)
 @given(st.integers(900 * MIB, 30 * GIB), st.integers(700 * MIB, 30 * GIB), st.integers(1, 8))
 def test_both_peaks_are_within_their_budgets(device: int, host: int, num_seqs: int) -> None:
