@@ -2,9 +2,10 @@
 
 Drafting with and without, whose tokens must be the same; requests that come by and by; a prefix
 that a hundred requests share; what a step takes beside the model; and MiMo-7B's shape streamed in
-2 GiB: drafts, and eight sequences at once. A table goes to standard error; the last line is JSON.
-llama-server is built at the first run, as for benchmarks/peers.py; the streamed model takes 20 GB
-of disk while it is made, deleted at the end unless --keep.
+2 GiB: drafts, and eight sequences at once. Its weights are random, but for a head that makes its
+greedy text repeat itself every 16 tokens: there drafts find matches. A table goes to standard
+error; the last line is JSON. llama-server is built at the first run, as for benchmarks/peers.py;
+the streamed model takes 20 GB of disk while it is made, deleted at the end unless --keep.
 """
 
 import argparse
@@ -19,7 +20,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from contestants import Contestants, Settings
 from harness import (
     OURS,
     ROOT,
@@ -32,6 +32,7 @@ from harness import (
     report,
     run_case,
     run_json,
+    run_process,
     use_cores,
 )
 from load import arrivals, serve_with_llama, write_requests
@@ -54,6 +55,7 @@ NUM_PROMPTS, NUM_SLOTS, SLOT_CONTEXT = 24, 16, 768
 SHARE = 1 / 0.15
 # MiMo-7B's shape in bfloat16, and in int4.
 STREAMED_BYTES = 21 * 10**9
+CYCLE = 16
 
 
 @dataclass(frozen=True)
@@ -207,23 +209,41 @@ def overhead_case(_: Setting) -> Case:
     return pair_case("overhead", ("overhead_s", "step_s"), STEP, note)
 
 
+def repeating_model(artefacts: Artefacts) -> Path:
+    """MiMo-7B's shape in int4, whose greedy text repeats itself."""
+    make = [
+        sys.executable,
+        "-m",
+        "tools.make_checkpoint",
+        "--shape",
+        "mimo-7b",
+        "--cycle",
+        str(CYCLE),
+    ]
+    make += ["--tokenizer", Store().ensure("smollm2"), "--out"]
+    pack = [sys.executable, "-m", "thinslice", "pack", "--dtype", "int4"]
+
+    def packed(path: Path) -> None:
+        source = artefacts.need("mimo-7b-cycle", lambda source: run_process([*make, source]))
+        run_process([*pack, source, "--out", path])
+
+    artefacts.check_space(STREAMED_BYTES)
+    return artefacts.need("mimo-7b-cycle-int4", packed)
+
+
 def streamed_cases(setting: Setting) -> list[Case]:
     """Weights that do not fit: a sweep serves all sequences, and all drafts."""
-    make = Contestants(setting.peers, setting.artefacts, Settings(threads=setting.threads))
-    setting.artefacts.check_space(STREAMED_BYTES)
-    model = make.packed("int4")
-    common = ("--memory", setting.memory, "--new-tokens", 24, "--passes", 1)
+    model = repeating_model(setting.artefacts)
+    common = ("--memory", setting.memory, "--passes", 1, "--new-tokens")
 
     def batch(sequences: int) -> Run:
-        return figure_of(
-            "tokens_per_s",
-            lambda: run_engine("batch", model, *common, "--draft", "off", "--sequences", sequences),
-        )
+        options = (*common, 24, "--draft", "off", "--sequences", sequences)
+        return figure_of("tokens_per_s", lambda: run_engine("batch", model, *options))
 
     runs = {OURS: batch(8), ONE: batch(1)}
     return [
         Case("streamed-batch-of-8", "tokens/s", runs, {ONE: 6.0}, f"in {setting.memory}"),
-        drafting_case("streamed-ngram", 2.0, "ngram", model, *common, "--context", 1024),
+        drafting_case("streamed-ngram", 2.0, "ngram", model, *common, 64, "--context", 1024),
     ]
 
 

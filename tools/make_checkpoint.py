@@ -8,6 +8,10 @@ the pace. Memory: about 0.3 GiB, nearly all of it torch's own.
 
 Without --tokenizer there is none in the folder: `thinslice plan` and `thinslice show` do without,
 `thinslice run`, `chat` and `serve` need one.
+
+With --cycle N the model repeats itself: after token t it prefers t + 1, and after the last of each
+N tokens the first of them. A row of the head is that of the embedding before it, and embeddings are
+so large beside what the layers add that they decide. It is as much to read and to compute as ever.
 """
 
 import argparse
@@ -36,6 +40,9 @@ POOL_BYTES = 32 * MIB
 SYNC_BYTES = 256 * MIB
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 STD = 0.02  # the families' initializer_range
+# Embeddings of ten, beside which 36 layers add about as much again.
+CYCLE_EMBEDDING_SCALE = 500
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -157,6 +164,7 @@ class Job:
     Attributes:
         out: the folder; it must not exist yet.
         tokenizer: a model, as a folder or a GGUF, whose tokenizer goes with the checkpoint.
+        cycle: tokens after which greedy text begins anew; 0 for text that is random.
     """
 
     shape: str
@@ -164,16 +172,20 @@ class Job:
     dtype: str = "bfloat16"
     seed: int = 0
     tokenizer: Path | None = None
+    cycle: int = 0
     shard_bytes: int = SHARD_BYTES
 
 
 def write_checkpoint(job: Job) -> None:
     """Write a whole checkpoint under another name and give it its own at the end.
 
-    Errors: ConfigError if the folder exists; StoreError if the disk cannot hold it.
+    Errors: ConfigError if the folder exists or the shape has no such cycle; StoreError if the disk
+    cannot hold it.
     """
     config = {**CONFIGS[job.shape], "torch_dtype": job.dtype}
     tensors = expected_tensors(shape_from_config(config))
+    if job.cycle:
+        check_cycle(job, config)
     num_bytes = sum(prod(shape) for shape in tensors.values()) * itemsize(job.dtype)
     if job.out.exists():
         raise ConfigError(f"{job.out} exists already; name a new folder")
@@ -190,6 +202,18 @@ def write_checkpoint(job: Job) -> None:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def check_cycle(job: Job, config: Mapping[str, Any]) -> None:
+    """Errors: ConfigError, also for a head that is the embedding itself."""
+    rows_at_once = POOL_BYTES // itemsize(job.dtype) // 2 // config["hidden_size"]
+    if config["tie_word_embeddings"]:
+        raise ConfigError(f"{job.shape} has no head of its own, which --cycle needs")
+    if job.cycle < 2 or config["vocab_size"] % job.cycle or rows_at_once % job.cycle:
+        raise ConfigError(
+            f"--cycle {job.cycle}: it must divide {config['vocab_size']} tokens and {rows_at_once} "
+            "rows; 16 would do"
+        )
 
 
 def check_free_space(folder: Path, num_bytes: int) -> None:
@@ -210,7 +234,7 @@ def write_shards(folder: Path, job: Job, tensors: Shapes) -> None:
     if len(shards) > 1:
         count = len(shards)
         names = [f"model-{no:05}-of-{count:05}.safetensors" for no in range(1, count + 1)]
-    values = RandomValues(job.dtype, job.seed)
+    values = RandomValues(job.dtype, job.seed, job.cycle)
     for name, shard in zip(names, shards, strict=True):
         print(f"{name}: {format_bytes(data_bytes(shard, job.dtype))}", file=sys.stderr)
         write_safetensors(folder / name, shard, job.dtype, values)
@@ -251,8 +275,8 @@ def write_safetensors(path: Path, tensors: Shapes, dtype: str, values: "RandomVa
         file.write(len(text).to_bytes(8, "little") + text)
         unsynced = 0
         for name, shape in tensors.items():
-            for piece in values.pieces(name, prod(shape)):
-                file.write(piece)
+            for piece in values.pieces(name, shape):
+                file.write(as_bytes(piece))
                 unsynced += len(piece)
                 if unsynced >= SYNC_BYTES:
                     sync(file)
@@ -269,24 +293,35 @@ def sync(file: IO[bytes]) -> None:
 
 
 class RandomValues:
-    """Normal variates as bytes: around zero for weights and biases, around one for norms."""
+    """Normal variates: around zero for weights and biases, around one for norms."""
 
-    def __init__(self, dtype: str, seed: int) -> None:
+    def __init__(self, dtype: str, seed: int, cycle: int = 0) -> None:
         self._dtype = getattr(torch, dtype)
+        self._cycle = cycle
         self._generator = torch.Generator().manual_seed(seed)
         self._random = random.Random(seed)
         self._pool = self._normal(POOL_BYTES // itemsize(dtype), 0.0)
+        self._embedding: list[torch.Tensor] = []
 
-    def pieces(self, name: str, count: int) -> Iterator[memoryview]:
-        """The values of a tensor of ``count`` elements, at most half the pool at a time."""
+    def pieces(self, name: str, shape: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The values of a tensor, flat, at most half the pool at a time."""
         if "norm" in name:
-            yield as_bytes(self._normal(count, 1.0))
-            return
+            yield self._normal(prod(shape), 1.0)
+        elif self._cycle and name == EMBEDDING:
+            self._embedding = [*self._from_pool(prod(shape))]
+            yield from (piece * CYCLE_EMBEDDING_SCALE for piece in self._embedding)
+        elif self._cycle and name == HEAD:
+            for piece in self._embedding:
+                yield piece.view(-1, self._cycle, shape[1]).roll(1, dims=1).flatten()
+        else:
+            yield from self._from_pool(prod(shape))
+
+    def _from_pool(self, count: int) -> Iterator[torch.Tensor]:
         longest = len(self._pool) // 2
         for begin in range(0, count, longest):
             length = min(longest, count - begin)
             start = self._random.randrange(len(self._pool) - length)
-            yield as_bytes(self._pool[start : start + length])
+            yield self._pool[start : start + length]
 
     def _normal(self, count: int, mean: float) -> torch.Tensor:
         return torch.empty(count, dtype=self._dtype).normal_(mean, STD, generator=self._generator)
@@ -344,6 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default=Job.dtype, choices=DTYPES)
     parser.add_argument("--seed", default=Job.seed, type=int)
     parser.add_argument("--tokenizer", type=Path, help="a model (folder or GGUF) to take it from")
+    parser.add_argument("--cycle", default=Job.cycle, type=int, help="tokens of text that repeats")
     try:
         write_checkpoint(Job(**vars(parser.parse_args(arguments))))
     except ThinsliceError as error:

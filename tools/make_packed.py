@@ -101,7 +101,7 @@ def write_weights(path: Path, layout: PackedLayout, packing: Packing) -> None:
 
 def _pieces(target: Target, work: Work, floats: RandomValues) -> Iterator[memoryview]:
     if work.format is None:
-        yield from floats.pieces(target.name, target.num_bytes // 2)
+        yield from map(as_bytes, floats.pieces(target.name, (target.num_bytes // 2,)))
         return
     template = _template(work.format, target.columns[1] - target.columns[0])
     left = target.num_bytes

@@ -12,9 +12,11 @@ import torch
 from safetensors import safe_open
 
 from tests.checkpoints import GgufOptions, GgufTokenizer, tiny_config, write_gguf_model
+from tests.engines import engine_of, greedy
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.names import expected_tensors
 from thinslice.checkpoint.open import open_checkpoint
+from thinslice.errors import ConfigError
 from thinslice.plan.cost import model_parameters, mtp_parameters
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.text.byte_level import BYTE_TO_CHARACTER
@@ -86,6 +88,29 @@ def test_the_seed_decides_the_values_and_no_two_matrices_are_equal(tmp_path: Pat
     assert not any(torch.equal(first[name], other[name]) for name in first)
     gate = "model.layers.{}.mlp.gate_proj.weight"
     assert not torch.equal(first[gate.format(0)], first[gate.format(1)])
+
+
+@pytest.mark.parametrize("start", [0, 7, 130, 500])
+def test_the_greedy_text_of_a_cycle_begins_anew_after_so_many_tokens(
+    start: int, tmp_path: Path
+) -> None:
+    write_checkpoint(Job("tiny-mimo", tmp_path / "model", cycle=16))
+    first = start // 16 * 16
+    engine = engine_of(open_checkpoint(tmp_path / "model"), "float32")
+    tokens = greedy(engine, [3, 9, start], 40)
+    assert tokens == [first + (start + 1 + i) % 16 for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "cycle", "message"),
+    [("tiny-llama", 16, "no head of its own"), ("tiny-mimo", 12, "16 would do")],
+)
+def test_a_cycle_that_cannot_be_is_refused(
+    shape: str, cycle: int, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        write_checkpoint(Job(shape, tmp_path / "model", cycle=cycle))
+    assert not list(tmp_path.iterdir())
 
 
 def test_mimo_has_the_published_number_of_parameters() -> None:
