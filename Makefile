@@ -45,7 +45,7 @@ bench-streaming: $(VENV)/.run
 
 # Needs a CUDA card, and a torch built for it in .venv.
 bench-cuda: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.cuda
+	$(BIN)/python -m benchmarks.cuda_card
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("thinslice needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'

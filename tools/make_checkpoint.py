@@ -206,13 +206,13 @@ def write_checkpoint(job: Job) -> None:
 
 def check_cycle(job: Job, config: Mapping[str, Any]) -> None:
     """Errors: ConfigError, also for a head that is the embedding itself."""
-    rows_at_once = POOL_BYTES // itemsize(job.dtype) // 2 // config["hidden_size"]
     if config["tie_word_embeddings"]:
         raise ConfigError(f"{job.shape} has no head of its own, which --cycle needs")
-    if job.cycle < 2 or config["vocab_size"] % job.cycle or rows_at_once % job.cycle:
+    most = POOL_BYTES // itemsize(job.dtype) // 2 // config["hidden_size"]
+    if not 2 <= job.cycle <= most or config["vocab_size"] % job.cycle:
         raise ConfigError(
-            f"--cycle {job.cycle}: it must divide {config['vocab_size']} tokens and {rows_at_once} "
-            "rows; 16 would do"
+            f"--cycle {job.cycle}: it must be in 2..{most} and divide {config['vocab_size']} "
+            "tokens; 16 would do"
         )
 
 
@@ -277,7 +277,7 @@ def write_safetensors(path: Path, tensors: Shapes, dtype: str, values: "RandomVa
         for name, shape in tensors.items():
             for piece in values.pieces(name, shape):
                 file.write(as_bytes(piece))
-                unsynced += len(piece)
+                unsynced += piece.nbytes
                 if unsynced >= SYNC_BYTES:
                     sync(file)
                     unsynced = 0
@@ -308,7 +308,7 @@ class RandomValues:
         if "norm" in name:
             yield self._normal(prod(shape), 1.0)
         elif self._cycle and name == EMBEDDING:
-            self._embedding = [*self._from_pool(prod(shape))]
+            self._embedding = [*self._from_pool(prod(shape), self._cycle * shape[1])]
             yield from (piece * CYCLE_EMBEDDING_SCALE for piece in self._embedding)
         elif self._cycle and name == HEAD:
             for piece in self._embedding:
@@ -316,8 +316,9 @@ class RandomValues:
         else:
             yield from self._from_pool(prod(shape))
 
-    def _from_pool(self, count: int) -> Iterator[torch.Tensor]:
-        longest = len(self._pool) // 2
+    def _from_pool(self, count: int, multiple: int = 1) -> Iterator[torch.Tensor]:
+        """``multiple``: that every piece has numbers of."""
+        longest = len(self._pool) // 2 // multiple * multiple
         for begin in range(0, count, longest):
             length = min(longest, count - begin)
             start = self._random.randrange(len(self._pool) - length)

@@ -103,7 +103,11 @@ def test_the_greedy_text_of_a_cycle_begins_anew_after_so_many_tokens(
 
 @pytest.mark.parametrize(
     ("shape", "cycle", "message"),
-    [("tiny-llama", 16, "no head of its own"), ("tiny-mimo", 12, "16 would do")],
+    [
+        ("tiny-llama", 16, "no head of its own"),
+        ("tiny-mimo", 12, "16 would do"),
+        ("tiny-mimo", 1, "16 would do"),
+    ],
 )
 def test_a_cycle_that_cannot_be_is_refused(
     shape: str, cycle: int, message: str, tmp_path: Path

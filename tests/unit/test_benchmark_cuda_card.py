@@ -1,20 +1,20 @@
-"""benchmarks/cuda.py without a card, and the arithmetic of its verdict."""
+"""benchmarks/cuda_card.py without a card, and the arithmetic of its verdict."""
 
 import pytest
 import torch
 
-from benchmarks import cuda
+from benchmarks import cuda_card
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_without_a_card_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["cuda.py"])
-    assert cuda.main() == 2
+    monkeypatch.setattr("sys.argv", ["cuda_card.py"])
+    assert cuda_card.main() == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith("benchmarks/cuda.py needs a CUDA card: ")
+    assert shown.err.startswith("benchmarks/cuda_card.py needs a CUDA card: ")
 
 
 def test_misses_are_named() -> None:
@@ -25,5 +25,5 @@ def test_misses_are_named() -> None:
         "per_gib_ratio_1": 1.4,
         "per_gib_ratio_8": 2.0,
     }
-    assert cuda.misses(good) == []
-    assert cuda.misses(good | {"memory_share": 0.69}) == ["memory_share"]
+    assert cuda_card.misses(good) == []
+    assert cuda_card.misses(good | {"memory_share": 0.69}) == ["memory_share"]

@@ -1,6 +1,6 @@
 """thinslice on a CUDA card: against accelerate and transformers, the link, and the card's memory.
 
-    python benchmarks/cuda.py
+    python benchmarks/cuda_card.py
 
 Three comparisons on MiMo-7B's shape with random weights, each run in a process of its own, the
 contestants in turn: bfloat16 in 6 GiB of device memory from host memory against accelerate's
@@ -21,8 +21,12 @@ from typing import Any
 import torch
 
 from benchmarks.harness import ROOT
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.engine.planning import Model
 from thinslice.memory.cuda_device import missing_for_cuda, open_device
 from thinslice.memory.measure_device import measure_device
+from thinslice.plan.memory_plan import StreamingPlan
+from thinslice.plan.weight_layout import WeightLayout
 from thinslice.store.store import Store
 from thinslice.units import GIB, MIB
 
@@ -66,7 +70,7 @@ def ours(model: Path, dtype: str, batch: int, options: argparse.Namespace) -> Re
 
 def theirs(model: Path, memory: str | None, batch: int, options: argparse.Namespace) -> Report:
     """transformers in a process of its own, with accelerate's offload where memory is named."""
-    command = [sys.executable, "-m", "benchmarks.cuda", "--peer", model, "--batch", batch]
+    command = [sys.executable, "-m", "benchmarks.cuda_card", "--peer", model, "--batch", batch]
     command += ["--new-tokens", options.new_tokens]
     if memory is not None:
         command += ["--peer-memory", memory]
@@ -77,6 +81,7 @@ def run_peer(options: argparse.Namespace) -> Report:
     """One run of transformers: decode tokens/s of the batch, and the device's peak."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 -- the peer's process alone
 
+    device = open_device("cuda")  # first: what is in use on the card already is not the peer's
     # accelerate counts weights only: context and activations are given their room beside them.
     limits = {0: options.peer_memory, "cpu": "1000GiB"} if options.peer_memory else None
     model = AutoModelForCausalLM.from_pretrained(
@@ -97,22 +102,27 @@ def run_peer(options: argparse.Namespace) -> Report:
     decode_s = seconds(options.new_tokens + 1) - seconds(1)
     return {
         "decode_tokens_per_s": options.batch * options.new_tokens / decode_s,
-        "device_peak_bytes": open_device("cuda").peak_bytes(),
+        "device_peak_bytes": device.peak_bytes(),
     }
 
 
-def streamed_bytes(report: Report) -> float:
-    """What a sweep copies over the link: the share of slices that are not on the device."""
-    streaming = report["plan"]["streaming"]
-    share = 1 - streaming["num_pinned"] / streaming["num_slices"]
-    return share * swept_bytes(report)
+def streamed_bytes(report: Report) -> int:
+    """What a sweep copies over the link: the slices that are not on the device."""
+    streaming = StreamingPlan(**report["plan"]["streaming"])
+    pinned = frozenset(streaming.pinned())
+    slices = layout_of_run(report).slices(streaming.slice_bytes)
+    return sum(one.kept_bytes for index, one in enumerate(slices) if index not in pinned)
 
 
-def swept_bytes(report: Report) -> float:
-    """Bytes of the model's files that a sweep reads: all but the embedding table."""
-    files = sum(path.stat().st_size for path in Path(report["model"]).glob("*.safetensors"))
-    config = json.loads((Path(report["model"]) / "config.json").read_text())
-    return files - 2 * config["vocab_size"] * config["hidden_size"]
+def swept_bytes(report: Report) -> int:
+    """What a sweep reads of the device's memory: every matrix of a layer, and the head."""
+    return sum(one.kept_bytes(one.rows) for one in layout_of_run(report).sweep)
+
+
+def layout_of_run(report: Report) -> WeightLayout:
+    """The matrices of the model that was run; its prediction layer has no part in it."""
+    model = Model.of(open_checkpoint(Path(report["model"])))
+    return model.layout(report["plan"]["dtype"]).without_prediction()
 
 
 def per_gib(report: Report) -> float:
@@ -180,7 +190,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     options = parser.parse_args()
     if (missing := missing_for_cuda()) is not None:
-        print(f"benchmarks/cuda.py needs a CUDA card: {missing}", file=sys.stderr)
+        print(f"benchmarks/cuda_card.py needs a CUDA card: {missing}", file=sys.stderr)
         return 2
     if options.peer:
         print(json.dumps(run_peer(options)))
