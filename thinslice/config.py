@@ -190,6 +190,9 @@ class EngineSettings:
             raise ConfigError(f"device {self.device!r} is unknown; one of {', '.join(DEVICES)}")
         if self.device == "cpu" and self.host_memory is not None:
             raise ConfigError("--host-memory goes with --device cuda; on the CPU name --memory")
+        for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
+            if isinstance(size, int) and size <= 0:
+                raise ConfigError(f"{name} is {size}; expected bytes, as in 4GiB")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown; one of {', '.join(DTYPES)}")
         if self.kv_dtype not in KV_DTYPES:

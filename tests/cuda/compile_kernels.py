@@ -79,7 +79,7 @@ def joining(kind: str) -> tuple[triton.JITFunction, dict[str, str], dict[str, ob
 
 
 def compiled(case: Case, capability: int) -> dict[str, object]:
-    """Bytes of code, shared memory, registers spilled, and the layouts that sums are taken in."""
+    """Bytes of code, shared memory, and the layouts that sums are taken in."""
     _, kernel, types, constants, warps = case
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     # As at run time: addresses and sizes are multiples of 16, but for these.

@@ -105,7 +105,6 @@ def test_computing_that_does_not_wait_is_seen(tmp_path: Path) -> None:
         sweep(copies)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(("kind", "text"), [(Rash, "still computed with"), (Careless, "changed")])
 def test_copies_that_do_not_wait_are_seen(
     kind: type[TwinDevice], text: str, tmp_path: Path
@@ -113,6 +112,40 @@ def test_copies_that_do_not_wait_are_seen(
     path = tmp_path / "weights"
     with copies_of(kind(), path) as copies, pytest.raises(AssertionError, match=text):
         sweep_often(copies)
+
+
+class Faulty(TwinDevice):
+    """Fails at a copy, once."""
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: TwinEvent | None):
+        if self.num_copied_bytes == 2 * SIZE and not hasattr(self, "has_failed"):
+            self.has_failed = True
+            raise RuntimeError("the card is busy")
+        return super().copy(target, source, after)
+
+
+def test_after_an_error_nobody_thought_of_copying_goes_on(tmp_path: Path) -> None:
+    with copies_of(Faulty(), tmp_path / "weights") as copies:
+        with pytest.raises(RuntimeError, match="the card is busy"):
+            sweep(copies)
+        sweep_often(copies)
+
+
+def test_memory_that_is_unlocked_under_a_copy_is_seen() -> None:
+    device = TwinDevice()
+    source = device.page_locked(SIZE)
+    copied = device.copy(torch.zeros(SIZE, dtype=torch.uint8), source, None)
+    with pytest.raises(AssertionError, match="under a copy"):
+        device.unlock(source)
+    device.finish(copied)
+    device.unlock(source)
+
+
+def test_copies_that_were_asked_for_are_done_when_they_are_closed(tmp_path: Path) -> None:
+    device = TwinDevice()
+    with copies_of(device, tmp_path / "weights") as copies, copies._changed:
+        assert copies._changed.wait_for(lambda: copies._num_begun == 3, 10)
+    assert device._num_done == len(device._copies) == 3
 
 
 def test_a_device_is_measured() -> None:

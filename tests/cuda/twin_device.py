@@ -6,6 +6,7 @@ changed too early, and a buffer that is copied into while it is still computed w
 """
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +34,16 @@ class _Copy:
         self.content = self.source.clone()
         self.target.fill_(NONSENSE)
 
+    def uses(self, buffer: torch.Tensor) -> bool:
+        first, stop = buffer.data_ptr(), buffer.data_ptr() + buffer.nbytes
+        return any(first <= one.data_ptr() < stop for one in (self.source, self.target))
+
+    def is_before(self, source: torch.Tensor, target: torch.Tensor) -> bool:
+        """Whether one of the two sees the difference this copy makes."""
+        return self.target.data_ptr() in (source.data_ptr(), target.data_ptr()) or (
+            self.source.data_ptr() == target.data_ptr()
+        )
+
     def do(self) -> None:
         assert torch.equal(self.source, self.content), "a source changed before it was copied"
         self.target.copy_(self.source)
@@ -56,6 +67,9 @@ class TwinDevice:
         # Address of each buffer in use, and the count of computing that must pass before a copy.
         self._in_use: dict[int, int] = {}
 
+    def current(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
     def free_bytes(self) -> int:
         return self.memory_bytes
 
@@ -72,12 +86,19 @@ class TwinDevice:
         return whole[start : start + num_bytes]
 
     def unlock(self, buffer: torch.Tensor) -> None:
+        with self._lock:
+            waiting = self._copies[self._num_done :]
+        assert not any(copy.uses(buffer) for copy in waiting), "unlocked under a copy"
         self.num_locked -= 1
 
     def copy(
         self, target: torch.Tensor, source: torch.Tensor, after: TwinEvent | None
     ) -> TwinEvent:
         with self._lock:
+            # Copies are made in order, so that one may read what another one wrote.
+            waiting = enumerate(self._copies[self._num_done :], self._num_done + 1)
+            before = [count for count, one in waiting if one.is_before(source, target)]
+            self._do(max(before, default=0))
             needed = self._in_use.pop(target.data_ptr(), 0)
             passed = 0 if after is None else after.computed
             assert passed >= needed, "a copy into a buffer that is still computed with"

@@ -1,6 +1,7 @@
 """Completions with drafts are those without: stop strings, log-probabilities, samples, aborts."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
@@ -41,6 +42,7 @@ def both(plain: LLM, params: SamplingParams) -> tuple[list[Completion], list[Com
     drafting = load("mtp")
     done = drafting.generate(PROMPTS, params)
     assert drafting.engine.metrics.accepted_tokens > 50
+    assert drafting.engine.metrics.requests == Counter(one.finish_reason for one in done)
     drafting.engine.scheduler.blocks.check()
     assert drafting.engine.scheduler.blocks.num_free == drafting.plan.num_kv_blocks
     return plain.generate(PROMPTS, params), done

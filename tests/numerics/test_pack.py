@@ -156,12 +156,13 @@ def test_gguf(dtype: str, fmt: PackedFormat, tied: bool, tmp_path: Path) -> None
     assert packed.shape == shape
     assert packed.packing is not None
     is_kept = (dtype, fmt) in (("Q4_0", INT4), ("Q4_1", INT4), ("Q8_0", INT8))
+    is_head_kept = is_kept or dtype == "Q8_0"
     expected = {name: expected_values(name, one, fmt, shape) for name, one in tensors.items()}
     numbers = cut_blocks(tensors, packed.packing)
     for name, wanted in cut_blocks(expected, packed.packing).items():
         is_head = name in ("lm_head.weight", "model.embed_tokens.weight")
-        keeps_head = dtype == "Q8_0" and packed.tensors[name].is_packed
-        keeps = wanted.ndim == 2 and (keeps_head if is_head else is_kept)
+        keeps = (is_head_kept and packed.tensors[name].is_packed) if is_head else is_kept
+        keeps = keeps and wanted.ndim == 2
         assert torch.equal(dense(packed, name), numbers[name] if keeps else wanted), name
     is_int4m = dtype == "Q4_1" and fmt is INT4
     assert packed.tensors["model.layers.1.mlp.blocks.1.down_proj.weight"].dtype == (

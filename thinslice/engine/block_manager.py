@@ -22,10 +22,10 @@ import hashlib
 import heapq
 from array import array
 from collections import deque
-from dataclasses import dataclass
 from itertools import takewhile
 
 from thinslice.engine.sequence import Sequence
+from thinslice.memory.spilled_kv import BlockMove
 
 
 def root_digest(salt: str, adapter: str = "") -> bytes:
@@ -40,15 +40,6 @@ def _digest(parent: bytes, token_ids: list[int]) -> bytes:
 
 def _hash(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=32).digest()
-
-
-@dataclass(frozen=True)
-class BlockMove:
-    """A block that is copied to its place in host memory, or back from there."""
-
-    block: int
-    host_block: int
-    is_spill: bool
 
 
 class BlockManager:

@@ -17,7 +17,8 @@ from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.text.tokenizer import Tokenizer, load_tokenizer
+from thinslice.plan.planner import JITTER_BYTES
+from thinslice.text.tokenizer import Tokenizer
 from thinslice.units import MIB, size_option
 
 # Rows whose logits exist at once.
@@ -25,7 +26,6 @@ TILE = 64
 # llama.cpp's default for its perplexity tool.
 DEFAULT_CONTEXT = 512
 # Of what is asked for more, so that the suggestion still fits the next time.
-_JITTER_BYTES = 4 * MIB
 _MOST_MEMORY = 1 << 50
 
 
@@ -186,13 +186,16 @@ def load_pair(
     """
     each = settings.of_each()
     names = (settings.a, settings.b)
-    checkpoints = [open_model(*one, progress) for one in zip(names, each, strict=True)]
-    tokenizers = [load_tokenizer(checkpoint) for checkpoint in checkpoints]
+    total = budget_bytes(each[0])
+    # Whether a model must be packed to be streamed is decided for about what it will get.
+    held = current_rss_bytes()
+    halves = [replace(one, memory=held + max(total - held, 0) // 2) for one in each]
+    opened = [open_model(*one, progress) for one in zip(names, halves, strict=True)]
+    checkpoints, tokenizers = zip(*opened, strict=True)
     check_same_vocabulary(*tokenizers)
     text_ids = tokenizers[0].encode(text, add_special_tokens=False)
     prefix_ids = tokenizers[0].special.prompt_prefix_ids
     windows = cut_windows(text_ids, prefix_ids, settings.context, settings.num_tokens)
-    total = budget_bytes(each[0])
     models = [Model.of(checkpoint) for checkpoint in checkpoints]
     plans = plan_pair(models, each, total)
     engines = []
@@ -273,7 +276,7 @@ def _memory_that_fits(
             low = middle
         else:
             high = middle
-    return high * MIB + _JITTER_BYTES
+    return high * MIB + JITTER_BYTES
 
 
 @contextmanager

@@ -174,11 +174,16 @@ class Engine:
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
         """End a sequence because of what went wrong with it, also where it had ended already."""
-        self.abort(sequence, "error")
-        if sequence.finish_reason != "error":
+        self.end(sequence, "error")
+        sequence.error = error
+
+    def end(self, sequence: Sequence, reason: str) -> None:
+        """End a sequence for a reason that holds also where it had ended for another already."""
+        self.abort(sequence, reason)
+        if sequence.finish_reason != reason:
             self.metrics.requests[str(sequence.finish_reason)] -= 1
-            self.metrics.requests["error"] += 1
-        sequence.finish_reason, sequence.error = "error", error
+            self.metrics.requests[reason] += 1
+            sequence.finish_reason = reason
 
     def _max_positions(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
         if params.max_tokens is None:

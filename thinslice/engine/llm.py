@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TypedDict, Unpack
 
 from thinslice.config import EngineSettings, SamplingParams
@@ -12,7 +13,6 @@ from thinslice.errors import RequestError
 from thinslice.plan.predict import Prediction
 from thinslice.store.store import Store
 from thinslice.text.chat_template import ChatTemplate
-from thinslice.text.tokenizer import Tokenizer, load_tokenizer
 
 Message = dict[str, str]
 # Characters; the longest tokens of the supported vocabularies are runs of 128 spaces.
@@ -95,8 +95,7 @@ class LLM:
     ) -> None:
         engine_settings = EngineSettings(**settings)
         device = open_device(engine_settings)
-        checkpoint = open_model(model, engine_settings, progress, device)
-        self.tokenizer: Tokenizer = load_tokenizer(checkpoint)
+        checkpoint, self.tokenizer = open_model(model, engine_settings, progress, device)
         self.template: ChatTemplate | None = self.tokenizer.chat_template
         planned = Model.of(checkpoint)
         self.plan = plan_model(planned, engine_settings, device=device)
@@ -107,6 +106,24 @@ class LLM:
         end_ids = self.tokenizer.special.eos_token_ids
         self.device = device
         self.engine = load_engine(checkpoint, self.plan, end_ids, progress, device)
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading weights ahead and let a device's host memory go; nothing runs after that.
+
+        The rest goes with the last reference. Also as a context manager: ``with LLM(...) as llm``.
+        """
+        self.engine.runner.close()
 
     def generate(
         self,

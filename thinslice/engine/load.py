@@ -30,6 +30,7 @@ from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.store.progress import silent
 from thinslice.store.store import Store
+from thinslice.text.tokenizer import Tokenizer, load_tokenizer
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,22 +40,25 @@ def open_model(
     settings: EngineSettings,
     progress: Progress | None = None,
     device: Device | None = None,
-) -> Checkpoint:
+) -> tuple[Checkpoint, Tokenizer]:
     """Open a model by name, fetching it first where it is not there; its packed copy, which is made
-    the first time, where it must be packed for ``settings.dtype`` or to be streamed.
+    the first time, where it must be packed for ``settings.dtype`` or to be streamed. Its tokenizer
+    is loaded before that is decided, as it is there when the model is planned.
 
     Errors: ConfigError, StoreError, CheckpointError; BudgetError before anything is packed.
     """
     path = Store().ensure(name, progress, offline=settings.offline)
     checkpoint = open_checkpoint(path)
+    tokenizer = load_tokenizer(checkpoint)
     model = Model.of(checkpoint)
     to_run = model_to_run(model, settings, device=device)
     if to_run is model and not model.needs_packing(settings.dtype):
-        return checkpoint
+        return checkpoint, tokenizer
     plan_model(to_run, settings, device=device)
     fmt = PackedFormat(model.dtype(settings.dtype))
     budget = budget_bytes(settings)
-    return open_checkpoint(ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget))
+    packed = ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget)
+    return open_checkpoint(packed), tokenizer
 
 
 def load_engine(
@@ -86,9 +90,10 @@ def load_engine(
             layout = Model.of(checkpoint).layout(chosen.dtype)
             layout = layout if chosen.num_mtp_layers else layout.without_prediction()
             weights = WeightStore(checkpoint, layout, chosen.streaming, weights_dtype)
+    try:
+        if weights is not None:
             weights.open(loading)
             weights.attach(decoder)
-    try:
         every_cache = allocate_kv_caches(shape, chosen)
         kv_caches = every_cache[: shape.num_hidden_layers]
         mtp_caches = every_cache[shape.num_hidden_layers :]
@@ -128,17 +133,19 @@ def _load_on_device(
         load_vectors(decoder, reader, LoadedDtypes(dtype, dtype))
     layout = Model.of(checkpoint).layout(chosen.dtype).without_prediction()
     weights = DeviceStore(checkpoint, layout, chosen, device, dtype)
+    spilled = None
     try:
         weights.open(progress and partial(progress, "loading weights"))
         weights.attach(decoder)
         kv_caches = allocate_kv_caches(checkpoint.shape, chosen, device.place)
+        if chosen.device is not None and chosen.device.num_spilled_blocks:
+            spilled = SpilledKv(device, kv_caches, chosen.device.num_spilled_blocks)
     except BaseException:
         weights.close()
         raise
     runner = Runner(decoder, kv_caches, chosen.block_size, weights)
     runner.device = device
-    if chosen.device is not None and chosen.device.num_spilled_blocks:
-        runner.spilled = SpilledKv(device, kv_caches, chosen.device.num_spilled_blocks)
+    runner.spilled = spilled
     drafting = None if chosen.draft is None else Drafting(chosen.draft, None)
     return Engine(runner, chosen, eos_token_ids, drafting)
 

@@ -14,7 +14,7 @@ from thinslice.memory import cuda_device
 from thinslice.memory.device import Device
 from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
 from thinslice.memory.meter import current_rss_bytes
-from thinslice.pack.layout import layer_formats
+from thinslice.pack.layout import matrix_formats
 from thinslice.plan.available import default_budget, free_memory
 from thinslice.plan.device_plan import DeviceLimits, plan_on_device
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
@@ -66,7 +66,7 @@ class Model:
         if not any(matrix.is_requantized for matrix in model.layout(own).sweep):
             return model
         packing = packing_for(shape, PackedFormat(own))
-        stored = packed_as(shape, packing, layer_formats(checkpoint, packing))
+        stored = packed_as(shape, packing, matrix_formats(checkpoint, packing))
         return replace(model, packed_copy=cls(shape, stored, packing, own))
 
     @classmethod
@@ -145,10 +145,12 @@ def plan_model(
 
 
 def _limits(settings: EngineSettings, device: Device, runtime_bytes: int) -> DeviceLimits:
-    free_bytes = device.free_bytes() + device.context_bytes
+    device_bytes = settings.memory_bytes
+    if device_bytes is None:
+        device_bytes = default_budget(device.free_bytes() + device.context_bytes)
     return DeviceLimits(
         name=device.name,
-        device_bytes=settings.memory_bytes or default_budget(free_bytes),
+        device_bytes=device_bytes,
         context_bytes=device.context_bytes,
         host_bytes=budget_bytes(settings),
         runtime_bytes=runtime_bytes,

@@ -156,8 +156,8 @@ class Request:
             if not self._is_end_token():
                 chunks += self._emit(self._stops.push(self._detokenizer.push(token_id)))
             if self._stops.matched is not None:
-                self.engine.abort(self.sequence, "stop")
-                self.sequence.finish_reason = "stop"
+                if self.sequence.error is None:
+                    self.engine.end(self.sequence, "stop")
                 break
         if self.is_finished:
             chunks += self._flush()

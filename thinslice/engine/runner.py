@@ -8,12 +8,11 @@ from itertools import accumulate
 
 import torch
 
-from thinslice.engine.block_manager import BlockMove
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.device import Device
 from thinslice.memory.device_store import DeviceStore
-from thinslice.memory.spilled_kv import SpilledKv
+from thinslice.memory.spilled_kv import BlockMove, SpilledKv
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.batch import ForwardBatch, TokenRun, pack
 from thinslice.model.decoder import Decoder
@@ -48,15 +47,11 @@ class Runner:
         self.spilled: SpilledKv | None = None
 
     def move_blocks(self, moves: deque[BlockMove]) -> None:
-        """Copy blocks to host memory and back, and take them off the queue one by one."""
-        while moves:
+        """Copy blocks to host memory and back, and take them off the queue."""
+        if moves:
             assert self.spilled is not None, "a block is moved and there is nowhere to move it"
-            move = moves[0]
-            if move.is_spill:
-                self.spilled.spill(move.block, move.host_block)
-            else:
-                self.spilled.bring_back(move.host_block, move.block)
-            moves.popleft()
+            with self._computing():
+                self.spilled.move(moves)
 
     @torch.inference_mode()
     def run(self, scheduled: Rows[ScheduledTokens]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +65,7 @@ class Runner:
         if self.weights is not None:
             self.weights.begin_sweep()
         rows = _sampled_rows(scheduled)
-        with self._threads():
+        with self._computing():
             hidden_TD = self.decoder(batch, self.kv_caches)
             if not rows:
                 return torch.empty(0, self.decoder.shape.vocab_size), hidden_TD
@@ -87,10 +82,10 @@ class Runner:
         if self.weights is not None:
             self.weights.begin_sweep()
         batch = self._pack([tokens])
-        with self._threads():
+        with self._computing():
             hidden_TD = self.decoder(batch, self.kv_caches)
         for rows_TD in hidden_TD.split(tile):
-            with self._threads():
+            with self._computing():
                 logits = self.decoder.logits(rows_TD).cpu()
             yield logits
 
@@ -99,10 +94,15 @@ class Runner:
         return batch if self.device is None else batch.to(self.device.place)
 
     @contextmanager
-    def _threads(self) -> Iterator[None]:
-        """One thread of torch's beside the kernels' own: two pools that take turns wait for each
-        other; see kernels/cpu/threads.cpp.
+    def _computing(self) -> Iterator[None]:
+        """On the device that the model lies on, whatever this thread's own is; or with one thread
+        of torch's beside the kernels' own: two pools that take turns wait for each other; see
+        kernels/cpu/threads.cpp.
         """
+        if self.device is not None:
+            with self.device.current():
+                yield
+            return
         count = torch.get_num_threads()
         if self.has_own_threads:
             torch.set_num_threads(1)
@@ -112,11 +112,13 @@ class Runner:
             torch.set_num_threads(count)
 
     def close(self) -> None:
-        """Stop reading weights, and let host memory go."""
-        if self.weights is not None:
-            self.weights.close()
-        if self.spilled is not None:
-            self.spilled.close()
+        """Stop reading weights, and let host memory go; a second time nothing happens."""
+        try:
+            if self.spilled is not None:
+                self.spilled.close()
+        finally:
+            if self.weights is not None:
+                self.weights.close()
 
 
 def _run_of(tokens: ScheduledTokens) -> TokenRun:

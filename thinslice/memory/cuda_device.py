@@ -1,5 +1,6 @@
 """A CUDA card as a device: thin words around torch.cuda, and nothing that could be decided here."""
 
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.util import find_spec
 
@@ -33,7 +34,7 @@ def missing_for_cuda() -> str | None:
         return "torch finds no CUDA card here; --device cpu runs on the processor"
     if find_spec("triton") is None:
         return "Triton, which the kernels are written in, is missing; pip install thinslice[cuda]"
-    return None
+    return nvml.missing()
 
 
 class CudaDevice:
@@ -46,8 +47,13 @@ class CudaDevice:
         self._runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         self._copying = torch.cuda.Stream(self.place)  # type: ignore[no-untyped-call]
 
+    def current(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self.place)
+
     def free_bytes(self) -> int:
-        return torch.cuda.mem_get_info(self.place)[0]
+        # What torch's allocator keeps of this process's own tensors is free to it as well.
+        kept = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)
+        return torch.cuda.mem_get_info(self.place)[0] + kept
 
     def hold_to(self, num_bytes: int) -> None:
         total = torch.cuda.mem_get_info(self.place)[1]

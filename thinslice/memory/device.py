@@ -3,6 +3,7 @@
 A card is one (cuda_device.py); tests have another.
 """
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -24,6 +25,9 @@ class Device(Protocol):
     name: str
     place: torch.device
     context_bytes: int
+
+    def current(self) -> AbstractContextManager[object]:
+        """Inside, what this thread computes goes to this device."""
 
     def free_bytes(self) -> int:
         """Memory that is free now."""

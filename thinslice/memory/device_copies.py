@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from thinslice.errors import CheckpointError
 from thinslice.memory.device import Device, Event
 from thinslice.memory.slice_reader import SliceReader
 
@@ -94,9 +93,9 @@ class DeviceCopies:
             self._num_taken = turn + 1
             place = turn % len(self._ring)
             copied = self._copied[place]
-        assert copied is not None, "a copy without an event"
-        self._device.wait(copied)
         try:
+            assert copied is not None, "a copy without an event"
+            self._device.wait(copied)
             yield self._ring[place][: self._size_of(turn)]
         finally:
             computed = self._device.mark()
@@ -112,7 +111,8 @@ class DeviceCopies:
         """
         num_slices = len(self._sources)
         with self._changed:
-            if self._num_taken % num_slices == 0 and self._error is None:
+            is_whole = self._num_taken == self._num_returned and self._num_taken % num_slices == 0
+            if is_whole and self._error is None:
                 return
             try:
                 self._is_restarting = True
@@ -136,6 +136,9 @@ class DeviceCopies:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(_STUCK_S)
+        for copied in self._copied:
+            if copied is not None:
+                self._device.finish(copied)
 
     def _size_of(self, turn: int) -> int:
         source = self._sources[turn % len(self._sources)]
@@ -143,15 +146,12 @@ class DeviceCopies:
 
     def _copy_ahead(self) -> None:
         while (turn := self._take_turn()) is not None:
+            error = None
             try:
                 self._copy(turn)
-            except CheckpointError as error:
-                self._settle(error)
-            except BaseException as bug:
-                self._settle(bug)
-                raise
-            else:
-                self._settle(None)
+            except BaseException as caught:  # noqa: BLE001 -- raised where it is asked for
+                error = caught
+            self._settle(error)
 
     def _settle(self, error: BaseException | None) -> None:
         with self._changed:

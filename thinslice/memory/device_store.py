@@ -7,7 +7,6 @@ needed and never lie on the device as a table.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,28 +14,26 @@ from torch import nn
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.device import Device
 from thinslice.memory.device_copies import DeviceCopies
 from thinslice.memory.slice_reader import ReaderOptions, ReadStats, SliceReader
-from thinslice.memory.slice_rows import read_slice, rows_in
+from thinslice.memory.slice_rows import (
+    PlacedSlice,
+    read_packed_row,
+    read_slice,
+    rows_in,
+    rows_of_tokens,
+    slice_on_disk,
+    stored_name,
+)
 from thinslice.memory.slice_schedule import Slice
 from thinslice.model.decoder import Decoder, Embedding, Linear
 from thinslice.plan.device_plan import DEVICE_ALIGNMENT, PIECE_BYTES
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.plan.packed_format import PANEL_ROWS
 from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A slice and, where it lies on the device, its rows."""
-
-    one: WeightSlice
-    rows: Rows | None
 
 
 class DeviceStore:
@@ -63,7 +60,7 @@ class DeviceStore:
         self.device = device
         self.dtype = dtype
         self._rows = CheckpointReader(checkpoint)
-        self._placed: dict[str, list[_Placed]] = {}
+        self._placed: dict[str, list[PlacedSlice]] = {}
         self._locked: list[torch.Tensor] = []
         self._reader: SliceReader | None = None
         self._copies: DeviceCopies | None = None
@@ -90,7 +87,7 @@ class DeviceStore:
         count = _Count(sum(one.kept_bytes for one in (*resident, *kept)), progress)
         rows_of = dict(zip(resident, self._place(resident, count), strict=True))
         for one in slices:
-            self._placed.setdefault(one.matrix.name, []).append(_Placed(one, rows_of.get(one)))
+            self._placed.setdefault(one.matrix.name, []).append(PlacedSlice(one, rows_of.get(one)))
         if streamed:
             bytes_of = dict(zip(kept, self._lock(kept, count), strict=True))
             self._stream([slices[index] for index in streamed], bytes_of)
@@ -99,7 +96,9 @@ class DeviceStore:
         """Let every matrix of the decoder come from here, and put all else onto the device."""
         for name, module in decoder.named_modules():
             if isinstance(module, Linear):
-                module.slices = partial(self._slices_of, self._stored_name(f"{name}.weight"))
+                module.slices = partial(
+                    self._slices_of, stored_name(f"{name}.weight", self._placed)
+                )
             elif isinstance(module, Embedding):
                 module.read_rows = partial(self._embedding_rows, f"{name}.weight")
         place = self.device.place
@@ -212,37 +211,21 @@ class DeviceStore:
                 yield one.start, one.stop, rows_in(data, one)
 
     def _embedding_rows(self, name: str, token_ids_T: torch.Tensor) -> torch.Tensor:
-        """Rows of the embedding table on the device; each is read once."""
-        matrix = self._placed[name][0].one.matrix if name in self._placed else None
-        token_ids = token_ids_T.tolist()
-        row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
-        rows = torch.empty(len(row_of), self.checkpoint.tensors[name].shape[1], dtype=self.dtype)
-        for token_id, row in row_of.items():
-            if matrix is not None and matrix.is_packed:
-                rows[row] = self._packed_row(matrix, token_id)
-            else:
-                self._rows.read_rows(name, token_id, token_id + 1, rows[row : row + 1])
-        return rows[[row_of[token_id] for token_id in token_ids]].to(self.device.place)
+        """Rows of the embedding table on the device."""
+        read_rows = partial(self._rows.read_scattered, name)
+        if name in self._placed and self._placed[name][0].one.matrix.is_packed:
+            read_rows = partial(self._packed_rows, self._placed[name][0].one.matrix)
+        columns = self.checkpoint.tensors[name].shape[1]
+        return rows_of_tokens(token_ids_T, read_rows, columns, self.dtype).to(self.device.place)
 
-    def _packed_row(self, matrix: Matrix, row: int) -> torch.Tensor:
-        """A row of a table that is the head as well: the numbers its packed rows stand for."""
-        start = row // PANEL_ROWS * PANEL_ROWS
-        panel = WeightSlice(matrix, start, min(start + PANEL_ROWS, matrix.rows))
-        rows = rows_in(torch.empty(panel.kept_bytes, dtype=torch.uint8), panel)
-        assert isinstance(rows, PackedWeight), "a packed matrix of numbers"
-        read_slice(self._rows, panel, rows)
-        return unpack_rows(rows, torch.tensor([row - start]))[0]
+    def _packed_rows(self, matrix: Matrix, rows: Sequence[int], out: torch.Tensor) -> None:
+        """Rows of a table that is the head as well."""
+        for index, row in enumerate(rows):
+            out[index] = read_packed_row(self._rows, matrix, row)
 
     def _on_disk(self, one: WeightSlice) -> Slice:
         assert not one.matrix.is_converted, "a slice that is converted cannot be copied from disk"
-        entry = self.checkpoint.tensors[one.matrix.name]
-        offset = entry.offset + one.matrix.stored_bytes(one.start)
-        return Slice(entry.path, offset, one.stored_bytes)
-
-    def _stored_name(self, name: str) -> str:
-        """The name a matrix is stored under: a tied head is the embedding table."""
-        is_tied_head = name == "lm_head.weight" and name not in self._placed
-        return "model.embed_tokens.weight" if is_tied_head else name
+        return slice_on_disk(self.checkpoint, one)
 
 
 class _Count:

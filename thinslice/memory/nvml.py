@@ -17,18 +17,24 @@ class _Memory(ctypes.Structure):
     )
 
 
-def used_bytes() -> int:
-    """Memory in use on all cards together, by whomever.
-
-    Errors: ConfigError where the driver's library is not there or does not answer.
-    """
+def missing() -> str | None:
+    """What is missing to ask the driver; None where nothing is."""
     try:
-        library = ctypes.CDLL(_LIBRARY)
+        ctypes.CDLL(_LIBRARY)
     except OSError:
-        raise ConfigError(
-            f"--device cuda: {_LIBRARY}, a part of NVIDIA's driver, is not there; without it what "
-            "the CUDA context takes cannot be measured"
-        ) from None
+        return (
+            f"{_LIBRARY}, a part of NVIDIA's driver, is not there; without it what the CUDA "
+            "context takes cannot be measured"
+        )
+    return None
+
+
+def used_bytes() -> int:
+    """Memory in use on all cards together, by whomever; the library is there.
+
+    Errors: ConfigError where the driver does not answer.
+    """
+    library = ctypes.CDLL(_LIBRARY)
     _check("nvmlInit_v2", library.nvmlInit_v2())
     try:
         count = ctypes.c_uint()

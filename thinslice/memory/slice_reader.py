@@ -16,7 +16,6 @@ from types import TracebackType
 
 import torch
 
-from thinslice.errors import CheckpointError
 from thinslice.memory.aligned_buffer import aligned_buffer
 from thinslice.memory.slice_schedule import Piece, Slice, pieces_of
 from thinslice.memory.uncached_file import ALIGNMENT, UncachedFile
@@ -305,11 +304,8 @@ class SliceReader:
                 if request.is_first_of_file:
                     request.file.check_unchanged()
                 request.file.read(request.view, request.piece.offset, request.piece.num_needed)
-            except CheckpointError as caught:
+            except BaseException as caught:  # noqa: BLE001 -- raised where it is asked for
                 error = caught
-            except BaseException as bug:
-                self._finish(request, bug)
-                raise
             self._finish(request, error)
 
     def _take_request(self) -> _Request | None:

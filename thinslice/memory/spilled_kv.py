@@ -1,11 +1,22 @@
 """Blocks of a device's KV cache in page-locked host memory, and their copies there and back."""
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from thinslice.kernels.paged_kv import PagedKv
-from thinslice.memory.device import Device
+from thinslice.memory.device import Device, Event
+
+
+@dataclass(frozen=True)
+class BlockMove:
+    """A block that is copied to its place in host memory, or back from there."""
+
+    block: int
+    host_block: int
+    is_spill: bool
 
 
 class SpilledKv:
@@ -23,23 +34,34 @@ class SpilledKv:
         self._on_device = [rows for cache in caches for rows in (cache.k, cache.v)]
         block = self._on_device[0][0]
         num_bytes = len(self._on_device) * num_blocks * block.numel() * block.itemsize
-        self._buffer = device.page_locked(num_bytes)
+        buffer = device.page_locked(num_bytes)
         sizes = (len(self._on_device), num_blocks, *block.shape)
-        self._on_host = self._buffer.view(block.dtype).view(sizes)
+        self._on_host = buffer.view(block.dtype).view(sizes)
+        self._buffer: torch.Tensor | None = buffer
+        self._last: Event | None = None
 
-    def spill(self, block: int, host_block: int) -> None:
-        """Copy a block to host memory; what is computed later waits until it is there."""
-        for on_host, on_device in zip(self._on_host, self._on_device, strict=True):
-            self._copy(on_host[host_block], on_device[block])
+    def move(self, moves: deque[BlockMove]) -> None:
+        """Copy blocks in this order, each taken off the queue; what is computed later waits until
+        all are in their places.
 
-    def bring_back(self, host_block: int, block: int) -> None:
-        """Copy a block to the device; what is computed later waits until it is there."""
-        for on_host, on_device in zip(self._on_host, self._on_device, strict=True):
-            self._copy(on_device[block], on_host[host_block])
+        Copies are made in the order of asking, so one of them may read what another one wrote.
+        """
+        computed = self._device.mark()
+        while moves:
+            move = moves[0]
+            for on_host, on_device in zip(self._on_host, self._on_device, strict=True):
+                there, here = on_host[move.host_block], on_device[move.block]
+                target, source = (there, here) if move.is_spill else (here, there)
+                self._last = self._device.copy(target, source, computed)
+            moves.popleft()
+        if self._last is not None:
+            self._device.wait(self._last)
 
     def close(self) -> None:
-        """Let the host memory go."""
-        self._device.unlock(self._buffer)
-
-    def _copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        self._device.wait(self._device.copy(target, source, self._device.mark()))
+        """Let the host memory go, once the copies that were asked for are done."""
+        if self._last is not None:
+            self._device.finish(self._last)
+            self._last = None
+        if self._buffer is not None:
+            self._device.unlock(self._buffer)
+            self._buffer = None

@@ -8,7 +8,6 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
@@ -23,22 +22,21 @@ from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.held_slices import HeldSlices
 from thinslice.memory.slice_reader import ReadStats, SliceReader
-from thinslice.memory.slice_rows import read_slice, rows_in
-from thinslice.memory.slice_schedule import Slice
+from thinslice.memory.slice_rows import (
+    PlacedSlice,
+    read_packed_row,
+    read_slice,
+    rows_in,
+    rows_of_tokens,
+    slice_on_disk,
+    stored_name,
+)
 from thinslice.model.decoder import Decoder, Embedding, Linear
 from thinslice.plan.memory_plan import StreamingPlan
-from thinslice.plan.packed_format import ALIGNMENT, PANEL_ROWS
+from thinslice.plan.packed_format import ALIGNMENT
 from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A slice and, where it is pinned, its rows."""
-
-    one: WeightSlice
-    rows: Rows | None
 
 
 class WeightStore:
@@ -62,8 +60,11 @@ class WeightStore:
         self.layout = layout
         self.streaming = streaming
         self.dtype = dtype
+        # Packing writes a table in bfloat16, and what it is packed from gives the same bits.
+        is_packed = any(matrix.is_packed for matrix in layout.sweep)
+        self._table_dtype = torch.bfloat16 if is_packed else dtype
         self._rows = CheckpointReader(checkpoint)
-        self._placed: dict[str, list[_Placed]] = {}
+        self._placed: dict[str, list[PlacedSlice]] = {}
         self._reader: SliceReader | None = None
         self._converted = torch.empty(0, dtype=torch.uint8)
         self._held = HeldSlices(0)
@@ -100,12 +101,12 @@ class WeightStore:
         rows_of = dict(zip(pinned, self._pin(pinned, progress), strict=True))
         streamed = [one for index, one in enumerate(slices) if index not in pinned_places]
         for one in (*slices, *prediction):
-            self._placed.setdefault(one.matrix.name, []).append(_Placed(one, rows_of.get(one)))
+            self._placed.setdefault(one.matrix.name, []).append(PlacedSlice(one, rows_of.get(one)))
         if streamed and streaming is not None:
             converted = [one.kept_bytes for one in streamed if _is_packed_on_the_way(one.matrix)]
             self._converted = empty_bytes(max(converted, default=0))
             self._reader = SliceReader.open(
-                [self._on_disk(one) for one in streamed],
+                [slice_on_disk(self.checkpoint, one) for one in streamed],
                 buffer_bytes=streaming.buffer_bytes,
                 num_buffers=streaming.num_buffers,
             )
@@ -119,7 +120,9 @@ class WeightStore:
             decoder.hold_layer = self._hold_layer
         for name, module in decoder.named_modules():
             if isinstance(module, Linear):
-                module.slices = partial(self._slices_of, self._stored_name(f"{name}.weight"))
+                module.slices = partial(
+                    self._slices_of, stored_name(f"{name}.weight", self._placed)
+                )
             elif isinstance(module, Embedding):
                 module.read_rows = partial(self._embedding_rows, f"{name}.weight")
 
@@ -139,7 +142,7 @@ class WeightStore:
 
     def resident(self, name: str) -> PackedWeight | None:
         """A packed matrix that lies in memory as a whole, else None."""
-        placed = self._placed[self._stored_name(name)]
+        placed = self._placed[stored_name(name, self._placed)]
         rows = placed[0].rows if len(placed) == 1 else None
         return rows if isinstance(rows, PackedWeight) else None
 
@@ -223,47 +226,27 @@ class WeightStore:
         return decode_rows(entry, one.start, raw).to(FLOAT_DTYPES[matrix.kept])
 
     def _embedding_rows(self, name: str, token_ids_T: torch.Tensor) -> torch.Tensor:
-        """Rows of the embedding table: from memory where they are pinned, else each read once."""
+        """Rows of the embedding table: from memory where they are pinned, else from disk."""
+        read_rows, dtype = partial(self._rows.read_scattered, name), self._table_dtype
         if name in self._placed and self._placed[name][0].one.matrix.is_packed:
             if (table := self.resident(name)) is not None:
                 return unpack_rows(table, token_ids_T).to(self.dtype)
-            read_rows = self._packed_rows
-        else:
-            read_rows = self._rows.read_scattered
-        token_ids: list[int] = token_ids_T.tolist()
-        row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
-        rows = torch.empty(len(row_of), self.checkpoint.tensors[name].shape[1], dtype=self.dtype)
-        read_rows(name, list(row_of), rows)
-        if len(row_of) == len(token_ids):
-            return rows
-        return rows[[row_of[token_id] for token_id in token_ids]]
+            read_rows, dtype = partial(self._packed_rows, self._placed[name]), self.dtype
+        columns = self.checkpoint.tensors[name].shape[1]
+        return rows_of_tokens(token_ids_T, read_rows, columns, dtype).to(self.dtype)
 
-    def _packed_rows(self, name: str, rows: Sequence[int], out: torch.Tensor) -> None:
+    def _packed_rows(
+        self, placed: Sequence[PlacedSlice], rows: Sequence[int], out: torch.Tensor
+    ) -> None:
+        """Rows of a table that is the head as well, of which some slices may be pinned."""
         for index, row in enumerate(rows):
-            self._packed_row(name, row, out[index : index + 1])
-
-    def _packed_row(self, name: str, row: int, out: torch.Tensor) -> None:
-        """A row of a table that is the head as well: the numbers its packed rows stand for."""
-        placed = self._placed[name]
-        index = bisect_right(placed, row, key=lambda one: one.one.start) - 1
-        one, rows = placed[index].one, placed[index].rows
-        if rows is None:
-            start = row // PANEL_ROWS * PANEL_ROWS
-            one = WeightSlice(one.matrix, start, min(start + PANEL_ROWS, one.matrix.rows))
-            rows = rows_in(empty_bytes(one.kept_bytes), one)
-            read_slice(self._rows, one, rows)
-        assert isinstance(rows, PackedWeight)
-        out.copy_(unpack_rows(rows, torch.tensor([row - one.start])))
-
-    def _on_disk(self, one: WeightSlice) -> Slice:
-        entry = self.checkpoint.tensors[one.matrix.name]
-        offset = entry.offset + one.matrix.stored_bytes(one.start)
-        return Slice(entry.path, offset, one.stored_bytes)
-
-    def _stored_name(self, name: str) -> str:
-        """The name a matrix is stored under: a tied head is the embedding table."""
-        is_tied_head = name == "lm_head.weight" and name not in self._placed
-        return "model.embed_tokens.weight" if is_tied_head else name
+            place = placed[bisect_right(placed, row, key=lambda one: one.one.start) - 1]
+            one, pinned = place.one, place.rows
+            if pinned is None:
+                out[index] = read_packed_row(self._rows, one.matrix, row)
+            else:
+                assert isinstance(pinned, PackedWeight), "a packed matrix of numbers"
+                out[index] = unpack_rows(pinned, torch.tensor([row - one.start]))[0]
 
 
 def _is_packed_on_the_way(matrix: Matrix) -> bool:

@@ -24,7 +24,7 @@ from thinslice.checkpoint.safetensors_header import MAX_TENSORS
 from thinslice.errors import CheckpointError
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, most_common_format, packed_bytes
-from thinslice.plan.packing import Packing, layer_format
+from thinslice.plan.packing import Packing, head_format, layer_format
 
 # Weights read and packed at a time: two MiB of bfloat16.
 _SLICE_WEIGHTS = 1 << 20
@@ -101,12 +101,12 @@ def layout_of(source: Checkpoint, packing: Packing) -> PackedLayout:
     check_packable(shape)
     expected = expected_tensors(shape, packing)
     formats: dict[str, PackedFormat | None] = {}
-    of_layers = layer_formats(source, packing)
+    packed = matrix_formats(source, packing)
     file = _File()
     for name in _in_file_order(expected, shape, source, packing):
         origin, _ = _origin(name, shape, packing)
         entry, size = source.tensors[origin], expected[name]
-        fmt = of_layers.get(origin, format_of(name, shape, packing)) if len(size) == 2 else None
+        fmt = packed.get(origin)
         formats[origin] = fmt
         if fmt is not None:
             stored = stored_shape(fmt, *size)
@@ -226,16 +226,22 @@ def _part(
     return block, columns
 
 
-def layer_formats(source: Checkpoint, packing: Packing) -> dict[str, PackedFormat]:
-    """What each matrix of the layers is packed in, by its name in the source."""
-    stored = {
+def matrix_formats(source: Checkpoint, packing: Packing) -> dict[str, PackedFormat]:
+    """What each matrix that is packed is packed in, by its name in the source."""
+    matrices = {
         name: entry.dtype
         for name, entry in source.tensors.items()
-        if name.startswith("model.layers.") and len(entry.shape) == 2
+        if len(entry.shape) == 2 and format_of(name, source.shape, packing) is not None
     }
-    most = most_common_format(stored.values())
+    of_layers = {name: one for name, one in matrices.items() if name.startswith("model.layers.")}
+    most = most_common_format(of_layers.values())
     is_mostly_int4 = most in (PackedFormat.INT4, PackedFormat.INT4M)
-    return {name: layer_format(dtype, packing, is_mostly_int4) for name, dtype in stored.items()}
+    return {
+        name: layer_format(dtype, packing, is_mostly_int4)
+        if name in of_layers
+        else head_format(dtype, packing)
+        for name, dtype in matrices.items()
+    }
 
 
 def _float_dtype(name: str, entry: TensorEntry) -> str:

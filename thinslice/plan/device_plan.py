@@ -21,7 +21,7 @@ from thinslice.plan.cost import (
 )
 from thinslice.plan.memory_plan import DevicePlan, DraftPlan, MemoryPlan, StreamingPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.planner import BLOCK_SIZE, LOADING_BYTES, Workload
+from thinslice.plan.planner import BLOCK_SIZE, JITTER_BYTES, LOADING_BYTES, Workload
 from thinslice.plan.weight_layout import SweepBytes, WeightLayout
 from thinslice.units import KIB, MIB, gib, size_option
 
@@ -29,7 +29,8 @@ from thinslice.units import KIB, MIB, gib, size_option
 DEVICE_ALIGNMENT = 256
 # What is read and converted at a time on its way to the device.
 PIECE_BYTES = 16 * MIB
-# Rows of a sequence that a device attends with one by one, and positions of one part of that.
+# Rows that a device multiplies one by one, of a sequence those that it attends with one by one, and
+# positions of one part of that.
 MOST_SINGLE_ROWS = 16
 ATTENTION_SPLIT = 512
 
@@ -123,9 +124,7 @@ def plan_on_device(
         )
     if workload.kv_dtype == "int8":
         raise ConfigError(f"--kv-dtype int8 does not run on {limits.name}; bfloat16 does")
-    draft = None
-    if workload.draft != "off":
-        draft = DraftPlan(uses_ngram=True, num_mtp_layers=0, length=workload.draft_length)
+    draft = _draft(limits, workload)
     case = _Case(shape, layout.without_prediction(), limits, workload, draft)
     sizes = [(size, layout.sweep_bytes(size)) for size in _SLICE_BYTES]
     groups = chain(
@@ -134,11 +133,10 @@ def plan_on_device(
         (_candidates(case, size, _SMALLEST_CONTEXT) for size in sizes),
         [_candidates(case, None, _SMALLEST_CONTEXT)],
     )
-    for group in groups:
-        fitting = next((one for one in group if one.headroom_bytes >= 0), None)
-        if fitting is None:
+    for candidate in chain.from_iterable(groups):
+        if candidate.headroom_bytes < 0:
             continue
-        chosen = _with_spilled_blocks(case, _with_more(case, fitting))
+        chosen = _with_spilled_blocks(case, _with_more(case, candidate))
         assert chosen.device is not None, "a plan for no device"
         if chosen.device.host_headroom_bytes >= 0:
             return chosen
@@ -147,6 +145,25 @@ def plan_on_device(
     if on_host is None or on_host.device is None or on_host.device.host_headroom_bytes < 0:
         raise _budget_error(case, floors, on_host)
     return on_host
+
+
+def _draft(limits: DeviceLimits, workload: Workload) -> DraftPlan | None:
+    """Drafts as long as all sequences' rows together are multiplied one by one: beyond that a row
+    has other bits, and a text would depend on the drafts.
+
+    Errors: ConfigError where drafts were asked for and there is no room for one.
+    """
+    if workload.draft == "off":
+        return None
+    length = min(workload.draft_length, MOST_SINGLE_ROWS // workload.max_num_seqs - 1)
+    if length > 0:
+        return DraftPlan(uses_ngram=True, num_mtp_layers=0, length=length)
+    if workload.draft == "auto":
+        return None
+    raise ConfigError(
+        f"--draft {workload.draft}: with {workload.max_num_seqs} sequences {limits.name} has no "
+        f"rows for drafts; --sequences {MOST_SINGLE_ROWS // 2} has"
+    )
 
 
 def _candidates(case: _Case, slices: _Slices | None, shortest: int) -> Iterator[MemoryPlan]:
@@ -366,7 +383,7 @@ def _budget_error(case: _Case, floors: list[MemoryPlan], on_host: MemoryPlan | N
             f"no plan fits --memory {size_option(limits.device_bytes)} of {limits.name} at "
             f"--context {need.context}\n"
             f"  needs {gib(need.peak_bytes)} GiB: {need.describe_parts()}\n"
-            f"  this fits the device: --memory {size_option(-(-need.peak_bytes // MIB) * MIB)}"
+            f"  this fits the device: --memory {_suggested(need.peak_bytes)}"
         )
     host = on_host.device
     hint = ""
@@ -375,8 +392,13 @@ def _budget_error(case: _Case, floors: list[MemoryPlan], on_host: MemoryPlan | N
     return BudgetError(
         f"no plan fits --host-memory {size_option(limits.host_bytes)} beside {limits.name}\n"
         f"  needs {gib(host.host_peak_bytes)} GiB: {_describe(host.host_parts)}{hint}\n"
-        f"  this fits: --host-memory {size_option(-(-host.host_peak_bytes // MIB) * MIB)}"
+        f"  this fits: --host-memory {_suggested(host.host_peak_bytes)}"
     )
+
+
+def _suggested(need_bytes: int) -> str:
+    """As an option has it."""
+    return size_option(-(-(need_bytes + JITTER_BYTES) // MIB) * MIB)
 
 
 def _describe(parts: tuple[tuple[str, int], ...]) -> str:

@@ -28,7 +28,8 @@ class Packing:
 
     Attributes:
         weights: of the decoder's matrices, ``int4`` or ``int8``; see ``layer_format``.
-        head: of the head, of an embedding table that is the head, and of prediction layers.
+        head: of the head, of an embedding table that is the head, and of prediction layers; see
+            ``head_format``.
         ffn_block: rows of gate and up, and columns of down, in a block; the last may have fewer.
     """
 
@@ -72,23 +73,34 @@ class Packing:
 
 
 def packing_for(shape: ModelShape, weights: PackedFormat) -> Packing:
-    """How a model of this shape is packed: head and prediction layers always in int8."""
+    """How a model of this shape is packed: head and prediction layers in int8."""
     size, inner = shape.hidden_size, shape.intermediate_size
     num_blocks = -(-size * inner // _BLOCK_WEIGHTS)
     block = -(-inner // num_blocks)
     return Packing(weights, PackedFormat.INT8, -(-block // _BLOCK_STEP) * _BLOCK_STEP)
 
 
+def head_format(stored: str, packing: Packing) -> PackedFormat:
+    """What a head, or a matrix of a prediction layer, is packed in: in an int4 packing blocks of
+    four bits stay as they are, so that the packed model gives the same bits."""
+    own = packed_format_of(stored)
+    is_kept = (
+        own in (PackedFormat.INT4, PackedFormat.INT4M) and packing.weights is PackedFormat.INT4
+    )
+    return own if own is not None and is_kept else packing.head
+
+
 def layer_format(stored: str, packing: Packing, is_mostly_int4: bool) -> PackedFormat:
     """What a layer's matrix is packed in.
 
     In an int4 packing blocks with a minimum keep it, and a model that is mostly of int4's size
-    keeps in int8 the few matrices it has in more bits: Q6_K among Q4_K.
+    keeps in int8 the few matrices it has in more bits: Q6_K or floats among Q4_K.
     """
     own = packed_format_of(stored)
     if packing.weights is PackedFormat.INT4 and own is PackedFormat.INT4M:
         return own
-    return own if own is PackedFormat.INT8 and is_mostly_int4 else packing.weights
+    has_more_bits = own in (None, PackedFormat.INT8)
+    return PackedFormat.INT8 if has_more_bits and is_mostly_int4 else packing.weights
 
 
 def _format(section: Mapping[str, Any], key: str) -> PackedFormat:

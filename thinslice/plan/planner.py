@@ -12,7 +12,8 @@ layer's share of the reads. Where neither fits, a prompt takes one sweep for eac
 A prediction layer that drafts is resident, and so is the head then: each draft reads both. The head
 costs nothing by that, as any pinned slice saves its share of a sweep; the layer costs a few percent
 of the reads where weights are streamed. Left to choose, a plan drafts with the layer where it need
-take no smaller chunk and no smaller slices for it.
+take no smaller slices for it, nor a smaller chunk than its context lets it have. A context that was
+not asked for may be the shorter for it, but for a useful one.
 """
 
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ _ALIGNMENT_BYTES = 2 * 4096
 _DTYPES = ("float32", "bfloat16", "int8", "int4")
 # What a process holds before the model differs from one start to the next by about a MiB; a
 # suggestion must still fit the next time.
-_JITTER_BYTES = 4 * MIB
+JITTER_BYTES = 4 * MIB
 
 
 @dataclass(frozen=True)
@@ -384,7 +385,7 @@ def _budget_error(case: _Case, budget_bytes: int) -> BudgetError:
 
 def _suggestions(case: _Case, budget_bytes: int, need: MemoryPlan) -> Iterator[str]:
     """Single changes that fit, each the planner run again with that one change."""
-    workload, room = case.workload, budget_bytes - _JITTER_BYTES
+    workload, room = case.workload, budget_bytes - JITTER_BYTES
     if workload.context is not None:
         shorter = _first_fit(replace(case, workload=replace(workload, context=None)), room)
         if shorter is not None:
@@ -402,7 +403,7 @@ def _suggestions(case: _Case, budget_bytes: int, need: MemoryPlan) -> Iterator[s
         undrafted = replace(case, workload=replace(workload, draft="off"))
         if _first_fit(undrafted, room) is not None:
             yield "--draft off"
-    yield f"--memory {size_option(-(-(need.peak_bytes + _JITTER_BYTES) // MIB) * MIB)}"
+    yield f"--memory {size_option(-(-(need.peak_bytes + JITTER_BYTES) // MIB) * MIB)}"
 
 
 def _smaller_dtypes(workload: Workload) -> tuple[str, ...]:

@@ -64,8 +64,8 @@ class Prediction:
         decode_tokens_per_s: that, its context half full.
         prefill_tokens_per_s: a prompt of a whole chunk, which takes one sweep.
         streamed_bytes: read from disk for each sweep.
-        bound: what the time of a generated token goes to: ``disk``, ``memory``,
-            ``attention`` or ``overhead``.
+        bound: what the time of a generated token goes to: ``disk``, ``memory``, ``attention`` or
+            ``overhead``; on a device also ``link``.
     """
 
     token: TokenTime
@@ -107,13 +107,17 @@ def predict(
     rate = hardware.product_rate(plan.dtype if is_native or not is_packed else "float32")
     products_s = 2 * numel * plan.chunk / (rate * _PRODUCT_SHARE)
     layer_rows = (plan.streaming and plan.streaming.layer_rows) or plan.chunk
-    computing_s = products_s + converting_s + unpacking_s * math.ceil(plan.chunk / layer_rows)
+    num_runs = math.ceil(plan.chunk / layer_rows)
+    # Each row sees half the chunk on average.
+    flops = 2 * shape.q_size * shape.num_hidden_layers * plan.chunk**2
+    attention_s = flops / (hardware.float32_flops_per_s * _PRODUCT_SHARE)
+    computing_s = products_s + attention_s + converting_s + unpacking_s * num_runs
+    computing_s += shape.num_hidden_layers * layer_s * (num_runs - 1)
     # A held layer's slices come while its first rows pass, and the ring fills during the others.
     reading_s = max(io_s - _ring_bytes_ahead(plan, shape) / hardware.disk_read_bytes_per_s, 0)
     first_s = computing_s * layer_rows / plan.chunk
     prefill_s = computing_s - first_s + max(reading_s, first_s) + fixed_s
-    attention_s = position_s * half
-    parts = {"disk": io_s, "memory": read_s, "attention": attention_s, "overhead": fixed_s}
+    parts = {"disk": io_s, "memory": read_s, "overhead": fixed_s, "attention": position_s * half}
     return Prediction(
         token=token,
         decode_tokens_per_s=1 / token.seconds(half),
@@ -150,7 +154,7 @@ def _streamed(plan: MemoryPlan, layout: WeightLayout) -> tuple[int, int, float]:
 
 
 def _converting_s(one: WeightSlice) -> float:
-    is_dequantized = not one.matrix.is_packed and one.matrix.stored not in STORED_FLOAT_BYTES
-    if is_dequantized:
+    is_block = not one.matrix.is_packed and one.matrix.stored not in STORED_FLOAT_BYTES
+    if is_block or one.matrix.is_requantized:
         return (one.stop - one.start) * one.matrix.columns / _DEQUANTIZED_PER_S
     return one.stored_bytes / _CONVERTED_BYTES_PER_S

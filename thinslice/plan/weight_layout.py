@@ -312,31 +312,31 @@ def packed_as(
     """What packing a model of this shape gives.
 
     Args:
-        formats: of the source's layer matrices, by name, where they are not all the packing's.
+        formats: of the source's matrices, by name, where they are not all the packing's.
     """
 
-    def of_layer(name: str) -> PackedFormat:
+    def format_of(name: str, default: PackedFormat) -> PackedFormat:
         source = re.sub(r"\.blocks\.\d+", "", name)
-        return packing.weights if formats is None else formats[source]
+        return default if formats is None else formats[source]
 
     def packed(fmt: PackedFormat, columns: int) -> StoredMatrix:
         return StoredMatrix(fmt, panel_bytes(fmt, columns) // PANEL_ROWS)
 
     stored = {
-        full_name: packed(of_layer(full_name), columns)
+        full_name: packed(format_of(full_name, packing.weights), columns)
         for idx in range(shape.num_hidden_layers)
         for name, _, columns, _ in _layer_matrices(shape, packing)
         for full_name in [f"model.layers.{idx}.{name}.weight"]
     }
     stored |= {
-        name: packed(packing.head, columns)
+        name: packed(format_of(name, packing.head), columns)
         for name, _, columns, _ in _prediction_matrices(shape, packing)
     }
-    head = packed(packing.head, shape.hidden_size)
-    if shape.tie_word_embeddings:
-        return stored | {"model.embed_tokens.weight": head}
-    table = StoredMatrix("BF16", 2 * shape.hidden_size)
-    return stored | {"model.embed_tokens.weight": table, "lm_head.weight": head}
+    name = "model.embed_tokens.weight" if shape.tie_word_embeddings else "lm_head.weight"
+    stored[name] = packed(format_of(name, packing.head), shape.hidden_size)
+    if not shape.tie_word_embeddings:
+        stored["model.embed_tokens.weight"] = StoredMatrix("BF16", 2 * shape.hidden_size)
+    return stored
 
 
 def packed_layout(shape: ModelShape, dtype: str) -> WeightLayout:

@@ -1,5 +1,6 @@
 """LLM on a tiny random model: text, chat, streams, stops, and what is left when something fails."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from thinslice.engine.llm import LLM
 from thinslice.engine.sampler import Sampled, sample_rows
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
+from thinslice.plan import planner
 from thinslice.text.stop_strings import StopStringMatcher
 
 LONG = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24, seed=3, ignore_eos=True)
@@ -200,6 +202,19 @@ def test_a_model_without_a_template_does_not_chat(tmp_path: Path) -> None:
     assert llm.generate("abc", LONG)[0].token_ids
 
 
+def test_a_streamed_model_ends_its_threads_when_it_is_closed(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And closing it once more does nothing."""
+    monkeypatch.setattr(planner, "_resident_candidates", lambda *args: iter(()))
+    monkeypatch.setattr(planner, "with_pinned_slices", lambda chosen, sweep: chosen)
+    before = threading.active_count()
+    with LLM(model, memory="2GiB", context=64, dtype="float32") as llm:
+        assert threading.active_count() > before
+    assert threading.active_count() == before
+    llm.close()
+
+
 def test_settings_out_of_range_are_refused_before_anything_is_loaded(model: str) -> None:
     with pytest.raises(BudgetError, match="no plan fits --memory 1MiB"):
         LLM(model, memory="1MiB")
@@ -207,6 +222,8 @@ def test_settings_out_of_range_are_refused_before_anything_is_loaded(model: str)
         LLM(model, dtype="int3")
     with pytest.raises(ConfigError, match="max_num_seqs is 0"):
         LLM(model, max_num_seqs=0)
+    with pytest.raises(ConfigError, match="memory is 0; expected bytes"):
+        LLM(model, memory=0)
     with pytest.raises(StoreError, match="org/none"):
         LLM("org/none", offline=True)
 

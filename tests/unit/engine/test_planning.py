@@ -1,11 +1,19 @@
 """Which files a model runs from: its own, or a packed copy of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model, write_safetensors_model
-from tests.engines import engine_of, greedy
+from tests.checkpoints import (
+    GgufOptions,
+    GgufTokenizer,
+    tiny_config,
+    write_gguf_model,
+    write_safetensors_model,
+)
+from tests.engines import engine_of, logits_of
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import EngineSettings
 from thinslice.engine.load import open_model
@@ -14,6 +22,7 @@ from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan import planner
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.text.byte_level import BYTE_TO_CHARACTER
 
 PROMPT = [3, 17, 5, 88, 41, 9, 60]
 # What a GGUF is written with, what it is computed with, and the formats of a packed layer.
@@ -23,6 +32,13 @@ MIXED = GgufOptions(
 KINDS = {
     "Q5_0": (GgufOptions(dtype="Q5_0"), "int8", {"int8"}),
     "mixed": (MIXED, "int4", {"int4", "int4m", "int8"}),
+    "F16 in layers": (
+        GgufOptions(
+            dtype="Q4_0", other_dtypes={"v_proj.weight": "Q5_0", "down_proj.weight": "F16"}
+        ),
+        "int4",
+        {"int4", "int8"},
+    ),
     "F16 head": (
         GgufOptions(dtype="Q8_0", other_dtypes={"lm_head.weight": "F16"}),
         "int8",
@@ -33,7 +49,10 @@ KINDS = {
 
 def write(folder: Path, options: GgufOptions) -> Path:
     path = folder / "tiny.gguf"
-    write_gguf_model(path, shape_from_config(tiny_config()), 5, options)
+    tokens = (*BYTE_TO_CHARACTER, "th", "<|im_end|>")
+    tokenizer = GgufTokenizer(tokens, ("t h",), (*[1] * 257, 3))
+    config = tiny_config(vocab_size=258, bos_token_id=None, eos_token_id=257)
+    write_gguf_model(path, shape_from_config(config), 5, replace(options, tokenizer=tokenizer))
     return path
 
 
@@ -63,21 +82,21 @@ def test_the_copy_that_is_planned_is_the_one_that_packing_makes(kind: str, tmp_p
 def test_blocks_without_a_packed_twin_are_packed_once_to_be_streamed(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the tokens that the model has in memory."""
+    """With the bits that the model has in memory."""
     options, dtype, _ = KINDS[kind]
     monkeypatch.setenv("THINSLICE_HOME", str(tmp_path / "store"))
     path, told = write(tmp_path, options), list[str]()
     settings = EngineSettings(memory="2GiB", context=64)
-    opened = open_model(str(path), settings, lambda what, done, total: told.append(what))
+    opened, _ = open_model(str(path), settings, lambda what, done, total: told.append(what))
     assert opened.packing is not None
     assert any("packing" in what for what in told)
     planned = model_to_run(Model.of(open_checkpoint(path)), settings)
     assert planned.layout("auto") == Model.of(opened).layout("auto")
     assert plan_model(planned, settings).streaming is not None
     told.clear()
-    assert open_model(str(path), settings).path == opened.path
-    expected = greedy(engine_of(open_checkpoint(path), dtype), PROMPT, 8)
-    assert greedy(engine_of(opened, dtype), PROMPT, 8) == expected
+    assert open_model(str(path), settings)[0].path == opened.path
+    expected = logits_of(engine_of(open_checkpoint(path), dtype), PROMPT)
+    assert torch.equal(logits_of(engine_of(opened, dtype), PROMPT), expected)
 
 
 @pytest.mark.parametrize("dtype", ["Q5_0", "Q4_0"])

@@ -14,10 +14,10 @@ import torch
 from tests.cuda.twin_device import TwinDevice
 from tests.engines import run_all, tiny_engine
 from thinslice.config import SamplingParams
-from thinslice.engine.block_manager import BlockManager, BlockMove
+from thinslice.engine.block_manager import BlockManager
 from thinslice.engine.engine import Engine
 from thinslice.engine.sequence import Sequence, Status
-from thinslice.memory.spilled_kv import SpilledKv
+from thinslice.memory.spilled_kv import BlockMove, SpilledKv
 
 NUM_OPERATIONS = 10_000
 # Room for about two and a half of the longest sequences, so that blocks run out often.
@@ -198,7 +198,16 @@ def test_a_block_that_does_not_come_back_whole_is_seen(monkeypatch: pytest.Monke
     stress = Stress(seed=1, num_host_blocks=25)
     spilled = stress.engine.runner.spilled
     assert spilled is not None
-    bring_back = spilled.bring_back
-    monkeypatch.setattr(spilled, "bring_back", lambda at, block: bring_back((at + 1) % 25, block))
+    move = spilled.move
+
+    def confuse(moves: deque[BlockMove]) -> None:
+        confused = [
+            one if one.is_spill else replace(one, host_block=(one.host_block + 1) % 25)
+            for one in moves
+        ]
+        moves.clear()
+        move(deque(confused))
+
+    monkeypatch.setattr(spilled, "move", confuse)
     with pytest.raises(AssertionError, match="sequence"):
         stress.run()

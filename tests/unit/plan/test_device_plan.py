@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import tiny_config
-from thinslice.errors import BudgetError
-from thinslice.plan.device_plan import DeviceLimits, plan_on_device
+from thinslice.errors import BudgetError, ConfigError
+from thinslice.plan.device_plan import MOST_SINGLE_ROWS, DeviceLimits, plan_on_device
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.planner import Workload
@@ -109,6 +109,30 @@ def test_below_the_floor_what_is_named_fits(device: int, host: int, text: str) -
     fits = (size, host) if text == "--memory" else (device, size)
     assert planned(*fits).headroom_bytes >= 0
     assert "context 0.49" in str(caught.value) or "runtime" in str(caught.value)
+
+
+@pytest.mark.parametrize(("num_seqs", "length"), [(1, 8), (2, 7), (5, 2), (8, 1), (9, 0)])
+def test_no_more_is_drafted_than_is_multiplied_row_by_row(num_seqs: int, length: int) -> None:
+    """Longer batches have other bits, and then drafts would show in the text."""
+    chosen = planned(24 * GIB, 20 * GIB, max_num_seqs=num_seqs, draft="auto", draft_length=8)
+    assert (chosen.draft.length if chosen.draft else 0) == length
+    assert num_seqs * (1 + length) <= MOST_SINGLE_ROWS
+    if not length:
+        with pytest.raises(ConfigError, match="--sequences 8"):
+            planned(24 * GIB, 20 * GIB, max_num_seqs=num_seqs, draft="ngram")
+
+
+def test_a_shorter_context_is_taken_where_host_memory_is_short() -> None:
+    """Rather than the shortest of all."""
+    layout = layout_of(MIMO, stored_as(MIMO, "F16"), "bfloat16")
+
+    def context(host: int) -> int:
+        limits = DeviceLimits("cuda", 6 * GIB, 500 * MIB, host, 400 * MIB)
+        return plan_on_device(MIMO, layout, limits, Workload()).context
+
+    sizes = [context(host * 64 * MIB) for host in range(134, 152)]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) > 3
 
 
 def test_converted_matrices_stay_in_memory() -> None:
