@@ -167,7 +167,7 @@ class Speculation:
         ]
         batch = pack(packed, BLOCK_SIZE)
         hidden = self.decoder(batch, self.main_caches)
-        return [hidden[span.start : span.stop] for span in batch.spans]
+        return [hidden[span.start : span.stop] for span in batch.sequences.spans]
 
     def _cut(self, tokens: list[int]) -> list[int]:
         for place, token_id in enumerate(tokens):

@@ -96,7 +96,7 @@ def test_a_row_has_the_same_bits_alone_and_in_company(tmp_path: Path) -> None:
 
 
 def test_what_a_model_rounds_to_16_bits(tmp_path: Path) -> None:
-    """Products with int8 weights, and those that make K and V: in the stack and layer by layer."""
+    """Products with int8 weights, and those that make K and V."""
     for ggml_type in ("Q4_1", "Q8_0"):
         engine = packed_engine(tmp_path, "LlamaForCausalLM", ggml_type)
         wide = set()

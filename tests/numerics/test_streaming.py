@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -255,9 +256,12 @@ def test_faults_of_a_held_layer_are_seen(tmp_path: Path, monkeypatch: pytest.Mon
     engine = streamed_engine(checkpoint, 0, "int4", layer_rows=16)
     expected = logits_of(engine_of(checkpoint, "int4"), LONG_PROMPT)
     whole, original = torch.tensor([len(LONG_PROMPT)], dtype=torch.int32), ForwardBatch._part
-    monkeypatch.setattr(
-        ForwardBatch, "_part", lambda *args: replace(original(*args), context_lens=whole)
-    )
+
+    def seeing_all(*args: Any) -> ForwardBatch:
+        part = original(*args)
+        return replace(part, sequences=replace(part.sequences, context_lens=whole))
+
+    monkeypatch.setattr(ForwardBatch, "_part", seeing_all)
     assert not torch.equal(logits_of(engine, LONG_PROMPT), expected)
     monkeypatch.undo()
     assert torch.equal(logits_of(engine, LONG_PROMPT), expected)

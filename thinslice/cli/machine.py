@@ -5,6 +5,7 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -124,8 +125,8 @@ def _cgroup() -> Finding:
 
 def _devices() -> list[Finding]:
     if (missing := missing_for_cuda()) is not None:
-        return [Finding("CUDA", f"{missing}")]
-    findings = [Finding("Triton", version("triton"))]
+        return [Finding("CUDA", missing)]
+    findings = [Finding("Triton", import_module("triton").__version__)]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         text = f"{properties.name}, {properties.total_memory / GIB:.1f} GiB; for --device cuda"

@@ -105,7 +105,10 @@ class MTPDrafter:
         assert isinstance(layers, nn.ModuleList)
         assert len(layers) == len(caches) > 0, f"{len(layers)} layers, {len(caches)} caches"
         self.decoder = decoder
-        self.layers = [layer for layer in layers if isinstance(layer, MTPLayer)]
+        self.layers = list[MTPLayer]()
+        for layer in layers:
+            assert isinstance(layer, MTPLayer), f"a prediction layer that is a {type(layer)}"
+            self.layers.append(layer)
         self.caches = caches
         self.block_size = caches[0].block_size
         self.takes_normed_hidden = takes_normed_hidden

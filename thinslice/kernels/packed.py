@@ -1,4 +1,4 @@
-"""Group-wise quantised matrices in the one layout every CPU kernel reads.
+"""Group-wise quantised matrices in the one layout that every kernel reads.
 
 A matrix [out_features, in_features] is cut into panels of 16 output rows. A panel is one contiguous
 range of bytes, so a range of panels is one contiguous slice to stream from disk. Inside, every

@@ -118,6 +118,11 @@ class SingleRows:
     lengths: torch.Tensor
     longest: int
 
+    def to(self, place: torch.device) -> "SingleRows":
+        """The same on a device."""
+        tensors = (self.rows.to(place), self.sequences.to(place), self.lengths.to(place))
+        return SingleRows(*tensors, self.longest)
+
 
 @dataclass(frozen=True, eq=False)
 class SequenceBatch:
@@ -143,9 +148,18 @@ class SequenceBatch:
             if tuple(tensor.shape) != shape or not tensor.is_contiguous():
                 raise ValueError(f"expected a contiguous {shape}, got {tuple(tensor.shape)}")
 
+    def to(self, place: torch.device) -> "SequenceBatch":
+        """The same on a device, with what is known of it here, so that it is not asked again."""
+        moved = SequenceBatch(
+            self.query_starts.to(place), self.context_lens.to(place), self.block_tables.to(place)
+        )
+        single = self.single_rows and self.single_rows.to(place)
+        vars(moved).update(spans=self.spans, single_rows=single)
+        return moved
+
     @cached_property
     def spans(self) -> list[RowSpan]:
-        """The sequences one by one; waits for the device, where the tensors are on one."""
+        """The sequences one by one."""
         starts, lengths = self.query_starts.tolist(), self.context_lens.tolist()
         return [
             RowSpan(idx, start, stop, length)
@@ -162,12 +176,9 @@ class SequenceBatch:
             return None
         places = [(row, span) for span in short for row in range(span.start, span.stop)]
         lengths = [span.num_positions - (span.stop - 1 - row) for row, span in places]
-        place = self.context_lens.device
         return SingleRows(
-            rows=torch.tensor([row for row, _ in places], device=place),
-            sequences=torch.tensor(
-                [span.sequence for _, span in places], dtype=torch.int32, device=place
-            ),
-            lengths=torch.tensor(lengths, dtype=torch.int32, device=place),
+            rows=torch.tensor([row for row, _ in places]),
+            sequences=torch.tensor([span.sequence for _, span in places], dtype=torch.int32),
+            lengths=torch.tensor(lengths, dtype=torch.int32),
             longest=max(lengths),
-        )
+        ).to(self.context_lens.device)

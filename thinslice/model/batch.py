@@ -2,29 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, chain, pairwise
 
 import numpy as np
 import torch
 
 from thinslice.kernels.paged_kv import SequenceBatch
-
-
-@dataclass(frozen=True)
-class SequenceSpan:
-    """One sequence's rows in a batch.
-
-    Attributes:
-        start, stop: its rows among the packed tokens.
-        num_positions: positions in its KV cache once these rows are written.
-        block_table: the blocks that hold them, int64.
-    """
-
-    start: int
-    stop: int
-    num_positions: int
-    block_table: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -54,18 +37,15 @@ class ForwardBatch:
     Attributes:
         token_ids_T, positions_T: int64.
         slots_T: where each token's key and value go: block * block_size + offset; int64.
-        query_starts: [B + 1] int32, the row at which each sequence's tokens start, and T.
-        context_lens: [B] int32, positions in each KV cache once these rows are written.
-        block_tables: [B, most blocks] int32; a shorter table is filled up with block 0.
+        sequences: which rows are whose; a block table that is shorter than another is filled up
+            with block 0.
         block_size: KV positions in a block.
     """
 
     token_ids_T: torch.Tensor
     positions_T: torch.Tensor
     slots_T: torch.Tensor
-    query_starts: torch.Tensor
-    context_lens: torch.Tensor
-    block_tables: torch.Tensor
+    sequences: SequenceBatch
     block_size: int
 
     def to(self, place: torch.device) -> "ForwardBatch":
@@ -76,9 +56,7 @@ class ForwardBatch:
             self,
             positions_T=self.positions_T.to(place),
             slots_T=self.slots_T.to(place),
-            query_starts=self.query_starts.to(place),
-            context_lens=self.context_lens.to(place),
-            block_tables=self.block_tables.to(place),
+            sequences=self.sequences.to(place),
         )
 
     def parts(self, max_rows: int) -> "list[tuple[slice, ForwardBatch]]":
@@ -94,37 +72,23 @@ class ForwardBatch:
         return [(slice(*cut), self._part(*cut)) for cut in pairwise(cuts)]
 
     def _part(self, start: int, stop: int) -> "ForwardBatch":
-        first = int(torch.searchsorted(self.query_starts, start, right=True)) - 1
-        last = int(torch.searchsorted(self.query_starts, stop))
-        starts = self.query_starts[first : last + 1]
+        whole = self.sequences
+        first = int(torch.searchsorted(whole.query_starts, start, right=True)) - 1
+        last = int(torch.searchsorted(whole.query_starts, stop))
+        starts = whole.query_starts[first : last + 1]
         rows = slice(start, stop)
         return ForwardBatch(
             token_ids_T=self.token_ids_T[rows],
             positions_T=self.positions_T[rows],
             slots_T=self.slots_T[rows],
-            query_starts=starts.clamp(start, stop) - start,
-            # What comes after the part is not written yet.
-            context_lens=self.context_lens[first:last] - (starts[1:] - stop).clamp(min=0),
-            block_tables=self.block_tables[first:last],
+            sequences=SequenceBatch(
+                starts.clamp(start, stop) - start,
+                # What comes after the part is not written yet.
+                whole.context_lens[first:last] - (starts[1:] - stop).clamp(min=0),
+                whole.block_tables[first:last],
+            ),
             block_size=self.block_size,
         )
-
-    @cached_property
-    def sequences(self) -> SequenceBatch:
-        """What attention takes."""
-        return SequenceBatch(self.query_starts, self.context_lens, self.block_tables)
-
-    @cached_property
-    def spans(self) -> list[SequenceSpan]:
-        """The same sequences one by one, in the order of their rows."""
-        starts, lengths = self.query_starts.tolist(), self.context_lens.tolist()
-        tables = self.block_tables.long()
-        return [
-            SequenceSpan(start, stop, length, table[: -(-length // self.block_size)])
-            for start, stop, length, table in zip(
-                starts[:-1], starts[1:], lengths, tables, strict=True
-            )
-        ]
 
 
 def pack(runs: Sequence[TokenRun], block_size: int) -> ForwardBatch:
@@ -144,9 +108,11 @@ def pack(runs: Sequence[TokenRun], block_size: int) -> ForwardBatch:
         token_ids_T=_tensor([*chain.from_iterable(run.token_ids for run in runs)], np.int64),
         positions_T=_tensor([*chain.from_iterable(positions)], np.int64),
         slots_T=_tensor(slots, np.int64),
-        query_starts=_tensor(starts, np.int32),
-        context_lens=_tensor([run.stop for run in runs], np.int32),
-        block_tables=_block_tables(runs, block_size),
+        sequences=SequenceBatch(
+            _tensor(starts, np.int32),
+            _tensor([run.stop for run in runs], np.int32),
+            _block_tables(runs, block_size),
+        ),
         block_size=block_size,
     )
 

@@ -12,7 +12,8 @@ namespace thinslice {
 namespace {
 
 // Rows quantised at a time: bounds the scratch memory at 512 * 1.375 bytes per input feature (2.625
-// where a product is wide) while the weights are read again once per 512 rows, when the products take far longer than the reading.
+// where a product is wide) while the weights are read again once per 512 rows, when the products
+// take far longer than the reading.
 constexpr int64_t kRowsAtOnce = 512;
 
 // A thread takes about this many bytes of weights at a time.
@@ -22,7 +23,8 @@ constexpr int64_t kBytesAtOnce = 1024 * 1024;
 // 4096 inputs, one thread: 256 rows (1.4 MiB) 0.78 TOP/s, 512 rows 0.64.
 constexpr int64_t kCachedBytes = 1024 * 1024;
 
-// Bytes of a group: a plane of codes, the scale and two sums; of wide codes a plane and two sums more.
+// Bytes of a group: a plane of codes, the scale and two sums; of wide codes a plane and two sums
+// more.
 constexpr int64_t kNarrowBytes = kGroup + 12;
 constexpr int64_t kWideBytes = kGroup + 8;
 

@@ -15,9 +15,10 @@ constexpr int kPiece = 16;
 
 constexpr int64_t kTileBytes = kBlockRows * kGroup;
 
-// Tile 0: sums; 1: activations; 2: weights; 3 and 4: activations and sums of the low plane. Storing a tile keeps the vector unit from working
-// (4.6 ns alone, 13.3 ns among 48 multiplications that take 6.4 ns), so more tiles in flight gain
-// nothing: with two or four products in turn 256 rows run at 0.90 and 0.85 of the speed.
+// Tile 0: sums; 1: activations; 2: weights; 3 and 4: activations and sums of the low plane. Storing
+// a tile keeps the vector unit from working (4.6 ns alone, 13.3 ns among 48 multiplications that
+// take 6.4 ns), so more tiles in flight gain nothing: with two or four products in turn 256 rows run
+// at 0.90 and 0.85 of the speed.
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;

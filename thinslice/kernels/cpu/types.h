@@ -78,8 +78,8 @@ enum Width : int { kNarrow = 0, kWide = 1 };
 // group-major ([group][row][32]), so that an AMX tile is one contiguous piece and the 16 rows do
 // not fall into the same cache sets. The last block is padded with zero rows up to `block_height`.
 //
-// A wide code is 256 * high + low, in units of kWideUnit * scale; the high plane alone is the narrow
-// code, in units of the scale. low is never -128, so that AVX2 may negate it.
+// A wide code is 256 * high + low, in units of kWideUnit * scale; the high plane alone is the
+// narrow code, in units of the scale. low is never -128, so that AVX2 may negate it.
 struct QuantizedRows {
   int64_t rows;
   int64_t groups;
