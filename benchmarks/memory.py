@@ -3,7 +3,7 @@
 MiMo-7B's shape with random weights is packed and run by the real command line, each budget in a
 memory control group of exactly that size without swap: killed by the kernel, a run has failed. The
 prompt has 4,000 tokens, the completion 64. The peak the process had stands beside the planned one,
-and the speed beside the predicted one; all budgets must give the same text.
+and the speed beside the predicted one, both without drafts; all budgets must give the same text.
 
 `--written-packed` writes the packed model as it is, for one whose float weights the disk could not
 hold: `--shape qwq-32b --written-packed --budgets 8GiB --prompt-tokens 256 --new-tokens 8`.
@@ -76,7 +76,7 @@ def run(model: Path, budget: str, amounts: tuple[int, int], kv_dtype: str) -> Re
     drop_page_cache(model)
     # A word and its space are one token of the tokenizer that goes with random weights.
     prompt = " ".join(islice(cycle(SENTENCE.split()), num_prompt - num_prompt // 20))
-    options = ("--raw", "--json", "--ignore-eos", "--temperature", "0")
+    options = ("--raw", "--json", "--ignore-eos", "--temperature", "0", "--draft", "off")
     context = num_prompt + num_prompt // 20 + num_tokens
     sizes = ("--max-tokens", str(num_tokens), "--context", str(context), "--kv-dtype", kv_dtype)
     report: Result = json.loads(inside(budget, "run", model, *options, *sizes, stdin=prompt))

@@ -105,30 +105,34 @@ def test_computing_that_does_not_wait_is_seen(tmp_path: Path) -> None:
         sweep(copies)
 
 
-@pytest.mark.parametrize(("kind", "text"), [(Rash, "still computed with"), (Careless, "changed")])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("kind", "text"), [(Rash, "still computed with"), (Careless, "changed|equal")]
+)
 def test_copies_that_do_not_wait_are_seen(
     kind: type[TwinDevice], text: str, tmp_path: Path
 ) -> None:
+    """A source that changes is seen before it is copied or, a moment later, in what was copied."""
     path = tmp_path / "weights"
     with copies_of(kind(), path) as copies, pytest.raises(AssertionError, match=text):
         sweep_often(copies)
 
 
 class Faulty(TwinDevice):
-    """Fails at a copy, once."""
+    """Fails at a copy."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor, after: TwinEvent | None):
-        if self.num_copied_bytes == 2 * SIZE and not hasattr(self, "has_failed"):
-            self.has_failed = True
+        if self.num_copied_bytes == 2 * SIZE:
             raise RuntimeError("the card is busy")
         return super().copy(target, source, after)
 
 
-def test_after_an_error_nobody_thought_of_copying_goes_on(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_nobody_thought_of_is_raised_each_time_and_nobody_waits(tmp_path: Path) -> None:
     with copies_of(Faulty(), tmp_path / "weights") as copies:
-        with pytest.raises(RuntimeError, match="the card is busy"):
-            sweep(copies)
-        sweep_often(copies)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="the card is busy"):
+                sweep_often(copies)
 
 
 def test_memory_that_is_unlocked_under_a_copy_is_seen() -> None:

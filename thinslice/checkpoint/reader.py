@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from gguf.quants import dequantize
 
 from thinslice.checkpoint.files import os_errors_named
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
+from thinslice.closing import Closing
 from thinslice.errors import CheckpointError
 from thinslice.plan.packed_format import PANEL_ROWS, num_panels
 from thinslice.units import MIB
@@ -27,7 +27,7 @@ SCRATCH_BYTES = 4 * MIB
 STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
-class CheckpointReader:
+class CheckpointReader(Closing):
     """Reads a checkpoint's tensors; a context manager that holds its files open.
 
     Threads may read at the same time, into different buffers. Nothing is cached: each call reads
@@ -41,17 +41,6 @@ class CheckpointReader:
         self.checkpoint = checkpoint
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
-
-    def __enter__(self) -> "CheckpointReader":
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""

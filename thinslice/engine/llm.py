@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TypedDict, Unpack
 
+from thinslice.closing import Closing
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.engine.load import Progress, load_engine, open_model
 from thinslice.engine.planning import Model, known_profile, open_device, plan_model, predict_speed
@@ -72,7 +72,7 @@ class Prompt:
     rendered: str | None
 
 
-class LLM:
+class LLM(Closing):
     """A loaded model.
 
     ``LLM("smollm2", memory="1GiB").chat([{"role": "user", "content": "Hello"}]).text``
@@ -106,17 +106,6 @@ class LLM:
         end_ids = self.tokenizer.special.eos_token_ids
         self.device = device
         self.engine = load_engine(checkpoint, self.plan, end_ids, progress, device)
-
-    def __enter__(self) -> "LLM":
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop reading weights ahead and let a device's host memory go; nothing runs after that.

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from thinslice.errors import CheckpointError
 from thinslice.memory.device import Device, Event
 from thinslice.memory.slice_reader import SliceReader
 
@@ -52,6 +53,7 @@ class DeviceCopies:
         self._changed = threading.Condition()
         self._is_closed = False
         self._is_restarting = False
+        self._is_broken = False  # the thread has ended by an error nobody thought of
         self._is_copying = False
         self._num_begun = 0  # copies asked for
         self._num_taken = 0  # slices the consumer has asked for
@@ -107,10 +109,13 @@ class DeviceCopies:
     def restart(self) -> None:
         """Go back to the first slice, as after a sweep that was broken off or failed.
 
-        At the end of a sweep this changes nothing, and what was copied ahead stays.
+        At the end of a sweep this changes nothing, and what was copied ahead stays. Errors that are
+        no CheckpointError stay, and are raised.
         """
         num_slices = len(self._sources)
         with self._changed:
+            if self._is_broken and self._error is not None:
+                raise self._error
             is_whole = self._num_taken == self._num_returned and self._num_taken % num_slices == 0
             if is_whole and self._error is None:
                 return
@@ -146,12 +151,16 @@ class DeviceCopies:
 
     def _copy_ahead(self) -> None:
         while (turn := self._take_turn()) is not None:
-            error = None
             try:
                 self._copy(turn)
-            except BaseException as caught:  # noqa: BLE001 -- raised where it is asked for
-                error = caught
-            self._settle(error)
+            except CheckpointError as error:
+                self._settle(error)
+            except BaseException as bug:
+                self._is_broken = True
+                self._settle(bug)
+                raise
+            else:
+                self._settle(None)
 
     def _settle(self, error: BaseException | None) -> None:
         with self._changed:

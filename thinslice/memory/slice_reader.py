@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
+from thinslice.closing import Closing
+from thinslice.errors import CheckpointError
 from thinslice.memory.aligned_buffer import aligned_buffer
 from thinslice.memory.slice_schedule import Piece, Slice, pieces_of
 from thinslice.memory.uncached_file import ALIGNMENT, UncachedFile
@@ -93,7 +94,7 @@ class _Request:
         return self.buffer.view[self.piece.begin : self.piece.end]
 
 
-class SliceReader:
+class SliceReader(Closing):
     """Reads slices in a fixed, cyclic order; a context manager.
 
     One thread consumes: ``with reader.next() as data``. Up to ``num_buffers`` slices may be held
@@ -126,6 +127,7 @@ class SliceReader:
         self._changed = threading.Condition()
         self._is_closed = False
         self._is_restarting = False
+        self._is_broken = False  # a thread has ended by an error nobody thought of
         self._next_turn = 0  # of the slice whose pieces are being handed out
         self._pieces: deque[Piece] = deque()  # what is left of that slice, once it has begun
         self._num_taken = 0  # slices the consumer has asked for
@@ -161,17 +163,6 @@ class SliceReader:
             raise
         return reader
 
-    def __enter__(self) -> "SliceReader":
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     @property
     def buffered_paths(self) -> tuple[Path, ...]:
         """Files that the system reads through its page cache, because it can do no other."""
@@ -198,9 +189,11 @@ class SliceReader:
         """Go back to the first slice, as after a sweep that was broken off or failed.
 
         At the end of a sweep this changes nothing, and what was read ahead stays. Otherwise slices
-        still held are taken back.
+        still held are taken back. Errors that are no CheckpointError stay, and are raised.
         """
         with self._changed:
+            if self._is_broken and self._error is not None:
+                raise self._error
             is_at_start = self._num_taken % len(self._slices) == 0
             if is_at_start and self._num_returned == self._num_taken and self._error is None:
                 return
@@ -304,8 +297,12 @@ class SliceReader:
                 if request.is_first_of_file:
                     request.file.check_unchanged()
                 request.file.read(request.view, request.piece.offset, request.piece.num_needed)
-            except BaseException as caught:  # noqa: BLE001 -- raised where it is asked for
+            except CheckpointError as caught:
                 error = caught
+            except BaseException as bug:
+                self._is_broken = True
+                self._finish(request, bug)
+                raise
             self._finish(request, error)
 
     def _take_request(self) -> _Request | None:

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
 
 import torch
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader, decode_rows
+from thinslice.closing import Closing
 from thinslice.kernels.buffers import empty_bytes
 from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.packed import PackedWeight, unpack_rows
@@ -39,7 +39,7 @@ from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
 Progress = Callable[[int, int], None]
 
 
-class WeightStore:
+class WeightStore(Closing):
     """Gives a decoder its matrices; a context manager.
 
     One thread at a time runs the decoder. Call ``begin_sweep`` before each forward pass.
@@ -69,17 +69,6 @@ class WeightStore:
         self._converted = torch.empty(0, dtype=torch.uint8)
         self._held = HeldSlices(0)
         self._is_holding = False
-
-    def __enter__(self) -> "WeightStore":
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def open(self, progress: Progress | None = None) -> None:
         """Read the pinned slices, and a prediction layer whole, and begin to read ahead.
