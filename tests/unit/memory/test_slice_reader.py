@@ -369,11 +369,15 @@ def test_a_bug_in_a_thread_reaches_the_consumer(
 
     monkeypatch.setattr(UncachedFile, "read", faulty)
     slices = even_slices(list(write_files(tmp_path)))
+
+    def sweep(reader: SliceReader) -> None:
+        reader.restart()
+        take(reader)
+
     with open_reader(slices) as reader:
         for _ in range(10):  # more often than there are threads to end by it
             with pytest.raises(ZeroDivisionError):
-                reader.restart()
-                take(reader)
+                sweep(reader)
 
 
 def test_leaving_in_the_middle_of_a_sweep_ends_threads_and_files(tmp_path: Path) -> None:
