@@ -1,5 +1,6 @@
 """Copies ahead: in order, into buffers that are free, from sources that stay; errors come out."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +134,29 @@ def test_an_error_nobody_thought_of_is_raised_each_time_and_nobody_waits(tmp_pat
         for _ in range(3):
             with pytest.raises(RuntimeError, match="the card is busy"):
                 sweep_often(copies)
+
+
+class Late(Faulty):
+    """The same, but not before it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_fail = threading.Event()
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor, after: TwinEvent | None):
+        if self.num_copied_bytes == 2 * SIZE:
+            self.may_fail.wait(10)
+        return super().copy(target, source, after)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_such_an_error_during_a_restart_is_not_forgotten(tmp_path: Path) -> None:
+    device = Late()
+    with copies_of(device, tmp_path / "weights") as copies:
+        sweep(copies, 1)
+        threading.Timer(0.2, device.may_fail.set).start()
+        with pytest.raises(RuntimeError, match="the card is busy"):
+            copies.restart()
 
 
 def test_memory_that_is_unlocked_under_a_copy_is_seen() -> None:

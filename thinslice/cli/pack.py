@@ -26,7 +26,7 @@ def pack(
     Args:
         model: Name of the model.
         dtype: Of the layers' matrices: 4.5 or 8.5 bits a weight. Codes that a GGUF has already are
-            kept: Q4_0, Q4_1 and Q4_K in int4, Q8_0 in int8. The head is always int8.
+            kept: Q4_0, Q4_1 and Q4_K in int4, Q8_0 in int8. The head is int8 where it was floats.
         out: The folder to make.
         memory: The budget: the most the whole process may hold, as 4GiB or 4GB.
         offline: Use no network: only a model that is here already is found.

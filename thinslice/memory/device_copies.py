@@ -114,8 +114,7 @@ class DeviceCopies:
         """
         num_slices = len(self._sources)
         with self._changed:
-            if self._is_broken and self._error is not None:
-                raise self._error
+            self._check_thread()
             is_whole = self._num_taken == self._num_returned and self._num_taken % num_slices == 0
             if is_whole and self._error is None:
                 return
@@ -123,6 +122,7 @@ class DeviceCopies:
                 self._is_restarting = True
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: not self._is_copying)
+                self._check_thread()
                 if self._reader is not None:
                     self._reader.restart()
                 first = -(-self._num_begun // num_slices) * num_slices
@@ -135,15 +135,30 @@ class DeviceCopies:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """End the thread; copies that were asked for are waited for."""
+        """End the thread, wait for copies that were asked for, and let the memory go.
+
+        A device that does not answer is not waited for.
+        """
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(_STUCK_S)
-        for copied in self._copied:
-            if copied is not None:
-                self._device.finish(copied)
+        if self._thread.is_alive():
+            return
+        try:
+            for copied in self._copied:
+                if copied is not None:
+                    self._device.finish(copied)
+        finally:
+            self._sources, self._ring = (), ()
+            self._copied.clear()
+
+    def _check_thread(self) -> None:
+        """Raise the error nobody thought of that has ended the thread."""
+        if self._is_broken:
+            assert self._error is not None, "no error has ended the thread"
+            raise self._error
 
     def _size_of(self, turn: int) -> int:
         source = self._sources[turn % len(self._sources)]
@@ -156,14 +171,14 @@ class DeviceCopies:
             except CheckpointError as error:
                 self._settle(error)
             except BaseException as bug:
-                self._is_broken = True
-                self._settle(bug)
+                self._settle(bug, is_last=True)
                 raise
             else:
                 self._settle(None)
 
-    def _settle(self, error: BaseException | None) -> None:
+    def _settle(self, error: BaseException | None, *, is_last: bool = False) -> None:
         with self._changed:
+            self._is_broken |= is_last
             self._is_copying = False
             self._error = error
             self._num_begun += error is None

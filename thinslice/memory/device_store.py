@@ -7,6 +7,7 @@ needed and never lie on the device as a table.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -26,6 +27,7 @@ from thinslice.memory.slice_rows import (
     rows_of_tokens,
     slice_on_disk,
     stored_name,
+    table_dtype,
 )
 from thinslice.memory.slice_schedule import Slice
 from thinslice.model.decoder import Decoder, Embedding, Linear
@@ -127,13 +129,13 @@ class DeviceStore:
 
     def close(self) -> None:
         """Stop copying and reading, close the files, let host memory go."""
-        self._rows.close()
-        if self._copies is not None:
-            self._copies.close()
-        if self._reader is not None:
-            self._reader.close()
-        while self._locked:
-            self.device.unlock(self._locked.pop())
+        with ExitStack() as stack:
+            while self._locked:
+                stack.callback(self.device.unlock, self._locked.pop())
+            for one in (self._reader, self._copies):
+                if one is not None:
+                    stack.callback(one.close)
+            self._rows.close()
 
     def _page_locked(self, num_bytes: int) -> torch.Tensor:
         buffer = self.device.page_locked(num_bytes)
@@ -213,10 +215,13 @@ class DeviceStore:
     def _embedding_rows(self, name: str, token_ids_T: torch.Tensor) -> torch.Tensor:
         """Rows of the embedding table on the device."""
         read_rows = partial(self._rows.read_scattered, name)
+        dtype = table_dtype(self.layout, self.dtype)
         if name in self._placed and self._placed[name][0].one.matrix.is_packed:
             read_rows = partial(self._packed_rows, self._placed[name][0].one.matrix)
+            dtype = self.dtype
         columns = self.checkpoint.tensors[name].shape[1]
-        return rows_of_tokens(token_ids_T, read_rows, columns, self.dtype).to(self.device.place)
+        rows = rows_of_tokens(token_ids_T, read_rows, columns, dtype)
+        return rows.to(self.dtype).to(self.device.place)
 
     def _packed_rows(self, matrix: Matrix, rows: Sequence[int], out: torch.Tensor) -> None:
         """Rows of a table that is the head as well."""

@@ -127,7 +127,7 @@ class SliceReader(Closing):
         self._changed = threading.Condition()
         self._is_closed = False
         self._is_restarting = False
-        self._is_broken = False  # a thread has ended by an error nobody thought of
+        self._bug: BaseException | None = None  # nobody thought of it, and it has ended a thread
         self._next_turn = 0  # of the slice whose pieces are being handed out
         self._pieces: deque[Piece] = deque()  # what is left of that slice, once it has begun
         self._num_taken = 0  # slices the consumer has asked for
@@ -192,18 +192,22 @@ class SliceReader(Closing):
         still held are taken back. Errors that are no CheckpointError stay, and are raised.
         """
         with self._changed:
-            if self._is_broken and self._error is not None:
-                raise self._error
+            self._check_threads()
             is_at_start = self._num_taken % len(self._slices) == 0
             if is_at_start and self._num_returned == self._num_taken and self._error is None:
                 return
             try:
                 self._is_restarting = True
                 self._changed.wait_for(lambda: self._num_in_flight == 0)
+                self._check_threads()
                 self._forget()
             finally:
                 self._is_restarting = False
                 self._changed.notify_all()
+
+    def _check_threads(self) -> None:
+        if self._bug is not None:
+            raise self._bug
 
     def stats(self) -> ReadStats:
         """What was read so far, and how long it took."""
@@ -300,8 +304,7 @@ class SliceReader(Closing):
             except CheckpointError as caught:
                 error = caught
             except BaseException as bug:
-                self._is_broken = True
-                self._finish(request, bug)
+                self._finish(request, bug, is_last=True)
                 raise
             self._finish(request, error)
 
@@ -335,8 +338,12 @@ class SliceReader(Closing):
         is_first_of_file = is_begin and index in self._first_uses
         return _Request(self._files[one.path], buffer, turn, piece, is_first_of_file)
 
-    def _finish(self, request: _Request, error: BaseException | None) -> None:
+    def _finish(
+        self, request: _Request, error: BaseException | None, *, is_last: bool = False
+    ) -> None:
+        """Note that a request has come back; ``is_last``: its error ends the thread."""
         with self._changed:
+            self._bug = error if is_last and self._bug is None else self._bug
             self._num_bytes += request.piece.end - request.piece.begin
             request.buffer.num_open -= 1
             self._num_in_flight -= 1

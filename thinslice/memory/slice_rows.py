@@ -13,7 +13,7 @@ from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.slice_schedule import Slice
 from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat
-from thinslice.plan.weight_layout import Matrix, WeightSlice
+from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
 from thinslice.units import MIB
 
 _MAKE_KV = ("k_proj.weight", "v_proj.weight")
@@ -85,6 +85,15 @@ def read_packed_row(reader: CheckpointReader, matrix: Matrix, row: int) -> torch
     assert isinstance(rows, PackedWeight), "a packed matrix of numbers"
     read_slice(reader, panel, rows)
     return unpack_rows(rows, torch.tensor([row - start]))[0]
+
+
+def table_dtype(layout: WeightLayout, dtype: torch.dtype) -> torch.dtype:
+    """What rows of an embedding table that is not packed are rounded to.
+
+    Packing writes them in bfloat16; what it is packed from is to give the same bits.
+    """
+    is_packed = any(matrix.is_packed for matrix in layout.sweep)
+    return torch.bfloat16 if is_packed else dtype
 
 
 def rows_of_tokens(

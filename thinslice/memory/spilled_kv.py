@@ -59,9 +59,12 @@ class SpilledKv:
 
     def close(self) -> None:
         """Let the host memory go, once the copies that were asked for are done."""
-        if self._last is not None:
-            self._device.finish(self._last)
-            self._last = None
-        if self._buffer is not None:
-            self._device.unlock(self._buffer)
-            self._buffer = None
+        buffer, last = self._buffer, self._last
+        self._buffer = self._last = None
+        self._on_host = torch.empty(0)
+        try:
+            if last is not None:
+                self._device.finish(last)
+        finally:
+            if buffer is not None:
+                self._device.unlock(buffer)

@@ -30,6 +30,7 @@ from thinslice.memory.slice_rows import (
     rows_of_tokens,
     slice_on_disk,
     stored_name,
+    table_dtype,
 )
 from thinslice.model.decoder import Decoder, Embedding, Linear
 from thinslice.plan.memory_plan import StreamingPlan
@@ -60,9 +61,6 @@ class WeightStore(Closing):
         self.layout = layout
         self.streaming = streaming
         self.dtype = dtype
-        # Packing writes a table in bfloat16, and what it is packed from gives the same bits.
-        is_packed = any(matrix.is_packed for matrix in layout.sweep)
-        self._table_dtype = torch.bfloat16 if is_packed else dtype
         self._rows = CheckpointReader(checkpoint)
         self._placed: dict[str, list[PlacedSlice]] = {}
         self._reader: SliceReader | None = None
@@ -216,7 +214,8 @@ class WeightStore(Closing):
 
     def _embedding_rows(self, name: str, token_ids_T: torch.Tensor) -> torch.Tensor:
         """Rows of the embedding table: from memory where they are pinned, else from disk."""
-        read_rows, dtype = partial(self._rows.read_scattered, name), self._table_dtype
+        read_rows = partial(self._rows.read_scattered, name)
+        dtype = table_dtype(self.layout, self.dtype)
         if name in self._placed and self._placed[name][0].one.matrix.is_packed:
             if (table := self.resident(name)) is not None:
                 return unpack_rows(table, token_ids_T).to(self.dtype)

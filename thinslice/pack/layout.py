@@ -24,7 +24,7 @@ from thinslice.checkpoint.safetensors_header import MAX_TENSORS
 from thinslice.errors import CheckpointError
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, most_common_format, packed_bytes
-from thinslice.plan.packing import Packing, head_format, layer_format
+from thinslice.plan.packing import Packing, head_format, matrix_format
 
 # Weights read and packed at a time: two MiB of bfloat16.
 _SLICE_WEIGHTS = 1 << 20
@@ -235,11 +235,8 @@ def matrix_formats(source: Checkpoint, packing: Packing) -> dict[str, PackedForm
     }
     of_layers = {name: one for name, one in matrices.items() if name.startswith("model.layers.")}
     most = most_common_format(of_layers.values())
-    is_mostly_int4 = most in (PackedFormat.INT4, PackedFormat.INT4M)
     return {
-        name: layer_format(dtype, packing, is_mostly_int4)
-        if name in of_layers
-        else head_format(dtype, packing)
+        name: (matrix_format if name in of_layers else head_format)(dtype, packing, most)
         for name, dtype in matrices.items()
     }
 

@@ -5,6 +5,7 @@ bits. The order: a journal, the settings (what cannot be read is refused before 
 weights, their name, the record.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -86,7 +87,8 @@ def pack_model(
     layout = layout_of(source, packing)
     check_settings(source)
     files = SourceFiles(source)
-    settings = PackSettings(options.name, files.records, packing.to_dict(), __version__)
+    digest = hashlib.sha256(layout.header).hexdigest()
+    settings = PackSettings(options.name, files.records, packing.to_dict(), __version__, digest)
     what = f"the packed {options.name}"
     with disk_errors(folder, what, layout.num_bytes, _ADVICE), _lock(folder):
         if options.starts_over:
@@ -204,6 +206,8 @@ def _difference(found: PackSettings, wanted: PackSettings) -> str:
         return "cut in another way"
     if found.version != wanted.version:
         return f"by thinslice {found.version:.40}, not {wanted.version}"
+    if found.layout != wanted.layout:
+        return "cut in another way"
     return f"of a {wanted.source} whose files have changed since"
 
 

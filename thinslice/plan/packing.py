@@ -27,7 +27,7 @@ class Packing:
     """What config.json says of a packed checkpoint under ``quantization_config``.
 
     Attributes:
-        weights: of the decoder's matrices, ``int4`` or ``int8``; see ``layer_format``.
+        weights: of the decoder's matrices, ``int4`` or ``int8``; see ``matrix_format``.
         head: of the head, of an embedding table that is the head, and of prediction layers; see
             ``head_format``.
         ffn_block: rows of gate and up, and columns of down, in a block; the last may have fewer.
@@ -80,27 +80,32 @@ def packing_for(shape: ModelShape, weights: PackedFormat) -> Packing:
     return Packing(weights, PackedFormat.INT8, -(-block // _BLOCK_STEP) * _BLOCK_STEP)
 
 
-def head_format(stored: str, packing: Packing) -> PackedFormat:
-    """What a head, or a matrix of a prediction layer, is packed in: in an int4 packing blocks of
-    four bits stay as they are, so that the packed model gives the same bits."""
-    own = packed_format_of(stored)
-    is_kept = (
-        own in (PackedFormat.INT4, PackedFormat.INT4M) and packing.weights is PackedFormat.INT4
-    )
-    return own if own is not None and is_kept else packing.head
+def matrix_format(stored: str, packing: Packing, most: PackedFormat | None) -> PackedFormat:
+    """What a matrix of a layer is packed in.
 
-
-def layer_format(stored: str, packing: Packing, is_mostly_int4: bool) -> PackedFormat:
-    """What a layer's matrix is packed in.
-
-    In an int4 packing blocks with a minimum keep it, and a model that is mostly of int4's size
-    keeps in int8 the few matrices it has in more bits: Q6_K or floats among Q4_K.
+    Args:
+        most: what most of the model's layers have the size of, None for floats. Packed in that,
+            a model keeps every matrix in the format it has in memory, so that it gives the same
+            bits: codes of four bits, and in int8 whatever has more (Q6_K among Q4_K).
     """
     own = packed_format_of(stored)
-    if packing.weights is PackedFormat.INT4 and own is PackedFormat.INT4M:
-        return own
-    has_more_bits = own in (None, PackedFormat.INT8)
-    return PackedFormat.INT8 if has_more_bits and is_mostly_int4 else packing.weights
+    if is_own_size(packing, most):
+        return own or PackedFormat.INT8
+    # A minimum is worth its half bit to codes that were chosen with it.
+    is_int4m = packing.weights is PackedFormat.INT4 and own is PackedFormat.INT4M
+    return PackedFormat.INT4M if is_int4m else packing.weights
+
+
+def head_format(stored: str, packing: Packing, most: PackedFormat | None) -> PackedFormat:
+    """What a head, or a matrix of a prediction layer, is packed in."""
+    own = packed_format_of(stored) if is_own_size(packing, most) else None
+    return own or packing.head
+
+
+def is_own_size(packing: Packing, most: PackedFormat | None) -> bool:
+    """Whether a model is packed in about the bits that it has."""
+    is_int8 = most is PackedFormat.INT8
+    return most is not None and is_int8 == (packing.weights is PackedFormat.INT8)
 
 
 def _format(section: Mapping[str, Any], key: str) -> PackedFormat:

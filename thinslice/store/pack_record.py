@@ -31,24 +31,28 @@ class PackSettings:
         files: of the source, also those with its settings and its tokenizer.
         quantization: as config.json has it under ``quantization_config``.
         version: of the thinslice that packs.
+        layout: a digest of the file's header: the format and the place of every tensor.
     """
 
     source: str
     files: tuple[SourceFile, ...]
     quantization: dict[str, Any]
     version: str
+    layout: str
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "PackSettings":
         """What ``asdict`` made of it. Errors: TypeError, KeyError, ValueError for anything else."""
         files = tuple(SourceFile(**file) for file in record["files"])
-        texts = (record["source"], record["version"], *(file.name for file in files))
+        texts = (record["source"], record["version"], record["layout"])
+        texts += tuple(file.name for file in files)
         numbers = [number for file in files for number in (file.num_bytes, file.mtime_ns)]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a name is no text")
         if not all(type(number) is int for number in numbers):
             raise TypeError("a size is no whole number")
-        return cls(record["source"], files, dict(record["quantization"]), record["version"])
+        quantization = dict(record["quantization"])
+        return cls(record["source"], files, quantization, record["version"], record["layout"])
 
 
 @dataclass(frozen=True)

@@ -159,12 +159,6 @@ def test_a_vector_of_bytes_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_a_matrix_in_another_format_is_refused(packed: Path) -> None:
-    change_config(packed, **quantization(weights="int8"))
-    with pytest.raises(CheckpointError, match=r"is int4; expected int8, as config\.json"):
-        open_checkpoint(packed)
-
-
 @pytest.mark.parametrize("name", ["lm_head.weight", GATE, Q_PROJ])
 def test_a_matrix_of_floats_is_refused(name: str, tmp_path: Path) -> None:
     packing = Packing(PackedFormat.INT4, PackedFormat.INT4, 64)

@@ -39,6 +39,18 @@ KINDS = {
         "int4",
         {"int4", "int8"},
     ),
+    "Q5_0 and four bits": (
+        GgufOptions(
+            "Q5_0",
+            other_dtypes={
+                "v_proj.weight": "Q4_0",
+                "down_proj.weight": "Q4_1",
+                "lm_head.weight": "Q4_0",
+            },
+        ),
+        "int8",
+        {"int4", "int4m", "int8"},
+    ),
     "F16 head": (
         GgufOptions(dtype="Q8_0", other_dtypes={"lm_head.weight": "F16"}),
         "int8",
