@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from thinslice.units import MIB
 
 DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -125,6 +127,13 @@ def test_a_full_disk_behind_stdout_is_an_error_and_no_traceback() -> None:
         )
     assert done.returncode == 6
     assert done.stderr == "error: cannot write the output: the disk is full\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_is_no_error(closed: str) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "thinslice", "ls"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_bench_tells_speed_and_memory(smollm2_path: Path) -> None:

@@ -3,6 +3,7 @@
 Nothing shown is read as markup: a model's text, a file's name and an error may hold anything.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,13 @@ from rich.text import Text
 _PIPE_WIDTH = 4096
 
 
+def _open_closed_streams() -> None:
+    """Give the process a null device for each stream that whoever started it has closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def _console(stream: TextIO, is_error: bool) -> Console:
     width = None if stream.isatty() else _PIPE_WIDTH
     return Console(
@@ -37,6 +45,7 @@ def _console(stream: TextIO, is_error: bool) -> Console:
     )
 
 
+_open_closed_streams()
 # Answers go to out, everything about them to err, so that a pipe carries the answer alone.
 out = _console(sys.stdout, is_error=False)
 err = _console(sys.stderr, is_error=True)

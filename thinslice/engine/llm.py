@@ -6,6 +6,7 @@ from typing import TypedDict, Unpack
 
 from thinslice.closing import Closing
 from thinslice.config import EngineSettings, SamplingParams
+from thinslice.engine.engine import Engine
 from thinslice.engine.load import Progress, load_engine, open_model
 from thinslice.engine.planning import Model, known_profile, open_device, plan_model, predict_speed
 from thinslice.engine.request import Completion, Request, TextChunk
@@ -105,14 +106,23 @@ class LLM(Closing):
             self.prediction = predict_speed(planned, self.plan, profile)
         end_ids = self.tokenizer.special.eos_token_ids
         self.device = device
-        self.engine = load_engine(checkpoint, self.plan, end_ids, progress, device)
+        self._engine: Engine | None = load_engine(checkpoint, self.plan, end_ids, progress, device)
+
+    @property
+    def engine(self) -> Engine:
+        """What runs it. Errors: RequestError once the model is closed."""
+        if self._engine is None:
+            raise RequestError("this model is closed; load it anew")
+        return self._engine
 
     def close(self) -> None:
-        """Stop reading weights ahead and let a device's host memory go; nothing runs after that.
+        """Let weights, KV cache, threads and files go; nothing runs after that.
 
-        The rest goes with the last reference. Also as a context manager: ``with LLM(...) as llm``.
+        Also at the end of ``with LLM(...) as llm``.
         """
-        self.engine.runner.close()
+        if self._engine is not None:
+            self._engine.runner.close()
+            self._engine = None
 
     def generate(
         self,

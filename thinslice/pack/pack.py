@@ -136,7 +136,7 @@ def _num_threads(source: Checkpoint, layout: PackedLayout, memory_bytes: int | N
         fits = size_option(-(-floor // MIB) * MIB)
         raise BudgetError(
             f"packing does not fit --memory {size_option(memory_bytes)}\n"
-            f"  needs {gib(floor)} GiB: {named}\n"
+            f"  needs {gib(floor)} GiB: {named}; packed once, it runs in less\n"
             f"  this fits: --memory {fits}"
         )
     return min(most, 1 + (memory_bytes - floor) // parts["scratch"])

@@ -1,6 +1,8 @@
 """LLM on a tiny random model: text, chat, streams, stops, and what is left when something fails."""
 
+import gc
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,6 +215,16 @@ def test_a_streamed_model_ends_its_threads_when_it_is_closed(
         assert threading.active_count() > before
     assert threading.active_count() == before
     llm.close()
+    with pytest.raises(RequestError, match="this model is closed"):
+        llm.generate("abc", LONG)
+
+
+def test_closing_lets_the_weights_go(model: str) -> None:
+    with LLM(model, memory="2GiB", context=64, dtype="float32") as llm:
+        weights = weakref.ref(llm.engine.runner.decoder)
+        llm.generate("abc", LONG)
+    gc.collect()
+    assert weights() is None
 
 
 def test_settings_out_of_range_are_refused_before_anything_is_loaded(model: str) -> None:
