@@ -32,7 +32,7 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise ConfigError(f"{text!r} is not a size; write for example 4GiB or 4GB")
     number, unit = match.groups()
-    if unit not in _UNITS:
+    if unit not in _UNITS and float(number) > 0:
         prefix = unit[:1].upper()
         letter = prefix if prefix in ("K", "M", "G", "T") else "G"
         raise ConfigError(
@@ -41,7 +41,7 @@ def parse_bytes(text: str) -> int:
         )
     if len(number) > _LONGEST_NUMBER:
         raise ConfigError(f"{text!r:.60} is more memory than there is")
-    num_bytes = int(float(number) * _UNITS[unit])
+    num_bytes = int(float(number) * _UNITS.get(unit, 1))
     if num_bytes <= 0:
         raise ConfigError(f"{text!r} is no bytes at all; write for example 4GiB or 4GB")
     return num_bytes

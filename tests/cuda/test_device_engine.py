@@ -22,6 +22,7 @@ from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model
 from thinslice.kernels import native
 from thinslice.memory.spilled_kv import BlockMove
+from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.device_plan import DeviceLimits, plan_on_device
 from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
 from thinslice.plan.packed_format import PackedFormat
@@ -144,6 +145,18 @@ def test_the_bits_are_the_same_wherever_slices_lie(kind: str, tmp_path: Path) ->
     for logits, tokens in results[1:]:
         assert torch.equal(logits, results[0][0])
         assert tokens == results[0][1]
+
+
+def test_a_packed_copy_gives_its_sources_bits(tmp_path: Path) -> None:
+    """Among them those of the embedding table, which packing rounds."""
+    source = write("Q4_1", tmp_path)
+    pack_model(source, tmp_path / "packed", PackOptions(PackedFormat.INT4, "tiny"))
+    packed = open_checkpoint(tmp_path / "packed")
+    expected, logits = (
+        logits_of(engine_on(TwinDevice(), one, device_plan(one, "int4")), LONG)
+        for one in (source, packed)
+    )
+    assert torch.equal(logits, expected)
 
 
 def test_blocks_that_are_spilled_come_back_as_they_were(tmp_path: Path) -> None:

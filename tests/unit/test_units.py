@@ -56,7 +56,7 @@ def test_other_text_is_no_size(text: str) -> None:
         parse_bytes(text)
 
 
-@pytest.mark.parametrize("text", ["0GiB", "0.4B"])
+@pytest.mark.parametrize("text", ["0GiB", "0.4B", "0"])
 def test_nothing_is_no_size(text: str) -> None:
     with pytest.raises(ConfigError, match="no bytes at all"):
         parse_bytes(text)

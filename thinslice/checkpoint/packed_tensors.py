@@ -103,9 +103,7 @@ def _logical(entry: TensorEntry, size: tuple[int, ...]) -> TensorEntry:
 
 def _check_format(entry: TensorEntry, shape: ModelShape, packing: Packing) -> None:
     wanted = format_of(entry.name, shape, packing) if len(entry.shape) == 2 else None
-    allowed: tuple[str, ...] = _FLOAT_DTYPES if wanted is None else (str(wanted),)
-    if wanted is not None:
-        allowed = tuple(str(fmt) for fmt in PackedFormat)
+    allowed = _FLOAT_DTYPES if wanted is None else tuple(str(fmt) for fmt in PackedFormat)
     if entry.dtype not in allowed:
         raise CheckpointError(
             f"{entry.path}: {entry.name} is {entry.dtype}; expected {' or '.join(allowed)}, "

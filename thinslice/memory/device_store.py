@@ -18,22 +18,20 @@ from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.device import Device
 from thinslice.memory.device_copies import DeviceCopies
+from thinslice.memory.embedding_rows import EmbeddingRows
 from thinslice.memory.slice_reader import ReaderOptions, ReadStats, SliceReader
 from thinslice.memory.slice_rows import (
     PlacedSlice,
-    read_packed_row,
     read_slice,
     rows_in,
-    rows_of_tokens,
     slice_on_disk,
     stored_name,
-    table_dtype,
 )
 from thinslice.memory.slice_schedule import Slice
 from thinslice.model.decoder import Decoder, Embedding, Linear
 from thinslice.plan.device_plan import DEVICE_ALIGNMENT, PIECE_BYTES
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
+from thinslice.plan.weight_layout import WeightLayout, WeightSlice
 
 Progress = Callable[[int, int], None]
 
@@ -102,7 +100,8 @@ class DeviceStore:
                     self._slices_of, stored_name(f"{name}.weight", self._placed)
                 )
             elif isinstance(module, Embedding):
-                module.read_rows = partial(self._embedding_rows, f"{name}.weight")
+                rows = EmbeddingRows(self._rows, f"{name}.weight", self.layout, self.dtype)
+                module.read_rows = partial(self._embedding_rows, rows)
         place = self.device.place
         for name, vector in list(decoder.named_parameters()):
             if vector.ndim == 1:
@@ -212,21 +211,9 @@ class DeviceStore:
             with self._copies.next() as data:
                 yield one.start, one.stop, rows_in(data, one)
 
-    def _embedding_rows(self, name: str, token_ids_T: torch.Tensor) -> torch.Tensor:
-        """Rows of the embedding table on the device."""
-        read_rows = partial(self._rows.read_scattered, name)
-        dtype = table_dtype(self.layout, self.dtype)
-        if name in self._placed and self._placed[name][0].one.matrix.is_packed:
-            read_rows = partial(self._packed_rows, self._placed[name][0].one.matrix)
-            dtype = self.dtype
-        columns = self.checkpoint.tensors[name].shape[1]
-        rows = rows_of_tokens(token_ids_T, read_rows, columns, dtype)
-        return rows.to(self.dtype).to(self.device.place)
-
-    def _packed_rows(self, matrix: Matrix, rows: Sequence[int], out: torch.Tensor) -> None:
-        """Rows of a table that is the head as well."""
-        for index, row in enumerate(rows):
-            out[index] = read_packed_row(self._rows, matrix, row)
+    def _embedding_rows(self, rows: EmbeddingRows, token_ids_T: torch.Tensor) -> torch.Tensor:
+        """The tokens' rows on the device."""
+        return rows(token_ids_T).to(self.device.place)
 
     def _on_disk(self, one: WeightSlice) -> Slice:
         assert not one.matrix.is_converted, "a slice that is converted cannot be copied from disk"

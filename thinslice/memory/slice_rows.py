@@ -1,6 +1,6 @@
-"""The rows of a slice, read from disk into what they are kept as, and those of an embedding."""
+"""Slices of matrices: where they lie on disk, and their rows read into what they are kept as."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +9,11 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.kernels.dtypes import FLOAT_DTYPES
-from thinslice.kernels.packed import PackedWeight, unpack_rows
+from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.slice_schedule import Slice
-from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat
-from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
+from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.weight_layout import WeightSlice
 from thinslice.units import MIB
 
 _MAKE_KV = ("k_proj.weight", "v_proj.weight")
@@ -71,42 +71,3 @@ def read_slice(reader: CheckpointReader, one: WeightSlice, target: Rows) -> None
             raw = torch.empty(matrix.stored_bytes(last - first), dtype=torch.uint8)
             reader.read_bytes(matrix.name, first, last, raw)
             pack_rows(entry, first, raw, target.rows(first - one.start, last - one.start))
-
-
-def read_packed_row(reader: CheckpointReader, matrix: Matrix, row: int) -> torch.Tensor:
-    """The numbers [columns] that a row of a packed matrix stands for, fp32.
-
-    Extra memory: its panel of 16 rows.
-    Errors: CheckpointError.
-    """
-    start = row // PANEL_ROWS * PANEL_ROWS
-    panel = WeightSlice(matrix, start, min(start + PANEL_ROWS, matrix.rows))
-    rows = rows_in(torch.empty(panel.kept_bytes, dtype=torch.uint8), panel)
-    assert isinstance(rows, PackedWeight), "a packed matrix of numbers"
-    read_slice(reader, panel, rows)
-    return unpack_rows(rows, torch.tensor([row - start]))[0]
-
-
-def table_dtype(layout: WeightLayout, dtype: torch.dtype) -> torch.dtype:
-    """What rows of an embedding table that is not packed are rounded to.
-
-    Packing writes them in bfloat16; what it is packed from is to give the same bits.
-    """
-    is_packed = any(matrix.is_packed for matrix in layout.sweep)
-    return torch.bfloat16 if is_packed else dtype
-
-
-def rows_of_tokens(
-    token_ids_T: torch.Tensor,
-    read_rows: Callable[[Sequence[int], torch.Tensor], None],
-    columns: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """Rows [T, columns] of an embedding table, each read once by ``read_rows(rows, out)``."""
-    token_ids: list[int] = token_ids_T.tolist()
-    row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
-    rows = torch.empty(len(row_of), columns, dtype=dtype)
-    read_rows(list(row_of), rows)
-    if len(row_of) == len(token_ids):
-        return rows
-    return rows[[row_of[token_id] for token_id in token_ids]]

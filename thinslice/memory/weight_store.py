@@ -4,7 +4,6 @@ The decoder walks its matrices in a fixed order, and the slice reader reads ahea
 across layers and tokens. What is pinned and how large a slice is, the plan says.
 """
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,19 +17,17 @@ from thinslice.checkpoint.reader import CheckpointReader, decode_rows
 from thinslice.closing import Closing
 from thinslice.kernels.buffers import empty_bytes
 from thinslice.kernels.dtypes import FLOAT_DTYPES
-from thinslice.kernels.packed import PackedWeight, unpack_rows
+from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.torch_ops import Rows
+from thinslice.memory.embedding_rows import EmbeddingRows
 from thinslice.memory.held_slices import HeldSlices
 from thinslice.memory.slice_reader import ReadStats, SliceReader
 from thinslice.memory.slice_rows import (
     PlacedSlice,
-    read_packed_row,
     read_slice,
     rows_in,
-    rows_of_tokens,
     slice_on_disk,
     stored_name,
-    table_dtype,
 )
 from thinslice.model.decoder import Decoder, Embedding, Linear
 from thinslice.plan.memory_plan import StreamingPlan
@@ -111,7 +108,9 @@ class WeightStore(Closing):
                     self._slices_of, stored_name(f"{name}.weight", self._placed)
                 )
             elif isinstance(module, Embedding):
-                module.read_rows = partial(self._embedding_rows, f"{name}.weight")
+                table = f"{name}.weight"
+                placed = self._placed.get(table, ())
+                module.read_rows = EmbeddingRows(self._rows, table, self.layout, self.dtype, placed)
 
     @property
     def streams(self) -> bool:
@@ -211,30 +210,6 @@ class WeightStore(Closing):
         if matrix.is_packed:
             return rows_in(raw, one)
         return decode_rows(entry, one.start, raw).to(FLOAT_DTYPES[matrix.kept])
-
-    def _embedding_rows(self, name: str, token_ids_T: torch.Tensor) -> torch.Tensor:
-        """Rows of the embedding table: from memory where they are pinned, else from disk."""
-        read_rows = partial(self._rows.read_scattered, name)
-        dtype = table_dtype(self.layout, self.dtype)
-        if name in self._placed and self._placed[name][0].one.matrix.is_packed:
-            if (table := self.resident(name)) is not None:
-                return unpack_rows(table, token_ids_T).to(self.dtype)
-            read_rows, dtype = partial(self._packed_rows, self._placed[name]), self.dtype
-        columns = self.checkpoint.tensors[name].shape[1]
-        return rows_of_tokens(token_ids_T, read_rows, columns, dtype).to(self.dtype)
-
-    def _packed_rows(
-        self, placed: Sequence[PlacedSlice], rows: Sequence[int], out: torch.Tensor
-    ) -> None:
-        """Rows of a table that is the head as well, of which some slices may be pinned."""
-        for index, row in enumerate(rows):
-            place = placed[bisect_right(placed, row, key=lambda one: one.one.start) - 1]
-            one, pinned = place.one, place.rows
-            if pinned is None:
-                out[index] = read_packed_row(self._rows, one.matrix, row)
-            else:
-                assert isinstance(pinned, PackedWeight), "a packed matrix of numbers"
-                out[index] = unpack_rows(pinned, torch.tensor([row - one.start]))[0]
 
 
 def _is_packed_on_the_way(matrix: Matrix) -> bool:

@@ -21,7 +21,7 @@ from thinslice.plan.cost import (
 )
 from thinslice.plan.memory_plan import DevicePlan, DraftPlan, MemoryPlan, StreamingPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.planner import BLOCK_SIZE, JITTER_BYTES, LOADING_BYTES, Workload
+from thinslice.plan.planner import BLOCK_SIZE, LOADING_BYTES, Workload, suggested_size
 from thinslice.plan.weight_layout import SweepBytes, WeightLayout
 from thinslice.units import KIB, MIB, gib, size_option
 
@@ -383,7 +383,7 @@ def _budget_error(case: _Case, floors: list[MemoryPlan], on_host: MemoryPlan | N
             f"no plan fits --memory {size_option(limits.device_bytes)} of {limits.name} at "
             f"--context {need.context}\n"
             f"  needs {gib(need.peak_bytes)} GiB: {need.describe_parts()}\n"
-            f"  this fits the device: --memory {_suggested(need.peak_bytes)}"
+            f"  this fits the device: --memory {suggested_size(need.peak_bytes)}"
         )
     host = on_host.device
     hint = ""
@@ -392,13 +392,8 @@ def _budget_error(case: _Case, floors: list[MemoryPlan], on_host: MemoryPlan | N
     return BudgetError(
         f"no plan fits --host-memory {size_option(limits.host_bytes)} beside {limits.name}\n"
         f"  needs {gib(host.host_peak_bytes)} GiB: {_describe(host.host_parts)}{hint}\n"
-        f"  this fits: --host-memory {_suggested(host.host_peak_bytes)}"
+        f"  this fits: --host-memory {suggested_size(host.host_peak_bytes)}"
     )
-
-
-def _suggested(need_bytes: int) -> str:
-    """As an option has it."""
-    return size_option(-(-(need_bytes + JITTER_BYTES) // MIB) * MIB)
 
 
 def _describe(parts: tuple[tuple[str, int], ...]) -> str:

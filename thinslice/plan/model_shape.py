@@ -102,6 +102,11 @@ class ModelShape:
             )
 
     @property
+    def head_name(self) -> str:
+        """The tensor that makes logits: the embedding table, where the two are tied."""
+        return "model.embed_tokens.weight" if self.tie_word_embeddings else "lm_head.weight"
+
+    @property
     def q_size(self) -> int:
         """Rows of q_proj."""
         return self.num_attention_heads * self.head_dim

@@ -403,7 +403,12 @@ def _suggestions(case: _Case, budget_bytes: int, need: MemoryPlan) -> Iterator[s
         undrafted = replace(case, workload=replace(workload, draft="off"))
         if _first_fit(undrafted, room) is not None:
             yield "--draft off"
-    yield f"--memory {size_option(-(-(need.peak_bytes + JITTER_BYTES) // MIB) * MIB)}"
+    yield f"--memory {suggested_size(need.peak_bytes)}"
+
+
+def suggested_size(need_bytes: int) -> str:
+    """A budget that fits a need, as an option has it, also the next time."""
+    return size_option(-(-(need_bytes + JITTER_BYTES) // MIB) * MIB)
 
 
 def _smaller_dtypes(workload: Workload) -> tuple[str, ...]:

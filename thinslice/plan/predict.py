@@ -94,7 +94,7 @@ def predict(
     unpacking_s *= sum(m.rows * m.columns for m in layout.sweep if m.is_packed)
     read_s = kept / bandwidth + converting_s + unpacking_s
     if is_native:
-        position_s = _attention_s(shape, hardware)
+        position_s = _position_s(shape, hardware)
     else:
         position_s = kv_bytes_per_token(shape, plan.kv_dtype) / bandwidth
     is_fused = plan.streaming is None and is_packed and is_native
@@ -117,7 +117,7 @@ def predict(
     reading_s = max(io_s - _ring_bytes_ahead(plan, shape) / hardware.disk_read_bytes_per_s, 0)
     first_s = computing_s * layer_rows / plan.chunk
     prefill_s = computing_s - first_s + max(reading_s, first_s) + fixed_s
-    parts = {"disk": io_s, "memory": read_s, "overhead": fixed_s, "attention": position_s * half}
+    parts = {"disk": io_s, "memory": read_s, "attention": position_s * half, "overhead": fixed_s}
     return Prediction(
         token=token,
         decode_tokens_per_s=1 / token.seconds(half),
@@ -127,8 +127,8 @@ def predict(
     )
 
 
-def _attention_s(shape: ModelShape, hardware: HardwareProfile) -> float:
-    """Seconds a position takes in all layers: each KV head is one thread's, so some may idle."""
+def _position_s(shape: ModelShape, hardware: HardwareProfile) -> float:
+    """Seconds of attention for a position, all layers; a KV head is one thread's, others idle."""
     flops = 4 * shape.q_size * shape.num_hidden_layers
     rounds = -(-shape.num_key_value_heads // hardware.num_threads)
     busy = shape.num_key_value_heads / (rounds * hardware.num_threads)

@@ -259,7 +259,6 @@ def layout_of(
             disk goes into without visible loss.
         packing: of a packed checkpoint.
     """
-    head_name = "model.embed_tokens.weight" if shape.tie_word_embeddings else "lm_head.weight"
 
     def matrix(name: str, rows: int, columns: int, step: int = 1) -> Matrix:
         entry = stored[name]
@@ -281,7 +280,7 @@ def layout_of(
     prediction = tuple(matrix(*one) for one in _prediction_matrices(shape, packing))
     return WeightLayout(
         layers=layers,
-        head=matrix(head_name, shape.vocab_size, shape.hidden_size),
+        head=matrix(shape.head_name, shape.vocab_size, shape.hidden_size),
         embedding=embedding,
         vector_bytes=vector_numel(shape) * 4,
         prediction=prediction,
@@ -332,8 +331,8 @@ def packed_as(
         name: packed(format_of(name, packing.head), columns)
         for name, _, columns, _ in _prediction_matrices(shape, packing)
     }
-    name = "model.embed_tokens.weight" if shape.tie_word_embeddings else "lm_head.weight"
-    stored[name] = packed(format_of(name, packing.head), shape.hidden_size)
+    head = format_of(shape.head_name, packing.head)
+    stored[shape.head_name] = packed(head, shape.hidden_size)
     if not shape.tie_word_embeddings:
         stored["model.embed_tokens.weight"] = StoredMatrix("BF16", 2 * shape.hidden_size)
     return stored

@@ -117,10 +117,8 @@ def describe_path(path: Path) -> StoredModel:
 def _weights(checkpoint: Checkpoint) -> str:
     """The type of the weights: that of most of them, or the formats of a packed checkpoint."""
     if checkpoint.packing is not None:
-        name = "lm_head.weight"
-        if checkpoint.shape.tie_word_embeddings:
-            name = "model.embed_tokens.weight"
-        return f"{checkpoint.packing.weights}, head {checkpoint.tensors[name].dtype}"
+        head = checkpoint.tensors[checkpoint.shape.head_name]
+        return f"{checkpoint.packing.weights}, head {head.dtype}"
     sizes: Counter[str] = Counter()
     for entry in checkpoint.tensors.values():
         sizes[entry.dtype] += math.prod(entry.shape)

@@ -1,0 +1,77 @@
+"""Rows of an embedding table, by token: read from disk, or from what of a packed table is here."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import torch
+
+from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.kernels.packed import PackedWeight, unpack_rows
+from thinslice.memory.slice_rows import PlacedSlice, read_slice, rows_in
+from thinslice.plan.packed_format import PANEL_ROWS
+from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
+
+
+class EmbeddingRows:
+    """Gives tokens their rows; each row that is read is read once.
+
+    Args:
+        name: of the table.
+        dtype: of the rows given.
+        placed: the slices of a table that is the head as well, in order; none where they lie out of
+            reach, on a device.
+    """
+
+    def __init__(
+        self,
+        reader: CheckpointReader,
+        name: str,
+        layout: WeightLayout,
+        dtype: torch.dtype,
+        placed: Sequence[PlacedSlice] = (),
+    ) -> None:
+        self._reader = reader
+        self._name = name
+        self._dtype = dtype
+        self._placed = tuple(placed)
+        is_packed_head = layout.head.name == name and layout.head.is_packed
+        self._packed = layout.head if is_packed_head else None
+        # Packing writes another table in bfloat16; what it is packed from gives the same bits.
+        rounds = not is_packed_head and any(matrix.is_packed for matrix in layout.sweep)
+        self._read_dtype = torch.bfloat16 if rounds else dtype
+
+    def __call__(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+        """Rows [T, D].
+
+        Extra memory: the rows once more, and of a packed table a panel of 16.
+        Errors: CheckpointError.
+        """
+        if self._packed is not None and len(self._placed) == 1:
+            whole = self._placed[0].rows
+            if isinstance(whole, PackedWeight):
+                return unpack_rows(whole, token_ids_T).to(self._dtype)
+        token_ids: list[int] = token_ids_T.tolist()
+        row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
+        columns = self._reader.checkpoint.tensors[self._name].shape[1]
+        rows = torch.empty(len(row_of), columns, dtype=self._read_dtype)
+        if self._packed is None:
+            self._reader.read_scattered(self._name, list(row_of), rows)
+        else:
+            for token_id, row in row_of.items():
+                rows[row] = self._packed_row(self._packed, token_id)
+        if len(row_of) < len(token_ids):
+            rows = rows[[row_of[token_id] for token_id in token_ids]]
+        return rows.to(self._dtype)
+
+    def _packed_row(self, matrix: Matrix, row: int) -> torch.Tensor:
+        """The numbers that a row of the packed table stands for."""
+        if self._placed:
+            place = self._placed[bisect_right(self._placed, row, key=lambda p: p.one.start) - 1]
+            if isinstance(place.rows, PackedWeight):
+                return unpack_rows(place.rows, torch.tensor([row - place.one.start]))[0]
+        start = row // PANEL_ROWS * PANEL_ROWS
+        panel = WeightSlice(matrix, start, min(start + PANEL_ROWS, matrix.rows))
+        rows = rows_in(torch.empty(panel.kept_bytes, dtype=torch.uint8), panel)
+        assert isinstance(rows, PackedWeight), "a packed matrix of numbers"
+        read_slice(self._reader, panel, rows)
+        return unpack_rows(rows, torch.tensor([row - start]))[0]
