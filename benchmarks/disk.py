@@ -51,8 +51,8 @@ def direct_rate(slices: list[Slice], options: ReaderOptions) -> float:
         slices, buffer_bytes=num_bytes, num_buffers=NUM_BUFFERS, options=options
     ) as reader:
         start = time.perf_counter()
-        for _ in slices:
-            with reader.next():
+        for one in slices:
+            with reader.next(one):
                 pass
         return len(slices) * SLICE_BYTES / (time.perf_counter() - start)
 

@@ -10,10 +10,11 @@ import torch
 
 from tests.cuda.twin_device import TwinDevice, TwinEvent
 from thinslice.errors import CheckpointError
-from thinslice.memory.device_copies import DeviceCopies
+from thinslice.memory.device_copies import DeviceCopies, Source
 from thinslice.memory.measure_device import measure_device
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice
+from thinslice.plan.weight_layout import Matrix, WeightSlice
 
 SIZE, NUM_SLICES = 4096, 7
 
@@ -22,12 +23,20 @@ def content(index: int) -> torch.Tensor:
     return torch.full((SIZE,), index, dtype=torch.uint8)
 
 
+def slice_at(index: int) -> WeightSlice:
+    return WeightSlice(Matrix("a", NUM_SLICES, SIZE, "I8", SIZE, "I8"), index, index + 1)
+
+
 @contextmanager
 def copies_of(device: TwinDevice, path: Path, num_buffers: int = 3) -> Iterator[DeviceCopies]:
     """Every third slice lies on disk."""
     path.write_bytes(b"".join(bytes([index]) * SIZE for index in range(NUM_SLICES)))
     on_disk = [Slice(path, index * SIZE, SIZE) for index in range(0, NUM_SLICES, 3)]
-    sources = [SIZE if index % 3 == 0 else content(index) for index in range(NUM_SLICES)]
+    places = [
+        Slice(path, index * SIZE, SIZE) if index % 3 == 0 else content(index)
+        for index in range(NUM_SLICES)
+    ]
+    sources = [Source(slice_at(index), place) for index, place in enumerate(places)]
     ring = list(torch.zeros(num_buffers, SIZE, dtype=torch.uint8))
     with SliceReader.open(on_disk, buffer_bytes=2 * SIZE, num_buffers=2) as reader:
         copies = DeviceCopies(device, sources, ring, reader)
@@ -40,7 +49,7 @@ def copies_of(device: TwinDevice, path: Path, num_buffers: int = 3) -> Iterator[
 
 def sweep(copies: DeviceCopies, count: int = NUM_SLICES) -> None:
     for index in range(count):
-        with copies.next() as data:
+        with copies.next(slice_at(index)) as data:
             assert torch.equal(data, content(index))
 
 
@@ -58,6 +67,13 @@ def test_sweeps_come_in_order_and_go_on_after_one_broken_off(
         for count in (NUM_SLICES, NUM_SLICES, 4, NUM_SLICES, 1, NUM_SLICES):
             copies.restart()
             sweep(copies, count)
+
+
+def test_another_slice_than_the_expected_one_is_refused(tmp_path: Path) -> None:
+    with copies_of(TwinDevice(), tmp_path / "weights") as copies:
+        sweep(copies, 1)
+        with pytest.raises(AssertionError, match="start=1.*start=2"):
+            copies.next(slice_at(2)).__enter__()
 
 
 def test_copies_go_ahead_across_the_end_of_a_sweep(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from thinslice.engine.planning import Model
 from thinslice.errors import CheckpointError
 from thinslice.kernels import native
 from thinslice.memory.slice_reader import SliceReader
+from thinslice.memory.slice_schedule import Slice
 from thinslice.model.batch import ForwardBatch
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan import packing
@@ -195,8 +196,8 @@ def slices_taken(engine: Engine) -> Iterator[list[int]]:
     taken: list[int] = []
 
     @contextmanager
-    def next_slice() -> Iterator[torch.Tensor]:
-        with SliceReader.next(reader) as raw:
+    def next_slice(expected: Slice) -> Iterator[torch.Tensor]:
+        with SliceReader.next(reader, expected) as raw:
             taken.append(len(raw))
             yield raw
 
@@ -266,8 +267,21 @@ def test_faults_of_a_held_layer_are_seen(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert torch.equal(logits_of(engine, LONG_PROMPT), expected)
     engine.runner.decoder.hold_layer = nullcontext
-    with pytest.raises(ValueError, match="a packed int4 matrix"):
+    with pytest.raises(AssertionError, match="the next slice is"):
         logits_of(engine, LONG_PROMPT)
+    engine.runner.close()
+
+
+def test_two_slices_of_one_shape_that_are_swapped_are_found(tmp_path: Path) -> None:
+    engine = streamed_engine(write("bf16", tmp_path), 0)
+    placed = engine.runner.weights._placed
+    key, value = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "kv")
+    assert [one.one.stored_bytes for one in placed[key]] == [
+        one.one.stored_bytes for one in placed[value]
+    ]
+    placed[key][:], placed[value][:] = placed[value][:], placed[key][:]
+    with pytest.raises(AssertionError, match="the next slice is"):
+        logits_of(engine, PROMPT)
     engine.runner.close()
 
 

@@ -11,23 +11,38 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 
 from thinslice.errors import CheckpointError
 from thinslice.memory.device import Device, Event
 from thinslice.memory.slice_reader import SliceReader
+from thinslice.memory.slice_schedule import Slice
+from thinslice.plan.weight_layout import WeightSlice
 
 # A device that does not answer for so long is broken; waiting on would hang the whole program.
 _STUCK_S = 10.0
 
 
+@dataclass(frozen=True)
+class Source:
+    """A slice and where its bytes lie: page-locked, uint8, or on disk."""
+
+    one: WeightSlice
+    place: torch.Tensor | Slice
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are copied."""
+        return self.place.num_bytes if isinstance(self.place, Slice) else self.place.numel()
+
+
 class DeviceCopies:
-    """A ring of buffers on a device; one thread consumes: ``with copies.next() as data``.
+    """A ring of buffers on a device; one thread consumes: ``with copies.next(expected) as data``.
 
     Args:
-        sources: what is copied, in order: page-locked bytes, or the number of bytes that the reader
-            gives next.
+        sources: what is copied, in order; the reader's schedule holds those on disk.
         ring: uint8 buffers on the device, each as large as the largest slice.
         reader: has a buffer more than the one in use, so that it reads while one is copied.
 
@@ -37,7 +52,7 @@ class DeviceCopies:
     def __init__(
         self,
         device: Device,
-        sources: Sequence[torch.Tensor | int],
+        sources: Sequence[Source],
         ring: Sequence[torch.Tensor],
         reader: SliceReader | None,
     ) -> None:
@@ -75,8 +90,10 @@ class DeviceCopies:
         return self._wait_s
 
     @contextmanager
-    def next(self) -> Iterator[torch.Tensor]:
+    def next(self, expected: WeightSlice) -> Iterator[torch.Tensor]:
         """The next slice's bytes on the device, for what is asked to be computed in the block.
+
+        As in ``SliceReader.next``, the consumer names the slice that it is about to use.
 
         Errors: CheckpointError where it, or one before it, could not be read.
         """
@@ -96,9 +113,11 @@ class DeviceCopies:
             place = turn % len(self._ring)
             copied = self._copied[place]
         try:
+            source = self._sources[turn % len(self._sources)]
+            assert source.one == expected, f"the next slice is {source.one}, not {expected}"
             assert copied is not None, "a copy without an event"
             self._device.wait(copied)
-            yield self._ring[place][: self._size_of(turn)]
+            yield self._ring[place][: source.num_bytes]
         finally:
             computed = self._device.mark()
             with self._changed:
@@ -160,10 +179,6 @@ class DeviceCopies:
             assert self._error is not None, "no error has ended the thread"
             raise self._error
 
-    def _size_of(self, turn: int) -> int:
-        source = self._sources[turn % len(self._sources)]
-        return source if isinstance(source, int) else source.numel()
-
     def _copy_ahead(self) -> None:
         while (turn := self._take_turn()) is not None:
             try:
@@ -198,14 +213,14 @@ class DeviceCopies:
         return has_buffer and self._error is None and not self._is_restarting
 
     def _copy(self, turn: int) -> None:
-        place, source = turn % len(self._ring), self._sources[turn % len(self._sources)]
-        is_read = isinstance(source, int)
+        place, source = turn % len(self._ring), self._sources[turn % len(self._sources)].place
+        is_read = isinstance(source, Slice)
         given: AbstractContextManager[torch.Tensor]
         if isinstance(source, torch.Tensor):
             given = nullcontext(source)
         else:
             assert self._reader is not None, "a slice on disk without a reader"
-            given = self._reader.next()
+            given = self._reader.next(source)
         with given as data:
             target = self._ring[place][: data.numel()]
             copied = self._device.copy(target, data, self._computed[place])

@@ -17,7 +17,7 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.device import Device
-from thinslice.memory.device_copies import DeviceCopies
+from thinslice.memory.device_copies import DeviceCopies, Source
 from thinslice.memory.embedding_rows import EmbeddingRows
 from thinslice.memory.slice_reader import ReaderOptions, ReadStats, SliceReader
 from thinslice.memory.slice_rows import (
@@ -184,7 +184,10 @@ class DeviceStore:
         streaming, host = self.plan.streaming, self.plan.device
         assert streaming is not None, "nothing is streamed"
         assert host is not None, "a plan for no device"
-        on_disk = [self._on_disk(one) for one in slices if one not in bytes_of]
+        sources = [
+            Source(one, bytes_of[one] if one in bytes_of else self._on_disk(one)) for one in slices
+        ]
+        on_disk = [source.place for source in sources if isinstance(source.place, Slice)]
         if on_disk:
             self._reader = SliceReader.open(
                 on_disk,
@@ -194,7 +197,6 @@ class DeviceStore:
             )
         num_bytes, num_buffers = streaming.buffer_bytes, streaming.num_buffers
         ring = torch.empty(num_buffers * num_bytes, dtype=torch.uint8, device=self.device.place)
-        sources = [bytes_of.get(one, one.stored_bytes) for one in slices]
         self._copies = DeviceCopies(
             self.device, sources, ring.view(num_buffers, num_bytes).unbind(), self._reader
         )
@@ -208,7 +210,7 @@ class DeviceStore:
                 yield one.start, one.stop, placed.rows
                 continue
             assert self._copies is not None, "a streamed slice without copies"
-            with self._copies.next() as data:
+            with self._copies.next(one) as data:
                 yield one.start, one.stop, rows_in(data, one)
 
     def _embedding_rows(self, rows: EmbeddingRows, token_ids_T: torch.Tensor) -> torch.Tensor:

@@ -209,7 +209,7 @@ def _seconds_per_slice(slices: list[Slice], phase_s: float) -> tuple[float, bool
         start = time.perf_counter()
         count, elapsed_s = 0, 0.0
         while elapsed_s < phase_s:
-            with reader.next():
+            with reader.next(slices[count % len(slices)]):
                 count += 1
             elapsed_s = time.perf_counter() - start
     return elapsed_s / count, is_direct

@@ -97,7 +97,7 @@ class _Request:
 class SliceReader(Closing):
     """Reads slices in a fixed, cyclic order; a context manager.
 
-    One thread consumes: ``with reader.next() as data``. Up to ``num_buffers`` slices may be held
+    One thread consumes: ``with reader.next(expected) as data``. Up to ``num_buffers`` slices may be held
     at a time, and a slice's buffer is read into again once the slice is let go.
 
     Each file is compared once per sweep with what it was when it was opened. Whatever goes wrong
@@ -169,10 +169,11 @@ class SliceReader(Closing):
         return tuple(file.path for file in self._files.values() if not file.is_direct)
 
     @contextmanager
-    def next(self) -> Iterator[torch.Tensor]:
+    def next(self, expected: Slice) -> Iterator[torch.Tensor]:
         """The next slice's bytes, uint8 [num_bytes], valid until the block ends.
 
-        Their address has the alignment of the slice's offset in its file, up to ALIGNMENT.
+        The consumer names the slice that it is about to use: two slices of one size in another
+        order than the schedule's would otherwise swap weights without a word. Their address has the alignment of the slice's offset in its file, up to ALIGNMENT.
 
         Errors: CheckpointError naming the file if this slice or one before it could not be read,
         or if a file shrank, was replaced or was written to.
@@ -180,6 +181,7 @@ class SliceReader(Closing):
         turn = self._take_slice()
         try:
             one = self._slices[turn % len(self._slices)]
+            assert one == expected, f"the next slice is {one}, not {expected}"
             start = one.offset % ALIGNMENT
             yield self._buffers[turn % self._num_buffers].data[start : start + one.num_bytes]
         finally:

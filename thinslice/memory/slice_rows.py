@@ -23,10 +23,11 @@ _CONVERTED_AT_ONCE = MIB
 
 @dataclass(frozen=True)
 class PlacedSlice:
-    """A slice and, where it stays, its rows; None for one that is streamed."""
+    """A slice, and its rows where it stays in memory or its place on disk where it is streamed."""
 
     one: WeightSlice
     rows: Rows | None
+    on_disk: Slice | None = None
 
 
 def stored_name(name: str, placed: Collection[str]) -> str:

@@ -6,7 +6,7 @@ across layers and tokens. What is pinned and how large a slice is, the plan says
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import torch
@@ -84,13 +84,15 @@ class WeightStore(Closing):
         pinned += prediction
         rows_of = dict(zip(pinned, self._pin(pinned, progress), strict=True))
         streamed = [one for index, one in enumerate(slices) if index not in pinned_places]
+        on_disk = {one: slice_on_disk(self.checkpoint, one) for one in streamed}
         for one in (*slices, *prediction):
-            self._placed.setdefault(one.matrix.name, []).append(PlacedSlice(one, rows_of.get(one)))
+            placed = PlacedSlice(one, rows_of.get(one), on_disk.get(one))
+            self._placed.setdefault(one.matrix.name, []).append(placed)
         if streamed and streaming is not None:
             converted = [one.kept_bytes for one in streamed if _is_packed_on_the_way(one.matrix)]
             self._converted = empty_bytes(max(converted, default=0))
             self._reader = SliceReader.open(
-                [slice_on_disk(self.checkpoint, one) for one in streamed],
+                [on_disk[one] for one in streamed],
                 buffer_bytes=streaming.buffer_bytes,
                 num_buffers=streaming.num_buffers,
             )
@@ -160,13 +162,18 @@ class WeightStore(Closing):
             one, rows = placed.one, placed.rows
             if rows is None and self._is_holding:
                 rows = self._held.get(one)
-                rows = self._hold(one) if rows is None else rows
+                rows = self._hold(placed) if rows is None else rows
             if rows is not None:
                 yield one.start, one.stop, rows
                 continue
-            assert self._reader is not None, "a streamed slice without a reader"
-            with self._reader.next() as raw:
+            with self._next(placed) as raw:
                 yield one.start, one.stop, self._streamed_rows(one, raw)
+
+    def _next(self, placed: PlacedSlice) -> AbstractContextManager[torch.Tensor]:
+        """The stored bytes of a streamed slice, which must be the one that is read next."""
+        assert self._reader is not None, "a streamed slice without a reader"
+        assert placed.on_disk is not None, f"{placed.one} is not streamed"
+        return self._reader.next(placed.on_disk)
 
     @contextmanager
     def _hold_layer(self) -> Iterator[None]:
@@ -178,12 +185,12 @@ class WeightStore(Closing):
             self._is_holding = False
             self._held.clear()
 
-    def _hold(self, one: WeightSlice) -> Rows:
+    def _hold(self, placed: PlacedSlice) -> Rows:
         """The next slice, moved to where it is held; its buffer is read into again at once."""
-        assert self._reader is not None, "a streamed slice without a reader"
+        one = placed.one
         entry = self.checkpoint.tensors[one.matrix.name]
         target = rows_in(self._held.place(one), one)
-        with self._reader.next() as raw:
+        with self._next(placed) as raw:
             if isinstance(target, torch.Tensor):
                 target.copy_(decode_rows(entry, one.start, raw))
             elif _is_packed_on_the_way(one.matrix):

@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,13 @@ def open_reader(
     )
 
 
+def next_of(reader: SliceReader) -> AbstractContextManager[torch.Tensor]:
+    """Whatever slice comes next; the tests hold its bytes against the files'."""
+    return reader.next(reader._slices[reader._num_taken % len(reader._slices)])
+
+
 def take(reader: SliceReader) -> bytes:
-    with reader.next() as data:
+    with next_of(reader) as data:
         return bytes(data.numpy())
 
 
@@ -130,7 +135,7 @@ def test_any_schedule_reads_the_files_bytes_over_and_over(
         while step < num_steps:
             with ExitStack() as held:
                 for _ in range(choices.randint(1, num_buffers)):
-                    data = held.enter_context(reader.next())
+                    data = held.enter_context(next_of(reader))
                     assert bytes(data.numpy()) == expected(contents, slices[step % len(slices)])
                     step += 1
             if choices.random() < 0.1:
@@ -164,16 +169,27 @@ def test_the_ring_is_all_it_allocates_and_no_slice_beyond_it_is_begun(
     options = ReaderOptions(allocate=counted_buffer)  # one request for each slice
     with open_reader(slices, num_buffers, options) as reader:
         for _ in range(50):
-            with reader.next():
+            with next_of(reader):
                 num_let_go += 1
     assert allocated == [num_buffers * buffer_bytes_for(10_000)]
     assert num_begun >= 50
     assert not too_early
 
 
+def test_another_slice_than_the_expected_one_is_refused_and_both_are_named(tmp_path: Path) -> None:
+    first, second, *_ = slices = even_slices(list(write_files(tmp_path)))
+    assert first.num_bytes == second.num_bytes
+    with open_reader(slices) as reader:
+        with pytest.raises(AssertionError, match=f"offset={first.offset}.*offset={second.offset}"):
+            reader.next(second).__enter__()
+        reader.restart()
+        with reader.next(first), reader.next(second):
+            pass
+
+
 def test_holding_more_slices_than_the_ring_has_is_a_bug(tmp_path: Path) -> None:
     slices = even_slices(list(write_files(tmp_path)))
-    with open_reader(slices) as reader, reader.next(), reader.next():
+    with open_reader(slices) as reader, next_of(reader), next_of(reader):
         held = pytest.raises(AssertionError, match="held already")
         with held:
             take(reader)
@@ -292,7 +308,7 @@ def test_a_file_that_changes_is_found_at_its_first_slice_of_the_next_sweep(
     slices = [Slice(stays, 0, 10_000), Slice(changes, 0, 10_000), Slice(changes, 7, 5)]
     with open_reader(slices, num_buffers=1) as reader:  # so that nothing is read ahead
         assert [take(reader) for _ in range(2)] == [expected(contents, one) for one in slices[:2]]
-        with reader.next() as data:
+        with next_of(reader) as data:
             assert bytes(data.numpy()) == expected(contents, slices[2])
             change(changes)
         assert take(reader) == expected(contents, slices[0])
@@ -385,7 +401,7 @@ def test_leaving_in_the_middle_of_a_sweep_ends_threads_and_files(tmp_path: Path)
     slices = even_slices(list(write_files(tmp_path)))
 
     def abandon() -> None:
-        with open_reader(slices) as reader, reader.next(), reader.next():
+        with open_reader(slices) as reader, next_of(reader), next_of(reader):
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -418,7 +434,7 @@ def test_closing_does_not_wait_for_a_dead_disk(
 def test_a_slice_that_is_kept_too_long_outlives_the_reader(tmp_path: Path) -> None:
     contents = write_files(tmp_path)
     slices = even_slices(list(contents))
-    with open_reader(slices) as reader, reader.next() as data:
+    with open_reader(slices) as reader, next_of(reader) as data:
         pass
     assert bytes(data.numpy()[:1])  # its memory is still there, whatever it holds now
 
@@ -445,7 +461,7 @@ def test_restart_begins_anew_but_keeps_what_was_read_ahead_at_the_end_of_a_sweep
     assert offsets[: 2 * len(slices)] == starts * 2
     with open_reader(slices, options=in_order) as reader:
         assert take(reader) == sweep[0]
-        with reader.next():
+        with next_of(reader):
             reader.restart()  # takes the slice back, as after an exception
         assert [take(reader) for _ in slices] == sweep
 
