@@ -72,7 +72,7 @@ def test_sweeps_come_in_order_and_go_on_after_one_broken_off(
 def test_another_slice_than_the_expected_one_is_refused(tmp_path: Path) -> None:
     with copies_of(TwinDevice(), tmp_path / "weights") as copies:
         sweep(copies, 1)
-        with pytest.raises(AssertionError, match="start=1.*start=2"):
+        with pytest.raises(AssertionError, match=r"start=1.*start=2"):
             copies.next(slice_at(2)).__enter__()
 
 

@@ -22,8 +22,9 @@ from thinslice.errors import ConfigError, StoreError, ThinsliceError
 
 _HELP = """Run compact reasoning models inside a memory budget you name.
 
-MODEL is smollm2 (embedded), a folder, a .gguf file, org/name[@revision] on the \
-Hugging Face Hub, or org/name:Q4_K_M for one GGUF of a hub repository.
+MODEL is smollm2 (embedded), a short name such as mimo or qwen3:4b (`thinslice ls --known`), \
+a folder, a .gguf file, org/name[@revision] on the Hugging Face Hub, or org/name:Q4_K_M \
+for one GGUF of a hub repository.
 """
 _EPILOGUE = (
     "Exit codes: 0 done, 1 a bug, 2 a wrong option or name, 3 no plan fits the budget, "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from thinslice.cli.chat_view import AnswerView
 from thinslice.cli.console import note, out, print_error, write
 from thinslice.cli.options import Load, LoadOptions, Sampling
-from thinslice.cli.run import load_model, summary, warn_if_cut
+from thinslice.cli.run import load_model, summary, system_prompt, warn_if_cut
 from thinslice.config import SamplingParams
 from thinslice.errors import RequestError, ThinsliceError
 from thinslice.store.files import publish, write_synced
@@ -44,13 +44,13 @@ def chat(
     Args:
         model: Name of the model.
         system: System prompt. An empty one is given to the model as such; without this option the
-            model's own default holds.
+            prompt that its makers recommend holds, or the model's own default.
     """
     llm = load_model(model, load)
     if llm.template is None:
         raise RequestError("this model has no chat template; use thinslice run --raw")
     note(f"{model}: {llm.plan.summary()}; /help for commands")
-    Conversation(llm, sampling, system).loop(_line_reader())
+    Conversation(llm, sampling, system_prompt(model, system)).loop(_line_reader())
 
 
 class Conversation:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from thinslice.cli.console import note, out, progress_bars
 from thinslice.cli.options import Json
+from thinslice.store.known_models import KNOWN
 from thinslice.store.manifest import StoredModel
 from thinslice.store.packed_copies import PackedCopy
 from thinslice.store.store import Store
@@ -26,12 +27,16 @@ def pull(model: str, /, *, offline: bool = False) -> None:
     note(f"{stored.name}: {format_bytes(stored.num_bytes)} in {stored.path}")
 
 
-def ls(*, as_json: Json = False) -> None:
+def ls(*, known: bool = False, as_json: Json = False) -> None:
     """List the stored models and their packed copies.
 
     Args:
+        known: List the short names of published models instead, stored or not.
         as_json: Print one JSON object instead of the table.
     """
+    if known:
+        _list_known(as_json)
+        return
     store = Store()
     models, unfinished, packed = store.list(), store.unfinished(), store.packed()
     if as_json:
@@ -55,6 +60,16 @@ def ls(*, as_json: Json = False) -> None:
         table.add_row(pull.name, format_bytes(pull.num_bytes), "", "", "unfinished pull")
     names = {model.name for model in models}
     _add_copies(table, [copy for copy in packed if copy.model not in names])
+    out.print(table)
+
+
+def _list_known(as_json: bool) -> None:
+    if as_json:
+        print_json({"known": {name: asdict(model) for name, model in KNOWN.items()}})
+        return
+    table = plain_table("NAME", "PARAMETERS", "LICENCE", "REPOSITORY")
+    for name, model in KNOWN.items():
+        table.add_row(name, model.parameters, model.licence, model.repo_id)
     out.print(table)
 
 

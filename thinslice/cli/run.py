@@ -14,6 +14,7 @@ from thinslice.cli.options import Load, LoadOptions, Sampling
 from thinslice.config import SamplingParams
 from thinslice.errors import ConfigError, RequestError
 from thinslice.memory.meter import peak_rss_bytes
+from thinslice.store.names import advised_system_prompt
 from thinslice.units import MIB, gib
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class RunOptions:
 
     Attributes:
         system: System prompt. An empty one is given to the model as such; without this option the
-            model's own default holds.
+            prompt that its makers recommend holds, or the model's own default.
         raw: Continue the prompt as it stands, without the chat template.
         json: Print one JSON object instead of the text.
     """
@@ -62,8 +63,9 @@ def run(
     request: str | list[Message] = text
     if not options.raw:
         request = [{"role": "user", "content": text}]
-        if options.system is not None:
-            request = [{"role": "system", "content": options.system}, *request]
+        system = system_prompt(model, options.system)
+        if system is not None:
+            request = [{"role": "system", "content": system}, *request]
     stream = llm.stream(request, sampling)
     try:
         for chunk in stream:
@@ -79,6 +81,17 @@ def run(
     write("\n")
     warn_if_cut(completion)
     note(summary(llm, completion))
+
+
+def system_prompt(model: str, given: str | None) -> str | None:
+    """The system prompt that the user gives, else what the model's makers recommend."""
+    if given is not None:
+        return given
+    advised = advised_system_prompt(model)
+    if advised is not None:
+        shown = repr(advised) if advised else "an empty one"
+        note(f"system prompt: {shown}, as the makers of this model recommend; --system changes it")
+    return advised
 
 
 def load_model(model: str, load: LoadOptions) -> "LLM":

@@ -97,8 +97,8 @@ class _Request:
 class SliceReader(Closing):
     """Reads slices in a fixed, cyclic order; a context manager.
 
-    One thread consumes: ``with reader.next(expected) as data``. Up to ``num_buffers`` slices may be held
-    at a time, and a slice's buffer is read into again once the slice is let go.
+    One thread consumes: ``with reader.next(expected) as data``. Up to ``num_buffers`` slices may
+    be held at a time, and a slice's buffer is read into again once the slice is let go.
 
     Each file is compared once per sweep with what it was when it was opened. Whatever goes wrong
     is raised where the slice concerned is asked for, and again after it until ``restart``.
@@ -173,7 +173,9 @@ class SliceReader(Closing):
         """The next slice's bytes, uint8 [num_bytes], valid until the block ends.
 
         The consumer names the slice that it is about to use: two slices of one size in another
-        order than the schedule's would otherwise swap weights without a word. Their address has the alignment of the slice's offset in its file, up to ALIGNMENT.
+        order than the schedule's would otherwise swap weights without a word.
+        The address of the bytes has the alignment of the slice's offset in its file, up to
+        ALIGNMENT.
 
         Errors: CheckpointError naming the file if this slice or one before it could not be read,
         or if a file shrank, was replaced or was written to.

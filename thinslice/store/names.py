@@ -1,6 +1,7 @@
 """The names a model goes by on the command line, and the folder each has in the store.
 
     smollm2                     an embedded model
+    mimo   qwen3:4b             a short name of a model of the Hugging Face Hub
     ./folder   model.gguf       a folder or a file
     org/name[@revision]         a model of the Hugging Face Hub
     org/name[@revision]:Q4_K_M  one GGUF of it
@@ -20,6 +21,7 @@ from urllib.parse import quote, unquote
 
 from thinslice.errors import CheckpointError, ConfigError
 from thinslice.store.embedded_models import EMBEDDED, EmbeddedModel
+from thinslice.store.known_models import KNOWN, known_model_of
 
 # The Hub's own rules for names are the same, but for a leading underscore, which it allows.
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
@@ -36,7 +38,10 @@ _FOLDER = re.compile(
 # With "--" for "/" and "%2F" for each "/" of a revision, a folder stays below 255 characters.
 _LONGEST_NAME = 200
 _PATH_STARTS = ("./", "../", "/", "~")
-_OTHER_KINDS = "a folder, a .gguf file, org/name on the Hugging Face Hub"
+_OTHER_KINDS = (
+    "the short names of thinslice ls --known, a folder, a .gguf file, "
+    "org/name on the Hugging Face Hub"
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,8 @@ ModelName = Embedded | LocalPath | HubModel
 def parse_model_name(text: str, stored: Iterable[str] = ()) -> ModelName:
     """Tell what kind of model a name stands for.
 
-    An embedded model comes first, then a path that exists, then the Hub; ``./name`` is always a
-    path.
+    An embedded model and a short name come first, then a path that exists, then the Hub;
+    ``./name`` is always a path.
 
     Args:
         stored: names in the store, which an unknown name is compared with.
@@ -113,6 +118,8 @@ def parse_model_name(text: str, stored: Iterable[str] = ()) -> ModelName:
         raise ConfigError(f"{text!r:.120} is not a model name; known: {_known()}")
     if text in EMBEDDED:
         return Embedded(text, EMBEDDED[text])
+    if text in KNOWN:
+        return HubModel(KNOWN[text].repo_id, KNOWN[text].revision)
     path = os.path.expanduser(text)
     if os.path.exists(path):
         return LocalPath(Path(path))
@@ -122,6 +129,16 @@ def parse_model_name(text: str, stored: Iterable[str] = ()) -> ModelName:
     if hub_model is not None:
         return hub_model
     raise ConfigError(_unknown(text, stored))
+
+
+def advised_system_prompt(text: str) -> str | None:
+    """The system prompt that the makers of this model recommend; None where they recommend none.
+
+    Errors: as ``parse_model_name``.
+    """
+    name = parse_model_name(text)
+    known = known_model_of(name.repo_id) if isinstance(name, HubModel) else None
+    return None if known is None else known.system
 
 
 def name_of_folder(folder: str) -> str | None:
@@ -154,7 +171,7 @@ def _known() -> str:
 
 
 def _unknown(text: str, stored: Iterable[str]) -> str:
-    nearest = nearest_names(text, [*EMBEDDED, *stored, *_models_here()])
+    nearest = nearest_names(text, [*EMBEDDED, *KNOWN, *stored, *_models_here()])
     guess = f"; did you mean {' or '.join(nearest)}?" if nearest else ";"
     return f"unknown model {text!r:.120}{guess} known: {_known()}"
 

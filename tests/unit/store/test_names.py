@@ -85,14 +85,15 @@ def test_an_unknown_name_is_answered_with_the_nearest(
     with pytest.raises(ConfigError) as error:
         parse_model_name("smolm2")
     assert str(error.value) == (
-        "unknown model 'smolm2'; did you mean smollm2? "
-        "known: smollm2, a folder, a .gguf file, org/name on the Hugging Face Hub"
+        "unknown model 'smolm2'; did you mean smollm2 or smollm2:360m or smollm2:1.7b? known: "
+        "smollm2, the short names of thinslice ls --known, a folder, a .gguf file, "
+        "org/name on the Hugging Face Hub"
     )
     (tmp_path / "mimo-7b").mkdir()
     (tmp_path / "mimo-7b" / "config.json").touch()
-    with pytest.raises(ConfigError, match=r"did you mean mimo-7b\?"):
+    with pytest.raises(ConfigError, match=r"did you mean mimo-7b"):
         parse_model_name("Mimo_7b")
-    with pytest.raises(ConfigError, match=r"did you mean org/qwen3\?"):
+    with pytest.raises(ConfigError, match=r"did you mean org/qwen3"):
         parse_model_name("org-qwen3", stored=["org/qwen3"])
     with pytest.raises(ConfigError, match=r"unknown model 'xyzzy'; known: smollm2"):
         parse_model_name("xyzzy")
