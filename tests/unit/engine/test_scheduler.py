@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -129,6 +130,38 @@ def test_a_prompt_waits_until_it_fits_beside_what_the_running_ones_need() -> Non
     assert [s.seq_id for s in scheduler.waiting] == [1]
     run_step(scheduler)
     assert shape_of(run_step(scheduler)) == [(1, 8)]
+
+
+def test_a_prompt_that_takes_exactly_all_free_blocks_is_admitted() -> None:
+    scheduler = Scheduler(small_plan(num_kv_blocks=4))
+    scheduler.add(new_sequence(0, 4, 1, first_token=5))
+    scheduler.add(new_sequence(1, 6, 2, first_token=6))
+    assert shape_of(run_step(scheduler)) == [(0, 4), (1, 6)]
+
+
+def test_no_more_run_than_a_step_has_room_for() -> None:
+    """Each running sequence must get its next token in every step."""
+    scheduler = Scheduler(replace(small_plan(), chunk=2))
+    for seq_id in range(3):
+        scheduler.add(new_sequence(seq_id, 1, 6, first_token=seq_id))
+    assert shape_of(run_step(scheduler)) == [(0, 1), (1, 1)]
+    assert shape_of(run_step(scheduler)) == [(0, 1), (1, 1)]
+    assert [s.seq_id for s in scheduler.waiting] == [2]
+
+
+def test_a_sequence_that_is_preempted_begins_anew_without_drafts_or_held_positions() -> None:
+    scheduler = Scheduler(small_plan(num_kv_blocks=3))
+    first, last = new_sequence(0, 3, 5, first_token=5), new_sequence(1, 3, 5, first_token=6)
+    for sequence in (first, last):
+        scheduler.add(sequence)
+    run_step(scheduler)
+    run_step(scheduler)
+    last.draft_token_ids, last.num_held = [1, 2], 1
+    step = scheduler.schedule()
+    assert [tokens.sequence for tokens in step] == [first]
+    assert (last.status, last.num_preemptions) == (Status.WAITING, 1)
+    assert (last.num_computed, last.num_held, last.draft_token_ids) == (0, 0, [])
+    assert (last.blocks, scheduler.num_preemptions) == ([], 1)
 
 
 def test_as_many_run_as_their_longest_courses_fit() -> None:

@@ -1,0 +1,45 @@
+"""Tests run in an order drawn anew each time: one that needs another before it is found.
+
+    pytest --order-seed 7       the order of seed 7 again, which the end of a run prints
+    pytest --order-seed file    the order of the files
+
+Modules are shuffled, and the tests within each, so that a module's own fixtures are made once.
+"""
+
+import random
+import time
+from itertools import groupby
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--order-seed", default=None, help="a number, or file for the files' order")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = config.getoption("--order-seed")
+    if given not in (None, "file") and not str(given).isdigit():
+        raise pytest.UsageError(f"--order-seed {given}: expected a number or file")
+    config.stash[_SEED] = str(time.time_ns() % 1_000_000) if given is None else str(given)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    terminalreporter.write_line(f"order of the tests: --order-seed {config.stash[_SEED]}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.stash[_SEED]
+    if seed == "file":
+        return
+    rng = random.Random(int(seed))
+    modules = [list(tests) for _, tests in groupby(items, lambda item: item.path)]
+    rng.shuffle(modules)
+    for tests in modules:
+        rng.shuffle(tests)
+    items[:] = [test for tests in modules for test in tests]
+
+
+_SEED = pytest.StashKey[str]()
