@@ -6,7 +6,7 @@ PYTHON ?= python3
 # The package holds compiled code: a change to it installs the package again.
 NATIVE := $(wildcard thinslice/kernels/cpu/*)
 
-.PHONY: run test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak clean
+.PHONY: run test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak mutants check-long clean
 
 run: $(VENV)/.run
 	$(BIN)/thinslice run smollm2 --memory 1GiB --temperature 0 "Explain in two sentences why the sky is blue."
@@ -62,6 +62,13 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 # Ten minutes of mixed load: memory must not grow. No part of check.
 soak: $(VENV)/.dev
 	$(BIN)/python tools/soak.py
+
+# One change at a time in the engine's bookkeeping, and whether the tests beside it notice. An hour.
+mutants: $(VENV)/.dev
+	$(BIN)/python tools/mutants.py
+
+# The full forms of what check runs for a minute at most.
+check-long: check mutants soak
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

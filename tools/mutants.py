@@ -174,7 +174,11 @@ class Mutator(ast.NodeTransformer):
         targets = node.targets if isinstance(node, ast.Assign) else []
         # Without the value of a name the next line fails, which says nothing of the tests.
         makes_name = any(isinstance(target, ast.Name | ast.Tuple) for target in targets)
-        if not is_docstring and not makes_name and self._is_wanted(node, "the statement is dropped"):
+        if (
+            not is_docstring
+            and not makes_name
+            and self._is_wanted(node, "the statement is dropped")
+        ):
             return ast.copy_location(ast.Pass(), node)
         return node
 

@@ -5,13 +5,14 @@ import os
 import stat
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from cyclopts import Parameter
 
 from thinslice.cli.console import note, progress_bars, write
 from thinslice.cli.options import Load, LoadOptions, Sampling
-from thinslice.config import SamplingParams
+from thinslice.config import EngineSettings, SamplingParams
 from thinslice.errors import ConfigError, RequestError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.store.names import advised_system_prompt
@@ -34,11 +35,18 @@ class RunOptions:
             prompt that its makers recommend holds, or the model's own default.
         raw: Continue the prompt as it stands, without the chat template.
         json: Print one JSON object instead of the text.
+        prompts: Answer every prompt of this file: one a line, or of a .jsonl file one JSON value a
+            line, a text or an object with "prompt" or "messages". Answers are lines of JSON, in the
+            prompts' order.
+        out: Append the answers to --prompts to this file, one by one. The same command goes on
+            where an earlier one stopped.
     """
 
     system: str | None = None
     raw: bool = False
     json: bool = False
+    prompts: Path | None = None
+    out: Path | None = None
 
 
 def run(
@@ -49,16 +57,20 @@ def run(
     options: Annotated[RunOptions, Parameter(name="*")] = RunOptions(),
     load: Load = LoadOptions(),  # noqa: B008
     sampling: Sampling = SamplingParams(),  # noqa: B008
-) -> None:
-    """Answer one prompt, streaming.
+) -> int:
+    """Answer one prompt, streaming, or with --prompts all prompts of a file.
 
     Args:
         model: Name of the model.
         prompt: The prompt; what is piped in follows it, or stands alone.
     """
-    text = _read_prompt(prompt)
     if options.raw and options.system is not None:
         raise ConfigError("--system cannot take effect with --raw: a raw prompt has no roles")
+    if options.prompts is not None:
+        return _run_prompts(model, prompt, options, load, sampling)
+    if options.out is not None:
+        raise ConfigError("--out goes with --prompts; the answer to one prompt goes to a pipe")
+    text = _read_prompt(prompt)
     llm = load_model(model, load)
     request: str | list[Message] = text
     if not options.raw:
@@ -77,10 +89,35 @@ def run(
     completion = stream.completion
     if options.json:
         write(json.dumps(report(model, llm, completion), ensure_ascii=False) + "\n")
-        return
+        return 0
     write("\n")
     warn_if_cut(completion)
     note(summary(llm, completion))
+    return 0
+
+
+def _run_prompts(
+    model: str,
+    prompt: str | None,
+    options: RunOptions,
+    load: LoadOptions,
+    sampling: SamplingParams,
+) -> int:
+    from thinslice.cli.batch import Batch, answer_all
+
+    assert options.prompts is not None, "no file of prompts"
+    if prompt is not None:
+        raise ConfigError("a prompt and --prompts cannot both be answered; give one of them")
+    if options.json:
+        raise ConfigError("--json cannot take effect with --prompts: its answers are JSON already")
+    system = None if options.raw else system_prompt(model, options.system)
+    dtypes = (load.dtype, load.kv_dtype)
+    batch = Batch(model, options.prompts, options.out, system, options.raw, sampling, dtypes)
+    batch.check()
+    llm = load_model(model, load, max_num_seqs=EngineSettings.max_num_seqs)
+    code = answer_all(llm, batch)
+    note(f"peak {peaks(llm)}")
+    return code
 
 
 def system_prompt(model: str, given: str | None) -> str | None:
@@ -94,7 +131,7 @@ def system_prompt(model: str, given: str | None) -> str | None:
     return advised
 
 
-def load_model(model: str, load: LoadOptions) -> "LLM":
+def load_model(model: str, load: LoadOptions, max_num_seqs: int = 1) -> "LLM":
     """Load a model with progress bars, fetching it first where it is not in the store."""
     from thinslice.engine.llm import LLM
 
@@ -108,7 +145,7 @@ def load_model(model: str, load: LoadOptions) -> "LLM":
             context=load.context,
             dtype=load.dtype,
             kv_dtype=load.kv_dtype,
-            max_num_seqs=1,
+            max_num_seqs=max_num_seqs,
             draft=load.draft,
             draft_length=load.draft_length,
             mtp_hidden=load.mtp_hidden,

@@ -1,0 +1,160 @@
+"""A file of prompts: answers in order, each what it is alone; a run goes on where it was cut."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_llm import write_model
+from thinslice.cli.batch import Batch, answer_all
+from thinslice.config import SamplingParams
+from thinslice.engine.in_order import complete_in_order
+from thinslice.engine.llm import LLM
+from thinslice.engine.request import Completion
+from thinslice.errors import ConfigError, RequestError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=6)
+MESSAGES = [{"role": "system", "content": "Brief."}, {"role": "user", "content": "Hm?"}]
+LINES = [
+    '"Name a river."',
+    json.dumps({"prompt": "Say hi.", "id": 7}),
+    json.dumps({"messages": MESSAGES}),
+    "{not json",
+    json.dumps({"text": "no prompt"}),
+    json.dumps({"messages": [1, 2]}),
+    json.dumps({"prompt": "long " * 2000}),
+    '" "',
+    '"What is 2 + 2?"',
+]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    path = write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    with LLM(str(path), memory="2GiB", context=256, max_num_seqs=2) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Batch:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(LINES) + "\n\n")
+    return Batch("tiny", prompts, tmp_path / "out.jsonl", None, False, GREEDY, ("auto", "auto"))
+
+
+def records(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_seed(path: Path) -> list[dict[str, object]]:
+    return [{key: one[key] for key in one if key != "seed"} for one in records(path)]
+
+
+def test_every_line_is_answered_in_order_as_it_is_alone(llm: LLM, batch: Batch) -> None:
+    assert answer_all(llm, batch) == RequestError.exit_code
+    answers = records(batch.out)
+    assert [one["index"] for one in answers] == [*range(len(LINES))]
+    asked = {0: "Name a river.", 1: "Say hi.", 8: "What is 2 + 2?"}
+    for index, text in asked.items():
+        alone = llm.chat([{"role": "user", "content": text}], GREEDY)
+        assert (answers[index]["text"], answers[index]["finish_reason"]) == (
+            alone.text,
+            alone.finish_reason,
+        )
+    assert answers[2]["text"] == llm.chat(MESSAGES, GREEDY).text
+    errors = {index: str(one["error"]) for index, one in enumerate(answers) if "error" in one}
+    assert set(errors) == {3, 4, 5, 6, 7}
+    assert "not JSON" in errors[3]
+    assert "holds no prompt" in errors[4]
+    assert "conversation" in errors[5]
+    assert "context" in errors[6]
+    assert "empty" in errors[7]
+
+
+def test_a_run_that_was_cut_anywhere_goes_on_and_gives_the_same_file(
+    llm: LLM, batch: Batch
+) -> None:
+    answer_all(llm, batch)
+    whole, expected = batch.out.read_bytes(), without_seed(batch.out)
+    for cut in (0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 1, len(whole)):
+        batch.out.write_bytes(whole[:cut])
+        answer_all(llm, batch)
+        assert without_seed(batch.out) == expected
+        kept = whole[:cut].rpartition(b"\n")[0]
+        assert batch.out.read_bytes().startswith(kept), "an answer was made anew"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other"},
+        {"system": "Be brief."},
+        {"raw": True},
+        {"sampling": replace(GREEDY, max_tokens=5)},
+        {"dtypes": ("int8", "auto")},
+    ],
+)
+def test_answers_of_other_settings_are_left_as_they_are(
+    llm: LLM, batch: Batch, change: dict[str, object]
+) -> None:
+    answer_all(llm, batch)
+    before = batch.out.read_bytes()
+    with pytest.raises(ConfigError, match="from line 1 on"):
+        answer_all(llm, replace(batch, **change))
+    batch.prompts.write_text("\n".join([*LINES[:3], '"another"']))
+    with pytest.raises(ConfigError, match="from line 4 on"):
+        answer_all(llm, batch)
+    assert batch.out.read_bytes() == before
+
+
+def test_a_system_prompt_opens_each_conversation_that_has_none(llm: LLM, batch: Batch) -> None:
+    batch.prompts.write_text("\n".join(LINES[:3]))
+    answer_all(llm, replace(batch, system="Shout."))
+    first, _, own = records(batch.out)
+    shout = {"role": "system", "content": "Shout."}
+    expected = llm.chat([shout, {"role": "user", "content": "Name a river."}], GREEDY)
+    assert first["prompt_tokens"] == len(expected.prompt_token_ids)
+    assert own["prompt_tokens"] == len(llm.chat(MESSAGES, GREEDY).prompt_token_ids)
+
+
+def test_lines_of_a_plain_file_are_prompts_as_they_stand(
+    llm: LLM, batch: Batch, tmp_path: Path
+) -> None:
+    plain = tmp_path / "prompts.txt"
+    plain.write_text('"quoted"\nन\n', encoding="utf-8")
+    assert answer_all(llm, replace(batch, prompts=plain, raw=True)) == 0
+    counts = [one["prompt_tokens"] for one in records(batch.out)]
+    assert counts == [len(llm.prepare(text).token_ids) for text in ('"quoted"', "न")]
+
+
+def test_files_that_cannot_be_used_are_refused_before_a_model_is_loaded(batch: Batch) -> None:
+    batch.check()
+    empty = batch.prompts.with_name("empty.txt")
+    empty.write_text("\n \n")
+    with pytest.raises(RequestError, match="holds no prompt"):
+        replace(batch, prompts=empty).check()
+    with pytest.raises(ConfigError, match="cannot read"):
+        replace(batch, prompts=empty.with_name("none")).check()
+    with pytest.raises(ConfigError, match="cannot write"):
+        replace(batch, out=empty.parent / "no" / "folder").check()
+    with pytest.raises(ConfigError, match="the file of the prompts"):
+        replace(batch, out=batch.prompts).check()
+
+
+def test_few_prompts_are_read_ahead_and_leaving_early_leaves_nothing(llm: LLM) -> None:
+    num_read = 0
+
+    def prompts() -> Iterator[str]:
+        nonlocal num_read
+        for index in range(100):
+            num_read += 1
+            yield f"prompt {index}"
+
+    answers = complete_in_order(llm, prompts(), GREEDY)
+    for num_given in range(1, 11):
+        assert isinstance(next(answers), Completion)
+        assert num_read <= num_given + 2 * llm.plan.max_num_seqs
+    answers.close()
+    assert not llm.engine.has_work

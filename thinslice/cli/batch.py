@@ -1,0 +1,211 @@
+"""thinslice run --prompts: a file of prompts, answered many at once into a file of answers."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from thinslice.cli.console import note, progress_bars
+from thinslice.config import SamplingParams
+from thinslice.errors import ConfigError, RequestError
+from thinslice.units import MIB
+
+if TYPE_CHECKING:
+    from thinslice.engine.in_order import Prompt
+    from thinslice.engine.llm import LLM
+    from thinslice.engine.request import Completion
+
+# No context of a model we run holds as much text.
+_LARGEST_LINE = 8 * MIB
+# An answer's line is at most a context of text, its JSON escapes included.
+_LARGEST_ANSWER = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is asked of every prompt of a file.
+
+    Attributes:
+        prompts: one prompt a line; of a .jsonl file, a text, or an object with ``prompt`` or
+            ``messages``.
+        out: the file that answers are appended to; None for standard output.
+        system: the system prompt of every conversation that has none; None for none.
+        raw: continue each prompt as it stands.
+        dtypes: what weights and KV cache were asked to be, on which answers hang too.
+    """
+
+    model: str
+    prompts: Path
+    out: Path | None
+    system: str | None
+    raw: bool
+    sampling: SamplingParams
+    dtypes: tuple[str, str]
+
+    def check(self) -> None:
+        """Refuse files that cannot be used, before a model is loaded.
+
+        Errors: ConfigError; RequestError for a file without a prompt.
+        """
+        if _count_lines(self.prompts) == 0:
+            raise RequestError(f"{self.prompts} holds no prompt")
+        if self.out is not None and self.out.exists() and self.out.samefile(self.prompts):
+            raise ConfigError(f"--out {self.out} is the file of the prompts; name another one")
+        with _out_file(self.out):
+            pass
+
+
+def answer_all(llm: "LLM", batch: Batch) -> int:
+    """Answer every prompt of the file, and go on where an earlier run stopped.
+
+    Each answer is one line of JSON, written and synced before the next. Returns the exit code: that
+    of a bad prompt where one could not be answered.
+
+    Memory: twice the batch's prompts and answers, whatever the file's length.
+    Errors: ConfigError for files that cannot be read or written, and for an ``out`` with answers to
+    other prompts or made with other settings.
+    """
+    from thinslice.engine.in_order import complete_in_order
+
+    total = _count_lines(batch.prompts)
+    num_failed = 0
+    with _opened(batch.prompts, "rb") as prompts_file, _out_file(batch.out) as out:
+        lines = _lines(prompts_file)
+        done = _skip_done(out, lines, batch) if batch.out is not None else 0
+        if done:
+            note(f"{done} of {total} answers are in {batch.out} already")
+        digests: list[str] = []
+
+        def prompts() -> "Iterator[Prompt | RequestError]":
+            for line in lines:
+                digests.append(_digest(line, batch))
+                yield _prompt_of(line, batch)
+
+        with progress_bars("answers") as progress:
+            for answer in complete_in_order(llm, prompts(), batch.sampling):
+                record = {"index": done, "digest": digests.pop(0), **_record(answer)}
+                num_failed += "error" in record
+                _append(out, record)
+                done += 1
+                progress("answering", done, total)
+    if num_failed:
+        note(f"{num_failed} of {total} prompts could not be answered; their lines say why")
+        return RequestError.exit_code
+    return 0
+
+
+def _record(answer: "Completion | RequestError") -> dict[str, Any]:
+    if isinstance(answer, RequestError):
+        return {"error": str(answer)}
+    record = {
+        "text": answer.text,
+        "reasoning": answer.reasoning,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": len(answer.prompt_token_ids),
+        "completion_tokens": len(answer.token_ids),
+        "seed": answer.seed,
+    }
+    return record if answer.error is None else {**record, "error": str(answer.error)}
+
+
+def _prompt_of(line: bytes, batch: Batch) -> "Prompt | RequestError":
+    """The prompt that a line holds, or why it holds none."""
+    try:
+        text = line.decode().rstrip("\r\n")
+        asked: Any = json.loads(text) if batch.prompts.suffix == ".jsonl" else text
+    except UnicodeDecodeError:
+        return RequestError("the line is not UTF-8")
+    except (ValueError, RecursionError):
+        return RequestError("the line is not JSON")
+    if isinstance(asked, dict) and len({"prompt", "messages"} & set(asked)) == 1:
+        asked = asked.get("prompt", asked.get("messages"))
+    opening = [] if batch.system is None else [{"role": "system", "content": batch.system}]
+    if isinstance(asked, list) and not batch.raw:
+        has_own = bool(asked) and isinstance(asked[0], dict) and asked[0].get("role") == "system"
+        return asked if has_own else [*opening, *asked]  # checked as any conversation is
+    if not isinstance(asked, str):
+        expected = "a text or an object with prompt" + ("" if batch.raw else " or messages")
+        return RequestError(f"the line holds no prompt; expected {expected}")
+    if not asked.strip():
+        return RequestError("the prompt is empty")
+    if batch.raw:
+        return asked
+    return [*opening, {"role": "user", "content": asked}]
+
+
+def _digest(line: bytes, batch: Batch) -> str:
+    """Of everything that an answer hangs on: the prompt, the model's name and the settings."""
+    settings = [batch.model, batch.dtypes, batch.system, batch.raw, asdict(batch.sampling)]
+    return hashlib.sha256(json.dumps(settings).encode() + line).hexdigest()[:16]
+
+
+def _skip_done(out: IO[bytes], lines: Iterator[bytes], batch: Batch) -> int:
+    """Pass over the prompts whose answers are there; a line that was cut off is taken back."""
+    done, whole = 0, 0
+    while answer := out.readline(_LARGEST_ANSWER):
+        if not answer.endswith(b"\n"):
+            break
+        line = next(lines, None)
+        if line is None or _digest_in(answer) != _digest(line, batch):
+            raise ConfigError(
+                f"{batch.out} holds answers to other prompts, or of other settings, from line "
+                f"{done + 1} on; name another file with --out"
+            )
+        done, whole = done + 1, out.tell()
+    out.seek(whole)
+    out.truncate(whole)
+    return done
+
+
+def _digest_in(answer: bytes) -> object:
+    try:
+        record = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    return record.get("digest") if isinstance(record, dict) else None
+
+
+def _append(out: IO[bytes], record: dict[str, Any]) -> None:
+    out.write(json.dumps(record, ensure_ascii=False).encode(errors="surrogatepass") + b"\n")
+    out.flush()
+    if out is not sys.stdout.buffer:
+        os.fsync(out.fileno())
+
+
+@contextmanager
+def _out_file(path: Path | None) -> Iterator[IO[bytes]]:
+    if path is None:
+        yield sys.stdout.buffer
+        return
+    with _opened(path, "r+b" if path.exists() else "w+b") as file:
+        yield file
+
+
+def _opened(path: Path, mode: str) -> IO[bytes]:
+    try:
+        return open(path, mode)
+    except OSError as error:
+        verb = "read" if mode == "rb" else "write"
+        raise ConfigError(f"cannot {verb} {path}: {error.strerror}") from None
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines that are not blank, one in memory at a time.
+
+    Errors: ConfigError for one of over 8 MiB.
+    """
+    while line := file.readline(_LARGEST_LINE + 1):
+        if len(line) > _LARGEST_LINE:
+            raise ConfigError(f"{file.name} has a line of over {_LARGEST_LINE >> 20} MiB")
+        if line.strip():
+            yield line
+
+
+def _count_lines(path: Path) -> int:
+    with _opened(path, "rb") as file:
+        return sum(1 for _ in _lines(file))
