@@ -1,8 +1,7 @@
 """From the logits of a step to what it brings each sequence, before anything is committed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -81,23 +80,6 @@ def advance_all(
         else:
             advances.append(_cut(tokens, sampled, finish_reason))
     return advances
-
-
-@contextmanager
-def generators_restored(scheduled: Rows[ScheduledTokens]) -> Iterator[None]:
-    """Where what is done within is interrupted, every generator is as it was before."""
-    generators = [
-        tokens.sequence.generator
-        for tokens in scheduled
-        if tokens.num_rows and not tokens.sequence.params.is_greedy
-    ]
-    states = [generator.get_state() for generator in generators]
-    try:
-        yield
-    except BaseException:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        raise
 
 
 def _cut(tokens: ScheduledTokens, sampled: Sampled, finish_reason: FinishReason) -> Advance:

@@ -1,14 +1,18 @@
 """AsyncEngine: one engine for many asyncio tasks, with one thread that runs its steps.
 
 Tasks hand requests over through a queue of bounded length and get what comes of them back through
-their own event loop, woken once for each step. The engine itself is touched by its thread alone.
+their own event loop, woken once for each step. Whatever goes wrong, in a step or beside it, ends
+those that it concerns with a last Delta; the thread goes on, or takes leave of everybody.
 """
 
 import asyncio
+import atexit
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 
@@ -21,21 +25,35 @@ from thinslice.errors import BusyError
 _CLOSED = "the engine is shutting down and takes no more requests"
 
 
+@dataclass(eq=False)
+class _Feed:
+    """What the engine's thread knows of a stream. It does not hold the stream itself, so that one
+    that nobody holds any more is noticed.
+
+    Attributes:
+        requests: set by the engine's thread.
+    """
+
+    num_samples: int
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    deltas: asyncio.Queue[Delta] = field(default_factory=asyncio.Queue)
+    requests: list[Request] = field(default_factory=list)
+
+
 class AsyncStream:
     """The completions of one prompt as they come: iterate for Deltas, then read ``completions``.
 
     The last Delta of each completion has a finish reason; the iteration ends after the last one's.
     What went wrong in a request is in its Delta, and not raised. Whoever leaves early calls
-    ``aclose``, or uses the stream as a context manager: that ends the completions, and their
-    blocks are free before the next step. A task that is cancelled while it waits here need not.
+    ``aclose``, uses the stream as a context manager, or lets it go: that ends the completions, and
+    their blocks are free before the next step. A task that is cancelled while it waits here need
+    not.
     """
 
-    def __init__(self, engine: "AsyncEngine", num_samples: int) -> None:
+    def __init__(self, engine: "AsyncEngine", feed: _Feed) -> None:
         self._engine = engine
-        self._loop = asyncio.get_running_loop()
-        self._deltas: asyncio.Queue[Delta] = asyncio.Queue()
-        self._num_unfinished = num_samples
-        self._requests: list[Request] = []  # the engine's thread sets them
+        self._feed = feed
+        self._num_unfinished = feed.num_samples
 
     async def __aenter__(self) -> "AsyncStream":
         return self
@@ -55,7 +73,7 @@ class AsyncStream:
         if not self._num_unfinished:
             raise StopAsyncIteration
         try:
-            delta = await self._deltas.get()
+            delta = await self._feed.deltas.get()
         except asyncio.CancelledError:
             await self.aclose()
             raise
@@ -66,33 +84,45 @@ class AsyncStream:
         """End what is unfinished."""
         if self._num_unfinished:
             self._num_unfinished = 0
-            self._engine.cancel(self)
+            self._engine._cancel(self._feed)
+
+    def __del__(self) -> None:
+        if self._num_unfinished:
+            self._engine._let_go(self._feed)
 
     @property
     def completions(self) -> list[Completion]:
         """The whole completions, once the iteration has ended by itself."""
-        return [request.completion() for request in self._requests]
+        return [request.completion() for request in self._feed.requests]
 
 
 class AsyncEngine:
     """Serves many tasks from one LLM; a context manager. While it is open, nobody else uses it.
 
+    Where the program ends and nobody has closed it, it is closed.
+
     Args:
         max_waiting: the most completions that may wait to be begun; more are refused.
+
+    Errors: RequestError where the model is closed.
     """
 
     def __init__(self, llm: LLM, max_waiting: int = 256) -> None:
         self.llm = llm
         self.max_waiting = max_waiting
+        self._engine = llm.engine
         # Tokenizes and renders off the event loop, and one prompt at a time.
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="thinslice-prepare")
         self._thread = threading.Thread(target=self._run, name="thinslice-engine", daemon=True)
-        self._streams: dict[int, tuple[AsyncStream, Request]] = {}  # by sequence; the thread's own
+        self._pid = os.getpid()
+        # Those that get more Deltas; the thread's own.
+        self._unfinished: list[tuple[_Feed, Request]] = []
 
         # All that follows is guarded by this condition's lock.
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._num_handed_over = 0  # completions in commands that have not been run
+        self._is_started = False
         self._is_closed = False
         self._is_stopped = False
 
@@ -109,7 +139,12 @@ class AsyncEngine:
         await self.aclose()
 
     def start(self) -> None:
-        """Begin to run steps."""
+        """Begin to run steps. Errors: BusyError where it was closed before."""
+        with self._changed:
+            if self._is_closed:
+                raise BusyError(_CLOSED)
+            self._is_started = True
+        atexit.register(self._leave)
         self._thread.start()
 
     async def submit(
@@ -124,42 +159,59 @@ class AsyncEngine:
         self._check_room(params.n)
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._preparing, self.llm.prepare, prompt)
-        self.llm.engine.check_request(prepared.token_ids, params)
-        stream = AsyncStream(self, params.n)
+        self._engine.check_request(prepared.token_ids, params)
+        feed = _Feed(params.n)
         with self._changed:
             self._check_room(params.n)
             self._num_handed_over += params.n
-            self._commands.append(partial(self._add, stream, prepared, params))
+            self._commands.append(partial(self._add, feed, prepared, params))
             self._changed.notify()
-        return stream
-
-    def cancel(self, stream: AsyncStream) -> None:
-        """End a stream's completions before the next step."""
-        with self._changed:
-            self._commands.append(partial(self._abort, stream))
-            self._changed.notify()
+        return AsyncStream(self, feed)
 
     async def aclose(self, drain_s: float = 0.0) -> None:
         """Take no more requests, let those there are go on for so long, and end the rest.
 
         Every stream gets its last Delta: those that were ended have the reason ``abort``.
         """
+        self._close(stops=False)
+        loop = asyncio.get_running_loop()
+        if self._is_started:
+            await loop.run_in_executor(None, self._thread.join, drain_s)
+            self._close(stops=True)
+            await loop.run_in_executor(None, self._thread.join)
+            atexit.unregister(self._leave)
+        else:
+            self._take_leave()
+        self._preparing.shutdown()
+
+    def _leave(self) -> None:
+        """The interpreter ends: let the step that is running come to its end, and no other."""
+        if self._pid == os.getpid():  # a child of a fork has no such thread
+            self._close(stops=True)
+            self._thread.join()
+
+    def _close(self, stops: bool) -> None:
         with self._changed:
             self._is_closed = True
+            self._is_stopped |= stops
             self._changed.notify()
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._thread.join, drain_s)
+
+    def _cancel(self, feed: _Feed) -> None:
+        """End a stream's completions before the next step."""
         with self._changed:
-            self._is_stopped = True
+            self._let_go(feed)
             self._changed.notify()
-        await loop.run_in_executor(None, self._thread.join)
-        self._preparing.shutdown()
+
+    def _let_go(self, feed: _Feed) -> None:
+        """The same without a lock, for where nobody may wait: when objects are let go. The thread
+        has the stream's own steps to run, or its request to add, so it need not be woken."""
+        self._commands.append(partial(self._abort, feed))
 
     def _check_room(self, count: int) -> None:
         with self._changed:
             if self._is_closed:
                 raise BusyError(_CLOSED)
-            waiting = self._num_handed_over + len(self.llm.engine.scheduler.waiting)
+            waiting = self._num_handed_over + len(self._engine.scheduler.waiting)
             if waiting + count > self.max_waiting:
                 raise BusyError(
                     f"{waiting} completions wait and {count} more are asked for; at most "
@@ -170,64 +222,95 @@ class AsyncEngine:
 
     def _run(self) -> None:
         try:
-            while self._take_commands():
-                if self.llm.engine.has_work:
+            while self._wait():
+                self._run_commands()
+                if self._unfinished:
                     self._step()
         finally:
-            for _, request in self._streams.values():
-                self.llm.engine.abort(request.sequence)
-            self._deliver(list(self._streams.values()))
+            self._take_leave()
 
-    def _take_commands(self) -> bool:
-        """Run what tasks have asked for, waiting for it where there is no work; False to end."""
-        engine = self.llm.engine
+    def _wait(self) -> bool:
+        """Wait until there is something to do; False to end."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._commands or self._is_closed or self._is_stopped or engine.has_work
+            self._changed.wait_for(lambda: self._commands or self._is_closed or self._unfinished)
+            return not self._is_stopped and bool(
+                self._commands or self._unfinished or not self._is_closed
             )
-            while self._commands:
-                self._commands.popleft()()
-            return not self._is_stopped and (engine.has_work or not self._is_closed)
 
-    def _add(self, stream: AsyncStream, prompt: Prompt, params: SamplingParams) -> None:
-        self._num_handed_over -= params.n
-        stream._requests = self.llm.add_requests(prompt, params)
-        for request in stream._requests:
-            self._streams[request.sequence.seq_id] = (stream, request)
+    def _run_commands(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
 
-    def _abort(self, stream: AsyncStream) -> None:
-        for request in stream._requests:
-            self.llm.engine.abort(request.sequence)
-            self._streams.pop(request.sequence.seq_id, None)
+    def _take_leave(self) -> None:
+        """End what there is, take no more, and tell everybody; also where something went wrong."""
+        self._close(stops=True)
+        self._run_commands()
+        self._end_all("abort")
+
+    def _add(self, feed: _Feed, prompt: Prompt, params: SamplingParams) -> None:
+        with Contained() as trouble:
+            feed.requests = self.llm.add_requests(prompt, params)
+        with self._changed:
+            self._num_handed_over -= params.n
+        self._unfinished += [(feed, request) for request in feed.requests]
+        if trouble.error is not None:
+            self._send([(feed, _failed(index, trouble.error)) for index in range(params.n)])
+
+    def _abort(self, feed: _Feed) -> None:
+        self._unfinished = [one for one in self._unfinished if one[0] is not feed]
+        for request in feed.requests:
+            with Contained():
+                self._engine.abort(request.sequence)
 
     def _step(self) -> None:
-        engine = self.llm.engine
         with Contained() as trouble:
-            outputs = engine.step()
+            self._engine.step()
         if trouble.error is None:
-            self._deliver([self._streams[output.sequence.seq_id] for output in outputs])
-            return
-        # Nobody's fault in particular: all that were under way end with it, and later ones try.
-        for _, request in self._streams.values():
-            engine.fail(request.sequence, trouble.error)
-        self._deliver(list(self._streams.values()))
+            self._deliver([one for one in self._unfinished if one[1].has_news])
+        else:  # Nobody's fault in particular: all under way end with it, and later ones try.
+            self._end_all("error", trouble.error)
 
-    def _deliver(self, changed: list[tuple[AsyncStream, Request]]) -> None:
-        """Give each stream what is new, with one call into each event loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[AsyncStream, Delta]]] = {}
-        for stream, request in changed:
-            delta = request.advance()
-            if request.is_finished:
-                del self._streams[request.sequence.seq_id]
-            by_loop.setdefault(stream._loop, []).append((stream, delta))
+    def _end_all(self, reason: str, error: Exception | None = None) -> None:
+        for feed, request in [*self._unfinished]:
+            with Contained() as trouble:
+                self._engine.end(request.sequence, reason, error)
+            if trouble.error is not None:
+                self._unfinished.remove((feed, request))
+                self._send([(feed, _failed(request.index, trouble.error))])
+        self._deliver(self._unfinished)
+
+    def _deliver(self, changed: list[tuple[_Feed, Request]]) -> None:
+        """Give each stream what is new."""
+        news: list[tuple[_Feed, Delta]] = []
+        ended: set[Request] = set()
+        for feed, request in changed:
+            with Contained() as trouble:
+                delta = request.advance()
+            if trouble.error is not None:
+                delta = _failed(request.index, trouble.error)
+            if delta.finish_reason is not None:
+                ended.add(request)
+            news.append((feed, delta))
+        self._unfinished = [one for one in self._unfinished if one[1] not in ended]
+        self._send(news)
+
+    def _send(self, news: list[tuple[_Feed, Delta]]) -> None:
+        """With one call into each event loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Feed, Delta]]] = {}
+        for feed, delta in news:
+            by_loop.setdefault(feed.loop, []).append((feed, delta))
         for loop, deltas in by_loop.items():
             with Contained() as trouble:
                 loop.call_soon_threadsafe(_put_all, deltas)
             if trouble.error is not None:  # the loop is closed: nobody listens any more
-                for stream, _ in deltas:
-                    self._abort(stream)
+                for feed, _ in deltas:
+                    self._abort(feed)
 
 
-def _put_all(deltas: list[tuple[AsyncStream, Delta]]) -> None:
-    for stream, delta in deltas:
-        stream._deltas.put_nowait(delta)
+def _failed(index: int, error: Exception) -> Delta:
+    return Delta(index, [], [], [], finish_reason="error", error=error)
+
+
+def _put_all(deltas: list[tuple[_Feed, Delta]]) -> None:
+    for feed, delta in deltas:
+        feed.deltas.put_nowait(delta)

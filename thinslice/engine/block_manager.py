@@ -59,18 +59,26 @@ class BlockManager:
         self.num_host_blocks = num_host_blocks
         self.block_size = block_size
         self.lookahead = lookahead
+        self.moves: deque[BlockMove] = deque()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget who holds what and what is cached: every block is free and empty.
+
+        Block tables are not emptied; whoever has one throws it away.
+        """
         self._holders: dict[int, Sequence] = {}
-        self._ref_counts = [0] * num_blocks
+        self._ref_counts = [0] * self.num_blocks
         # Empty blocks, lowest number first: memory that was never touched takes none.
-        self._free = list(range(num_blocks))
+        self._free = list(range(self.num_blocks))
         self._cached: dict[bytes, int] = {}
         self._digests: dict[int, bytes] = {}
         # Cached blocks that nobody holds, the one let go of longest ago first.
         self._evictable: dict[int, None] = {}
-        self._free_host = list(range(num_host_blocks))
+        self._free_host = list(range(self.num_host_blocks))
         # Digests of what is in host memory, spilled longest ago first.
         self._spilled: dict[bytes, int] = {}
-        self.moves: deque[BlockMove] = deque()
+        self.moves.clear()
 
     @property
     def num_free(self) -> int:

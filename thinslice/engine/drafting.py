@@ -93,6 +93,11 @@ class Drafting:
         """The step that was last proposed for is going to be committed."""
         self._held = self._held_next
 
+    def forget(self) -> None:
+        """Nothing is in the blocks any more: let go of what is kept of every sequence."""
+        self._indexes, self._asked = {}, {}
+        self._held, self._held_next = {}, {}
+
     def num_held(self, sequence: Sequence) -> int:
         """Positions of a sequence that the prediction layer has not yet taken in."""
         held = self._held.get(sequence.seq_id)

@@ -1,28 +1,38 @@
 """Engine: sequences in, tokens out, one step at a time."""
 
 import os
+import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from types import TracebackType
 
 import torch
 
 from thinslice.config import SamplingParams
-from thinslice.engine.advance import Advance, advance_all, generators_restored
+from thinslice.engine.advance import Advance, advance_all
 from thinslice.engine.contained import Contained
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.metrics import Metrics
 from thinslice.engine.runner import Runner
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.sequence import OnOutput, Sequence, Status, StepOutput
+from thinslice.engine.turn import Turn
+from thinslice.engine.undo import Undo
 from thinslice.errors import RequestError
 from thinslice.plan.memory_plan import MemoryPlan
 
 _LARGEST_SEED = (1 << 63) - 1
+CLOSED = "this model is closed; load it anew"
 
 
 class Engine:
-    """Continuous batching over the paged KV cache, inside one plan. One thread at a time.
+    """Continuous batching over the paged KV cache, inside one plan.
+
+    Threads take turns. Whatever interrupts a step, at whatever line, the step is done as a whole or
+    undone: all sequences go on as if nothing had been.
 
     Attributes:
         drafting: None where nothing is drafted.
@@ -37,7 +47,7 @@ class Engine:
         eos_token_ids: frozenset[int],
         drafting: Drafting | None = None,
     ) -> None:
-        self.runner = runner
+        self._runner: Runner | None = runner
         self.drafting = drafting
         self.plan = plan
         self.eos_token_ids = eos_token_ids
@@ -45,10 +55,45 @@ class Engine:
         self.metrics = Metrics(kv_blocks=plan.num_kv_blocks)
         self.clock: Callable[[], float] = time.perf_counter
         self._next_id = 0
+        self._turn = Turn()
+        weakref.finalize(self, self._turn.keep)
+        self._operation = _Operation(self)
+        self._is_busy = False
+        self._undo: Undo | None = None
+        self._dropped: deque[Sequence] = deque()
+
+    @property
+    def runner(self) -> Runner:
+        """What runs the model. Errors: RequestError once it is closed."""
+        if self._runner is None:
+            raise RequestError(CLOSED)
+        return self._runner
+
+    def close(self) -> None:
+        """End all sequences with an error, and let weights, KV cache, threads and files go.
+
+        A step that runs in another thread is waited for.
+        """
+        with self.lock:
+            if self._runner is None:
+                return
+            with self._operation:
+                for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+                    self._end(sequence, "error", RequestError(CLOSED))
+            self._runner.close()
+            self._runner = self.drafting = None
+
+    @property
+    def lock(self) -> "threading.RLock":
+        """Held by the thread that changes the engine; who holds it sees no step half done."""
+        return self._turn.lock
 
     @property
     def has_work(self) -> bool:
         """Whether any sequence is unfinished."""
+        if self._undo is not None:
+            with self.lock, self._operation:
+                pass
         return self.scheduler.has_work
 
     def add_request(
@@ -101,9 +146,12 @@ class Engine:
             for index in range(params.n)
         ]
         self._next_id += params.n
-        for sequence in sequences:
-            sequence.leader = None if sequence is sequences[0] else sequences[0]
-            self.scheduler.add(sequence)
+        with self.lock, self._operation:
+            self._undo = Undo(self.scheduler)
+            for sequence in sequences:
+                sequence.leader = None if sequence is sequences[0] else sequences[0]
+                self.scheduler.add(sequence)
+            self._undo = None
         self.metrics.prompt_tokens += len(prompt_token_ids)
         return sequences
 
@@ -136,69 +184,90 @@ class Engine:
 
         Each sequence is afterwards either a step further or, where this raises, as it was.
         Sequences past their deadline are ended instead, if there are any.
+        Errors: RequestError once the model is closed.
         """
-        expired = self.scheduler.expired(self.clock())
-        if expired:
-            return [self._end(sequence, "deadline") for sequence in expired]
-        if not self.has_work:
-            return []
-        start = time.perf_counter()
-        scheduled = self.scheduler.schedule()
-        assert scheduled, "work is left and nothing is scheduled"
-        scheduled_at = time.perf_counter()
-        self.runner.move_blocks(self.scheduler.blocks.moves)
-        logits_RV, hidden_TD = self._run(scheduled)
-        ran_at = time.perf_counter()
-        with generators_restored(scheduled):
-            advances = advance_all(scheduled, logits_RV, self._finish_reason)
-            del logits_RV
-            sampled_at = time.perf_counter()
-            drafts = self._draft(advances, hidden_TD, sampled_at - scheduled_at)
-            drafted_at = time.perf_counter()
-        # All at once after the last thing that can be interrupted.
-        outputs = self._commit(advances, drafts)
-        outputs = [self._hand_out(output) for output in outputs]
-        self.metrics.steps += 1
-        self.metrics.schedule_s.observe(scheduled_at - start)
-        self.metrics.run_s.observe(ran_at - scheduled_at)
-        self.metrics.draft_s.observe(drafted_at - sampled_at)
-        self.metrics.sample_s.observe(time.perf_counter() - drafted_at + sampled_at - ran_at)
-        self._count()
-        return outputs
+        with self.lock, self._operation:
+            runner, expired = self.runner, self.scheduler.expired(self.clock())
+            if expired:
+                return [self._expire(sequence) for sequence in expired]
+            return self._step(runner) if self.scheduler.has_work else []
 
-    def abort(self, sequence: Sequence, reason: str = "abort") -> None:
+    def abort(self, sequence: Sequence) -> None:
         """End a sequence now and free its blocks; a finished one is left as it is."""
-        if sequence.status is not Status.FINISHED:
-            self._finish(sequence, reason)
-            self._count()
+        with self.lock, self._operation:
+            if sequence.status is not Status.FINISHED:
+                self._end(sequence, "abort")
 
-    def fail(self, sequence: Sequence, error: BaseException) -> None:
-        """End a sequence because of what went wrong with it, also where it had ended already."""
-        self.end(sequence, "error")
-        sequence.error = error
+    def end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
+        """End a sequence, for a reason that holds also where it had ended for another already."""
+        with self.lock, self._operation:
+            self._end(sequence, reason, error)
 
-    def end(self, sequence: Sequence, reason: str) -> None:
-        """End a sequence for a reason that holds also where it had ended for another already."""
-        self.abort(sequence, reason)
-        if sequence.finish_reason != reason:
-            self.metrics.requests[str(sequence.finish_reason)] -= 1
-            self.metrics.requests[reason] += 1
-            sequence.finish_reason = reason
+    def let_go(self, sequence: Sequence) -> None:
+        """Abort a sequence that nobody reads any more.
+
+        Safe in any thread, also where the engine is at work: the sequence then ends behind that.
+        """
+        self._dropped.append(sequence)
+        lock = self.lock
+        if self._is_busy or not lock.acquire(blocking=False):
+            return
+        try:
+            if not self._is_busy:
+                with self._operation:
+                    pass
+        finally:
+            lock.release()
 
     def _max_positions(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
         if params.max_tokens is None:
             return self.scheduler.capacity
         return len(prompt_token_ids) + params.max_tokens
 
-    def _run(self, scheduled: list[ScheduledTokens]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _step(self, runner: Runner) -> list[StepOutput]:
+        start = time.perf_counter()
+        scheduled = self._schedule()
+        scheduled_at = time.perf_counter()
+        runner.move_blocks(self.scheduler.blocks.moves)
+        logits_RV, hidden_TD = self._run(runner, scheduled)
+        ran_at = time.perf_counter()
+        sampled = [tokens.sequence for tokens in scheduled if tokens.num_rows]
+        self._undo = undo = Undo(self.scheduler, sampled, changes_blocks=False)
+        advances = advance_all(scheduled, logits_RV, self._finish_reason)
+        del logits_RV
+        sampled_at = time.perf_counter()
+        drafts = self._draft(advances, hidden_TD, sampled_at - scheduled_at)
+        drafted_at = time.perf_counter()
+        undo.changes_blocks = True
+        outputs = self._commit(advances, drafts)
+        self._undo = None  # From here on the step holds, whatever comes.
+        self._count_advances(advances)
+        outputs = [self._hand_out(output) for output in outputs]
+        self.metrics.steps += 1
+        self.metrics.schedule_s.observe(scheduled_at - start)
+        self.metrics.run_s.observe(ran_at - scheduled_at)
+        self.metrics.draft_s.observe(drafted_at - sampled_at)
+        self.metrics.sample_s.observe(time.perf_counter() - drafted_at + sampled_at - ran_at)
+        return outputs
+
+    def _schedule(self) -> list[ScheduledTokens]:
+        self._undo = Undo(self.scheduler)
+        scheduled = self.scheduler.schedule()
+        self._undo = None
+        assert scheduled, "work is left and nothing is scheduled"
+        return scheduled
+
+    def _run(
+        self, runner: Runner, scheduled: list[ScheduledTokens]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The model's pass over one batch: logits, and the residual stream where it is needed
         again. With the sweep's metrics where weights are streamed."""
-        weights = self.runner.weights
+        weights = runner.weights
         if weights is None or self.plan.streaming is None:
-            logits_RV, hidden_TD = self.runner.run(scheduled)
+            logits_RV, hidden_TD = runner.run(scheduled)
             return logits_RV, hidden_TD if self.plan.num_mtp_layers else None
         start, before = time.perf_counter(), weights.read_stats()
-        logits_RV, hidden_TD = self.runner.run(scheduled)
+        logits_RV, hidden_TD = runner.run(scheduled)
         after = weights.read_stats()
         self.metrics.sweep_s.observe(time.perf_counter() - start)
         self.metrics.slice_wait_s.observe(after.wait_s - before.wait_s)
@@ -215,14 +284,14 @@ class Engine:
         return self.drafting.propose(advances, hidden_TD, self.scheduler.running)
 
     def _commit(self, advances: list[Advance], drafts: list[list[int]]) -> list[StepOutput]:
-        """Count what was computed, append what was sampled, end what has ended."""
+        """Note what was computed, append what was sampled, end what has ended."""
         outputs: list[StepOutput] = []
         if self.drafting is not None:
             self.drafting.commit()
         for advance, draft in zip(advances, drafts, strict=True):
             sequence = advance.tokens.sequence
             if advance.error is not None:
-                self.fail(sequence, advance.error)
+                self._take_out(sequence, "error", advance.error)
                 outputs.append(StepOutput(sequence, (), "error"))
                 continue
             num_before, num_certain = sequence.num_settled, advance.num_certain
@@ -234,7 +303,7 @@ class Engine:
             sequence.num_held = 0 if self.drafting is None else self.drafting.num_held(sequence)
             self.scheduler.blocks.cache_computed(sequence, num_before)
             if advance.finish_reason is not None:
-                self._finish(sequence, advance.finish_reason)
+                self._take_out(sequence, advance.finish_reason)
             if advance.new_ids:
                 outputs.append(StepOutput(sequence, advance.new_ids, advance.finish_reason))
         return outputs
@@ -249,10 +318,6 @@ class Engine:
         sequence.last_token_at = now
         if sequence.first_token_at is None:
             sequence.first_token_at = now
-            self.metrics.time_to_first_token_s.observe(now - sequence.arrived_at)
-        self.metrics.completion_tokens += len(advance.new_ids)
-        self.metrics.drafted_tokens += advance.tokens.num_drafts
-        self.metrics.accepted_tokens += advance.num_accepted
 
     def _finish_reason(self, sequence: Sequence, token_id: int, num_tokens: int) -> str | None:
         """Why a sequence ends with a token that makes it so many; None where it goes on."""
@@ -262,18 +327,26 @@ class Engine:
             return "stop"
         return "length" if num_tokens >= sequence.max_positions else None
 
-    def _finish(self, sequence: Sequence, reason: str) -> None:
-        self.scheduler.finish(sequence, reason)
-        self.metrics.requests[reason] += 1
-        num_tokens = len(sequence.completion_token_ids)
-        if sequence.first_token_at is not None and num_tokens > 1:
-            seconds = sequence.last_token_at - sequence.first_token_at
-            self.metrics.time_per_token_s.observe(seconds / (num_tokens - 1))
+    def _end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
+        """The end of a sequence that does not come of a step."""
+        earlier = sequence.finish_reason
+        self._undo = Undo(self.scheduler)
+        self._take_out(sequence, reason, error)
+        self._undo = None
+        if earlier is None:
+            self._count_end(sequence)
+        elif earlier != reason:
+            self.metrics.requests[earlier] -= 1
+            self.metrics.requests[reason] += 1
 
-    def _end(self, sequence: Sequence, reason: str) -> StepOutput:
-        """End a sequence that brought no token."""
-        self.abort(sequence, reason)
-        return self._hand_out(StepOutput(sequence, (), reason))
+    def _take_out(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
+        """The one place where a sequence ends. Whoever comes here has an ``Undo``."""
+        sequence.finish_reason, sequence.error = reason, error
+        self.scheduler.remove(sequence)
+
+    def _expire(self, sequence: Sequence) -> StepOutput:
+        self._end(sequence, "deadline")
+        return self._hand_out(StepOutput(sequence, (), "deadline"))
 
     def _hand_out(self, output: StepOutput) -> StepOutput:
         """Call back whoever wants this output; what goes wrong there ends the sequence."""
@@ -284,8 +357,29 @@ class Engine:
             sequence.on_output(output)
         if trouble.error is None:
             return output
-        self.fail(sequence, trouble.error)
+        self._end(sequence, "error", trouble.error)
         return replace(output, finish_reason="error")
+
+    def _count_advances(self, advances: list[Advance]) -> None:
+        metrics = self.metrics
+        for advance in advances:
+            sequence, num_new = advance.tokens.sequence, len(advance.new_ids)
+            if num_new > 0:
+                metrics.completion_tokens += num_new
+                metrics.drafted_tokens += advance.tokens.num_drafts
+                metrics.accepted_tokens += advance.num_accepted
+            first_at = sequence.first_token_at
+            if first_at is not None and 0 < num_new == len(sequence.completion_token_ids):
+                metrics.time_to_first_token_s.observe(first_at - sequence.arrived_at)
+            if sequence.finish_reason is not None:
+                self._count_end(sequence)
+
+    def _count_end(self, sequence: Sequence) -> None:
+        self.metrics.requests[str(sequence.finish_reason)] += 1
+        num_tokens = len(sequence.completion_token_ids)
+        if sequence.first_token_at is not None and num_tokens > 1:
+            seconds = sequence.last_token_at - sequence.first_token_at
+            self.metrics.time_per_token_s.observe(seconds / (num_tokens - 1))
 
     def _count(self) -> None:
         scheduler, metrics = self.scheduler, self.metrics
@@ -296,3 +390,35 @@ class Engine:
         metrics.kv_blocks_spilled = scheduler.blocks.num_spilled
         metrics.prefix_hit_tokens = scheduler.num_prefix_hits
         metrics.preemptions = scheduler.num_preemptions
+
+    def _settle(self) -> None:
+        """Undo what was interrupted, and end what nobody reads any more."""
+        if self._undo is not None:
+            self._undo.restore(self.scheduler, self.drafting)
+            self._undo = None
+        while self._dropped:
+            if self._dropped[0].status is not Status.FINISHED:
+                self._end(self._dropped[0], "abort")
+            self._dropped.popleft()
+
+
+class _Operation:
+    """All that is done within, by the thread whose turn it is, is done as a whole or undone: at its
+    end, or before the next one where its end is interrupted as well."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = weakref.proxy(engine)
+
+    def __enter__(self) -> None:
+        self._engine._is_busy = True
+        self._engine._settle()
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._engine._settle()
+        self._engine._count()
+        self._engine._is_busy = False

@@ -1,12 +1,13 @@
 """LLM: a model by name, ready to complete prompts inside a budget."""
 
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
 from thinslice.closing import Closing
 from thinslice.config import EngineSettings, SamplingParams
-from thinslice.engine.engine import Engine
+from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine, open_model
 from thinslice.engine.planning import Model, known_profile, open_device, plan_model, predict_speed
 from thinslice.engine.request import Completion, Request, TextChunk
@@ -39,30 +40,49 @@ class Settings(TypedDict, total=False):
 class Stream:
     """A completion as it comes: iterate for TextChunks, then read ``completion``.
 
-    Leaving the iteration early ends the completion and frees its blocks. What goes wrong in the
-    request is raised.
+    An iterator: ``next`` gives one piece, ``for`` all that are left. Leaving a ``for`` early ends
+    the completion and frees its blocks, and so does ``close``, and letting the stream go. What goes
+    wrong in the request is raised; RequestError where the model is closed meanwhile.
     """
 
     def __init__(self, request: Request) -> None:
         self._request = request
+        self._chunks: deque[TextChunk] = deque()
 
     def __iter__(self) -> Generator[TextChunk, None, None]:
-        request = self._request
         try:
-            # Another stream's steps may have brought this one forward, or to its end.
-            yield from request.advance().chunks
-            while not request.is_finished:
-                request.engine.step()
-                yield from request.advance().chunks
+            while self._advance():
+                yield self._chunks.popleft()
         finally:
-            request.engine.abort(request.sequence)
-        if request.sequence.error is not None:
-            raise request.sequence.error
+            self.close()
+
+    def __next__(self) -> TextChunk:
+        if not self._advance():
+            raise StopIteration
+        return self._chunks.popleft()
+
+    def close(self) -> None:
+        """End the completion if it is unfinished; pieces that were not read are let go."""
+        self._chunks.clear()
+        self._request.engine.abort(self._request.sequence)
 
     @property
     def completion(self) -> Completion:
-        """The whole completion so far; final once the iteration has ended."""
+        """What there is of the completion so far, without a finish reason; all of it once the
+        iteration has ended."""
         return self._request.completion()
+
+    def _advance(self) -> bool:
+        """Step until there is a piece to read; False at the end."""
+        request = self._request
+        while not self._chunks and not request.is_told:
+            # Another stream's steps may have brought this one forward, or to its end.
+            if not request.has_news:
+                request.engine.step()
+            self._chunks += request.advance().chunks
+        if not self._chunks and request.sequence.error is not None:
+            raise request.sequence.error
+        return bool(self._chunks)
 
 
 @dataclass(frozen=True)
@@ -112,16 +132,18 @@ class LLM(Closing):
     def engine(self) -> Engine:
         """What runs it. Errors: RequestError once the model is closed."""
         if self._engine is None:
-            raise RequestError("this model is closed; load it anew")
+            raise RequestError(CLOSED)
         return self._engine
 
     def close(self) -> None:
         """Let weights, KV cache, threads and files go; nothing runs after that.
 
+        What is under way, in streams and in other threads, ends with a RequestError.
+
         Also at the end of ``with LLM(...) as llm``.
         """
         if self._engine is not None:
-            self._engine.runner.close()
+            self._engine.close()
             self._engine = None
 
     def generate(
@@ -149,7 +171,7 @@ class LLM(Closing):
             self._run(requests, progress)
         finally:
             for request in requests:
-                self.engine.abort(request.sequence)
+                request.engine.abort(request.sequence)
         return [request.completion() for request in requests]
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
@@ -199,23 +221,28 @@ class LLM(Closing):
 
         Errors: RequestError where they can never be served.
         """
-        return [
-            Request(self.engine, sequence, self.tokenizer, prompt.rendered, index)
-            for index, sequence in enumerate(self.engine.add_samples(prompt.token_ids, params))
-        ]
+        engine, requests = self.engine, list[Request]()
+        sequences = engine.add_samples(prompt.token_ids, params)
+        try:
+            for index, sequence in enumerate(sequences):
+                requests.append(Request(engine, sequence, self.tokenizer, prompt.rendered, index))
+        except BaseException:
+            for sequence in sequences:
+                engine.abort(sequence)
+            raise
+        return requests
 
     def _run(self, requests: list[Request], progress: Callable[[int, int], None] | None) -> None:
         """Step until all are finished."""
-        unfinished = {request.sequence.seq_id: request for request in requests}
+        unfinished = requests
         while unfinished:
+            self.engine.step()
+            # Of another thread's steps as well, and not of those of a stream.
+            for request in unfinished:
+                if request.has_news:
+                    request.advance()
             num_before = len(unfinished)
-            for output in self.engine.step():
-                request = unfinished.get(output.sequence.seq_id)
-                if request is None:
-                    continue  # a stream's
-                request.advance()
-                if request.is_finished:
-                    del unfinished[output.sequence.seq_id]
+            unfinished = [request for request in unfinished if not request.is_told]
             if progress is not None and len(unfinished) < num_before:
                 progress(len(requests) - len(unfinished), len(requests))
 

@@ -1,6 +1,6 @@
 """How long a step takes by its number of rows, learnt while it runs."""
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections import deque
 from statistics import median
 
@@ -35,9 +35,9 @@ class MeasuredSeconds:
         recent.append(seconds)
         if len(recent) < _NUM_NEEDED:
             return
-        if rows not in self._medians:
-            insort(self._known, rows)
         self._medians[rows] = median(recent)
+        if len(self._known) < len(self._medians):
+            self._known = sorted(self._medians)
 
     def __call__(self, num_rows: int) -> float:
         """Expected seconds of a step of so many rows."""

@@ -37,17 +37,18 @@ class Delta:
     token_ids: list[int]
     logprobs: list[TokenLogprobs]
     finish_reason: str | None
-    error: BaseException | None
+    error: Exception | None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished completion.
+    """A completion, or what there is of it so far.
 
     Attributes:
         text: the answer; of a plain completion, all of it.
         reasoning: what stood between <think> tags, where the prompt was a chat.
-        finish_reason: ``stop``, ``length``, ``abort``, ``deadline`` or ``error``.
+        finish_reason: ``stop``, ``length``, ``abort``, ``deadline`` or ``error``; None before the
+            end.
         seed: draws the same text again.
         prefill_s, decode_s: seconds to the first token, and from there to the last.
         index: which of a prompt's ``n`` completions.
@@ -61,7 +62,7 @@ class Completion:
     reasoning: str
     prompt_token_ids: list[int]
     token_ids: list[int]
-    finish_reason: str
+    finish_reason: str | None
     seed: int
     prefill_s: float
     decode_s: float
@@ -70,7 +71,7 @@ class Completion:
     num_drafted: int = 0
     num_accepted: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
-    error: BaseException | None = None
+    error: Exception | None = None
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -81,7 +82,11 @@ class Completion:
 class Request:
     """Follows one sequence: detokenizes, watches for stop strings, splits reasoning off.
 
-    What goes wrong in that ends this sequence alone, with the reason ``error``.
+    What goes wrong in that ends this sequence alone, with the reason ``error``. A sequence whose
+    request nobody holds any more is aborted.
+
+    Attributes:
+        is_told: whether ``advance`` has given the end.
     """
 
     def __init__(
@@ -100,7 +105,18 @@ class Request:
         self._stops = StopStringMatcher(sequence.params.stop)
         self._splitter = None if rendered_prompt is None else ReasoningSplitter(rendered_prompt)
         self._num_seen = 0
+        self.is_told = False
         self._texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
+
+    def __del__(self) -> None:
+        if not self.is_finished:
+            self.engine.let_go(self.sequence)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether its sequence has ended, or has tokens that ``advance`` has not seen."""
+        num_tokens = len(self.sequence.completion_token_ids)
+        return not self.is_told and (self.is_finished or self._num_seen < num_tokens)
 
     @property
     def is_finished(self) -> bool:
@@ -108,36 +124,22 @@ class Request:
         return self.sequence.status is Status.FINISHED
 
     def advance(self) -> Delta:
-        """What has come since the last call.
+        """What has come since the last call; not to be called where ``is_told``.
 
         A stop string ends the sequence; text from it on is not given.
         """
-        start, chunks = self._num_seen, list[TextChunk]()
-        with Contained() as trouble:
-            chunks += self._new_text()
-        if trouble.error is not None:
-            self.engine.fail(self.sequence, trouble.error)
-        sequence = self.sequence
-        return Delta(
-            index=self.index,
-            chunks=chunks,
-            token_ids=sequence.completion_token_ids[start : self._num_seen],
-            logprobs=sequence.logprobs[start : self._num_seen],
-            finish_reason=sequence.finish_reason,
-            error=sequence.error,
-        )
+        with self.engine.lock:
+            return self._advance()
 
     def completion(self) -> Completion:
-        """The whole of a finished request."""
-        sequence = self.sequence
-        reason, first_at = sequence.finish_reason, sequence.first_token_at
-        assert reason is not None, "the sequence has not ended"
+        """The whole of a finished request, or what ``advance`` has given so far."""
+        sequence, first_at = self.sequence, self.sequence.first_token_at
         return Completion(
             text="".join(self._texts["answer"]),
             reasoning="".join(self._texts["reasoning"]),
             prompt_token_ids=sequence.prompt_token_ids,
             token_ids=sequence.completion_token_ids[: self._num_seen],
-            finish_reason=reason,
+            finish_reason=sequence.finish_reason,
             seed=sequence.generator.initial_seed(),
             prefill_s=0.0 if first_at is None else first_at - sequence.arrived_at,
             decode_s=0.0 if first_at is None else sequence.last_token_at - first_at,
@@ -146,6 +148,22 @@ class Request:
             num_drafted=sequence.num_drafted,
             num_accepted=sequence.num_accepted,
             logprobs=tuple(sequence.logprobs[: self._num_seen]),
+            error=sequence.error,
+        )
+
+    def _advance(self) -> Delta:
+        start, chunks = self._num_seen, list[TextChunk]()
+        with Contained() as trouble:
+            chunks += self._new_text()
+        if trouble.error is not None:
+            self.engine.end(self.sequence, "error", trouble.error)
+        sequence, self.is_told = self.sequence, self.is_finished
+        return Delta(
+            index=self.index,
+            chunks=chunks,
+            token_ids=sequence.completion_token_ids[start : self._num_seen],
+            logprobs=sequence.logprobs[start : self._num_seen],
+            finish_reason=sequence.finish_reason,
             error=sequence.error,
         )
 

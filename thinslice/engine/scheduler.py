@@ -101,15 +101,23 @@ class Scheduler:
         """Unfinished sequences past their deadline."""
         return [s for s in (*self.running, *self.waiting) if s.deadline <= now]
 
-    def finish(self, sequence: Sequence, reason: str) -> None:
+    def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free its blocks."""
-        if sequence.status is Status.WAITING:
+        status, sequence.status = sequence.status, Status.FINISHED
+        if status is Status.WAITING:
             self.waiting.remove(sequence)
-        elif sequence.status is Status.RUNNING:
+        elif status is Status.RUNNING:
             self.running.remove(sequence)
             self.blocks.release(sequence)
-        sequence.status = Status.FINISHED
-        sequence.finish_reason = reason
+
+    def restart(self, sequences: list[Sequence]) -> None:
+        """Begin again with these sequences, all of them waiting, and nothing in the blocks."""
+        self.blocks.reset()
+        self.running = []
+        self.waiting = sorted(sequences, key=_order)
+        for sequence in sequences:
+            sequence.blocks = []
+            self._send_back(sequence)
 
     def _schedule(self, sequence: Sequence, step: _Step, others: int) -> None:
         """Give a running sequence its next tokens, with blocks for them."""
@@ -191,12 +199,17 @@ class Scheduler:
         step.remove(sequence)
         self.running.remove(sequence)
         self.blocks.release(sequence)
+        self._send_back(sequence)
+        self.add(sequence)
+
+    def _send_back(self, sequence: Sequence) -> None:
+        """Make a sequence that has no blocks any more one that waits."""
         sequence.num_computed = sequence.num_held = 0
         sequence.draft_token_ids.clear()
-        sequence.status = Status.WAITING
-        sequence.num_preemptions += 1
-        self.num_preemptions += 1
-        self.add(sequence)
+        if sequence.status is Status.RUNNING:
+            sequence.status = Status.WAITING
+            sequence.num_preemptions += 1
+            self.num_preemptions += 1
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

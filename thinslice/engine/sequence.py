@@ -81,7 +81,7 @@ class Sequence:
     num_held: int = 0
     blocks: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    error: BaseException | None = None
+    error: Exception | None = None
     draft_token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)

@@ -165,7 +165,7 @@ def test_trouble_with_one_text_ends_it_alone(llm: LLM, monkeypatch: pytest.Monke
 
     async def task(engine: AsyncEngine) -> None:
         async with under_way(engine, "abc") as stream:
-            request = stream._requests[0]
+            request = stream._feed.requests[0]
             monkeypatch.setattr(request, "_stops", None)
             other = await engine.submit("xyz", LONG)
             deltas, texts = await asyncio.gather(read(stream), read(other))

@@ -72,7 +72,7 @@ def run_step(
             sequence.num_computed = sequence.num_tokens - 1
         scheduler.blocks.cache_computed(sequence, before)
         if sequence.num_tokens == sequence.max_positions:
-            scheduler.finish(sequence, "length")
+            scheduler.remove(sequence)
     scheduler.blocks.check()
     return scheduled
 
@@ -92,7 +92,7 @@ def test_random_operations_keep_the_invariants(rng: random.Random) -> None:
             alive.append(new_sequence(seq_id, *size, first_token=first, priority=priority))
             scheduler.add(alive[-1])
         if alive and rng.random() < 0.1:
-            scheduler.finish(alive.pop(rng.randrange(len(alive))), "abort")
+            scheduler.remove(alive.pop(rng.randrange(len(alive))))
         for sequence in scheduler.running:
             sequence.draft_token_ids = [0] * rng.choice([0, 0, 3])
         run_step(scheduler, lambda drafts: rng.randint(0, drafts))
