@@ -119,6 +119,8 @@ def test_sizes(path: Path) -> None:
 
 @each_file
 def test_broad_excepts_only_clean_up_and_raise_again(path: Path) -> None:
+    if path == PACKAGE / "cli" / "exit_codes.py":
+        return  # where a bug of ours becomes an exit code
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.ExceptHandler):
             caught = "" if node.type is None else ast.unparse(node.type)

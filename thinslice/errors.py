@@ -4,6 +4,9 @@ A message is one clear line: what was asked, what it needs, what would work. Fur
 they help, are indented by the raiser. Anything else that escapes is a bug of ours.
 """
 
+# What torch's allocator says, as a RuntimeError.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+
 
 class ThinsliceError(Exception):
     """Base of all errors a user can cause or meet."""
@@ -43,3 +46,21 @@ class StoreError(ThinsliceError):
     """The model store cannot fetch, keep or remove a model (network, disk, a lock)."""
 
     exit_code = 6
+
+
+def own_error(error: BaseException) -> ThinsliceError | None:
+    """What an exception of Python's or of a library's means to the user; None for a bug of ours.
+
+    The system's refusals only: of a file, of memory, of a thread. For the outermost places, which
+    the errors reach that no room has given a closer meaning.
+    """
+    if isinstance(error, OSError):
+        names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+        what = f"{' and '.join(names)} cannot be used" if names else "the system refused a request"
+        return StoreError(f"{what}: {error.strerror or str(error) or type(error).__name__}")
+    text = str(error)
+    if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+        return BudgetError("the system gives this process no more memory; a smaller budget may fit")
+    if isinstance(error, RuntimeError) and "start new thread" in text:
+        return BudgetError("the system lets this process start no more threads (see `ulimit -u`)")
+    return None

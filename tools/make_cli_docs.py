@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from thinslice.cli.app import make_app
+from thinslice.cli.commands import make_app
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 HEADER = "<!-- Made from the help texts by tools/make_cli_docs.py; change those and run it. -->\n\n"

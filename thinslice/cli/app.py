@@ -1,70 +1,20 @@
-"""The command line: one function per command, errors as one clear line, exit codes."""
+"""The command line's entry: errors as one clear line, exit codes, Ctrl-C from the first moment on.
 
-import errno
-import os
-import sys
-from collections.abc import Callable
-from io import TextIOWrapper
-
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
-
-from thinslice import __version__
-from thinslice.cli.bench import bench
-from thinslice.cli.chat import chat
-from thinslice.cli.compare import compare
-from thinslice.cli.console import print_error
-from thinslice.cli.doctor import doctor
-from thinslice.cli.models import ls, pull, rm, show
-from thinslice.cli.pack import pack
-from thinslice.cli.plan import plan
-from thinslice.cli.run import run
-from thinslice.errors import ConfigError, StoreError, ThinsliceError
-
-_HELP = """Run compact reasoning models inside a memory budget you name.
-
-MODEL is smollm2 (embedded), a short name such as mimo or qwen3:4b (`thinslice ls --known`), \
-a folder, a .gguf file, org/name[@revision] on the Hugging Face Hub, or org/name:Q4_K_M \
-for one GGUF of a hub repository.
+What takes long to import is imported by ``main``, once Ctrl-C is taken care of.
 """
-_EPILOGUE = (
-    "Exit codes: 0 done, 1 a bug, 2 a wrong option or name, 3 no plan fits the budget, "
-    "4 a bad checkpoint, 5 a bad prompt or sampling parameter, 6 the store or the network, "
-    "130 interrupted."
-)
+
+import os
+import signal
+import sys
+from types import FrameType
+
 INTERRUPTED = 130
-_COMMANDS: tuple[Callable[..., int | None], ...] = (
-    run,
-    chat,
-    plan,
-    pack,
-    compare,
-    bench,
-    pull,
-    ls,
-    show,
-    rm,
-    doctor,
-)
-
-
-def make_app() -> App:
-    """The command-line application."""
-    app = App(
-        name="thinslice",
-        help=_HELP,
-        help_epilogue=_EPILOGUE,
-        version=__version__,
-        default_parameter=Parameter(negative=()),
-        help_format="markdown",
-        result_action="return_value",
-    )
-    for position, command in enumerate(_COMMANDS):
-        app.command(command, sort_key=position)
-    return app
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
+    _take_interrupts()
     # Before torch is loaded: its threads spin for milliseconds at each operation's end by default,
     # which on busy cores slows a token down tenfold and more. Measured on two cores, SmolLM2:
     # 17 against 3 tokens/s beside other work, 14 against 25 alone.
@@ -72,42 +22,35 @@ def main(arguments: list[str] | None = None) -> None:
     # oneDNN keeps the compiled kernels of 1,024 shapes, and each number of rows is a shape: in
     # bfloat16 the process would grow for as long as it meets new ones.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    sys.exit(_exit_code(sys.argv[1:] if arguments is None else arguments))
+    from thinslice.cli.exit_codes import run_command
+
+    code = run_command(sys.argv[1:] if arguments is None else arguments)
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        # What is left is the interpreter's own end, which an exception would only confuse.
+        signal.signal(signal.SIGINT, _leave)
+    sys.exit(code)
 
 
-def _exit_code(arguments: list[str]) -> int:
-    try:
-        result = make_app()(arguments, exit_on_error=False, print_error=False)
-    except UnusedCliTokensError as error:
-        surplus = " ".join(error.unused_tokens or ())
-        print_error(f"unexpected: {surplus}; a text of several words goes in quotes")
-        return ConfigError.exit_code
-    except CycloptsError as error:
-        print_error(" ".join(str(error).split()))
-        return ConfigError.exit_code
-    except ThinsliceError as error:
-        print_error(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        _discard_output()
-        return 0
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print_error("cannot write the output: the disk is full")
-        _discard_output()
-        return StoreError.exit_code
-    return result if isinstance(result, int) else 0
+def _take_interrupts() -> None:
+    """Answer Ctrl-C ourselves, unless whoever started the process has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
 
 
-def _discard_output() -> None:
-    """Point standard output elsewhere, so that the interpreter's last flush does not fail.
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End a command in order, by KeyboardInterrupt; end an import at once.
 
-    A reader that went away, as `head` does, is no error.
+    A library that is interrupted while it is imported may swallow the exception, or take it for
+    an error of its own. Nothing is half-written at that time.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _leave(number, frame)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    if os.isatty(2):  # a progress bar may have hidden the cursor
+        os.write(2, _SHOW_CURSOR)
+    os._exit(INTERRUPTED)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import out, progress_bars
-from thinslice.cli.models import plain_table, print_json
+from thinslice.cli.console import out, print_json, progress_bars
+from thinslice.cli.models import plain_table
 from thinslice.cli.options import Json, Load, LoadOptions
 from thinslice.cli.run import peaks
 from thinslice.errors import ConfigError

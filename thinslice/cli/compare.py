@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 from rich.table import Table
 
-from thinslice.cli.console import note, out, progress_bars
-from thinslice.cli.models import plain_table, print_json
+from thinslice.cli.console import note, out, print_json, progress_bars
+from thinslice.cli.models import plain_table
 from thinslice.errors import RequestError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.units import MIB, format_bytes, gib

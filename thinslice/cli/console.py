@@ -3,11 +3,14 @@
 Nothing shown is read as markup: a model's text, a file's name and an error may hold anything.
 """
 
+import errno
+import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import contextmanager, suppress
+from io import TextIOBase
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +25,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from thinslice.errors import StoreError
+
 # Wider than any line we print: a pipe gets whole lines, a terminal is asked for its width.
 _PIPE_WIDTH = 4096
 
@@ -33,13 +38,83 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
-def _console(stream: TextIO, is_error: bool) -> Console:
-    width = None if stream.isatty() else _PIPE_WIDTH
-    return Console(
-        stderr=is_error,
+class ReaderGoneError(BrokenPipeError):
+    """Whoever read the output has gone, as `head` does: a wish to end, and no error."""
+
+
+class _Output(TextIOBase):
+    """Standard output, whose errors are ours: the one place where printing can fail."""
+
+    @property
+    def stream(self) -> TextIO:
+        """What it writes to; looked up each time, as a test may put another in its place."""
+        return sys.stdout
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the stream."""
+        return self.stream.encoding or "utf-8"
+
+    def isatty(self) -> bool:
+        """Whether somebody looks."""
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        """The stream's file descriptor."""
+        return self.stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write text. Errors: StoreError for a full or failing disk; ReaderGoneError."""
+        with self._errors_named():
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        """Hand over what is buffered. Errors: as ``write``."""
+        with self._errors_named():
+            self.stream.flush()
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
+            raise StoreError(f"cannot write the output: {reason}") from error
+
+
+class _Notes(_Output):
+    """Standard error. Where it cannot be written, nobody can be told: the answer still counts."""
+
+    @property
+    def stream(self) -> TextIO:
+        """What it writes to."""
+        return sys.stderr
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        with suppress(OSError):
+            yield
+
+    def write(self, text: str) -> int:
+        """Write text where that is possible."""
+        super().write(text)
+        return len(text)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave the decision to the command line; rich would end the process with code 1."""
+        raise ReaderGoneError
+
+
+def _console(stream: _Output) -> Console:
+    return _Console(
+        file=stream,  # type: ignore[arg-type]  # rich asks for IO[str] and takes any writer
         highlight=False,
         soft_wrap=True,
-        width=width,
+        width=None if stream.isatty() else _PIPE_WIDTH,
         markup=False,
         emoji=False,
     )
@@ -47,8 +122,8 @@ def _console(stream: TextIO, is_error: bool) -> Console:
 
 _open_closed_streams()
 # Answers go to out, everything about them to err, so that a pipe carries the answer alone.
-out = _console(sys.stdout, is_error=False)
-err = _console(sys.stderr, is_error=True)
+out = _console(_Output())
+err = _console(_Notes())
 
 # Control characters that could command the terminal; tab and newline are text.
 _CONTROL = dict.fromkeys([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F, *range(0x80, 0xA0)])
@@ -66,6 +141,20 @@ def write(text: str, *, dim: bool = False) -> None:
         out.print(Text(shown, style="dim"), end="")
     else:
         out.file.write(shown)
+    out.file.flush()
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Print one JSON object on a line of standard output.
+
+    Characters that the output's encoding does not have are written as JSON's escapes.
+    """
+    text = json.dumps(record, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(record)
+    out.file.write(text + "\n")
     out.file.flush()
 
 

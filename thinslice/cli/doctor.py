@@ -1,13 +1,12 @@
 """thinslice doctor: what this machine has, and whether thinslice will work on it."""
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from thinslice.cli.console import out
+from thinslice.cli.console import out, print_json
 from thinslice.cli.options import Json
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def doctor(*, as_json: Json = False) -> int:
     findings = examine()
     works = all(finding.state != "bad" for finding in findings)
     if as_json:
-        print(json.dumps({"works": works, "findings": [asdict(f) for f in findings]}))
+        print_json({"works": works, "findings": [asdict(f) for f in findings]})
     else:
         out.print(_table(findings))
         out.print("thinslice will work here" if works else "thinslice will not work here as it is")

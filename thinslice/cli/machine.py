@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from thinslice.engine.planning import native_dtype
+from thinslice.errors import StoreError
 from thinslice.kernels import native
 from thinslice.memory.cuda_device import missing_for_cuda
 from thinslice.plan.available import cgroup_bound, default_budget, free_memory, total_memory
@@ -135,10 +136,17 @@ def _devices() -> list[Finding]:
 
 
 def _disk() -> list[Finding]:
-    root = Store().root
-    existing = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return [Finding("model store", f"{root} cannot be written", "bad")]
+    try:
+        root = Store().root
+        existing = next(path for path in (root, *root.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            return [Finding("model store", f"{root} cannot be written", "bad")]
+        Store().list()
+    except StoreError as error:
+        return [Finding("model store", str(error), "bad")]
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return [Finding("model store", f"{root} cannot be read: {reason}", "bad")]
     state = "ok" if free >= _SMALLEST_DISK else "bad"
     return [Finding("model store", f"{root}, {format_bytes(free)} free on its disk", state)]

@@ -1,12 +1,11 @@
 """thinslice pull, ls, show and rm: the models on this disk."""
 
-import json
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
-from thinslice.cli.console import note, out, progress_bars
+from thinslice.cli.console import note, out, print_json, progress_bars
 from thinslice.cli.options import Json
 from thinslice.store.known_models import KNOWN
 from thinslice.store.manifest import StoredModel
@@ -126,11 +125,6 @@ def rm(model: str, /) -> None:
 def as_record(model: StoredModel) -> dict[str, Any]:
     """A stored model for ``--json``."""
     return {**asdict(model), "path": str(model.path), "num_bytes": model.num_bytes}
-
-
-def print_json(record: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
-    print(json.dumps(record, ensure_ascii=False))
 
 
 def plain_table(*headings: str) -> Table:

@@ -1,5 +1,6 @@
 """thinslice pack: quantise a model once, into a folder of its own."""
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -54,4 +55,4 @@ def pack(
 
 def source_name(model: str, path: Path) -> str:
     """The model's name; of a path its last part alone, for the rest is nobody else's business."""
-    return path.resolve().name if Path(model).expanduser().exists() else model
+    return path.resolve().name if os.path.exists(os.path.expanduser(model)) else model

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from thinslice.cli.console import note, out, progress_bars
-from thinslice.cli.models import plain_table, print_json
+from thinslice.cli.console import note, out, print_json, progress_bars
+from thinslice.cli.models import plain_table
 from thinslice.cli.options import Fit, FitOptions, Json
 from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.plan.model_shape import ModelShape
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thinslice.plan.hardware import HardwareProfile
     from thinslice.plan.memory_plan import MemoryPlan
     from thinslice.plan.predict import Prediction
+    from thinslice.store.store import Store
 
 _BAR_WIDTH = 32
 
@@ -123,22 +124,22 @@ def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
         if isinstance(here, ModelShape):
             note(f"{name} is not stored: planned by its settings, its tokenizer not counted")
             held = current_rss_bytes()
-            found, profile = Model.of_shape(here), _speeds(store.root, None)
+            found, profile = Model.of_shape(here), _speeds(store, None)
         else:
             checkpoint = open_checkpoint(here)
             # Held while planning: what the process has before a model is loaded is measured.
             _tokenizer = load_tokenizer(checkpoint)
             held = current_rss_bytes()
-            found, profile = Model.of(checkpoint), _speeds(store.root, checkpoint.files[0])
+            found, profile = Model.of(checkpoint), _speeds(store, checkpoint.files[0])
     of_device = None if device is None else measure_device(device)
     return found, _Machine(profile, held, device, of_device)
 
 
-def _speeds(store_root: Path, weights: Path | None) -> "HardwareProfile | None":
+def _speeds(store: "Store", weights: Path | None) -> "HardwareProfile | None":
     from thinslice.engine.planning import measured_profile
 
     try:
-        return measured_profile(store_root, weights)
+        return measured_profile(store.root, weights)
     except StoreError as error:
         note(f"no speeds are predicted: {error}")
         return None

@@ -2,7 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 from thinslice.closing import Closing
@@ -11,7 +13,8 @@ from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine, open_model
 from thinslice.engine.planning import Model, known_profile, open_device, plan_model, predict_speed
 from thinslice.engine.request import Completion, Request, TextChunk
-from thinslice.errors import RequestError
+from thinslice.errors import RequestError, StoreError
+from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.predict import Prediction
 from thinslice.store.store import Store
 from thinslice.text.chat_template import ChatTemplate
@@ -120,7 +123,7 @@ class LLM(Closing):
         self.template: ChatTemplate | None = self.tokenizer.chat_template
         planned = Model.of(checkpoint)
         self.plan = plan_model(planned, engine_settings, device=device)
-        profile = known_profile(Store().root, checkpoint.files[0].parent)
+        profile = _known_profile(checkpoint.files[0].parent)
         self.prediction: Prediction | None = None
         if profile is not None and device is None:
             self.prediction = predict_speed(planned, self.plan, profile)
@@ -254,6 +257,13 @@ class LLM(Closing):
                 f"the prompt has {len(text)} characters, too many for a context of "
                 f"{self.plan.context} tokens"
             )
+
+
+def _known_profile(folder: Path) -> HardwareProfile | None:
+    """The speeds that were measured before; None also where there is no store to keep them in."""
+    with suppress(StoreError, OSError):
+        return known_profile(Store().root, folder)
+    return None
 
 
 def _params_for_each(

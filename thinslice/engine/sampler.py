@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from thinslice.config import SamplingParams
 from thinslice.engine.sequence import Sequence, TokenLogprobs
+from thinslice.errors import CheckpointError
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -38,7 +39,7 @@ class Sampled:
 def sample(logits_V: torch.Tensor, sequence: Sequence) -> int:
     """The next token id of a sequence from its logits [V], float32.
 
-    Errors: ArithmeticError for logits that are not numbers.
+    Errors: CheckpointError for logits that are not numbers.
     Extra memory: a copy of the row where there are penalties; where tokens are drawn two float32
     copies at a time; where the filters may keep nearly all tokens, 40 bytes per token.
     """
@@ -150,7 +151,7 @@ def _choose(row: Floats, best: int, sequence: Sequence, accepted: list[int]) -> 
         row = penalize(row, sequence, accepted)
         best = int(row.argmax())
     if not np.isfinite(row[best]):
-        raise ArithmeticError(f"the largest logit is {row[best]}: the model gave no numbers")
+        raise CheckpointError("the model's logits are not numbers; its weights must be damaged")
     if params.is_greedy:
         return best
     draw = float(torch.rand((), dtype=torch.float64, generator=sequence.generator))

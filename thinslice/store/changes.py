@@ -182,19 +182,50 @@ def _hold(
     The operating system drops the lock of a process that ends, however it ends.
     """
     doing, deed, name = what
-    locks = root / _LOCKS
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{key}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
+    path = root / _LOCKS / f"{key}.lock"
+    lock = _acquired(path, 0)
+    if lock is None:
         if progress is None:
-            raise StoreError(
-                f"another process is {doing} {name}; remove it when that has ended"
-            ) from error
+            raise StoreError(f"another process is {doing} {name}; remove it when that has ended")
         progress(f"waiting for another {deed} of {name}", 0, 0)
-        lock.acquire()
+        lock = _acquired(path, -1)
+        assert lock is not None, "waited without end"
     try:
         yield
     finally:
+        with suppress(OSError):
+            path.unlink()
         lock.release()
+        with suppress(OSError):  # only empty folders go
+            path.parent.rmdir()
+            root.rmdir()
+
+
+def _acquired(path: Path, timeout_s: float) -> FileLock | None:
+    """The lock of a file that is still there once it is held; None where another holds it.
+
+    Whoever lets a lock go removes its file, perhaps while another process waits for that very file:
+    then a third one would make a new file and hold it at the same time.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=timeout_s)
+        except Timeout:
+            return None
+        except FileNotFoundError:  # the folder went in between
+            continue
+        if _is_open_at(lock, path):
+            return lock
+        lock.release()
+
+
+def _is_open_at(lock: FileLock, path: Path) -> bool:
+    """Whether the file that is locked is the one of this name."""
+    descriptor = lock._context.lock_file_fd
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return descriptor is not None and os.path.samestat(os.fstat(descriptor), there)

@@ -90,7 +90,7 @@ def read_manifest(folder: Path, name: str) -> StoredModel | None:
             record = json.loads(manifest.read(_LARGEST_BYTES))
         model = _model_from(record, folder)
         sizes = [(folder / file.path).stat().st_size for file in model.files]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
         return None
     is_complete = model.name == name and sizes == [file.num_bytes for file in model.files]
     return model if is_complete else None

@@ -88,6 +88,6 @@ def read_record(folder: Path) -> PackRecord | None:
         digests = tuple(str(digest) for digest in record["digests"])
         found = PackRecord(settings, digests, record["num_bytes"])
         is_whole = (folder / WEIGHTS).stat().st_size == found.num_bytes
-    except (OSError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
         return None
     return found if is_whole and len(digests) == len(settings.files) else None

@@ -46,9 +46,14 @@ def packed_copies(root: Path) -> tuple[PackedCopy, ...]:
     return tuple(sorted(_copies(root), key=lambda copy: copy.name))
 
 
+def is_copy_name(text: str) -> bool:
+    """Whether a packed copy could have this name."""
+    return _NAME.fullmatch(text) is not None
+
+
 def find_copy(root: Path, text: str) -> PackedCopy | None:
     """The packed copy of this name, if it is there, whole or not."""
-    if not _NAME.fullmatch(text):
+    if not is_copy_name(text):
         return None
     return next((copy for copy in packed_copies(root) if copy.name == text), None)
 

@@ -5,10 +5,13 @@ is imported when it is first used, as is the reader of checkpoints.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property, wraps
 from importlib import import_module
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from thinslice.errors import ConfigError, StoreError
 from thinslice.plan.model_shape import ModelShape
@@ -22,10 +25,17 @@ from thinslice.store.names import (
     nearest_names,
     parse_model_name,
 )
-from thinslice.store.packed_copies import PackedCopy, bytes_below, find_copy, packed_copies
+from thinslice.store.packed_copies import (
+    PackedCopy,
+    bytes_below,
+    find_copy,
+    is_copy_name,
+    packed_copies,
+)
 from thinslice.store.progress import Progress, silent
 
 _CHANGES = "thinslice.store.changes"
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -37,13 +47,44 @@ class UnfinishedPull:
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """$THINSLICE_HOME/models, or thinslice/models where the system keeps a user's data."""
+    """$THINSLICE_HOME/models, or thinslice/models where the system keeps a user's data.
+
+    Errors: StoreError where the system knows no such place.
+    """
     if home := environ.get("THINSLICE_HOME"):
-        return Path(home).expanduser() / "models"
+        expanded = os.path.expanduser(home)
+        if expanded.startswith("~"):
+            raise StoreError(
+                f"THINSLICE_HOME is {home!r:.300}, and this system knows no such home folder; set "
+                "it to a path without ~"
+            )
+        return Path(expanded) / "models"
     data_home = environ.get("XDG_DATA_HOME", "")
     # The XDG base directory specification has a relative path ignored.
-    base = Path(data_home) if os.path.isabs(data_home) else Path.home() / ".local" / "share"
-    return base / "thinslice" / "models"
+    if os.path.isabs(data_home):
+        return Path(data_home) / "thinslice" / "models"
+    user_home = os.path.expanduser("~")
+    if not os.path.isabs(user_home):
+        raise StoreError(
+            "there is no place for a model store, as HOME is not set and this user has no home "
+            "folder; set THINSLICE_HOME to a folder"
+        )
+    return Path(user_home) / ".local" / "share" / "thinslice" / "models"
+
+
+def _errors_named(method: Method) -> Method:
+    """Have the file system's refusals raised as a StoreError that names the store."""
+
+    @wraps(method)
+    def named(self: "Store", *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            place = error.filename if isinstance(error.filename, str) else self.root
+            raise StoreError(f"cannot use the store: {place}: {reason}") from error
+
+    return cast(Method, named)
 
 
 class Store:
@@ -54,8 +95,14 @@ class Store:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = Path(os.path.abspath(root or default_root(os.environ)))
+        self._root = root
 
+    @cached_property
+    def root(self) -> Path:
+        """The folder. Errors: StoreError where none was given and the system names none."""
+        return Path(os.path.abspath(self._root or default_root(os.environ)))
+
+    @_errors_named
     def resolve(self, text: str) -> Path:
         """What open_checkpoint takes for a name: a path of the user's, or of a stored model.
 
@@ -63,11 +110,12 @@ class Store:
 
         Errors: ConfigError, CheckpointError from the name; StoreError where it is not stored.
         """
-        if (copy := find_copy(self.root, text)) is not None:
+        if (copy := self._copy(text)) is not None:
             return _whole(copy).path
         name = self._parse(text)
         return name.path if isinstance(name, LocalPath) else self._stored(name).path
 
+    @_errors_named
     def locate(self, text: str, progress: Progress | None = None) -> Path | ModelShape:
         """Like resolve, but of a model of the Hub that is not stored the shape.
 
@@ -76,7 +124,7 @@ class Store:
         Errors: ConfigError, StoreError, CheckpointError; StoreError for a GGUF that is not stored,
         whose shape is in its weights' file.
         """
-        if find_copy(self.root, text) is not None:
+        if self._copy(text) is not None:
             return self.resolve(text)
         name = self._parse(text)
         is_stored = isinstance(name, LocalPath) or folder_in(self.root, name).is_dir()
@@ -85,15 +133,17 @@ class Store:
         shape: ModelShape = import_module(_CHANGES).hub_shape(name, progress or silent)
         return shape
 
+    @_errors_named
     def ensure(self, text: str, progress: Progress | None = None, *, offline: bool = False) -> Path:
         """Like resolve, but a model that is not stored is pulled first."""
-        if (copy := find_copy(self.root, text)) is not None:
+        if (copy := self._copy(text)) is not None:
             return _whole(copy).path
         name = self._parse(text)
         if isinstance(name, LocalPath):
             return name.path
         return self._pull(name, progress, offline).path
 
+    @_errors_named
     def pull(
         self, text: str, progress: Progress | None = None, *, offline: bool = False
     ) -> StoredModel:
@@ -111,11 +161,13 @@ class Store:
             raise ConfigError(f"{text!r:.300} is here already: a path needs no pull")
         return self._pull(name, progress, offline)
 
+    @_errors_named
     def list(self) -> tuple[StoredModel, ...]:
         """The complete models, by name."""
         models = (read_manifest(folder, name) for name, folder in self._folders())
         return tuple(model for model in models if model is not None)
 
+    @_errors_named
     def unfinished(self) -> tuple[UnfinishedPull, ...]:
         """The pulls that were broken off, or are under way in another process, by name."""
         return tuple(
@@ -124,16 +176,18 @@ class Store:
             if read_manifest(folder, name) is None
         )
 
+    @_errors_named
     def packed(self) -> tuple[PackedCopy, ...]:
         """The packed copies, whole or not, by name."""
         return packed_copies(self.root)
 
+    @_errors_named
     def show(self, text: str) -> StoredModel:
         """The record of a stored model; one of a path or of a packed copy is read from its files.
 
         Errors: ConfigError, StoreError, CheckpointError.
         """
-        if (copy := find_copy(self.root, text)) is not None:
+        if (copy := self._copy(text)) is not None:
             packed: StoredModel = import_module(_CHANGES).describe_path(_whole(copy).path)
             return replace(packed, name=copy.name, source="packed copy")
         name = self._parse(text)
@@ -142,6 +196,7 @@ class Store:
             return model
         return self._stored(name)
 
+    @_errors_named
     def remove(self, text: str) -> int:
         """Delete a model with its packed copies, a packed copy alone, or what an unfinished pull or
         packing has left; returns the bytes it had.
@@ -149,7 +204,7 @@ class Store:
         Errors: ConfigError for a path; StoreError where it is not stored, or is being pulled or
         packed.
         """
-        if (copy := find_copy(self.root, text)) is not None:
+        if (copy := self._copy(text)) is not None:
             import_module(_CHANGES).remove_packed(self.root, copy.path)
             return copy.num_bytes
         name = self._parse(text)
@@ -166,8 +221,16 @@ class Store:
         import_module(_CHANGES).remove(self.root, name)
         return num_bytes
 
+    def _copy(self, text: str) -> PackedCopy | None:
+        return find_copy(self.root, text) if is_copy_name(text) else None
+
     def _parse(self, text: str) -> ModelName:
-        return parse_model_name(text, (name for name, _ in self._folders()))
+        return parse_model_name(text, self._names())
+
+    def _names(self) -> Iterator[str]:
+        """The names in the store, as far as it can be read."""
+        with suppress(StoreError, OSError):
+            yield from (name for name, _ in self._folders())
 
     def _pull(self, name: StoredName, progress: Progress | None, offline: bool) -> StoredModel:
         stored = read_manifest(folder_in(self.root, name), name.text)

@@ -9,7 +9,7 @@ from tests.engines import logits_of, run_all, tiny_engine
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
 from thinslice.engine.sequence import Sequence, Status, StepOutput
-from thinslice.errors import RequestError
+from thinslice.errors import CheckpointError, RequestError
 
 PROMPT = [3, 9, 27, 41, 5, 15, 45, 9, 27]
 DRAWN = SamplingParams(temperature=1.2, top_p=0.95, seed=5, max_tokens=12, ignore_eos=True)
@@ -177,7 +177,7 @@ def test_logits_that_are_no_numbers_end_the_sequence_that_has_them() -> None:
     table.data[50] = float("nan")
     broken, sound = engine.add_request([4, 50], GREEDY), engine.add_request(PROMPT, GREEDY)
     run_all(engine)
-    assert isinstance(broken.error, ArithmeticError)
+    assert isinstance(broken.error, CheckpointError)
     assert sound.completion_token_ids == tokens_of(tiny_engine(), PROMPT, GREEDY)
 
 

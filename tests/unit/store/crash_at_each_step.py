@@ -59,7 +59,7 @@ def look_and_pull_again(store: Store, name: str) -> dict[str, Any]:
     is_listed = [model.name for model in store.list()]
     left = sorted(str(path.relative_to(store.root)) for path in store.root.rglob("*"))
     model = store.pull(name)
-    folder = store.root / os.listdir(store.root / ".locks")[0].removesuffix(".lock")
+    folder = next(path for path in store.root.iterdir() if path.name != ".locks")
     return {
         "left": left,
         "listed": is_listed,

@@ -1,0 +1,66 @@
+"""Run a command: whatever ends it becomes one clear line and an exit code."""
+
+import os
+import sys
+import traceback
+from io import TextIOWrapper
+
+from cyclopts import CycloptsError, UnusedCliTokensError
+
+from thinslice.cli.app import INTERRUPTED
+from thinslice.cli.commands import make_app
+from thinslice.cli.console import ReaderGoneError, err, out, print_error
+from thinslice.errors import ConfigError, ThinsliceError, own_error
+
+_BUG = 1
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run the command that the arguments name and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        code = _run(arguments)
+        out.file.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ReaderGoneError:
+        code = 0
+    except ThinsliceError as error:
+        code = _report(error)
+    except Exception as error:  # noqa: BLE001  # the one place where a bug of ours ends
+        known = own_error(error)
+        code = _BUG if known is None else _report(known)
+        if known is None:
+            err.file.write(traceback.format_exc())
+            print_error(f"this is a bug of thinslice: {type(error).__name__}: {error}")
+    _discard_output()
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = make_app()(arguments, exit_on_error=False, print_error=False)
+    except UnusedCliTokensError as error:
+        surplus = " ".join(error.unused_tokens or ())
+        raise ConfigError(
+            f"unexpected: {surplus}; a text of several words goes in quotes"
+        ) from error
+    except CycloptsError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: ThinsliceError) -> int:
+    print_error(str(error))
+    return error.exit_code
+
+
+def _discard_output() -> None:
+    """Point what cannot be written elsewhere, so that the interpreter's last flush is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
