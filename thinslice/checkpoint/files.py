@@ -1,12 +1,16 @@
 """Safe ways to touch the files of a model folder, none of which is trusted."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from thinslice.errors import CheckpointError
+
+# What Git puts in a file's place where Git LFS has not fetched it; a few lines of text.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @contextmanager
@@ -43,7 +47,42 @@ def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
         raise CheckpointError(f"{path} has {num_bytes} bytes; at most {max_bytes} are expected")
     with os_errors_named(path), path.open("rb") as file:
         content = file.read(num_bytes)
+    refuse_lfs_pointer(path, content)
     return parse_json_object(content, str(path))
+
+
+def refuse_lfs_pointer(path: Path, beginning: bytes) -> None:
+    """Refuse a file of which there is only the pointer that Git keeps in its place.
+
+    Args:
+        beginning: the file's first bytes, 40 of them or more where it has so many.
+
+    Errors: CheckpointError that says what to do.
+    """
+    if beginning.startswith(_LFS_POINTER):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself: fetch the file with git lfs pull "
+            "in its folder, or download it again"
+        )
+
+
+def read_exactly(file: int, view: memoryview, offset: int, path: Path) -> None:
+    """Fill ``view`` from a file's bytes at ``offset``.
+
+    Errors: CheckpointError if the file ends before that; OSError.
+    """
+    done = 0
+    while done < len(view):
+        num_bytes = os.preadv(file, [view[done:]], offset + done)
+        if num_bytes == 0:
+            raise CheckpointError(f"{path} ends at byte {offset + done}: it changed while in use")
+        done += num_bytes
+
+
+def drop_from_page_cache(file: int, offset: int, num_bytes: int) -> None:
+    """Ask the system to keep nothing of these bytes in memory."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(file, offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
 
 def parse_json_object(content: bytes, source: str) -> dict[str, Any]:

@@ -9,13 +9,14 @@ import array
 import math
 import re
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 
-from thinslice.checkpoint.files import file_size, os_errors_named
+from thinslice.checkpoint.files import file_size, os_errors_named, refuse_lfs_pointer
 from thinslice.checkpoint.index import TensorEntry
 from thinslice.errors import CheckpointError
 from thinslice.units import MIB
@@ -47,6 +48,8 @@ READABLE_TYPES = ("F32", "F16", "BF16", *_SIMPLE_BLOCKS, *_K_BLOCKS, *_IQ_BLOCKS
 _TYPE_OF = {type_.value: type_ for type_ in GGMLQuantizationType}
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+# Stands for text that could not be decoded.
+_NOT_UTF8 = object()
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -59,8 +62,32 @@ class GgufHeader:
         tensors: entries under their GGUF names, shapes rows first.
     """
 
-    metadata: dict[str, Any]
+    metadata: "GgufMetadata"
     tensors: dict[str, TensorEntry]
+
+
+class GgufMetadata(Mapping[str, Any]):
+    """The key-value pairs of a GGUF. Text that is not UTF-8 is an error where it is asked for.
+
+    A comment in another encoding is thus no reason to refuse the model.
+    """
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self._path = path
+        self._values = values
+
+    def __getitem__(self, key: str) -> Any:
+        """The value. Errors: CheckpointError if it is text of another encoding."""
+        value = self._values[key]
+        if value is _NOT_UTF8:
+            raise CheckpointError(f"{self._path}: the text of {key!r:.120} is not UTF-8")
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 def read_gguf(path: Path) -> tuple[GgufHeader, tuple[Path, ...]]:
@@ -98,18 +125,17 @@ def read_gguf_header(path: Path) -> GgufHeader:
     """
     size = file_size(path)
     with os_errors_named(path), path.open("rb") as file:
+        refuse_lfs_pointer(path, file.read(64))
+        file.seek(0)
         cursor = _Cursor(file, path, size)
-        try:
-            num_tensors, num_pairs = _read_counts(cursor)
-            metadata: dict[str, Any] = {}
-            for _ in range(num_pairs):
-                key = cursor.string(_MAX_ITEMS)
-                if key in metadata:
-                    raise cursor.error(f"key {key!r:.80} appears twice")
-                metadata[key] = _read_value(cursor, cursor.number("I"))
-            infos = [_read_tensor_info(cursor) for _ in range(num_tensors)]
-        except UnicodeDecodeError as error:
-            raise cursor.error("text is not UTF-8") from error
+        num_tensors, num_pairs = _read_counts(cursor)
+        metadata: dict[str, Any] = {}
+        for _ in range(num_pairs):
+            key = cursor.name()
+            if key in metadata:
+                raise cursor.error(f"key {key!r:.80} appears twice")
+            metadata[key] = _read_value(cursor, cursor.number("I"))
+        infos = [_read_tensor_info(cursor) for _ in range(num_tensors)]
         data_start = _aligned(cursor.position, _alignment(path, metadata))
     tensors = {}
     for name, ggml_type, shape, offset in infos:
@@ -121,7 +147,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
                 f"{path} is truncated: tensor {name!r:.120} ends after its {size} bytes; "
                 "download it again"
             )
-    return GgufHeader(metadata, tensors)
+    return GgufHeader(GgufMetadata(path, metadata), tensors)
 
 
 def model_name(path: Path) -> str:
@@ -158,29 +184,43 @@ class _Cursor:
     def number(self, code: str) -> Any:
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
-    def string(self, max_bytes: int = _MAX_HEADER_BYTES) -> str:
+    def text(self, max_bytes: int = _MAX_HEADER_BYTES) -> bytes:
         length = self.number("Q")
         if length > max_bytes:
             raise self.error(f"a string of {length} bytes; at most {max_bytes} are expected")
-        return self.take(length).decode()
+        return self.take(length)
 
-    def strings(self, count: int) -> list[str]:
+    def name(self) -> str:
+        """A key or a tensor's name; bytes that are not UTF-8 are spelled out."""
+        return self.text(_MAX_ITEMS).decode(errors="backslashreplace")
+
+    def string(self) -> Any:
+        try:
+            return self.text().decode()
+        except UnicodeDecodeError:
+            return _NOT_UTF8
+
+    def strings(self, count: int) -> Any:
         """``count`` strings; a tight loop, for a tokenizer has some 300,000."""
         self.require(8 * count)
         read, from_bytes = self._file.read, int.from_bytes
         position, limit = self.position, self._limit
         strings: list[str] = []
+        is_text = True
         for _ in range(count):
             length = from_bytes(read(8), "little")
             position += 8 + length
             if position > limit:
                 self.position = position - length
                 self.require(length)
-            strings.append(read(length).decode())
+            try:
+                strings.append(read(length).decode())
+            except UnicodeDecodeError:
+                is_text = False
         if self._file.tell() != position:
             raise self.error("the file shrank while it was read")
         self.position = position
-        return strings
+        return strings if is_text else _NOT_UTF8
 
 
 def _read_counts(cursor: _Cursor) -> tuple[int, int]:
@@ -230,7 +270,7 @@ def _bools(cursor: _Cursor, count: int) -> list[bool]:
 
 def _read_tensor_info(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
     """Name, ggml type, shape with rows first, and offset in the data section."""
-    name = cursor.string(_MAX_ITEMS)
+    name = cursor.name()
     num_dims = cursor.number("I")
     if not 1 <= num_dims <= 4:
         raise cursor.error(f"tensor {name!r:.120} has {num_dims} dimensions; expected 1 to 4")

@@ -68,6 +68,7 @@ class Checkpoint:
         files: every file that holds tensors.
         metadata: the GGUF key-value pairs; empty for safetensors.
         packing: how a packed checkpoint is cut; None for every other.
+        notes: what its user should know, one line each: keys that are not read, tensors left out.
     """
 
     path: Path
@@ -77,6 +78,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     packing: Packing | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:

@@ -10,10 +10,15 @@ from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packing import Packing
 
 _NUM_SHOWN = 10
-# Rotary frequencies that old checkpoints store although they follow from the config.
-_STORED_FREQUENCIES = re.compile(
-    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", re.ASCII
+# Rotary frequencies, positions and masks that old checkpoints store although they follow from the
+# config.
+_BUFFER = re.compile(
+    r"model\.(layers\.\d+\.self_attn\.)?"
+    r"(rotary_emb\.(original_)?inv_freq|rotary_emb\.(cos|sin)_cached|position_ids)",
+    re.ASCII,
 )
+# What safetensors calls whole numbers and truth values: no weight of ours is one.
+_WHOLE_DTYPES = frozenset({"BOOL", "I8", "I16", "I32", "I64", "U16", "U32", "U64"})
 _PREDICTION_LAYER = re.compile(r"model\.mtp_layers\.(\d{1,4})\.", re.ASCII)
 
 Shapes = dict[str, tuple[int, ...]]
@@ -47,8 +52,9 @@ def check_names(
     """Compare a checkpoint with its shape; return the shape as it holds, and the tensors in use.
 
     Some tensors need not be used and are left out: stored rotary frequencies, a head although the
-    embeddings are tied, prediction layers the config does not count. A checkpoint without any
-    prediction layer, such as a re-save of MiMo, is whole: the returned shape then counts none.
+    embeddings are tied, prediction layers the config does not count, and, where no weight is
+    missing, tensors of whole numbers. A checkpoint without any prediction layer, such as a re-save
+    of MiMo, is whole: the returned shape then counts none.
 
     Errors: one CheckpointError with all that is missing, unexpected or misshapen.
     """
@@ -58,8 +64,10 @@ def check_names(
     missing = [name for name in expected if name not in tensors]
     unexpected = [
         f"{name!r:.120}"
-        for name in tensors
-        if name not in expected and not _is_ignorable(name, shape)
+        for name, entry in tensors.items()
+        if name not in expected
+        and not _is_ignorable(name, shape)
+        and (missing or entry.dtype not in _WHOLE_DTYPES)
     ]
     misshapen = [
         f"{name} {tensors[name].shape}, not {wanted}"
@@ -74,6 +82,15 @@ def check_names(
             f"describes{''.join(lines)}"
         )
     return shape, {name: tensors[name] for name in expected}
+
+
+def left_out_note(shape: ModelShape, tensors: Mapping[str, TensorEntry]) -> tuple[str, ...]:
+    """A line naming the tensors that ``check_names`` leaves out without knowing what they are."""
+    expected = expected_tensors(shape)
+    odd = [name for name in tensors if name not in expected and not _is_ignorable(name, shape)]
+    if not odd:
+        return ()
+    return (f"tensors of whole numbers are left out: {_listed('unknown', sorted(odd))}",)
 
 
 def _layer_tensors(shape: ModelShape, prefix: str, packing: Packing | None) -> Shapes:
@@ -122,7 +139,7 @@ def _is_ignorable(name: str, shape: ModelShape) -> bool:
     prediction_layer = _PREDICTION_LAYER.match(name)
     if prediction_layer is not None:
         return int(prediction_layer[1]) >= shape.num_nextn_predict_layers
-    return _STORED_FREQUENCIES.fullmatch(name) is not None
+    return _BUFFER.fullmatch(name) is not None
 
 
 def _listed(kind: str, items: list[str]) -> str:

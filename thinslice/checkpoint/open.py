@@ -5,22 +5,29 @@ never imported, for both can run any code.
 """
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
+from thinslice.checkpoint.adapters import refuse_adapters, refuse_other_gguf
 from thinslice.checkpoint.files import os_errors_named, read_json_object
 from thinslice.checkpoint.gguf_header import GgufHeader, model_name, read_gguf
 from thinslice.checkpoint.gguf_names import ROPE_FACTORS, to_checkpoint_names
-from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.names import check_names
+from thinslice.checkpoint.index import Checkpoint, TensorEntry
+from thinslice.checkpoint.names import check_names, expected_tensors, left_out_note
+from thinslice.checkpoint.own_head import settle_head
 from thinslice.checkpoint.packed_tensors import check_packed_tensors
 from thinslice.checkpoint.safetensors_header import (
     SINGLE_NAME,
+    check_dtypes,
     read_safetensors_folder,
     read_safetensors_header,
 )
+from thinslice.checkpoint.trunk_names import to_trunk_names, trunk_name
 from thinslice.errors import CheckpointError
+from thinslice.plan.architectures import text_trunk_of
+from thinslice.plan.known_keys import gguf_notes
 from thinslice.plan.packing import Packing
-from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.plan.shape_from_config import notes_of_config, shape_from_config
 from thinslice.plan.shape_from_gguf import shape_from_gguf
 from thinslice.units import MIB
 
@@ -56,6 +63,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     suffixes = {file.suffix.lower() for file in files}
     has_config = (folder / "config.json").is_file()
+    refuse_adapters(folder, [file.name for file in files])
     if ".safetensors" in suffixes and has_config:
         return _open_safetensors(folder)
     if ".gguf" in suffixes:
@@ -75,22 +83,45 @@ def _open_safetensors(folder: Path) -> Checkpoint:
     if generation_path.is_file():
         generation = read_json_object(generation_path, _MAX_CONFIG_BYTES)
     shape = shape_from_config(config, generation)
+    notes = notes_of_config(config, generation)
     packing = Packing.from_config(config)
-    if packing is None:
-        shape, tensors = check_names(shape, read_safetensors_folder(folder))
-    else:
-        stored = read_safetensors_header(folder / SINGLE_NAME, is_packed=True)
+    if packing is not None:
+        stored = read_safetensors_header(folder / SINGLE_NAME)
         shape, tensors = check_packed_tensors(shape, packing, stored)
+    else:
+        held, absent = _read_weights(folder, text_trunk_of(config) is not None)
+        shape, held = settle_head(shape, held)
+        needed = expected_tensors(shape)
+        for name in needed:
+            if name not in held and name in absent:
+                raise CheckpointError(absent[name])
+        check_dtypes(needed, held)
+        shape, tensors = check_names(shape, held)
+        notes += left_out_note(shape, held)
     files = tuple(sorted({entry.path for entry in tensors.values()}))
-    return Checkpoint(folder, "safetensors", shape, tensors, files, packing=packing)
+    return Checkpoint(folder, "safetensors", shape, tensors, files, packing=packing, notes=notes)
+
+
+def _read_weights(
+    folder: Path, is_trunk: bool
+) -> tuple[Mapping[str, TensorEntry], Mapping[str, str]]:
+    """The tensors, and what is wrong with those that should be there too; of a trunk, its own."""
+    found = read_safetensors_folder(folder)
+    if not is_trunk:
+        return found.tensors, found.absent
+    absent = {trunk_name(name): problem for name, problem in found.absent.items()}
+    own = {name: problem for name, problem in absent.items() if name is not None}
+    return to_trunk_names(found.tensors), own
 
 
 def _open_gguf(path: Path) -> Checkpoint:
     header, files = read_gguf(path)
+    refuse_other_gguf(path, header.metadata, header.tensors)
     tensor_shapes = {name: entry.shape for name, entry in header.tensors.items()}
     shape = shape_from_gguf(header.metadata, tensor_shapes, _rope_factors(header))
     shape, tensors = check_names(shape, to_checkpoint_names(header.tensors, shape))
-    return Checkpoint(files[0], "gguf", shape, tensors, files, header.metadata)
+    notes = gguf_notes(header.metadata, header.metadata["general.architecture"])
+    return Checkpoint(files[0], "gguf", shape, tensors, files, header.metadata, notes=notes)
 
 
 def _rope_factors(header: GgufHeader) -> tuple[float, ...]:

@@ -15,10 +15,9 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from thinslice.checkpoint.files import os_errors_named
+from thinslice.checkpoint.files import drop_from_page_cache, os_errors_named, read_exactly
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.closing import Closing
-from thinslice.errors import CheckpointError
 from thinslice.plan.packed_format import PANEL_ROWS, num_panels
 from thinslice.units import MIB
 
@@ -98,8 +97,8 @@ class CheckpointReader(Closing):
             file = self._file(entry.path)
             for index, row in enumerate(rows):
                 offset = entry.offset + row * size
-                _read_fully(file, view[index * size : (index + 1) * size], offset, entry.path)
-                _drop_from_page_cache(file, offset, size)
+                read_exactly(file, view[index * size : (index + 1) * size], offset, entry.path)
+                drop_from_page_cache(file, offset, size)
         out.copy_(_values(entry, raw))
 
     def read_bytes(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
@@ -164,8 +163,8 @@ class CheckpointReader(Closing):
             file = self._file(entry.path)
             for begin in range(0, len(view), SCRATCH_BYTES):
                 piece = view[begin : begin + SCRATCH_BYTES]
-                _read_fully(file, piece, offset + begin, entry.path)
-                _drop_from_page_cache(file, offset + begin, len(piece))
+                read_exactly(file, piece, offset + begin, entry.path)
+                drop_from_page_cache(file, offset + begin, len(piece))
 
     def _file(self, path: Path) -> int:
         with self._lock:
@@ -224,17 +223,3 @@ def _values(entry: TensorEntry, raw: torch.Tensor) -> torch.Tensor:
     with np.errstate(all="ignore"):
         values = dequantize(raw.numpy(), GGMLQuantizationType[entry.dtype])
     return torch.from_numpy(values).reshape(shape)
-
-
-def _read_fully(file: int, view: memoryview, offset: int, path: Path) -> None:
-    done = 0
-    while done < len(view):
-        num_bytes = os.preadv(file, [view[done:]], offset + done)
-        if num_bytes == 0:
-            raise CheckpointError(f"{path} ends at byte {offset + done}: it changed while in use")
-        done += num_bytes
-
-
-def _drop_from_page_cache(file: int, offset: int, num_bytes: int) -> None:
-    if hasattr(os, "posix_fadvise"):  # not on macOS
-        os.posix_fadvise(file, offset, num_bytes, os.POSIX_FADV_DONTNEED)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import out, print_json, progress_bars
+from thinslice.cli.console import note_all, out, print_json, progress_bars
 from thinslice.cli.models import plain_table
 from thinslice.cli.options import Json, Load, LoadOptions
 from thinslice.cli.run import peaks
@@ -78,6 +78,7 @@ def bench(
             mtp_hidden=load.mtp_hidden,
             offline=load.offline,
         )
+    note_all(llm.notes)
     result = benchmark(llm.engine, **asdict(options))
     if as_json:
         print_json(_report(model, options, llm, result))

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOBase
 from typing import Any, TextIO
@@ -161,6 +161,12 @@ def print_json(record: dict[str, Any]) -> None:
 def note(text: str) -> None:
     """Print one line about what happened, to standard error."""
     err.print(Text(safe(text, err), style="dim"))
+
+
+def note_all(lines: Iterable[str]) -> None:
+    """Print what there is to know of a model's files, one line each."""
+    for line in lines:
+        note(line)
 
 
 def print_error(text: str) -> None:

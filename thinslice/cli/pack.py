@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import note, progress_bars
+from thinslice.cli.console import note, note_all, progress_bars
 from thinslice.units import format_bytes, gib, parse_bytes
 
 
@@ -45,6 +45,7 @@ def pack(
         source = open_checkpoint(path)
         options = PackOptions(PackedFormat(dtype), source_name(model, path), memory_bytes)
         packed = pack_model(source, out, options, progress)
+    note_all(source.notes)
     if packed.was_there:
         note(f"{out} holds this model as {dtype} already")
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from thinslice.cli.console import note, out, print_json, progress_bars
+from thinslice.cli.console import note, note_all, out, print_json, progress_bars
 from thinslice.cli.models import plain_table
 from thinslice.cli.options import Fit, FitOptions, Json
 from thinslice.errors import BudgetError, ConfigError, StoreError
@@ -127,6 +127,7 @@ def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
             found, profile = Model.of_shape(here), _speeds(store, None)
         else:
             checkpoint = open_checkpoint(here)
+            note_all(checkpoint.notes)
             # Held while planning: what the process has before a model is loaded is measured.
             _tokenizer = load_tokenizer(checkpoint)
             held = current_rss_bytes()

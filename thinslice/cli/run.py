@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import note, progress_bars, write
+from thinslice.cli.console import note, note_all, progress_bars, write
 from thinslice.cli.options import Load, LoadOptions, Sampling
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.errors import ConfigError, RequestError
@@ -136,7 +136,7 @@ def load_model(model: str, load: LoadOptions, max_num_seqs: int = 1) -> "LLM":
     from thinslice.engine.llm import LLM
 
     with progress_bars() as progress:
-        return LLM(
+        llm = LLM(
             model,
             progress=progress,
             memory=load.memory,
@@ -151,6 +151,8 @@ def load_model(model: str, load: LoadOptions, max_num_seqs: int = 1) -> "LLM":
             mtp_hidden=load.mtp_hidden,
             offline=load.offline,
         )
+    note_all(llm.notes)
+    return llm
 
 
 def summary(llm: "LLM", completion: "Completion") -> str:

@@ -109,6 +109,7 @@ class LLM(Closing):
 
     Attributes:
         device: that it lies on; None where the processor computes.
+        notes: what its user should know of the model's files, one line each.
 
     Errors: ConfigError, StoreError, CheckpointError, BudgetError, each before anything large is
     allocated.
@@ -120,6 +121,7 @@ class LLM(Closing):
         engine_settings = EngineSettings(**settings)
         device = open_device(engine_settings)
         checkpoint, self.tokenizer = open_model(model, engine_settings, progress, device)
+        self.notes = checkpoint.notes
         self.template: ChatTemplate | None = self.tokenizer.chat_template
         planned = Model.of(checkpoint)
         self.plan = plan_model(planned, engine_settings, device=device)

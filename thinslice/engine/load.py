@@ -1,6 +1,7 @@
 """From an opened checkpoint to an engine that fits the budget."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -58,7 +59,7 @@ def open_model(
     fmt = PackedFormat(model.dtype(settings.dtype))
     budget = budget_bytes(settings)
     packed = ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget)
-    return open_checkpoint(packed), tokenizer
+    return replace(open_checkpoint(packed), notes=checkpoint.notes), tokenizer
 
 
 def load_engine(

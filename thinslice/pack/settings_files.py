@@ -15,6 +15,7 @@ from thinslice.checkpoint.files import file_size, os_errors_named, read_json_obj
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
 from thinslice.pack.source import CONFIG, settings_files
+from thinslice.plan.architectures import text_trunk_of
 from thinslice.plan.model_shape import ModelShape, RopeScaling
 from thinslice.plan.packing import Packing
 from thinslice.plan.shape_from_config import shape_from_config
@@ -53,6 +54,7 @@ def check_settings(source: Checkpoint) -> None:
     if source.kind == "gguf":
         config_of(source.shape)
         return
+    _folder_config(source)
     for path in settings_files(source):
         if (num_bytes := file_size(path)) > _MAX_COPIED_BYTES:
             raise CheckpointError(
@@ -75,8 +77,17 @@ def write_settings(source: Checkpoint, packing: Packing, folder: Path) -> None:
         for path in settings_files(source):
             if path.name != CONFIG:
                 _copy(path, folder / path.name)
-        config = read_json_object(source.path / CONFIG, _MAX_CONFIG_BYTES)
+        config = _folder_config(source)
     _write_json(folder / CONFIG, config | section)
+
+
+def _folder_config(source: Checkpoint) -> dict[str, Any]:
+    """A folder's own config.json; of a text trunk, one that describes the trunk alone."""
+    config = read_json_object(source.path / CONFIG, _MAX_CONFIG_BYTES)
+    if text_trunk_of(config) is not None:
+        return config_of(source.shape)
+    # The file may hold a head of its own although its config ties the embeddings.
+    return config | {"tie_word_embeddings": source.shape.tie_word_embeddings}
 
 
 def config_of(shape: ModelShape) -> dict[str, Any]:
@@ -99,7 +110,7 @@ def config_of(shape: ModelShape) -> dict[str, Any]:
     for field in fields(ModelShape):
         if getattr(read, field.name) != getattr(shape, field.name):
             raise CheckpointError(
-                f"this GGUF cannot be packed: config.json of a {shape.architecture} cannot say "
+                f"this model cannot be packed: config.json of a {shape.architecture} cannot say "
                 f"{field.name} {getattr(shape, field.name)!r:.80}"
             )
     return config

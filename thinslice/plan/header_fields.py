@@ -16,10 +16,14 @@ class HeaderFields:
     """The pairs, and the name of their source for error messages.
 
     A key whose value is null counts as absent.
+
+    Attributes:
+        prefix: what stands before each key in ``values``.
     """
 
     source: str
     values: Mapping[str, Any]
+    prefix: str = ""
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number. Errors: CheckpointError if absent without a default, or another type."""
@@ -62,17 +66,21 @@ class HeaderFields:
 
     def optional_integer(self, key: str) -> int | None:
         """A whole number, or None if absent or of another type."""
-        value = self.values.get(key)
+        value = self.get(key)
         return value if type(value) is int else None
 
     def optional_number(self, key: str) -> float | None:
         """A finite number, or None if absent. Errors: CheckpointError for another type."""
-        return None if self.values.get(key) is None else self.number(key)
+        return None if self.get(key) is None else self.number(key)
+
+    def get(self, key: str) -> Any:
+        """The value as it stands, or None."""
+        return self.values.get(self.prefix + key)
 
     def _value(self, key: str, default: Any) -> Any:
-        value = self.values.get(key)
+        value = self.get(key)
         return default if value is None else value
 
     def _error(self, key: str, expected: str) -> CheckpointError:
-        shown = f"{self.values.get(key)!r:.80}" if key in self.values else "missing"
+        shown = f"{self.get(key)!r:.80}" if self.prefix + key in self.values else "missing"
         return CheckpointError(f"{self.source}: {key} is {shown}; expected {expected}")

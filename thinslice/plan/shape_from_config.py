@@ -1,45 +1,46 @@
 """Read a ModelShape from the JSON object of a Hugging Face config.json.
 
-Both spellings of rotary settings are read: ``rope_theta`` with ``rope_scaling``, and the newer
-``rope_parameters``. Unknown architectures and unknown rotary types are refused by name.
+Which keys are read, refused or known not to matter is in known_keys.py, what rotary settings mean
+in rope_settings.py, and which models there are in architectures.py.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from thinslice.errors import CheckpointError
+from thinslice.plan.architectures import read_architecture, text_trunk_of
 from thinslice.plan.header_fields import HeaderFields
-from thinslice.plan.model_shape import ModelShape, RopeScaling
+from thinslice.plan.known_keys import check_config_keys, config_notes
+from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.packing import QUANT_METHOD
+from thinslice.plan.rope_settings import read_rope, unread_settings
 
 # Defaults of the families' configuration classes in transformers; they stand in where a config.json
 # leaves the key out.
 _RMS_NORM_EPS = 1e-6
-_ROPE_THETA = 10000.0
 _SLIDING_WINDOW = 4096  # Mistral and Qwen; an explicit null means no window
+_MAX_WINDOW_LAYERS = 28
 _QWEN3_HEAD_DIM = 128
-SUPPORTED_ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "MiMoForCausalLM",
-)
 _DTYPES = ("bfloat16", "float16", "float32")
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_LAYER_TYPES = {_FULL: False, "attention": False, _SLIDING: True}
 
 
 def shape_from_config(
     config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None
 ) -> ModelShape:
-    """Read the shape a config.json describes.
+    """Read the shape a config.json describes; of a model with a text trunk, that of the trunk.
 
     ``generation_config`` (generation_config.json, where there is one) only adds end-of-sequence
     ids: some MiMo checkpoints name <|endoftext|> in one file and <|im_end|> in the other, and both
     must stop a generation.
 
-    Errors: CheckpointError for an architecture, an activation or a rotary type that is not
-    supported, and for sizes that are missing or out of range.
+    Errors: CheckpointError for an architecture, an activation, a rotary type or any other setting
+    that is not supported, and for sizes that are missing or out of range.
     """
-    architecture = _architecture(config)
+    architecture, config = read_architecture(config)
+    _check_not_quantised(config)
+    check_config_keys(config)
     fields = HeaderFields("config.json", config)
     if fields.text("hidden_act", "silu") not in ("silu", "swish"):
         raise CheckpointError(
@@ -55,7 +56,7 @@ def shape_from_config(
     window, window_layers = _sliding_window(fields, architecture, num_layers)
     default_head_dim = _QWEN3_HEAD_DIM if is_qwen3 else hidden_size // max(num_heads, 1)
     head_dim = fields.integer("head_dim", default_head_dim)
-    rope_theta, rope_scaling = _rope(config, max_positions, head_dim)
+    rope = read_rope(config, max_positions, head_dim)
     return ModelShape(
         architecture=architecture,
         vocab_size=fields.integer("vocab_size"),
@@ -66,9 +67,9 @@ def shape_from_config(
         num_key_value_heads=fields.integer("num_key_value_heads", num_heads),
         head_dim=head_dim,
         rms_norm_eps=fields.number("rms_norm_eps", _RMS_NORM_EPS),
-        rope_theta=rope_theta,
-        max_position_embeddings=max_positions,
-        rope_scaling=rope_scaling,
+        rope_theta=rope.theta,
+        max_position_embeddings=rope.context,
+        rope_scaling=rope.scaling,
         attention_bias=has_bias or architecture in ("Qwen2ForCausalLM", "MiMoForCausalLM"),
         attention_out_bias=has_bias,
         mlp_bias=bool(config.get("mlp_bias", False)) and is_llama,
@@ -85,16 +86,34 @@ def shape_from_config(
     )
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    if name not in SUPPORTED_ARCHITECTURES:
-        found = name or config.get("model_type") or "none"
-        raise CheckpointError(
-            f"architecture {found!s:.80} is not supported; "
-            f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
-        )
-    return str(name)
+def notes_of_config(
+    config: Mapping[str, Any], generation_config: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """What the user should know of a config.json that ``shape_from_config`` reads.
+
+    That is: which keys are not read although they may matter, and that only a trunk is used.
+    """
+    trunk = text_trunk_of(config)
+    notes = [] if trunk is None else [f"only the text trunk of this {trunk} is used"]
+    _, settings = read_architecture(config)
+    return (*notes, *config_notes(settings, unread_settings(settings), generation_config or {}))
+
+
+def _check_not_quantised(config: Mapping[str, Any]) -> None:
+    """Refuse a model that another program quantised, whatever its tensors look like.
+
+    Some methods keep tensors of a float type that mean nothing without the program's own code.
+    """
+    for key in ("quantization_config", "quantization", "compression_config"):
+        section = config.get(key)
+        if section is None or section == {}:
+            continue
+        method = section.get("quant_method", key) if isinstance(section, dict) else key
+        if method != QUANT_METHOD:
+            raise CheckpointError(
+                f"config.json: {key} says that this model was quantised ({method!s:.40}), which is "
+                "not supported; take the checkpoint before it was quantised, or a GGUF"
+            )
 
 
 def _dtype(config: Mapping[str, Any]) -> str:
@@ -115,102 +134,50 @@ def _eos_ids(config: Mapping[str, Any], generation_config: Mapping[str, Any]) ->
 def _sliding_window(
     fields: HeaderFields, architecture: str, num_layers: int
 ) -> tuple[int | None, frozenset[int]]:
-    """The window and the layers it holds for. Qwen's is inert unless use_sliding_window is set."""
-    window = fields.values.get("sliding_window", _SLIDING_WINDOW)
-    if window is None or architecture == "LlamaForCausalLM" or not 0 < num_layers <= 1024:
+    """The window and the layers it holds for, as layer_types says or the family's older keys.
+
+    Qwen's window is inert unless use_sliding_window is set, and Llama has none.
+    """
+    if not 0 < num_layers <= 1024:  # ModelShape refuses it
         return None, frozenset()
-    first = 0
-    if architecture != "MistralForCausalLM":
-        if not fields.values.get("use_sliding_window", False):
-            return None, frozenset()
-        first = max(fields.integer("max_window_layers", 28), 0)
+    window = fields.values.get("sliding_window", _SLIDING_WINDOW)
+    is_active = architecture == "MistralForCausalLM" or (
+        architecture != "LlamaForCausalLM" and bool(fields.values.get("use_sliding_window"))
+    )
+    sliding = _sliding_layers(fields, num_layers)
+    if not is_active or window is None:
+        if sliding:
+            raise CheckpointError(
+                f"config.json: layer_types has {len(sliding)} layers of {_SLIDING}, but there is "
+                f"no sliding_window that holds for a {architecture}"
+            )
+        return None, frozenset()
+    if sliding is None:
+        first = 0
+        if architecture != "MistralForCausalLM":
+            first = max(fields.integer("max_window_layers", _MAX_WINDOW_LAYERS), 0)
+        sliding = frozenset(range(first, num_layers))
     if type(window) is not int or window <= 0:
         raise CheckpointError(
             f"config.json: sliding_window is {window!r:.80}; expected a whole number above 0"
         )
-    return window, frozenset(range(first, num_layers))
+    return window, sliding
 
 
-def _rope(
-    config: Mapping[str, Any], max_positions: int, head_dim: int
-) -> tuple[float, RopeScaling | None]:
-    newer = config.get("rope_parameters")
-    older = config.get("rope_scaling")
-    for name, value in (("rope_parameters", newer), ("rope_scaling", older)):
-        if value is not None and not isinstance(value, dict):
-            raise CheckpointError(f"config.json: {name} is not an object")
-    params: Mapping[str, Any] = newer or older or {}
-    theta_home = newer if newer and "rope_theta" in newer else config
-    theta = HeaderFields("config.json", theta_home).number("rope_theta", _ROPE_THETA)
-    rope_type = params.get("rope_type", params.get("type"))
-    if rope_type in (None, "default"):
-        return theta, None
-    if rope_type == "factors":
-        # Ours alone: what a GGUF keeps as rope_freqs.weight, in a packed checkpoint made of it.
-        return theta, factors_scaling(params.get("freq_factors"), head_dim)
-    if rope_type not in ("linear", "llama3", "yarn"):
+def _sliding_layers(fields: HeaderFields, num_layers: int) -> frozenset[int] | None:
+    """Which layers layer_types gives a sliding window; None where it is not there."""
+    layer_types = fields.values.get("layer_types")
+    if layer_types is None:
+        return None
+    if not isinstance(layer_types, list) or len(layer_types) != num_layers:
+        found = f"{len(layer_types)} entries" if isinstance(layer_types, list) else "no list"
         raise CheckpointError(
-            f"rotary scaling {rope_type!r:.40} is not supported; supported: linear, llama3, yarn"
+            f"config.json: layer_types has {found}; expected one for each of {num_layers} layers"
         )
-    fields = HeaderFields("config.json", params)
-    scaling = RopeScaling(
-        rope_type=rope_type,
-        factor=fields.number("factor"),
-        original_max_position_embeddings=fields.integer(
-            "original_max_position_embeddings", max_positions
-        ),
-        low_freq_factor=fields.number("low_freq_factor", 1.0),
-        high_freq_factor=fields.number("high_freq_factor", 4.0),
-        attention_factor=fields.optional_number("attention_factor"),
-        beta_fast=fields.number("beta_fast", 32.0),
-        beta_slow=fields.number("beta_slow", 1.0),
-        mscale=fields.optional_number("mscale"),
-        mscale_all_dim=fields.optional_number("mscale_all_dim"),
-        truncate=bool(params.get("truncate", True)),
-    )
-    check_rope_scaling(scaling)
-    return theta, scaling
-
-
-def factors_scaling(factors: Any, head_dim: int) -> RopeScaling:
-    """Rotary scaling by explicit divisors, one for each frequency.
-
-    Errors: CheckpointError for anything but so many positive numbers.
-    """
-    is_list = isinstance(factors, list | tuple)
-    if not is_list or len(factors) != head_dim // 2 or not all(map(_is_factor, factors)):
-        found = f"{len(factors)} factors" if is_list else f"{factors!r:.40}"
-        raise CheckpointError(
-            f"rotary scaling by factors has {found}; expected {head_dim // 2} numbers above 0"
-        )
-    return RopeScaling(rope_type="factors", freq_factors=tuple(map(float, factors)))
-
-
-def _is_factor(value: Any) -> bool:
-    return type(value) in (int, float) and 0.0 < value < 1e6
-
-
-def check_rope_scaling(scaling: RopeScaling) -> None:
-    """Refuse factors that rotary scaling cannot be computed with.
-
-    Errors: CheckpointError naming the setting.
-    """
-    original = scaling.original_max_position_embeddings
-    if not 1.0 <= scaling.factor <= 1e6 or original is None or not 0 < original <= 1 << 27:
-        raise CheckpointError(
-            f"rotary scaling: factor {scaling.factor} with "
-            f"original_max_position_embeddings {original}"
-        )
-    if not 0.0 < scaling.low_freq_factor < scaling.high_freq_factor:
-        raise CheckpointError(
-            f"rotary scaling: low_freq_factor {scaling.low_freq_factor} with "
-            f"high_freq_factor {scaling.high_freq_factor}"
-        )
-    if not 0.0 < scaling.beta_slow <= scaling.beta_fast:
-        raise CheckpointError(
-            f"rotary scaling: beta_slow {scaling.beta_slow} with beta_fast {scaling.beta_fast}"
-        )
-    for name in ("attention_factor", "mscale", "mscale_all_dim"):
-        value = getattr(scaling, name)
-        if value is not None and value < 0.0:
-            raise CheckpointError(f"rotary scaling: {name} is {value}; expected at least 0")
+    for layer_type in layer_types:
+        if not isinstance(layer_type, str) or layer_type not in _LAYER_TYPES:
+            raise CheckpointError(
+                f"config.json: layer_types has {layer_type!r:.40}; supported are {_FULL} and "
+                f"{_SLIDING}"
+            )
+    return frozenset(idx for idx, kind in enumerate(layer_types) if _LAYER_TYPES[kind])

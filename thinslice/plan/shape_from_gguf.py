@@ -11,8 +11,9 @@ from typing import Any
 
 from thinslice.errors import CheckpointError
 from thinslice.plan.header_fields import HeaderFields
+from thinslice.plan.known_keys import check_gguf_keys
 from thinslice.plan.model_shape import ModelShape, RopeScaling
-from thinslice.plan.shape_from_config import check_rope_scaling, factors_scaling
+from thinslice.plan.rope_settings import check_rope_scaling, factors_scaling, scaled_context
 
 # Mistral and SmolLM2 are written as llama, MiMo as qwen2 (without its prediction layers).
 _ARCHITECTURES = {
@@ -44,13 +45,16 @@ def shape_from_gguf(
             f"GGUF architecture {architecture!r:.60} is not supported; "
             f"supported: {', '.join(_ARCHITECTURES)}"
         )
-    fields = HeaderFields(f"GGUF {architecture}", _without_prefix(metadata, f"{architecture}."))
+    fields = HeaderFields(f"GGUF {architecture}", metadata, f"{architecture}.")
     if fields.integer("expert_count", 0):
         raise CheckpointError("this GGUF is a mixture of experts; only dense models are supported")
+    check_gguf_keys(fields)
     num_layers = fields.integer("block_count")
     num_heads = fields.layer_integer("attention.head_count")
     max_positions = fields.integer("context_length")
     head_dim = _head_dim(fields, num_heads)
+    _check_attention_scale(fields, head_dim)
+    scaling = _rope_scaling(fields, max_positions, freq_factors, head_dim)
     window = _sliding_window(fields, architecture)
     has_layers = 0 < num_layers <= 1024
     return ModelShape(
@@ -64,8 +68,8 @@ def shape_from_gguf(
         head_dim=head_dim,
         rms_norm_eps=fields.short_number("attention.layer_norm_rms_epsilon"),
         rope_theta=fields.short_number("rope.freq_base", _ROPE_THETA),
-        max_position_embeddings=max_positions,
-        rope_scaling=_rope_scaling(fields, max_positions, freq_factors, head_dim),
+        max_position_embeddings=scaled_context(scaling, max_positions),
+        rope_scaling=scaling,
         attention_bias="blk.0.attn_q.bias" in tensor_shapes,
         attention_out_bias="blk.0.attn_output.bias" in tensor_shapes,
         mlp_bias="blk.0.ffn_gate.bias" in tensor_shapes,
@@ -76,10 +80,6 @@ def shape_from_gguf(
         bos_token_id=HeaderFields("GGUF", metadata).optional_integer("tokenizer.ggml.bos_token_id"),
         eos_token_ids=_eos_ids(metadata),
     )
-
-
-def _without_prefix(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {key.removeprefix(prefix): metadata[key] for key in metadata if key.startswith(prefix)}
 
 
 def _vocab_size(metadata: Mapping[str, Any], tensor_shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -106,6 +106,17 @@ def _head_dim(fields: HeaderFields, num_heads: int) -> int:
                 "only models where they are equal are supported"
             )
     return head_dim
+
+
+def _check_attention_scale(fields: HeaderFields, head_dim: int) -> None:
+    """Refuse a scale of attention's scores other than the usual one, which 0 stands for too."""
+    scale = fields.number("attention.scale", 0.0)
+    usual = max(head_dim, 1) ** -0.5
+    if scale != 0.0 and not math.isclose(scale, usual, rel_tol=1e-6):
+        raise CheckpointError(
+            f"{fields.source}: attention.scale is {scale}; only {usual:.6g}, of a head of "
+            f"{head_dim}, is supported"
+        )
 
 
 def _sliding_window(fields: HeaderFields, architecture: str) -> int | None:
@@ -135,6 +146,11 @@ def _rope_scaling(
         )
     # llama.cpp takes a factor of 0 for none, and a factor of 1 changes no frequency.
     is_scaled = rope_type != "none" and factor not in (0.0, 1.0)
+    is_yarn = is_scaled and rope_type == "yarn"
+    if not is_yarn and fields.number("rope.scaling.attn_factor", 1.0) != 1.0:
+        raise CheckpointError(
+            f"{fields.source}: rope.scaling.attn_factor is only supported with yarn scaling"
+        )
     if freq_factors:
         if is_scaled:
             raise CheckpointError(
@@ -151,7 +167,7 @@ def _rope_scaling(
         ),
     )
     check_rope_scaling(scaling)
-    return _yarn(fields, scaling) if rope_type == "yarn" else scaling
+    return _yarn(fields, scaling) if is_yarn else scaling
 
 
 def _yarn(fields: HeaderFields, scaling: RopeScaling) -> RopeScaling:

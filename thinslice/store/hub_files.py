@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from thinslice.checkpoint.adapters import ADAPTER_CONFIG, is_adapter_weights
 from thinslice.errors import CheckpointError, ConfigError, StoreError
 
 CONFIG = "config.json"
@@ -83,7 +84,14 @@ def check_is_safetensors(repo_id: str, files: Mapping[str, RemoteFile]) -> None:
 
     Errors: ConfigError where it holds GGUF files to choose from; else CheckpointError.
     """
-    if not any("/" not in path and path.endswith(".safetensors") for path in files):
+    weights = [path for path in files if "/" not in path and is_adapter_weights(path)]
+    models = [path for path in _root_safetensors(files) if path not in weights]
+    if weights and (ADAPTER_CONFIG in files or not models):
+        raise CheckpointError(
+            f"{repo_id} holds an adapter ({weights[0]}), which is not applied to a model: take a "
+            "model that it was merged into"
+        )
+    if not models and INDEX not in files:
         if tags := _ggufs_by_tag(files):
             raise ConfigError(f"{repo_id} holds GGUF files; name one as {_choices(repo_id, tags)}")
         pickles = [path for path in files if path.endswith((".bin", ".pt", ".pth", ".ckpt"))]
@@ -104,7 +112,7 @@ def safetensors_files(
     if _SINGLE in files:
         return [files[_SINGLE]]
     if index is None:
-        paths = [path for path in files if "/" not in path and path.endswith(".safetensors")]
+        paths = [path for path in _root_safetensors(files) if not is_adapter_weights(path)]
         if len(paths) != 1:
             raise CheckpointError(f"{repo_id} has {len(paths)} safetensors files and no {INDEX}")
         return [files[paths[0]]]
@@ -113,9 +121,15 @@ def safetensors_files(
         raise CheckpointError(f"{repo_id}: {INDEX} has no weight_map")
     paths = sorted({str(shard) for shard in weight_map.values()})
     for path in paths:
-        if path not in files or "/" in path or not path.endswith(".safetensors"):
+        if path not in files or not path.endswith(".safetensors"):
             raise CheckpointError(f"{repo_id}: {INDEX} names {path!r:.120}, which is not there")
+    if len({files[path].name for path in paths}) != len(paths):
+        raise CheckpointError(f"{repo_id}: {INDEX} names two files of the same name")
     return [files[path] for path in paths]
+
+
+def _root_safetensors(files: Mapping[str, RemoteFile]) -> list[str]:
+    return [path for path in files if "/" not in path and path.endswith(".safetensors")]
 
 
 def gguf_files(repo_id: str, files: Mapping[str, RemoteFile], tag: str) -> list[RemoteFile]:

@@ -10,7 +10,12 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
-from thinslice.checkpoint.files import file_size, os_errors_named, read_json_object
+from thinslice.checkpoint.files import (
+    file_size,
+    os_errors_named,
+    read_json_object,
+    refuse_lfs_pointer,
+)
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer, prepends_bos
@@ -168,7 +173,9 @@ def _read_capped(path: Path, max_bytes: int) -> bytes:
             f"{path} has {format_bytes(num_bytes)}; at most {format_bytes(max_bytes)} are expected"
         )
     with os_errors_named(path), path.open("rb") as file:
-        return file.read(max_bytes)
+        content = file.read(max_bytes)
+    refuse_lfs_pointer(path, content)
+    return content
 
 
 def _template_prefix_ids(backend: Tokenizer) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 
 from tests.checkpoints import write_safetensors
 from thinslice.checkpoint.safetensors_header import (
+    check_dtypes,
     read_safetensors_folder,
     read_safetensors_header,
 )
@@ -54,14 +54,14 @@ def test_entries_are_those_that_were_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 def test_folder(tmp_path: Path, shards: int) -> None:
     write_safetensors(tmp_path, TENSORS, shards)
-    entries = read_safetensors_folder(tmp_path)
+    entries = read_safetensors_folder(tmp_path).tensors
     assert set(entries) == set(TENSORS)
     assert len({entry.path for entry in entries.values()}) == shards
 
 
 def test_folder_with_one_file_of_another_name(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "weights.safetensors")
-    assert set(read_safetensors_folder(tmp_path)) == set(TENSORS)
+    assert set(read_safetensors_folder(tmp_path).tensors) == set(TENSORS)
 
 
 def test_folder_of_links_to_blobs_as_the_hub_cache_keeps_it(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_folder_of_links_to_blobs_as_the_hub_cache_keeps_it(tmp_path: Path) -> N
     for number, blob in enumerate(sorted((tmp_path / "blobs").iterdir())):
         renamed = blob.rename(blob.with_name(f"{number:064x}"))
         (snapshot / blob.name).symlink_to(Path("../../blobs") / renamed.name)
-    assert set(read_safetensors_folder(snapshot)) == set(TENSORS)
+    assert set(read_safetensors_folder(snapshot).tensors) == set(TENSORS)
 
 
 LIES = [
@@ -84,10 +84,10 @@ LIES = [
     (b'{"a": {"dtype": "F32", "dtype": "F32"}}', b"", "key 'dtype' appears twice"),
     (b'{"a": ' + b"9" * 5000 + b"}", b"", "not valid JSON: Exceeds the limit"),
     ({"a": 1}, b"", "tensor 'a' is not described by an object"),
-    ({"a": {}}, b"", "tensor 'a' is None; supported are BF16, F16, F32"),
-    ({"a": tensor("I64")}, b"", "tensor 'a' is 'I64'; supported are BF16, F16, F32, so take"),
-    ({"a": tensor("F8_E4M3")}, b"", "before it was quantised, or a GGUF"),
-    ({"a": tensor(["F32"])}, b"", r"tensor 'a' is \['F32'\]"),
+    ({"a": {}}, b"", "tensor 'a' has dtype None"),
+    ({"a": tensor(["F32"])}, b"", r"tensor 'a' has dtype \['F32'\]"),
+    ({"a": tensor("I64")}, bytes(8), "span 8 bytes, shape and dtype 16"),
+    ({"a": tensor("NEW", data_offsets=[8, 0])}, bytes(8), "data_offsets span -8 bytes"),
     ({"a": tensor(shape=[-2])}, bytes(8), r"has shape \[-2\]"),
     ({"a": tensor(shape=[True, 2])}, bytes(8), r"has shape \[True, 2\]"),
     ({"a": tensor(shape=[2.0])}, bytes(8), r"has shape \[2.0\]"),
@@ -161,23 +161,80 @@ def change_index(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(index))
 
 
-def test_missing_shard_is_named(tmp_path: Path) -> None:
+def test_missing_shard_matters_only_for_what_was_in_it(tmp_path: Path) -> None:
     write_safetensors(tmp_path, TENSORS, shards=3)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"shard model-00002-of-00003.safetensors is missing"):
-        read_safetensors_folder(tmp_path)
+    found = read_safetensors_folder(tmp_path)
+    assert set(found.tensors) == {"a", "c", "d"}
+    assert found.absent == {
+        "b": f"{tmp_path}: shard model-00002-of-00003.safetensors is missing; download it again"
+    }
 
 
-def test_index_and_shards_must_agree(tmp_path: Path) -> None:
+def test_the_shards_are_what_counts_and_not_the_index(tmp_path: Path) -> None:
     write_safetensors(tmp_path, TENSORS, shards=2)
     first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-    shutil.copytree(tmp_path, tmp_path / "more")
-    change_index(tmp_path / "more", e=first)
-    with pytest.raises(CheckpointError, match=f"{first}: tensor 'e' is in the index only"):
-        read_safetensors_folder(tmp_path / "more")
-    change_index(tmp_path, a=second)
-    with pytest.raises(CheckpointError, match=f"{first}: tensor 'a' is in the shard only"):
-        read_safetensors_folder(tmp_path)
+    change_index(tmp_path, e=first, a=second)
+    index_path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(index_path.read_text())
+    del index["weight_map"]["b"]
+    index_path.write_text(json.dumps(index))
+    found = read_safetensors_folder(tmp_path)
+    assert set(found.tensors) == set(TENSORS)
+    assert found.tensors["a"].path.name == first
+    assert found.absent == {"e": f"{tmp_path / first}: tensor 'e' is in the index only"}
+
+
+def test_a_tensor_in_two_shards_is_the_one_that_the_index_names(tmp_path: Path) -> None:
+    write_safetensors(tmp_path, TENSORS, shards=2)
+    second = tmp_path / "model-00002-of-00002.safetensors"
+    save_file({"a": torch.zeros(3), "b": TENSORS["b"], "d": TENSORS["d"]}, second)
+    assert read_safetensors_folder(tmp_path).tensors["a"].shape == (2, 3)
+    change_index(tmp_path, a=second.name)
+    assert read_safetensors_folder(tmp_path).tensors["a"].shape == (3,)
+    index_path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(index_path.read_text())
+    del index["weight_map"]["a"]
+    index_path.write_text(json.dumps(index))
+    found = read_safetensors_folder(tmp_path)
+    assert set(found.tensors) == {"b", "c", "d"}
+    assert found.absent == {"a": f"{second}: tensor 'a' is in two shards, and not in the index"}
+
+
+@pytest.mark.parametrize("is_pulled", [False, True])
+def test_shards_in_a_folder_of_their_own(tmp_path: Path, is_pulled: bool) -> None:
+    write_safetensors(tmp_path, TENSORS, shards=2)
+    index_path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(index_path.read_text())
+    index["weight_map"] = {name: f"parts/{its}" for name, its in index["weight_map"].items()}
+    index_path.write_text(json.dumps(index))
+    if not is_pulled:  # a pull keeps all files side by side
+        (tmp_path / "parts").mkdir()
+        for shard in tmp_path.glob("*.safetensors"):
+            shard.rename(tmp_path / "parts" / shard.name)
+    assert set(read_safetensors_folder(tmp_path).tensors) == set(TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("I64", "tensor 'a' is 'I64'; supported are BF16, F16, F32, so take the checkpoint before"),
+        ("F8_E4M3", "so take the checkpoint before it was quantised, or a GGUF"),
+        ("F4", "tensor 'a' is 'F4'; supported"),
+        ("F64", r"so save the model in one of these \(F64 is a float of 64 bits\)"),
+    ],
+)
+def test_types_matter_only_where_the_tensor_is_needed(
+    tmp_path: Path, dtype: str, message: str
+) -> None:
+    num_bytes = {"I64": 16, "F8_E4M3": 2, "F4": 1, "F64": 16}[dtype]
+    header = {"a": tensor(dtype, data_offsets=[0, num_bytes])}
+    entries = read_safetensors_header(
+        write_raw(tmp_path / "a.safetensors", header, bytes(num_bytes))
+    )
+    check_dtypes(["b"], entries)
+    with pytest.raises(CheckpointError, match=message):
+        check_dtypes(["a"], entries)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +242,7 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
     [
         "../model.safetensors",
         "/etc/model.safetensors",
-        "sub/model.safetensors",
+        "sub/../../model.safetensors",
         "..\\model.safetensors",
         "C:model.safetensors",
         "..",
@@ -197,10 +254,12 @@ def test_index_and_shards_must_agree(tmp_path: Path) -> None:
         ["model.safetensors"],
     ],
 )
-def test_shard_names_must_be_plain(tmp_path: Path, shard: Any) -> None:
+def test_shard_names_must_stay_in_the_folder(tmp_path: Path, shard: Any) -> None:
     write_safetensors(tmp_path, TENSORS, shards=2)
     change_index(tmp_path, a=shard)
-    with pytest.raises(CheckpointError, match="is not the plain name of a safetensors file"):
+    with pytest.raises(
+        CheckpointError, match="is not the name of a safetensors file in this folder"
+    ):
         read_safetensors_folder(tmp_path)
 
 

@@ -10,8 +10,9 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Conf
 
 from tests.checkpoints import tiny_config
 from thinslice.errors import CheckpointError
+from thinslice.plan.architectures import SUPPORTED_ARCHITECTURES
 from thinslice.plan.model_shape import RopeScaling
-from thinslice.plan.shape_from_config import SUPPORTED_ARCHITECTURES, shape_from_config
+from thinslice.plan.shape_from_config import shape_from_config
 
 SIZES = {
     "vocab_size": 1000,
@@ -232,7 +233,7 @@ YARN = {"type": "yarn", "factor": 2.0}
 REFUSALS = [
     ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not supported; supp"),
     ({"architectures": None, "model_type": "phi3"}, "architecture phi3 is not supported"),
-    ({"architectures": []}, "architecture none is not supported"),
+    ({"architectures": []}, "neither architectures nor model_type is there; supported: Llama"),
     ({"architectures": [["LlamaForCausalLM"]]}, "is not supported"),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; only silu is"),
     ({"hidden_act": ["silu"]}, "hidden_act is .* expected a string"),

@@ -1,0 +1,148 @@
+"""Which models a config.json can describe: the families, and models that have one as their trunk.
+
+A model for pictures or sound may have a decoder of a family as its text trunk. Such a trunk runs as
+what it is; the tensors of the other parts are left out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from thinslice.errors import CheckpointError
+
+# model_type, as transformers and the models' own files have it, for each class.
+_MODEL_TYPES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "MiMoForCausalLM": "mimo",
+}
+SUPPORTED_ARCHITECTURES = tuple(_MODEL_TYPES)
+_ARCHITECTURE_OF = {model_type: name for name, model_type in _MODEL_TYPES.items()}
+# MiMo-VL-7B and MiMo-Embodied-7B are of the first class, as their model cards say. The second is
+# named in MiMo-Audio-7B's config.json, the third in its code (XiaomiMiMo/MiMo-Audio,
+# modeling_mimo_audio.py): a Qwen2Model with a head, and local transformers beside it that make
+# speech of its hidden states.
+_QWEN2_5_VL = "Qwen2_5_VLForConditionalGeneration"
+_TRUNKS = {
+    _QWEN2_5_VL: "Qwen2ForCausalLM",
+    "MiMoAudioModel": "Qwen2ForCausalLM",
+    "MiMoAudioForCausalLM": "Qwen2ForCausalLM",
+}
+_TRUNK_MODEL_TYPES = {"qwen2_5_vl": _QWEN2_5_VL}
+# Where Qwen2_5_VLTextConfig of transformers has other defaults than Qwen2Config.
+_QWEN2_5_VL_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "max_window_layers": 80}
+_SILU = ("silu", "swish")
+_ROPE_PLACES = ("rope_scaling", "rope_parameters")
+
+
+def read_architecture(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The family's class, and the settings of the decoder: those of the trunk where it is one.
+
+    Where ``architectures`` is missing, ``model_type`` tells.
+
+    Errors: CheckpointError for a model of another kind, with what it would take, and where the two
+    keys contradict each other.
+    """
+    name = _class_name(config)
+    if name in _TRUNKS:
+        return _TRUNKS[name], _trunk_settings(config, name)
+    if name not in _MODEL_TYPES:
+        found = name or config.get("model_type")
+        if found is None:
+            raise CheckpointError(
+                "config.json names no architecture: neither architectures nor model_type is there; "
+                f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
+            )
+        raise CheckpointError(
+            f"architecture {found!s:.80} is not supported{_what_it_takes(config)}; "
+            f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
+        )
+    model_type = config.get("model_type")
+    by_type = _ARCHITECTURE_OF.get(model_type) if isinstance(model_type, str) else None
+    if by_type is not None and by_type != name and name != "MiMoForCausalLM":
+        raise CheckpointError(
+            f"config.json: architectures says {name} and model_type says {model_type}; "
+            "make them agree"
+        )
+    return name, config
+
+
+def text_trunk_of(config: Mapping[str, Any]) -> str | None:
+    """The class of a model of which only the text trunk is used; None for every other."""
+    name = _class_name(config)
+    return name if name in _TRUNKS else None
+
+
+def _class_name(config: Mapping[str, Any]) -> str | None:
+    """The class that the config names, or that its model_type stands for."""
+    names = config.get("architectures")
+    if isinstance(names, list) and names:
+        return str(names[0])
+    if isinstance(names, str):
+        return names
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        return None
+    return _ARCHITECTURE_OF.get(model_type) or _TRUNK_MODEL_TYPES.get(model_type)
+
+
+def _trunk_settings(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The decoder's settings, which stand at the top level or in text_config.
+
+    With text alone the three axes of multimodal rotary positions are equal, so that its frequencies
+    are those of plain rotary embedding.
+    """
+    nested = config.get("text_config")
+    if nested is not None and not isinstance(nested, dict):
+        raise CheckpointError("config.json: text_config is not an object")
+    settings = {key: value for key, value in config.items() if key != "text_config"}
+    settings |= {key: value for key, value in (nested or {}).items() if value is not None}
+    settings["tie_word_embeddings"] = bool(
+        config.get("tie_word_embeddings") or (nested or {}).get("tie_word_embeddings")
+    )
+    if name != _QWEN2_5_VL:
+        return settings
+    for key in _ROPE_PLACES:
+        if isinstance(settings.get(key), dict):
+            settings[key] = {
+                inner: "default" if value == "mrope" else value
+                for inner, value in settings[key].items()
+            }
+    has_theta = any("rope_theta" in (settings.get(key) or {}) for key in _ROPE_PLACES)
+    for key, value in _QWEN2_5_VL_DEFAULTS.items():
+        if settings.get(key) is None and not (key == "rope_theta" and has_theta):
+            settings[key] = value
+    return settings
+
+
+def _what_it_takes(config: Mapping[str, Any]) -> str:
+    """What thinslice would need for a model it does not know, as far as its config tells."""
+    nested = config.get("text_config")
+    settings = {**config, **(nested if isinstance(nested, dict) else {})}
+    needs = []
+    for key in ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"):
+        count = settings.get(key)
+        if type(count) is int and count > 1:
+            needs.append(f"a mixture of {count} experts")
+            break
+    if settings.get("kv_lora_rank") is not None:
+        needs.append("latent attention")
+    if any("mamba" in key or "linear_num" in key or "ssm_" in key for key in settings):
+        needs.append("state-space or linear-attention layers")
+    if settings.get("v_head_dim") not in (None, settings.get("head_dim")):
+        needs.append("values of another size than keys")
+    if settings.get("partial_rotary_factor") not in (None, 1.0):
+        needs.append("rotary embedding of a part of each head")
+    if any("sink_bias" in key and settings[key] is True for key in settings):
+        needs.append("attention sinks")
+    if settings.get("is_encoder_decoder") is True:
+        needs.append("an encoder")
+    activation = settings.get("hidden_activation") or settings.get("hidden_act")
+    if isinstance(activation, str) and activation not in _SILU:
+        needs.append(f"the activation {activation:.20}")
+    quantised = settings.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if isinstance(method, str):
+        needs.append(f"weights in {method:.20}")
+    return f": it would take {', '.join(needs)}" if needs else ""
