@@ -19,6 +19,11 @@ hypothesis.settings.register_profile("thinslice", deadline=None)
 hypothesis.settings.load_profile("thinslice")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What ``make check-long`` gives, where ``make check`` draws a few cases."""
+    parser.addoption("--every-line", action="store_true", help="interrupt the engine at every line")
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The embedded model's .gguf file, fetched into the store where it is not there yet."""

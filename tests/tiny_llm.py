@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tests.checkpoints import GgufOptions, GgufTokenizer, tiny_config, write_gguf_model
+from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.text.byte_level import BYTE_TO_CHARACTER
 
@@ -11,6 +12,11 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def beside(num_bytes: int) -> int:
+    """A budget with so much room beside what this process has come to hold."""
+    return current_rss_bytes() + num_bytes
 
 
 def write_model(path: Path, chat_template: str = TEMPLATE) -> Path:

@@ -9,6 +9,10 @@ from collections.abc import Iterable
 
 from thinslice.plan.cost import ngram_table_size
 
+# Places looked at for one n-gram. At most half of a table is taken, so hardly any n-gram is further
+# from its place than this; one that is takes the place of another, and a draft is lost.
+_MOST_PROBES = 128
+
 
 class NgramDrafter:
     """Drafts for one sequence from its own prompt and completion.
@@ -21,7 +25,9 @@ class NgramDrafter:
         max_n, min_n: lengths of the suffixes looked up, longest first.
 
     Memory: ``plan.cost.ngram_index_bytes``, all of it at once.
-    Time: O(max_n - min_n + 1) expected, for a token as for a draft.
+    Time: O(max_n - min_n + 1), for a token as for a draft, whatever the tokens are: probes are
+    bounded, and Python hashes bytes with a key that differs in each process, so that nobody can
+    write a text whose n-grams all want the same place.
     """
 
     def __init__(self, capacity: int, max_n: int = 4, min_n: int = 2) -> None:
@@ -58,16 +64,26 @@ class NgramDrafter:
         num_tokens = self._num_tokens
         for n, table in self._tables.items():
             end = table[self._place(n, num_tokens)] if n <= num_tokens else 0
-            if end:
+            if end and self._is_same(n, end, num_tokens):
                 period = num_tokens - end
                 return [self._tokens[end + i % period] for i in range(count)]
         return []
 
+    def _is_same(self, n: int, end: int, other: int) -> bool:
+        """Whether the same n-gram stands before both places."""
+        return self._tokens[end - n : end] == self._tokens[other - n : other]
+
     def _place(self, n: int, end: int) -> int:
         """Where the table of length ``n`` has the n-gram before ``end``, or would have it."""
-        tokens, table = self._tokens, self._tables[n]
-        ngram = tokens[end - n : end]
-        place = hash(tuple(ngram)) % len(table)
-        while (other := table[place]) and tokens[other - n : other] != ngram:
-            place = (place + 1) % len(table)
-        return place
+        table = self._tables[n]
+        first = _hash(self._tokens[end - n : end].tobytes()) % len(table)
+        for probe in range(_MOST_PROBES):
+            place = (first + probe) % len(table)
+            other = table[place]
+            if not other or self._is_same(n, other, end):
+                return place
+        return first
+
+
+def _hash(ngram: bytes) -> int:
+    return hash(ngram)

@@ -1,23 +1,31 @@
 """AsyncEngine on a tiny model: many tasks, cancellation, refusals, errors and shutdown."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tiny_llm import write_model
+from tests.tiny_llm import beside, write_model
 from thinslice.config import SamplingParams
 from thinslice.engine.async_engine import AsyncEngine, AsyncStream
 from thinslice.engine.llm import LLM
 from thinslice.engine.request import Delta
 from thinslice.errors import BusyError, RequestError
+from thinslice.units import GIB
 
 LONG = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24, seed=3, ignore_eos=True)
 # Long enough to be still under way whenever a test looks.
 ENDLESS = replace(LONG, max_tokens=None)
+
+
+class Panic(BaseException):
+    """As a library that is not written in Python raises it."""
 
 
 @pytest.fixture(scope="module")
@@ -219,4 +227,107 @@ def test_an_event_loop_that_went_away_takes_nobody_along(llm: LLM) -> None:
 
     asyncio.run(leave())
     assert asyncio.run(use()) == "".join(chunk.text for chunk in llm.stream("abc", LONG))
+    assert_idle(llm)
+
+
+def test_a_stream_that_is_let_go_frees_its_blocks_begun_or_not(llm: LLM) -> None:
+    async def task(engine: AsyncEngine) -> None:
+        await engine.submit("never read", ENDLESS)
+        stream = await engine.submit("abc", ENDLESS)
+        await anext(stream)
+        del stream
+        gc.collect()
+        # Commands run in order: once this one is through, both are gone.
+        await read(await engine.submit("other", replace(LONG, max_tokens=1)))
+        assert_idle(llm)
+
+    in_engine(llm, task)
+
+
+def test_streams_of_somebody_else_do_not_end_the_thread(llm: LLM) -> None:
+    expected = llm.generate("abc", LONG)[0].text
+    foreign = llm.stream("somebody else's", LONG)
+
+    async def task(engine: AsyncEngine) -> None:
+        assert text_of(await read(await engine.submit("abc", LONG))) == expected
+        assert text_of(await read(await engine.submit("abc", LONG))) == expected
+        foreign.close()
+
+    in_engine(llm, task)
+
+
+@pytest.mark.parametrize("name", ["add_requests", "engine.add_samples", "engine.scheduler.add"])
+@pytest.mark.parametrize("error", [MemoryError, Panic])
+def test_a_request_that_cannot_be_added_hears_of_it(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException]
+) -> None:
+    def fails(*_: object) -> None:
+        raise error("planted")
+
+    async def task(engine: AsyncEngine) -> None:
+        async with under_way(engine, "xyz") as other:
+            with monkeypatch.context() as patched:
+                *path, last = name.split(".")
+                patched.setattr(reduce(getattr, path, llm), last, fails)
+                deltas = await read(await engine.submit("abc", replace(LONG, n=2)))
+            assert [delta.finish_reason for delta in deltas] == ["error", "error"]
+            assert all("planted" in str(delta.error) for delta in deltas)
+            assert text_of(await read(await engine.submit("abc", LONG))) == expected
+            assert (await anext(other)).finish_reason is None
+
+    expected = llm.generate("abc", LONG)[0].text
+    in_engine(llm, task)
+
+
+def test_a_thread_that_ends_tells_those_who_wait_and_refuses_others(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is that ends it."""
+
+    def ends(self: AsyncEngine) -> None:
+        raise SystemExit
+
+    async def task(engine: AsyncEngine) -> None:
+        async with under_way(engine, "abc") as stream:
+            with monkeypatch.context() as patched:
+                patched.setattr(AsyncEngine, "_step", ends)
+                assert (await read(stream))[-1].finish_reason == "abort"
+            with pytest.raises(BusyError, match="shutting down"):
+                await engine.submit("abc", LONG)
+
+    in_engine(llm, task)
+
+
+def test_closing_the_model_ends_streams_and_refuses_requests(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.gguf")
+    llm = LLM(str(path), memory=beside(GIB), context=480, dtype="float32", max_num_seqs=3)
+
+    async def run() -> None:
+        async with AsyncEngine(llm) as engine:
+            streams = [await engine.submit("abc", ENDLESS) for _ in range(5)]
+            await anext(streams[0])
+            llm.close()
+            for stream in streams:
+                last = (await read(stream))[-1]
+                assert last.finish_reason == "error"
+                assert "this model is closed" in str(last.error)
+            with pytest.raises(RequestError, match="this model is closed"):
+                await engine.submit("abc", LONG)
+
+    asyncio.run(asyncio.wait_for(run(), timeout=120))
+    with pytest.raises(RequestError, match="this model is closed"):
+        AsyncEngine(llm)
+
+
+def test_closing_what_was_never_started_or_is_closed_is_no_error(llm: LLM) -> None:
+    async def run() -> None:
+        engine = AsyncEngine(llm)
+        stream = await engine.submit("abc", LONG)
+        await engine.aclose()
+        assert [delta.finish_reason for delta in await read(stream)] == ["abort"]
+        await engine.aclose()
+        with pytest.raises(BusyError, match="shutting down"):
+            engine.start()
+
+    asyncio.run(asyncio.wait_for(run(), timeout=120))
     assert_idle(llm)

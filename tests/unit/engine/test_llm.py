@@ -3,6 +3,8 @@
 import gc
 import threading
 import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny_llm import TEMPLATE, write_model
+from tests.tiny_llm import TEMPLATE, beside, write_model
 from thinslice.config import SamplingParams
 from thinslice.engine import advance
+from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM
+from thinslice.engine.runner import Runner
 from thinslice.engine.sampler import Sampled, sample_rows
+from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
 from thinslice.plan import planner
 from thinslice.text.stop_strings import StopStringMatcher
+from thinslice.units import GIB
 
 LONG = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24, seed=3, ignore_eos=True)
 
@@ -275,3 +281,105 @@ def test_stop_as_one_text_is_refused() -> None:
         SamplingParams(temperature="1")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected a whole number"):
         SamplingParams(max_tokens=2.5)  # type: ignore[arg-type]
+
+
+def test_a_stream_that_is_let_go_frees_its_blocks_at_once_begun_or_not(llm: LLM) -> None:
+    for _ in range(3):
+        llm.stream("never read", LONG)
+    assert_idle(llm)
+    stream = llm.stream("abc", LONG)
+    next(stream)
+    assert llm.engine.metrics.kv_blocks_used > 0
+    del stream
+    assert_idle(llm)
+    assert llm.engine.metrics.kv_blocks_used == 0
+
+
+def test_a_stream_let_go_in_another_thread_ends_after_the_step_that_runs(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = llm.generate("abc", LONG)[0].text
+    streams = [llm.stream("xyz", LONG)]
+    run = Runner.run
+
+    def while_running(self: Runner, scheduled: list[ScheduledTokens]) -> Any:
+        if streams:
+            thread = threading.Thread(target=streams.clear)
+            thread.start()
+            thread.join()  # it does not wait for the step
+        return run(self, scheduled)
+
+    monkeypatch.setattr(Runner, "run", while_running)
+    assert llm.generate("abc", LONG)[0].text == expected
+    assert_idle(llm)
+
+
+def test_next_gives_one_piece_and_for_the_rest(llm: LLM) -> None:
+    stream = llm.stream("abc", LONG)
+    assert isinstance(stream, Iterator)
+    pieces = [next(stream).text, next(stream).text, *(chunk.text for chunk in stream)]
+    assert "".join(pieces) == llm.generate("abc", LONG)[0].text
+    assert next(stream, None) is None
+
+
+def test_a_completion_before_the_end_is_what_there_is_so_far(llm: LLM) -> None:
+    stream = llm.stream("abc", LONG)
+    assert (stream.completion.text, stream.completion.token_ids) == ("", [])
+    assert stream.completion.finish_reason is None
+    text = next(stream).text + next(stream).text
+    assert (stream.completion.text, stream.completion.finish_reason) == (text, None)
+    stream.close()
+    assert (stream.completion.text, stream.completion.finish_reason) == (text, "abort")
+    assert_idle(llm)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_closing_the_model_ends_a_stream_that_is_under_way(
+    model: str, monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    if streams:
+        monkeypatch.setattr(planner, "_resident_candidates", lambda *args: iter(()))
+        monkeypatch.setattr(planner, "with_pinned_slices", lambda chosen, sweep: chosen)
+    llm = LLM(model, memory=beside(GIB), context=64, dtype="float32")
+    assert (llm.plan.streaming is not None) == streams
+    begun, fresh = llm.stream("abc", LONG), llm.stream("abc", LONG)
+    next(begun)
+    llm.close()
+    for stream in (begun, fresh):
+        with pytest.raises(RequestError, match="this model is closed"):
+            list(stream)
+        assert stream.completion.finish_reason == "error"
+
+
+def test_threads_take_turns_and_get_what_each_gets_alone(llm: LLM) -> None:
+    prompts = [f"prompt {number}" for number in range(6)]
+    expected = [llm.generate(prompt, LONG)[0].text for prompt in prompts]
+    with ThreadPoolExecutor(6) as threads:
+        texts = threads.map(lambda prompt: llm.generate(prompt, LONG)[0].text, prompts)
+        assert [*texts] == expected
+    assert_idle(llm)
+
+
+def test_a_panic_of_a_library_ends_its_request_alone(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicError(BaseException):
+        pass
+
+    def panics(self: StopStringMatcher, text: str) -> str:
+        raise PanicError("out of bounds")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopStringMatcher, "push", panics)
+        (bad,) = llm.generate("abc", LONG)
+        assert isinstance(bad.error, RequestError)
+        assert "PanicError: out of bounds" in str(bad.error)
+        with pytest.raises(RequestError, match="PanicError: out of bounds"):
+            list(llm.stream("abc", LONG))
+    assert_idle(llm)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_interrupts_and_exits_are_nobodys_error(error: type[BaseException]) -> None:
+    with pytest.raises(error), Contained():
+        raise error

@@ -1,5 +1,7 @@
 """Prompt lookup against a search through the whole text."""
 
+import os
+import subprocess
 import sys
 from itertools import islice
 
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thinslice.engine import ngram
 from thinslice.engine.ngram import NgramDrafter
 from thinslice.plan.cost import ngram_index_bytes
 
@@ -89,4 +92,56 @@ def test_a_full_table_is_searched_in_few_steps() -> None:
     drafter.extend(tokens)
     filled = "".join("x" if place else " " for place in drafter._tables[2])
     assert filled.count("x") == len({tuple(tokens[i : i + 2]) for i in range(capacity - 2)})
-    assert max(len(run) for run in filled.split()) < 60
+    assert max(len(run) for run in filled.split()) < ngram._MOST_PROBES
+
+
+def probes_of(tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many n-grams were compared while the tokens were taken in."""
+    count = 0
+    is_same = NgramDrafter._is_same
+
+    def counted(drafter: NgramDrafter, n: int, end: int, other: int) -> bool:
+        nonlocal count
+        count += 1
+        return is_same(drafter, n, end, other)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NgramDrafter, "_is_same", counted)
+        drafter_of(tokens)
+    return count
+
+
+def test_no_text_makes_a_token_cost_more_than_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even one whose n-grams all want the same place, as a hash without a key lets one find."""
+    num_tokens = 600
+    tokens = list(range(num_tokens))
+    assert probes_of(tokens, monkeypatch) < 5 * num_tokens
+    monkeypatch.setattr(ngram, "_hash", lambda _: 7)
+    bounded = probes_of(tokens, monkeypatch)
+    assert bounded <= 3 * ngram._MOST_PROBES * num_tokens
+    # The planted fault: without a bound the work grows with the square of the text.
+    monkeypatch.setattr(ngram, "_MOST_PROBES", 2 * num_tokens)
+    assert probes_of(tokens, monkeypatch) > 2 * bounded
+
+
+def test_a_place_taken_by_another_gives_no_draft_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngram, "_hash", lambda _: 7)
+    monkeypatch.setattr(ngram, "_MOST_PROBES", 1)
+    assert drafter_of([1, 2, 3, 4, 5, 6]).propose(3) == []
+    assert drafter_of([9, 9, 9, 9]).propose(2) == [9, 9]
+
+
+def test_tokens_are_hashed_with_the_key_of_the_process() -> None:
+    """Python hashes whole numbers, and tuples of them, alike everywhere; bytes it does not."""
+    code = "from array import array; from thinslice.engine.ngram import _hash; "
+    code += "print(_hash(array('i', [1, 2, 3]).tobytes()))"
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(hashes) == 2

@@ -1,0 +1,243 @@
+"""An interrupt at any line of the engine: nobody's tokens change, and no block is lost.
+
+Raised by a trace function at the k-th line that runs in the engine's files, for k drawn from a
+printed seed; ``pytest --every-line`` takes every one instead.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests.engines import run_all, tiny_engine
+from thinslice.config import SamplingParams
+from thinslice.engine.draft_length import DraftLength
+from thinslice.engine.drafting import Drafting
+from thinslice.engine.engine import Engine
+from thinslice.engine.scheduler import Scheduler
+from thinslice.engine.sequence import Sequence, Status
+from thinslice.engine.undo import Undo
+from thinslice.plan.memory_plan import DraftPlan
+
+pytestmark = pytest.mark.usefixtures("one_thread", "always_drafting")
+NUM_SAMPLED = 50
+PLACE = "/thinslice/engine/"
+DRAWN = SamplingParams(temperature=1.2, top_p=0.95, seed=5, max_tokens=10, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+PREFIX = [3, 9, 27, 3, 9, 27, 3, 9]
+# Some begin alike, some are drawn; together they need more blocks than there are.
+KINDS = (
+    (PREFIX, GREEDY),
+    ([*PREFIX, 5], DRAWN),
+    ([7, 8] * 9, replace(GREEDY, frequency_penalty=0.3)),
+    ([*PREFIX, 5, 6], replace(DRAWN, seed=9, n=2)),
+    ([4, 4, 4, 4, 4, 4], replace(DRAWN, seed=2, priority=-1)),
+)
+Trace = Callable[[FrameType, str, Any], Any]
+
+
+@pytest.fixture
+def always_drafting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(self: DraftLength, num_drafting: int, num_other_rows: int = 0) -> int:
+        return self.max_length if num_drafting else 0
+
+    monkeypatch.setattr(DraftLength, "choose", choose)
+
+
+def small_engine() -> Engine:
+    engine = tiny_engine(num_kv_blocks=15, chunk=12, max_num_seqs=4)
+    engine.drafting = Drafting(DraftPlan(uses_ngram=True, num_mtp_layers=0, length=3), None)
+    return engine
+
+
+@dataclass
+class Interruption:
+    """Raises an error at the ``at``-th line; counts lines where there is none."""
+
+    at: int | None = None
+    error: type[BaseException] = KeyboardInterrupt
+    num_lines: int = 0
+    place: str = ""
+    is_over: bool = False
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Trace | None:
+        return self._line if PLACE in frame.f_code.co_filename and not self.is_over else None
+
+    def _line(self, frame: FrameType, event: str, _: Any) -> Trace | None:
+        # What is raised while an object is let go is printed by Python and goes no further.
+        if event != "line" or self.is_over or frame.f_code.co_name == "__del__":
+            return self._line
+        self.num_lines += 1
+        if self.num_lines == self.at:
+            self.is_over = True
+            self.place = f"{frame.f_code.co_filename.split(PLACE)[1]}:{frame.f_lineno}"
+            raise self.error
+        return self._line
+
+
+@dataclass
+class Course:
+    """Requests that come, go on and are aborted, the same each time, with one interruption."""
+
+    interruption: Interruption
+    engine: Engine = field(default_factory=small_engine)
+    # With what each writes alone.
+    sequences: list[tuple[Sequence, list[int]]] = field(default_factory=list)
+    aborted: Sequence | None = None
+
+    def run(self, alone: list[list[list[int]]]) -> None:
+        for index in range(len(KINDS)):
+            self._traced(lambda index=index: self._add(index, alone))
+            self._traced(self.engine.step)
+            self._traced(self.engine.step)
+        self._traced(self._abort)
+        while self.engine.has_work:
+            self._traced(self.engine.step)
+            self.engine.scheduler.blocks.check()
+        self._check()
+
+    def _add(self, index: int, alone: list[list[list[int]]]) -> None:
+        prompt, params = KINDS[index]
+        sequences = self.engine.add_samples(prompt, params)
+        self.sequences += zip(sequences, alone[index], strict=True)
+
+    def _abort(self) -> None:
+        if self.sequences:
+            self.aborted = self.sequences[0][0]
+            self.engine.abort(self.aborted)
+
+    def _traced(self, operation: Callable[[], object]) -> None:
+        before = sys.gettrace()
+        sys.settrace(self.interruption)
+        try:
+            operation()
+        except (KeyboardInterrupt, MemoryError):
+            assert self.interruption.is_over
+        finally:
+            sys.settrace(before)
+
+    def _check(self) -> None:
+        blocks = self.engine.scheduler.blocks
+        blocks.check()
+        assert blocks.num_free == blocks.num_blocks
+        for sequence, expected in self.sequences:
+            assert sequence.status is Status.FINISHED
+            got = sequence.completion_token_ids
+            # Memory that runs out while a row is sampled is that sequence's own trouble.
+            is_cut = sequence is self.aborted or isinstance(sequence.error, MemoryError)
+            assert got == (expected[: len(got)] if is_cut else expected), self.interruption.place
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[list[list[int]]]:
+    """What each sample of each kind writes on an engine of its own."""
+    return [[tokens_alone(kind, index) for index in range(kind[1].n)] for kind in KINDS]
+
+
+def tokens_alone(kind: tuple[list[int], SamplingParams], index: int) -> list[int]:
+    prompt, params = kind
+    engine = tiny_engine()
+    seed = None if params.seed is None else params.seed + index
+    sequence = engine.add_request(prompt, replace(params, n=1, seed=seed))
+    run_all(engine)
+    return sequence.completion_token_ids
+
+
+def lines_of(alone: list[list[list[int]]]) -> int:
+    """Lines of a whole course; all that is to be interrupted happens in it."""
+    course = Course(Interruption())
+    course.run(alone)
+    metrics = course.engine.metrics
+    assert min(metrics.preemptions, metrics.prefix_hit_tokens, metrics.accepted_tokens) > 0
+    assert metrics.drafted_tokens > metrics.accepted_tokens
+    return course.interruption.num_lines
+
+
+def places(num_lines: int, is_every: bool) -> Iterator[int]:
+    if is_every:
+        return iter(range(1, num_lines + 1))
+    seed = random.randrange(1 << 30)
+    print(f"lines drawn with seed {seed}")
+    return iter(sorted(random.Random(seed).sample(range(1, num_lines + 1), NUM_SAMPLED)))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupt_at_any_line_changes_nobodys_tokens(
+    alone: list[list[list[int]]], error: type[BaseException], request: pytest.FixtureRequest
+) -> None:
+    num_lines = lines_of(alone)
+    assert num_lines > 2000
+    for at in places(num_lines, request.config.getoption("--every-line")):
+        Course(Interruption(at, error)).run(alone)
+
+
+def every_line_of(name: str, alone: list[list[list[int]]]) -> Iterator[int]:
+    """Where a course runs a line of one function."""
+    lines: list[int] = []
+
+    class Noting(Interruption):
+        def _line(self, frame: FrameType, event: str, _: Any) -> Trace | None:
+            before = self.num_lines
+            super()._line(frame, event, _)
+            if frame.f_code.co_name == name and self.num_lines > before:
+                lines.append(self.num_lines)
+            return self._line
+
+    Course(Noting()).run(alone)
+    return iter(lines)
+
+
+@pytest.mark.parametrize("name", ["_preempt", "_commit"])
+def test_a_step_that_is_not_undone_is_seen(
+    alone: list[list[list[int]]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted fault."""
+    lines = [*every_line_of(name, alone)][:30]
+
+    def restore(self: Undo, scheduler: Scheduler, drafting: Drafting | None) -> None:
+        pass
+
+    monkeypatch.setattr(Undo, "restore", restore)
+    assert any(goes_wrong(at, alone) for at in lines)
+
+
+def goes_wrong(at: int, alone: list[list[list[int]]]) -> bool:
+    try:
+        Course(Interruption(at)).run(alone)
+    except (AssertionError, ValueError, KeyError, IndexError):
+        return True
+    return False
+
+
+def test_an_interrupt_while_undoing_is_made_good_by_the_next_operation(
+    alone: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = small_engine()
+    sequences = [engine.add_request(*KINDS[index]) for index in range(3)]
+    engine.step()
+    restart, cut = Scheduler.restart, Scheduler._schedule
+    monkeypatch.setattr(Scheduler, "_schedule", _interrupted)
+
+    def half(self: Scheduler, them: list[Sequence]) -> None:
+        self.blocks.reset()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Scheduler, "restart", half)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    monkeypatch.setattr(Scheduler, "restart", restart)
+    monkeypatch.setattr(Scheduler, "_schedule", cut)
+    engine.abort(sequences[1])
+    engine.scheduler.blocks.check()
+    run_all(engine)
+    assert sequences[1].finish_reason == "abort"
+    for index in (0, 2):
+        assert sequences[index].completion_token_ids == alone[index][0]
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
