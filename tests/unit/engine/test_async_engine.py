@@ -279,6 +279,7 @@ def test_a_request_that_cannot_be_added_hears_of_it(
     in_engine(llm, task)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_ends_tells_those_who_wait_and_refuses_others(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

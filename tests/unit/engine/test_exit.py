@@ -10,11 +10,14 @@ from tests.tiny_llm import write_model
 
 START = """
 import asyncio, os, sys, threading
+import torch
 from thinslice import LLM, SamplingParams
 from thinslice.engine.async_engine import AsyncEngine
 
 params = SamplingParams(ignore_eos=True, max_tokens=None, seed=1)
 llm = LLM(sys.argv[1], memory="1GiB", context=480, dtype="float32", max_num_seqs=2)
+
+torch.set_num_threads(1)
 
 def generate():
     while True:
@@ -43,7 +46,7 @@ while llm.engine.metrics.steps < 3:
 """,
     "a thread that is waited for": """
 def once():
-    llm.generate("abc", params)
+    llm.generate("abc", SamplingParams(max_tokens=30))
     print("done")
 
 threading.Thread(target=once).start()
