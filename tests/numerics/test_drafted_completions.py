@@ -8,10 +8,12 @@ from itertools import islice
 import pytest
 
 from tests.speculation import SMALL_MTP
+from tests.tiny_llm import beside
 from thinslice import LLM, SamplingParams
 from thinslice.engine.draft_length import DraftLength
 from thinslice.engine.request import Completion
 from thinslice.engine.sampler import Sampled
+from thinslice.units import GIB
 from tools.small_mtp_text import examples
 
 pytestmark = pytest.mark.usefixtures("one_thread", "full_length")
@@ -29,7 +31,12 @@ def full_length(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(draft: str) -> LLM:
     return LLM(
-        str(SMALL_MTP), memory="1GiB", dtype="float32", context=320, draft=draft, draft_length=5
+        str(SMALL_MTP),
+        memory=beside(GIB),
+        dtype="float32",
+        context=320,
+        draft=draft,
+        draft_length=5,
     )
 
 

@@ -31,7 +31,7 @@ class Panic(BaseException):
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
     path = write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
-    return LLM(str(path), memory="2GiB", context=480, dtype="float32", max_num_seqs=3)
+    return LLM(str(path), memory=beside(GIB), context=480, dtype="float32", max_num_seqs=3)
 
 
 def in_engine(

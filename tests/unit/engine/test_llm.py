@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def llm(model: str) -> LLM:
-    return LLM(model, memory="2GiB", context=128, dtype="float32", max_num_seqs=3)
+    return LLM(model, memory=beside(GIB), context=128, dtype="float32", max_num_seqs=3)
 
 
 def assert_idle(llm: LLM) -> None:
@@ -166,7 +166,7 @@ def test_chat_renders_the_template_and_keeps_an_empty_system_prompt(llm: LLM) ->
 
 def test_reasoning_is_apart_where_the_prompt_opens_it(tmp_path: Path) -> None:
     path = write_model(tmp_path / "thinker.gguf", TEMPLATE + "<think>\n")
-    llm = LLM(str(path), memory="2GiB", context=128, dtype="float32")
+    llm = LLM(str(path), memory=beside(GIB), context=128, dtype="float32")
     done = llm.chat([{"role": "user", "content": "hi"}], LONG)
     assert done.text == ""
     assert done.reasoning == llm.tokenizer.decode(done.token_ids).strip("\n")
@@ -204,7 +204,7 @@ def test_one_bad_prompt_among_several_leaves_nothing_behind(llm: LLM) -> None:
 
 def test_a_model_without_a_template_does_not_chat(tmp_path: Path) -> None:
     path = write_model(tmp_path / "base.gguf", chat_template="")
-    llm = LLM(str(path), memory="2GiB", context=64, dtype="float32")
+    llm = LLM(str(path), memory=beside(GIB), context=64, dtype="float32")
     with pytest.raises(RequestError, match="no chat template"):
         llm.chat([{"role": "user", "content": "hi"}])
     assert llm.generate("abc", LONG)[0].token_ids
@@ -217,7 +217,7 @@ def test_a_streamed_model_ends_its_threads_when_it_is_closed(
     monkeypatch.setattr(planner, "_resident_candidates", lambda *args: iter(()))
     monkeypatch.setattr(planner, "with_pinned_slices", lambda chosen, sweep: chosen)
     before = threading.active_count()
-    with LLM(model, memory="2GiB", context=64, dtype="float32") as llm:
+    with LLM(model, memory=beside(GIB), context=64, dtype="float32") as llm:
         assert threading.active_count() > before
     assert threading.active_count() == before
     llm.close()
@@ -226,7 +226,7 @@ def test_a_streamed_model_ends_its_threads_when_it_is_closed(
 
 
 def test_closing_lets_the_weights_go(model: str) -> None:
-    with LLM(model, memory="2GiB", context=64, dtype="float32") as llm:
+    with LLM(model, memory=beside(GIB), context=64, dtype="float32") as llm:
         weights = weakref.ref(llm.engine.runner.decoder)
         llm.generate("abc", LONG)
     gc.collect()
