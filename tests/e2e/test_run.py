@@ -88,7 +88,7 @@ def test_a_reader_that_goes_away_is_no_error(smollm2_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "message"),
     [
-        (["run", "smolm2", "hi"], b"", 2, "unknown model 'smolm2'; did you mean smollm2?"),
+        (["run", "smolm2", "hi"], b"", 2, "unknown model 'smolm2'; did you mean smollm2"),
         (["run", "./none.gguf", "hi"], b"", 4, "no such file or folder: ./none.gguf"),
         (["run", "smollm2", "hi", "--memory", "8G"], b"", 2, "write 8GiB (1024-based) or 8GB"),
         (["run", "smollm2", "hi", "--memory", "200MiB"], b"", 3, "no plan fits --memory 200MiB"),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from thinslice.cli.console import note, progress_bars
+from thinslice.cli.console import ReaderGoneError, note, progress_bars
 from thinslice.config import SamplingParams
 from thinslice.errors import ConfigError, RequestError
 from thinslice.units import MIB
@@ -180,7 +180,10 @@ def _append(out: IO[bytes], record: dict[str, Any]) -> None:
 @contextmanager
 def _out_file(path: Path | None) -> Iterator[IO[bytes]]:
     if path is None:
-        yield sys.stdout.buffer
+        try:
+            yield sys.stdout.buffer
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
         return
     with _opened(path, "r+b" if path.exists() else "w+b") as file:
         yield file

@@ -10,6 +10,7 @@ from cyclopts import CycloptsError, UnusedCliTokensError
 from thinslice.cli.app import INTERRUPTED
 from thinslice.cli.commands import make_app
 from thinslice.cli.console import ReaderGoneError, err, out, print_error
+from thinslice.cli.prompt import PIPED
 from thinslice.errors import ConfigError, ThinsliceError, own_error
 
 _BUG = 1
@@ -41,7 +42,7 @@ def run_command(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        result = make_app()(arguments, exit_on_error=False, print_error=False)
+        result = make_app()(_input_last(arguments), exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
         surplus = " ".join(error.unused_tokens or ())
         raise ConfigError(
@@ -50,6 +51,14 @@ def _run(arguments: list[str]) -> int:
     except CycloptsError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     return result if isinstance(result, int) else 0
+
+
+def _input_last(arguments: list[str]) -> list[str]:
+    """The arguments with a lone ``-`` behind ``--``: cyclopts takes it for an option elsewhere."""
+    if PIPED not in arguments or "--" in arguments:
+        return arguments
+    others = [argument for argument in arguments if argument != PIPED]
+    return [*others, "--", *[PIPED] * (len(arguments) - len(others))]
 
 
 def _report(error: ThinsliceError) -> int:

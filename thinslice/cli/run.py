@@ -1,29 +1,23 @@
 """thinslice run: answer one prompt."""
 
-import json
-import os
-import stat
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import note, note_all, progress_bars, write
+from thinslice.cli.console import note, note_all, print_json, progress_bars, write
 from thinslice.cli.options import Load, LoadOptions, Sampling
+from thinslice.cli.prompt import PIPED, has_unread_input, read_prompt
 from thinslice.config import EngineSettings, SamplingParams
-from thinslice.errors import ConfigError, RequestError
+from thinslice.errors import ConfigError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.store.names import advised_system_prompt
-from thinslice.units import MIB, gib
+from thinslice.units import gib
 
 if TYPE_CHECKING:
     from thinslice.engine.llm import LLM, Message
     from thinslice.engine.request import Completion
-
-# No context of a model we run holds as much text.
-_LARGEST_INPUT = 8 * MIB
 
 
 @dataclass(frozen=True)
@@ -35,6 +29,7 @@ class RunOptions:
             prompt that its makers recommend holds, or the model's own default.
         raw: Continue the prompt as it stands, without the chat template.
         json: Print one JSON object instead of the text.
+        file: Put the text of this file behind the prompt; may be given several times.
         prompts: Answer every prompt of this file: one a line, or of a .jsonl file one JSON value a
             line, a text or an object with "prompt" or "messages". Answers are lines of JSON, in the
             prompts' order.
@@ -45,6 +40,7 @@ class RunOptions:
     system: str | None = None
     raw: bool = False
     json: bool = False
+    file: tuple[Path, ...] = ()
     prompts: Path | None = None
     out: Path | None = None
 
@@ -52,6 +48,7 @@ class RunOptions:
 def run(
     model: str,
     prompt: str | None = None,
+    piped: str | None = None,
     /,
     *,
     options: Annotated[RunOptions, Parameter(name="*")] = RunOptions(),
@@ -62,16 +59,22 @@ def run(
 
     Args:
         model: Name of the model.
-        prompt: The prompt; what is piped in follows it, or stands alone.
+        prompt: The prompt. Without one, or with -, it is read from standard input.
+        piped: Write - to put what is piped in behind the prompt, as in: git diff | thinslice run
+            smollm2 "Summarise:" -
     """
     if options.raw and options.system is not None:
         raise ConfigError("--system cannot take effect with --raw: a raw prompt has no roles")
     if options.prompts is not None:
-        return _run_prompts(model, prompt, options, load, sampling)
+        if prompt is not None or options.file:
+            raise ConfigError("a prompt and --prompts cannot both be answered; give one of them")
+        return _run_prompts(model, options, load, sampling)
     if options.out is not None:
         raise ConfigError("--out goes with --prompts; the answer to one prompt goes to a pipe")
-    text = _read_prompt(prompt)
+    text = read_prompt(prompt, piped, options.file)
     llm = load_model(model, load)
+    if PIPED not in (prompt, piped) and has_unread_input():
+        note("standard input is not read, as a prompt is given; - behind the prompt adds it")
     request: str | list[Message] = text
     if not options.raw:
         request = [{"role": "user", "content": text}]
@@ -85,10 +88,13 @@ def run(
                 write(chunk.text, dim=chunk.kind == "reasoning")
     except KeyboardInterrupt:
         note("\nstopped")
+        if options.json:
+            stream.close()
+            print_json(report(model, llm, stream.completion))
         raise
     completion = stream.completion
     if options.json:
-        write(json.dumps(report(model, llm, completion), ensure_ascii=False) + "\n")
+        print_json(report(model, llm, completion))
         return 0
     write("\n")
     warn_if_cut(completion)
@@ -98,7 +104,6 @@ def run(
 
 def _run_prompts(
     model: str,
-    prompt: str | None,
     options: RunOptions,
     load: LoadOptions,
     sampling: SamplingParams,
@@ -106,8 +111,6 @@ def _run_prompts(
     from thinslice.cli.batch import Batch, answer_all
 
     assert options.prompts is not None, "no file of prompts"
-    if prompt is not None:
-        raise ConfigError("a prompt and --prompts cannot both be answered; give one of them")
     if options.json:
         raise ConfigError("--json cannot take effect with --prompts: its answers are JSON already")
     system = None if options.raw else system_prompt(model, options.system)
@@ -213,37 +216,6 @@ def report(model: str, llm: "LLM", completion: "Completion") -> dict[str, Any]:
         "plan": llm.plan.to_dict(),
         "prediction": llm.prediction and asdict(llm.prediction),
     }
-
-
-def _read_prompt(prompt: str | None) -> str:
-    if prompt is None and sys.stdin.isatty():
-        raise ConfigError(
-            "no prompt; give it as an argument or on standard input, "
-            "or start a conversation with thinslice chat"
-        )
-    piped = _read_piped(sys.stdin.buffer) if prompt is None or _is_piped() else ""
-    text = "\n\n".join(part for part in (prompt, piped) if part)
-    if not text.strip():
-        raise RequestError("the prompt is empty; give it as an argument or on standard input")
-    return text
-
-
-def _is_piped() -> bool:
-    """Whether standard input is a pipe or a file, which belongs to the prompt."""
-    mode = os.fstat(sys.stdin.fileno()).st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
-
-
-def _read_piped(stream: BinaryIO) -> str:
-    data = stream.read(_LARGEST_INPUT + 1)
-    if len(data) > _LARGEST_INPUT:
-        raise RequestError(f"standard input has over {_LARGEST_INPUT >> 20} MiB: no prompt")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"standard input is not UTF-8: byte {data[error.start]:#04x} at {error.start}"
-        ) from None
 
 
 def warn_if_cut(completion: "Completion") -> None:
