@@ -1,0 +1,107 @@
+"""Whatever comes in, and however much of it, the process stays within its budget and answers."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_ceiling import memory_group, run_inside
+from thinslice.units import MIB
+
+SIZE = 5_000_000
+KINDS = {
+    "hindi": "पानी का सूत्र क्या है और उसका उपयोग कहाँ होता है? ",
+    "emoji": "😀🎉👩‍👩‍👧🇮🇳",
+    "spaces": " ",
+    "letter": "a",
+    "random": "",
+}
+MEMORY = "576MiB"
+# What a library's user does: the longest text that there is, then one that fits.
+BY_LIBRARY = """
+import sys
+from pathlib import Path
+from thinslice import LLM, SamplingParams
+from thinslice.errors import RequestError
+llm = LLM("smollm2", memory=sys.argv[2], context=1024)
+text = Path(sys.argv[1]).read_text(encoding="utf-8")
+for prompt in (text, [{"role": "user", "content": text}]):
+    try:
+        llm.generate([prompt])
+        sys.exit("a prompt that cannot fit was taken")
+    except RequestError as error:
+        print(error)
+print(llm.generate(["Hello"], SamplingParams(max_tokens=4))[0].finish_reason)
+"""
+
+
+def text_of(kind: str, num_bytes: int = SIZE) -> str:
+    if kind == "random":
+        noise = random.Random(7).randbytes(num_bytes * 2 // 3)
+        return noise.decode(errors="replace")[: num_bytes // 3]
+    unit = KINDS[kind]
+    return unit * (num_bytes // len(unit.encode()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_that_is_far_too_long_is_refused_within_the_budget(
+    kind: str, smollm2_path: Path
+) -> None:
+    with memory_group(576 * MIB) as group:
+        done = run_inside(
+            group, "run", "smollm2", "--memory", MEMORY, "--max-tokens", "4", stdin=text_of(kind)
+        )
+    assert done.returncode == 5, (done.returncode, done.stderr[-500:])
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert ("empty" if kind == "spaces" else "context") in errors[0]
+
+
+@pytest.mark.parametrize("kind", ["hindi", "random"])
+def test_a_library_refuses_it_too_and_goes_on(
+    kind: str, tmp_path: Path, smollm2_path: Path
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text(text_of(kind), encoding="utf-8")
+    with memory_group(576 * MIB) as group:
+        enter = "" if group is None else f"echo $$ > {group}/cgroup.procs; "
+        done = subprocess.run(
+            ["sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, "-c", BY_LIBRARY, path, MEMORY],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
+    first, second, last = done.stdout.splitlines()
+    assert "context" in first
+    assert "context" in second
+    assert last in ("length", "stop")
+
+
+def test_a_thousand_prompts_of_every_kind_are_answered_one_by_one(
+    tmp_path: Path, smollm2_path: Path
+) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    kinds = [kind for kind in KINDS if kind != "spaces"]  # of which none is a prompt
+    short = ["Name a river.", *(text_of(kind, 300) for kind in kinds)]
+    long = [text_of(kind, 400_000) for kind in kinds]
+    lines = [json.dumps(short[index % len(short)]) for index in range(1000)]
+    for place, text in enumerate(long):
+        lines[place * 190 + 3] = json.dumps(text)
+    prompts.write_text("\n".join(lines), encoding="utf-8")
+    with memory_group(700 * MIB) as group:
+        done = run_inside(
+            group,
+            *("run", "smollm2", "--memory", "700MiB", "--context", "1024", "--max-tokens", "1"),
+            *("--prompts", str(prompts), "--out", str(out)),
+            stdin="",
+        )
+    assert done.returncode == 5, (done.returncode, done.stderr[-500:])
+    answers = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [one["index"] for one in answers] == [*range(1000)]
+    failed = [one["index"] for one in answers if "error" in one]
+    assert failed == [place * 190 + 3 for place in range(len(long))]
