@@ -8,9 +8,10 @@ from itertools import accumulate
 import torch
 
 from thinslice.engine.contained import Contained
+from thinslice.engine.logprobs import TokenLogprobs
 from thinslice.engine.sampler import Sampled, best_tokens, sample_rows
 from thinslice.engine.scheduler import ScheduledTokens
-from thinslice.engine.sequence import Sequence, TokenLogprobs
+from thinslice.engine.sequence import Sequence
 
 # Sequence, a token for it and how many tokens it has with that, to the reason why it ends there.
 FinishReason = Callable[[Sequence, int, int], str | None]

@@ -19,6 +19,7 @@ from types import TracebackType
 from thinslice.config import SamplingParams
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM, Message, Prompt
+from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.request import Completion, Delta, Request
 from thinslice.errors import BusyError
 
@@ -308,7 +309,7 @@ class AsyncEngine:
 
 
 def _failed(index: int, error: Exception) -> Delta:
-    return Delta(index, [], [], [], finish_reason="error", error=error)
+    return Delta(index, [], [], Logprobs(), finish_reason="error", error=error)
 
 
 def _put_all(deltas: list[tuple[_Feed, Delta]]) -> None:

@@ -312,7 +312,7 @@ class Engine:
         """Append the new tokens of a sequence."""
         now, sequence = self.clock(), advance.tokens.sequence
         sequence.completion_token_ids += advance.new_ids
-        sequence.logprobs += advance.logprobs
+        sequence.logprobs.extend(advance.logprobs)
         sequence.num_drafted += advance.tokens.num_drafts
         sequence.num_accepted += advance.num_accepted
         sequence.last_token_at = now

@@ -13,6 +13,7 @@ from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine, open_model
 from thinslice.engine.planning import Model, known_profile, open_device, plan_model, predict_speed
 from thinslice.engine.request import Completion, Request, TextChunk
+from thinslice.engine.results import check_results
 from thinslice.errors import RequestError, StoreError
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.predict import Prediction
@@ -165,14 +166,18 @@ class LLM(Closing):
 
         Returns the completions in the prompts' order, ``params.n`` for each prompt. Where one goes
         wrong, its reason is ``error`` and the others are what they would be.
-        Errors: RequestError where a prompt is empty or does not fit the context; CheckpointError
-        where weights cannot be read.
+        Errors: RequestError where a prompt is empty or does not fit the context, and where the plan
+        has no room to hold all completions; CheckpointError where weights cannot be read.
         """
         asked = [prompts] if isinstance(prompts, str) else prompts
+        params_of = _params_for_each(params, len(asked))
         requests: list[Request] = []
         try:
-            for prompt, one in zip(asked, _params_for_each(params, len(asked)), strict=True):
-                requests += self.add_requests(self.prepare(prompt), one)
+            prepared = [self.prepare(prompt) for prompt in asked]
+            lengths = [len(prompt.token_ids) for prompt in prepared]
+            check_results(self.plan, zip(lengths, params_of, strict=True))
+            for prompt, one in zip(prepared, params_of, strict=True):
+                requests += self.add_requests(prompt, one)
             self._run(requests, progress)
         finally:
             for request in requests:

@@ -1,10 +1,11 @@
 """Request: a sequence's tokens turned into text as they come."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from thinslice.engine.contained import Contained
 from thinslice.engine.engine import Engine
-from thinslice.engine.sequence import Sequence, Status, TokenLogprobs
+from thinslice.engine.logprobs import Logprobs
+from thinslice.engine.sequence import Sequence, Status
 from thinslice.text.detokenizer import IncrementalDetokenizer
 from thinslice.text.reasoning import ReasoningSplitter
 from thinslice.text.stop_strings import StopStringMatcher
@@ -35,7 +36,7 @@ class Delta:
     index: int
     chunks: list[TextChunk]
     token_ids: list[int]
-    logprobs: list[TokenLogprobs]
+    logprobs: Logprobs
     finish_reason: str | None
     error: Exception | None
 
@@ -70,7 +71,7 @@ class Completion:
     num_cached: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
-    logprobs: tuple[TokenLogprobs, ...] = ()
+    logprobs: Logprobs = field(default_factory=Logprobs)
     error: Exception | None = None
 
     @property
@@ -147,7 +148,7 @@ class Request:
             num_cached=sequence.num_cached,
             num_drafted=sequence.num_drafted,
             num_accepted=sequence.num_accepted,
-            logprobs=tuple(sequence.logprobs[: self._num_seen]),
+            logprobs=sequence.logprobs[: self._num_seen],
             error=sequence.error,
         )
 

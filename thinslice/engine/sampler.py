@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from thinslice.config import SamplingParams
-from thinslice.engine.sequence import Sequence, TokenLogprobs
+from thinslice.engine.logprobs import TokenLogprobs
+from thinslice.engine.sequence import Sequence
 from thinslice.errors import CheckpointError
 
 Floats = NDArray[np.float32]

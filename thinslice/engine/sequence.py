@@ -8,6 +8,7 @@ from typing import Optional
 import torch
 
 from thinslice.config import SamplingParams
+from thinslice.engine.logprobs import Logprobs
 
 
 class Status(Enum):
@@ -16,19 +17,6 @@ class Status(Enum):
     WAITING = auto()
     RUNNING = auto()
     FINISHED = auto()
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """Natural log-probabilities of the model's own distribution where one token was chosen.
-
-    Attributes:
-        logprob: of the token chosen.
-        top: id and log-probability of the likeliest tokens, likeliest first, equal ones by id.
-    """
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,7 @@ class Sequence:
     finish_reason: str | None = None
     error: Exception | None = None
     draft_token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    logprobs: Logprobs = field(default_factory=Logprobs)
     digests: list[bytes] = field(default_factory=list)
     num_cached: int = 0
     num_preemptions: int = 0

@@ -50,7 +50,7 @@ class _Before:
         if self.generator_state is not None:
             sequence.generator.set_state(self.generator_state)
         del sequence.completion_token_ids[self.num_completion :]
-        del sequence.logprobs[self.num_logprobs :]
+        sequence.logprobs.truncate(self.num_logprobs)
         del sequence.digests[self.num_digests :]
         sequence.num_drafted, sequence.num_accepted = self.counts
         sequence.first_token_at, sequence.last_token_at = self.times

@@ -98,7 +98,7 @@ def test_samples_come_side_by_side_with_their_logprobs(llm: LLM) -> None:
             own = [delta for delta in deltas if delta.index == index]
             assert text_of(own) == completion.text
             logprobs = [entry for delta in own for entry in delta.logprobs]
-            assert tuple(logprobs) == completion.logprobs
+            assert logprobs == [*completion.logprobs]
             assert all(len(entry.top) == 2 for entry in logprobs)
         assert [c.token_ids for c in stream.completions] == [c.token_ids for c in expected]
 

@@ -1,0 +1,65 @@
+"""Log-probabilities kept as arrays are the list that they stand for, in a tenth of the memory."""
+
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.engine.test_scheduler import small_plan
+from thinslice.config import SamplingParams
+from thinslice.engine.logprobs import Logprobs, TokenLogprobs
+from thinslice.engine.results import check_results
+from thinslice.errors import RequestError
+from thinslice.units import MIB
+
+FLOATS = st.floats(allow_nan=False)
+
+
+@st.composite
+def token_lists(draw: st.DrawFn) -> list[TokenLogprobs]:
+    num_top = draw(st.integers(0, 3))
+    top = st.tuples(*[st.tuples(st.integers(0, 2**31 - 1), FLOATS)] * num_top)
+    return draw(st.lists(st.builds(TokenLogprobs, FLOATS, top), max_size=8))
+
+
+@given(token_lists(), st.slices(10), st.integers(0, 9), st.integers(1, 3))
+def test_they_behave_as_the_list(
+    tokens: list[TokenLogprobs], part: slice, length: int, at_a_time: int
+) -> None:
+    kept = Logprobs()
+    for start in range(0, len(tokens), at_a_time):
+        kept.extend(tokens[start : start + at_a_time])
+    assert [*kept] == tokens
+    assert len(kept) == len(tokens)
+    assert kept == Logprobs(tokens)
+    assert [*kept[part]] == tokens[part]
+    assert [kept[place] for place in range(-len(tokens), len(tokens))] == tokens * 2
+    with pytest.raises(IndexError):
+        kept[len(tokens)]
+    kept.truncate(length)
+    assert [*kept] == tokens[:length]
+    kept.extend(tokens)
+    assert [*kept] == tokens[:length] + tokens
+
+
+def test_a_token_takes_no_more_than_it_is_said_to() -> None:
+    for num_top in (0, 1, 20):
+        kept = Logprobs()
+        token = TokenLogprobs(-1.5, tuple((index, -float(index)) for index in range(num_top)))
+        for _ in range(5000):
+            kept.extend([token])
+        num_bytes = sum(sys.getsizeof(part) for part in kept._parts)
+        assert num_bytes <= 5000 * Logprobs.bytes_per_token(num_top) + 512
+
+
+def test_answers_that_cannot_be_held_are_refused_before_the_first() -> None:
+    plan = small_plan()
+    few = [(1, SamplingParams(max_tokens=500, logprobs=20, n=4))] * 5
+    check_results(plan, few)
+    with pytest.raises(RequestError, match=r"400 completions of up to 500 tokens.*max_tokens"):
+        check_results(plan, few * 20)
+    check_results(plan, [(1, SamplingParams(max_tokens=5, n=4))] * 100)
+    roomy = small_plan()
+    object.__setattr__(roomy, "budget_bytes", 100 * MIB)
+    check_results(roomy, few * 20)

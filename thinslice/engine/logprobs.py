@@ -1,0 +1,83 @@
+"""Log-probabilities of a completion's tokens, a few numbers each and no objects."""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural log-probabilities of the model's own distribution where one token was chosen.
+
+    Attributes:
+        logprob: of the token chosen.
+        top: id and log-probability of the likeliest tokens, likeliest first, equal ones by id.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Logprobs(Sequence[TokenLogprobs]):
+    """A list of TokenLogprobs that makes each when it is asked for.
+
+    Every token has the same number of likeliest ones, as one request asks for them.
+
+    Memory: ``bytes_per_token`` for each token; a list of the objects takes ten times that.
+    """
+
+    def __init__(self, tokens: Iterable[TokenLogprobs] = ()) -> None:
+        self._num_top = 0
+        self._chosen = array("d")
+        self._top_ids = array("i")
+        self._top_values = array("d")
+        self.extend(tokens)
+
+    @staticmethod
+    def bytes_per_token(num_top: int) -> int:
+        """What a token takes at most, with the room that arrays keep to grow into."""
+        return (8 + 12 * num_top) * 9 // 8 + 1
+
+    def extend(self, tokens: Iterable[TokenLogprobs]) -> None:
+        """Append tokens. Interrupted, it is put right by ``truncate``."""
+        for token in tokens:
+            self._num_top = len(token.top)
+            self._chosen.append(token.logprob)
+            self._top_ids.extend(token_id for token_id, _ in token.top)
+            self._top_values.extend(value for _, value in token.top)
+
+    def truncate(self, num_tokens: int) -> None:
+        """Keep the first ``num_tokens``."""
+        del self._chosen[num_tokens:]
+        del self._top_ids[num_tokens * self._num_top :]
+        del self._top_values[num_tokens * self._num_top :]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenLogprobs: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Logprobs": ...
+    def __getitem__(self, index: int | slice) -> "TokenLogprobs | Logprobs":
+        if isinstance(index, slice):
+            return Logprobs(self[place] for place in range(len(self))[index])
+        place = range(len(self))[index]  # raises IndexError
+        start, stop = place * self._num_top, (place + 1) * self._num_top
+        top = zip(self._top_ids[start:stop], self._top_values[start:stop], strict=True)
+        return TokenLogprobs(self._chosen[place], tuple(top))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Logprobs):
+            return NotImplemented
+        return self._parts == other._parts
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Logprobs({[*self]!r})"
+
+    @property
+    def _parts(self) -> "tuple[array[float], array[int], array[float]]":
+        return self._chosen, self._top_ids, self._top_values
