@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_llm import write_model
 from thinslice.units import MIB
 
 DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -38,6 +39,19 @@ def test_ls_and_show_tell_size_licence_context_and_digest(smollm2_path: Path) ->
     assert record["num_bytes"] == 98_362_432
     assert record["files"][0]["sha256"] == DIGEST
     assert json.loads(thinslice("ls", "--json").stdout)["models"][0]["name"] == "smollm2"
+
+
+def test_keys_that_are_not_read_are_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_model(path)
+    path.write_bytes(path.read_bytes().replace(b".rope.freq_base", b".rope.freq_bass"))
+    for command in (["run", str(path), "Hi", "--max-tokens", "1"], ["plan", str(path)]):
+        done = thinslice(*command, "--memory", "600MiB")
+        assert done.returncode == 0
+        named = [line for line in done.stderr.splitlines() if "rope.freq_bass" in line]
+        assert len(named) == 1
+        assert named[0].endswith(".rope.freq_bass, which is not known to thinslice and not read")
+        assert "freq_bass" not in done.stdout
 
 
 def test_an_empty_store_says_what_fills_it(tmp_path: Path) -> None:

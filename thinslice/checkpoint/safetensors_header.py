@@ -196,25 +196,27 @@ def _shard_of_each(index_path: Path) -> dict[str, str]:
 
 def _read_shards(folder: Path, shard_of: Mapping[str, str]) -> FolderTensors:
     tensors: dict[str, TensorEntry] = {}
-    absent: dict[str, str] = {}
+    unclear: dict[str, str] = {}
+    missing: set[str] = set()
     for shard in sorted(set(shard_of.values())):
         path = _shard_path(folder, shard)
         if path is None:
-            problem = f"{folder}: shard {shard} is missing; download it again"
-            absent |= {name: problem for name, its in shard_of.items() if its == shard}
+            missing.add(shard)
             continue
         for name, entry in read_safetensors_header(path).items():
-            if name not in shard_of and name in tensors:
-                absent[name] = (
-                    f"{path}: tensor {name!r:.120} is in two shards, and not in the index"
-                )
-            elif name not in tensors or shard_of[name] == shard:
+            if name not in tensors or shard_of.get(name) == shard:
                 tensors[name] = entry
-    for name, shard in shard_of.items():
-        if name not in tensors and name not in absent:
-            absent[name] = f"{folder / shard}: tensor {name!r:.120} is in the index only"
-    found = {name: entry for name, entry in tensors.items() if name not in absent}
-    return FolderTensors(found, {name: absent[name] for name in absent if name not in found})
+            elif name not in shard_of:
+                unclear[name] = f"{path}: {name!r:.120} is in two shards, and not in the index"
+    absent = {
+        name: f"{folder}: shard {shard} is missing; download it again"
+        if shard in missing
+        else f"{folder / shard}: tensor {name!r:.120} is in the index only"
+        for name, shard in shard_of.items()
+        if name not in tensors
+    }
+    found = {name: entry for name, entry in tensors.items() if name not in unclear}
+    return FolderTensors(found, absent | unclear)
 
 
 def _shard_path(folder: Path, shard: str) -> Path | None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from tests.checkpoints import tiny_config
 from tests.unit.plan.test_shape_from_config import MIMO_CONFIG, saved
 from thinslice.checkpoint.index import TensorEntry
-from thinslice.checkpoint.names import check_names, expected_tensors
+from thinslice.checkpoint.names import check_names, expected_tensors, left_out_note
 from thinslice.errors import CheckpointError
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.shape_from_config import shape_from_config
@@ -107,6 +107,8 @@ def test_ten_of_each_with_counts() -> None:
     [
         "model.layers.0.self_attn.rotary_emb.inv_freq",
         "model.rotary_emb.inv_freq",
+        "model.layers.1.self_attn.rotary_emb.cos_cached",
+        "model.position_ids",
         "model.mtp_layers.0.final_layernorm.weight",
         "model.mtp_layers.7.self_attn.q_proj.bias",
     ],
@@ -134,6 +136,23 @@ def test_other_tensors_are_unexpected(name: str) -> None:
     shape = tiny_shape()
     with pytest.raises(CheckpointError, match=f"1 unexpected: '{name}'"):
         check_names(shape, entries_of(shape, name))
+
+
+def test_whole_numbers_are_left_out_and_named_where_no_weight_is_missing() -> None:
+    shape = tiny_shape()
+    entries = entries_of(shape)
+    odd = {
+        name: TensorEntry(name, Path("model.safetensors"), dtype, (1,), 0, 1)
+        for name, dtype in {"model.counts": "I64", "model.mask": "BOOL"}.items()
+    }
+    assert check_names(shape, entries | odd) == (shape, entries)
+    assert left_out_note(shape, entries | odd) == (
+        "tensors of whole numbers are left out: 2 unknown: model.counts, model.mask",
+    )
+    assert left_out_note(shape, entries_of(shape, "model.position_ids")) == ()
+    del entries["model.norm.weight"]
+    with pytest.raises(CheckpointError, match=r"2 unexpected: 'model\.counts', 'model\.mask'"):
+        check_names(shape, entries | odd)
 
 
 def test_a_stored_head_is_left_out_if_and_only_if_embeddings_are_tied() -> None:

@@ -109,6 +109,40 @@ def test_generation_config_adds_end_of_sequence_ids(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).shape.eos_token_ids == (2, 5)
 
 
+def test_tensors_that_nobody_needs_may_be_missing_from_the_shards(tmp_path: Path) -> None:
+    tensors = write_safetensors_model(tmp_path, tiny_config(), shards=2)
+    index_path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(index_path.read_text())
+    index["weight_map"] |= {"model.old.inv_freq": "gone.safetensors", "lm.bias": "gone.safetensors"}
+    index_path.write_text(json.dumps(index))
+    assert set(open_checkpoint(tmp_path).tensors) == set(tensors)
+    index["weight_map"]["model.norm.weight"] = "gone.safetensors"
+    index_path.write_text(json.dumps(index))
+    assert set(open_checkpoint(tmp_path).tensors) == set(tensors)  # the shards have it all the same
+    shard = tmp_path / "model-00002-of-00002.safetensors"
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=f"shard {shard.name} is missing; download it again"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_comment_of_a_gguf_in_another_encoding(tmp_path: Path) -> None:
+    shape = shape_from_config(tiny_config())
+    path = tmp_path / "model.gguf"
+    texts = {"general.description": "caf#", "llama.remark": "b#se", "general.file": "#"}
+    write_gguf_model(path, shape, options=GgufOptions(metadata=texts))
+    path.write_bytes(path.read_bytes().replace(b"#", b"\xe9"))
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.shape == shape
+    assert checkpoint.notes == (
+        "this GGUF sets llama.remark, which is not known to thinslice and not read",
+    )
+    scaling = {"llama.rope.scaling.type": "line#r"}
+    write_gguf_model(path, shape, options=GgufOptions(metadata=scaling))
+    path.write_bytes(path.read_bytes().replace(b"#", b"\xe9"))
+    with pytest.raises(CheckpointError, match=r"of 'llama\.rope\.scaling\.type' is not UTF-8"):
+        open_checkpoint(path)
+
+
 def test_python_of_a_model_folder_is_never_run(tmp_path: Path) -> None:
     auto_map = {"AutoModelForCausalLM": "modeling_mimo.MiMoForCausalLM"}
     write_safetensors_model(tmp_path, tiny_config("MiMoForCausalLM", auto_map=auto_map))

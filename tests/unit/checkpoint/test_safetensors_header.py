@@ -198,7 +198,7 @@ def test_a_tensor_in_two_shards_is_the_one_that_the_index_names(tmp_path: Path) 
     index_path.write_text(json.dumps(index))
     found = read_safetensors_folder(tmp_path)
     assert set(found.tensors) == {"b", "c", "d"}
-    assert found.absent == {"a": f"{second}: tensor 'a' is in two shards, and not in the index"}
+    assert found.absent == {"a": f"{second}: 'a' is in two shards, and not in the index"}
 
 
 @pytest.mark.parametrize("is_pulled", [False, True])

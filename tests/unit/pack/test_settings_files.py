@@ -5,8 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model
+from tests.checkpoints import (
+    GgufOptions,
+    random_tensors,
+    tiny_config,
+    write_gguf_model,
+    write_safetensors,
+    write_safetensors_model,
+)
 from tests.unit.text.vocabularies import byte_level, sentencepiece
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import CheckpointError
@@ -73,6 +81,34 @@ def test_rotary_factors_read_back(tmp_path: Path) -> None:
     (out / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="8 factors; expected 8 numbers above 0"):
         open_checkpoint(out)
+
+
+def test_a_head_of_its_own_stays_one_where_the_config_ties_the_embeddings(tmp_path: Path) -> None:
+    tied = tiny_config(tie_word_embeddings=True)
+    write_safetensors_model(tmp_path / "in", tiny_config())
+    (tmp_path / "in" / "config.json").write_text(json.dumps(tied))
+    found = open_checkpoint(packed(tmp_path / "in", tmp_path))
+    assert not found.shape.tie_word_embeddings
+    assert "lm_head.weight" in found.tensors
+
+
+@pytest.mark.parametrize("prefix", ["model.", "model.language_model."])
+def test_a_text_trunk_is_packed_as_the_decoder_it_is(tmp_path: Path, prefix: str) -> None:
+    config = tiny_config("Qwen2ForCausalLM")
+    tensors = {
+        name.replace("model.", prefix): value
+        for name, value in random_tensors(shape_from_config(config)).items()
+    }
+    write_safetensors(tmp_path / "in", tensors | {"visual.norm.weight": torch.ones(3)})
+    names = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config | names))
+    source = open_checkpoint(tmp_path / "in")
+    found = open_checkpoint(packed(tmp_path / "in", tmp_path))
+    assert found.shape == source.shape
+    assert found.notes == ()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [
+        "Qwen2ForCausalLM"
+    ]
 
 
 def test_what_config_json_cannot_say_is_refused(tmp_path: Path) -> None:

@@ -101,6 +101,33 @@ def test_what_a_model_needs_is_asked_for(missing: str) -> None:
         check_is_safetensors("org/name", files)
 
 
+def test_an_adapter_is_told_from_a_model() -> None:
+    settings = ("config.json", "tokenizer.json", "adapter_config.json")
+    for weights in (
+        ("adapter_model.safetensors",),
+        ("adapter_model.safetensors", "model.safetensors"),
+        ("adapters.safetensors", "m-1.safetensors", "model.safetensors.index.json"),
+    ):
+        with pytest.raises(CheckpointError, match="org/name holds an adapter"):
+            check_is_safetensors("org/name", files_of(*weights, *settings))
+    model = ("model.safetensors", "config.json", "tokenizer.json")
+    check_is_safetensors("org/name", files_of("adapter_model.safetensors", *model))
+    check_is_safetensors("org/name", files_of("adapter_config.json", *model))
+
+
+def test_shards_in_a_folder_of_their_own_are_fetched_by_their_names() -> None:
+    index = {"weight_map": {"a": "parts/m-1.safetensors", "b": "parts/m-2.safetensors"}}
+    files = files_of("parts/m-1.safetensors", "parts/m-2.safetensors", "config.json")
+    files |= files_of("tokenizer.json", "model.safetensors.index.json")
+    check_is_safetensors("org/name", files)
+    found = safetensors_files("org/name", files, index)
+    assert [file.name for file in found] == ["m-1.safetensors", "m-2.safetensors"]
+    files |= files_of("other/m-1.safetensors")
+    index["weight_map"]["c"] = "other/m-1.safetensors"
+    with pytest.raises(CheckpointError, match="names two files of the same name"):
+        safetensors_files("org/name", files, index)
+
+
 def test_only_data_files_are_small_files() -> None:
     wanted = ["config.json", "tokenizer.json", "chat_template.jinja", "LICENSE.md", "README.md"]
     others = ["modeling.py", "setup.cfg", "tokenizer.model", "sub/config.json", "LICENSE.py"]
