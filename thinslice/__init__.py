@@ -1,6 +1,7 @@
 """thinslice: run compact reasoning models inside a memory budget you name.
 
 Importing this package is cheap: torch is loaded when a public name is first used.
+docs/python.md tells what each name is for.
 """
 
 from importlib import import_module
@@ -9,19 +10,73 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thinslice.config import SamplingParams as SamplingParams
     from thinslice.engine.llm import LLM as LLM
+    from thinslice.engine.llm import Message as Message
+    from thinslice.engine.llm import Stream as Stream
+    from thinslice.engine.logprobs import Logprobs as Logprobs
+    from thinslice.engine.logprobs import TokenLogprobs as TokenLogprobs
+    from thinslice.engine.request import Completion as Completion
+    from thinslice.engine.request import TextChunk as TextChunk
+    from thinslice.errors import BudgetError as BudgetError
+    from thinslice.errors import BusyError as BusyError
+    from thinslice.errors import CheckpointError as CheckpointError
+    from thinslice.errors import ConfigError as ConfigError
+    from thinslice.errors import RequestError as RequestError
+    from thinslice.errors import StoreError as StoreError
+    from thinslice.errors import ThinsliceError as ThinsliceError
+    from thinslice.plan.memory_plan import MemoryPlan as MemoryPlan
     from thinslice.plan.planner import plan as plan
+    from thinslice.plan.predict import Prediction as Prediction
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "thinslice.engine.llm",
+    "Message": "thinslice.engine.llm",
+    "Stream": "thinslice.engine.llm",
     "SamplingParams": "thinslice.config",
+    "Completion": "thinslice.engine.request",
+    "TextChunk": "thinslice.engine.request",
+    "Logprobs": "thinslice.engine.logprobs",
+    "TokenLogprobs": "thinslice.engine.logprobs",
+    "MemoryPlan": "thinslice.plan.memory_plan",
+    "Prediction": "thinslice.plan.predict",
     "plan": "thinslice.plan.planner",
+    "ThinsliceError": "thinslice.errors",
+    "BudgetError": "thinslice.errors",
+    "BusyError": "thinslice.errors",
+    "CheckpointError": "thinslice.errors",
+    "ConfigError": "thinslice.errors",
+    "RequestError": "thinslice.errors",
+    "StoreError": "thinslice.errors",
 }
-__all__ = ["LLM", "SamplingParams", "__version__", "plan"]
+__all__ = [
+    "LLM",
+    "BudgetError",
+    "BusyError",
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "Logprobs",
+    "MemoryPlan",
+    "Message",
+    "Prediction",
+    "RequestError",
+    "SamplingParams",
+    "StoreError",
+    "Stream",
+    "TextChunk",
+    "ThinsliceError",
+    "TokenLogprobs",
+    "__version__",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'thinslice' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -97,12 +97,13 @@ class SamplingParams:
         self._check_stops()
 
     def _check_stops(self) -> None:
-        if isinstance(self.stop, str):
-            raise RequestError(f"stop is the text {self.stop!r:.60}; expected a tuple of texts")
-        for name in ("stop", "stop_token_ids"):
+        for name, single in (("stop", str), ("stop_token_ids", int)):
             value = getattr(self, name)
+            if isinstance(value, single):
+                value = (value,)
             if not isinstance(value, tuple | list):
                 raise RequestError(f"{name} is {value!r:.60}; expected a tuple")
+            object.__setattr__(self, name, tuple(value))
         if len(self.stop) > MAX_STOP_STRINGS:
             raise RequestError(f"{len(self.stop)} stop strings; at most {MAX_STOP_STRINGS}")
         for stop in self.stop:

@@ -9,9 +9,15 @@ _OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't allocate memory", "not enough me
 
 
 class ThinsliceError(Exception):
-    """Base of all errors a user can cause or meet."""
+    """Base of all errors a user can cause or meet.
+
+    Attributes:
+        exit_code: what the command line ends with.
+        with_options: the message in the command line's words, where it names LLM's arguments.
+    """
 
     exit_code = 1
+    with_options: str | None = None
 
 
 class ConfigError(ThinsliceError):

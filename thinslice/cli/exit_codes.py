@@ -62,7 +62,7 @@ def _input_last(arguments: list[str]) -> list[str]:
 
 
 def _report(error: ThinsliceError) -> int:
-    print_error(str(error))
+    print_error(error.with_options or str(error))
     return error.exit_code
 
 

@@ -103,7 +103,8 @@ def show(model: str, /, *, as_json: Json = False) -> None:
         table.add_row("pulled", stored.pulled_at)
     table.add_row("path", str(stored.path))
     table.add_row("size", format_bytes(stored.num_bytes))
-    for copy in Store().packed():
+    # A path has no copy of that name, and needs no store.
+    for copy in () if stored.pulled_at is None else Store().packed():
         if copy.model == stored.name:
             table.add_row(f"{copy.format} copy", f"{copy.name}  {format_bytes(copy.num_bytes)}")
     for file in stored.files:

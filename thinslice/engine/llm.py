@@ -14,6 +14,7 @@ from thinslice.engine.load import Progress, load_engine, open_model
 from thinslice.engine.planning import Model, known_profile, open_device, plan_model, predict_speed
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.engine.results import check_results
+from thinslice.engine.signature import errors_in_python, with_settings
 from thinslice.errors import RequestError, StoreError
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.predict import Prediction
@@ -119,7 +120,10 @@ class LLM(Closing):
     def __init__(
         self, model: str, *, progress: Progress | None = None, **settings: Unpack[Settings]
     ) -> None:
-        engine_settings = EngineSettings(**settings)
+        with errors_in_python():
+            self._load(model, progress, EngineSettings(**settings))
+
+    def _load(self, model: str, progress: Progress | None, engine_settings: EngineSettings) -> None:
         device = open_device(engine_settings)
         checkpoint, self.tokenizer = open_model(model, engine_settings, progress, device)
         self.notes = checkpoint.notes
@@ -264,6 +268,10 @@ class LLM(Closing):
                 f"the prompt has {len(text)} characters, too many for a context of "
                 f"{self.plan.context} tokens"
             )
+
+
+# For help() and editors: what ``settings`` may be.
+LLM.__signature__ = with_settings(LLM.__init__)  # type: ignore[attr-defined]
 
 
 def _known_profile(folder: Path) -> HardwareProfile | None:

@@ -234,7 +234,7 @@ def test_closing_lets_the_weights_go(model: str) -> None:
 
 
 def test_settings_out_of_range_are_refused_before_anything_is_loaded(model: str) -> None:
-    with pytest.raises(BudgetError, match="no plan fits --memory 1MiB"):
+    with pytest.raises(BudgetError, match=r"no plan fits memory=.1MiB"):
         LLM(model, memory="1MiB")
     with pytest.raises(ConfigError, match="dtype 'int3' is unknown"):
         LLM(model, dtype="int3")
@@ -268,10 +268,8 @@ def test_an_interrupt_while_sampling_leaves_every_sequence_where_it_was(
     assert_idle(llm)
 
 
-def test_stop_as_one_text_is_refused() -> None:
-    with pytest.raises(RequestError, match="expected a tuple of texts"):
-        SamplingParams(stop=" 5")  # type: ignore[arg-type]
-    for wrong in ((3,), "x", {"a"}):
+def test_params_out_of_range_are_refused() -> None:
+    for wrong in ((3,), 4, {"a"}):
         with pytest.raises(RequestError, match="stop"):
             SamplingParams(stop=wrong)  # type: ignore[arg-type]
     for settings in ({"n": 0}, {"logprobs": 21}, {"deadline_s": -1.0}, {"cache_salt": 3}):

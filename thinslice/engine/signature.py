@@ -1,0 +1,55 @@
+"""How Python sees LLM: its options in its signature, and errors in Python's words."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from inspect import Parameter, Signature, signature
+from typing import Any
+
+from thinslice.config import EngineSettings
+from thinslice.errors import ThinsliceError
+
+# Options whose names are not simply those of the fields.
+_OTHER_NAMES = {"sequences": "max_num_seqs"}
+_OPTION = re.compile(
+    r"--(?P<name>[a-z]+(?:-[a-z]+)*)"
+    r"(?: (?P<value>[\d.]+(?:[KMGT]i?B)?|auto|bfloat16|float32|int8|int4|cpu|cuda|ngram|mtp|off|"
+    r"pre-norm|post-norm)\b)?"
+)
+
+
+def with_settings(init: Callable[..., None]) -> Signature:
+    """The signature of a class whose ``**settings`` are the fields of EngineSettings."""
+    given = [one for one in signature(init).parameters.values() if one.name != "self"]
+    named = [one for one in given if one.kind is not Parameter.VAR_KEYWORD]
+    settings = [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(EngineSettings)
+    ]
+    return Signature([*named, *settings])
+
+
+@contextmanager
+def errors_in_python() -> Iterator[None]:
+    """Have errors name LLM's arguments; the command line finds its own words in them too."""
+    try:
+        yield
+    except ThinsliceError as error:
+        text = str(error)
+        told = _OPTION.sub(_as_argument, text)
+        if told != text:
+            error.with_options = text
+            error.args = (told, *error.args[1:])
+        raise
+
+
+def _as_argument(match: "re.Match[str]") -> str:
+    name = match["name"].replace("-", "_")
+    name = _OTHER_NAMES.get(name, name)
+    if name not in {field.name for field in fields(EngineSettings)}:
+        return match[0]
+    value: Any = match["value"]
+    if value is None:
+        return name
+    return f"{name}={value}" if value.isdigit() else f'{name}="{value}"'
