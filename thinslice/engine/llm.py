@@ -22,8 +22,6 @@ from thinslice.store.store import Store
 from thinslice.text.chat_template import ChatTemplate
 
 Message = dict[str, str]
-# Characters; the longest tokens of the supported vocabularies are runs of 128 spaces.
-_LONGEST_TOKEN = 256
 
 
 class Settings(TypedDict, total=False):
@@ -220,15 +218,12 @@ class LLM(Closing):
         if isinstance(prompt, str):
             if not prompt:
                 raise RequestError("the prompt is empty")
-            self._check_length(prompt)
-            return Prompt(self.tokenizer.encode(prompt, add_special_tokens=True), None)
+            return Prompt(self._encode(prompt, is_plain=True), None)
         _check_messages(prompt)
         if self.template is None:
             raise RequestError("this model has no chat template; give it a plain prompt instead")
         rendered = self.template.render(prompt)
-        self._check_length(rendered)
-        # The template writes the special tokens itself.
-        return Prompt(self.tokenizer.encode(rendered, add_special_tokens=False), rendered)
+        return Prompt(self._encode(rendered, is_plain=False), rendered)
 
     def add_requests(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
         """Queue a prompt's ``params.n`` completions.
@@ -260,14 +255,17 @@ class LLM(Closing):
             if progress is not None and len(unfinished) < num_before:
                 progress(len(requests) - len(unfinished), len(requests))
 
-    def _check_length(self, text: str) -> None:
-        """Refuse what cannot fit before it is encoded, which takes many times the text's memory."""
-        most = self.plan.context * _LONGEST_TOKEN
-        if len(text) > most:
+    def _encode(self, text: str, is_plain: bool) -> list[int]:
+        """Tokens of a prompt, no further than one past the context."""
+        context = self.plan.context
+        # A chat template writes the special tokens itself.
+        ids = self.tokenizer.encode(text, add_special_tokens=is_plain, limit=context)
+        if len(ids) > context:
             raise RequestError(
-                f"the prompt has {len(text)} characters, too many for a context of "
-                f"{self.plan.context} tokens"
+                f"the prompt has {len(text)} characters, which are more than {context} tokens, and "
+                f"the context is {context}; at most {context - 1} leave room for an answer"
             )
+        return ids
 
 
 # For help() and editors: what ``settings`` may be.

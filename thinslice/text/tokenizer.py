@@ -5,6 +5,7 @@ become U+FFFD. It does not stream: that is detokenizer.py.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,11 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError, RequestError
 from thinslice.text.byte_level import byte_level_bytes
 from thinslice.text.chat_template import ChatTemplate
+from thinslice.text.library_errors import named_library_errors
+from thinslice.text.pieces import PieceEncoder
 from thinslice.text.tokenizer_files import TokenizerFiles, read_tokenizer_files
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Text to whoever reads the completion, also where a file calls them special.
 _REASONING_TAGS = ("<think>", "</think>")
@@ -47,6 +52,8 @@ class Tokenizer:
             for token_id, token in added.items()
             if token.special and token.content not in _REASONING_TAGS
         )
+        with named_library_errors(CheckpointError, "the tokenizer cannot be used"):
+            self._encoder = PieceEncoder(files.backend)
         decoding = _decoding_of(files.backend)
         self._is_byte_level = decoding.is_byte_level
         self.strips_leading_space = decoding.strips_leading_space
@@ -61,24 +68,30 @@ class Tokenizer:
             return None
         return ChatTemplate(self._template_source, self.special.bos_token, self.special.eos_token)
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool, limit: int | None = None
+    ) -> list[int]:
         """Token ids of a text; special tokens written in it are recognised.
+
+        The text is taken in piece by piece (pieces.py), in memory that does not grow with it.
 
         Args:
             add_special_tokens: begin with what the model expects before a plain prompt, if
                 anything. A rendered chat template has it already.
+            limit: of a text with more tokens than this, give the first ones only, at least one
+                more than this.
 
-        Errors: RequestError for half of a surrogate pair, and for a token the model has no
-        embedding for.
+        Errors: RequestError for half of a surrogate pair, for a token the model has no embedding
+        for, and for a text that the tokenizer cannot take in.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
+        half = _SURROGATE.search(text)
+        if half is not None:
             raise RequestError(
-                f"the text holds half of a surrogate pair, {text[error.start]!r}, at character "
-                f"{error.start}; it is not valid Unicode"
-            ) from error
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+                f"the text holds half of a surrogate pair, {half[0]!r}, at character "
+                f"{half.start()}; it is not valid Unicode"
+            )
+        with named_library_errors(RequestError, "the tokenizer cannot take the text in"):
+            ids = self._encoder.encode(text, limit)
         if add_special_tokens:
             ids = [*self.special.prompt_prefix_ids, *ids]
         largest = max(ids, default=0)

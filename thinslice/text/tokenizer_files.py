@@ -19,6 +19,7 @@ from thinslice.checkpoint.files import (
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer, prepends_bos
+from thinslice.text.library_errors import named_library_errors
 from thinslice.units import MIB, format_bytes
 
 # Qwen3's tokenizer.json has 11 MiB, Gemma's 33 MiB.
@@ -82,7 +83,8 @@ def read_tokenizer_files(checkpoint: Checkpoint) -> TokenizerFiles:
 
 def _read_gguf(checkpoint: Checkpoint) -> TokenizerFiles:
     metadata = checkpoint.metadata
-    backend = build_gguf_tokenizer(metadata)
+    with named_library_errors(CheckpointError, "GGUF: no tokenizer can be made of its metadata"):
+        backend = build_gguf_tokenizer(metadata)
     bos_token, eos_token = (_gguf_token(metadata, backend, name) for name in ("bos", "eos"))
     source = metadata.get("tokenizer.chat_template")
     prefix_ids: tuple[int, ...] = ()
@@ -152,10 +154,8 @@ def _read_backend(path: Path) -> Tokenizer:
     content = _read_capped(path, _MAX_TOKENIZER_BYTES)
     if _SUBWORD_PREFIX.search(content):
         raise CheckpointError(f"{path}: a tokenizer with a subword prefix is not supported")
-    try:
+    with named_library_errors(CheckpointError, f"{path} is no valid tokenizer"):
         backend = Tokenizer.from_buffer(content)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no valid tokenizer: {error!s:.160}") from error
     if not isinstance(backend.model, models.BPE):
         kind = type(backend.model).__name__
         raise CheckpointError(f"{path}: a {kind} tokenizer is not supported; only BPE is")
