@@ -30,6 +30,9 @@ class Sizes:
     max_part: int = 4 * PART
 
 
+DEFAULT_SIZES = Sizes()
+
+
 class Merger(Protocol):
     """Turns the text between two added tokens into ids."""
 
@@ -166,9 +169,7 @@ class AtMerges:
         encoding = self.backend.encode(text, add_special_tokens=False)
         return _Encoded(encoding.ids, encoding.offsets)
 
-    def _cut(
-        self, text: str, here: _Encoded
-    ) -> tuple[int, list[int], _Encoded]:
+    def _cut(self, text: str, here: _Encoded) -> tuple[int, list[int], _Encoded]:
         """A place that holds, the ids before it, and the encoding of the part behind it.
 
         Args:
@@ -186,9 +187,7 @@ class AtMerges:
                 return place, here.ids[:index], behind
         raise too_long(self.sizes.max_part)
 
-    def _stands(
-        self, text: str, here: _Encoded, index: int, behind: _Encoded
-    ) -> bool:
+    def _stands(self, text: str, here: _Encoded, index: int, behind: _Encoded) -> bool:
         """Whether no merge goes across a place when what is on either side is encoded together."""
         place = here.offsets[index][0]
         start = index - 1

@@ -28,7 +28,7 @@ from tokenizers import AddedToken, models, normalizers
 
 from thinslice.text import mergers
 from thinslice.text.growth import growth
-from thinslice.text.mergers import Sizes, state_of, too_long, whole
+from thinslice.text.mergers import DEFAULT_SIZES, Sizes, state_of, too_long, whole
 from thinslice.text.split_points import flat, normalises_alone
 
 # White_Space of Unicode, as the library's own expressions have it.
@@ -49,7 +49,7 @@ class PieceEncoder:
     ``sizes.max_part``, and 40 bytes a token.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, sizes: Sizes = Sizes()) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, sizes: Sizes = DEFAULT_SIZES) -> None:
         self._backend = backend
         self._sizes = sizes
         steps = list(flat(state_of(backend.normalizer), "normalizers"))
@@ -144,7 +144,9 @@ class PieceEncoder:
         held = ""
         for part in parts:
             held += part
-            place = next((at for at in range(len(held) - 1, 0, -1) if normalises_alone(held[at])), 0)
+            place = next(
+                (at for at in range(len(held) - 1, 0, -1) if normalises_alone(held[at])), 0
+            )
             if place:
                 yield held[:place]
                 held = held[place:]
@@ -165,7 +167,7 @@ def _needs_the_whole(added: Iterable[AddedToken]) -> bool:
 
 def _normaliser_of(step: Any) -> normalizers.Normalizer:
     content = json.dumps({**_EMPTY, "normalizer": step})
-    normalizer = tokenizers.Tokenizer.from_str(content).normalizer
+    normalizer: normalizers.Normalizer | None = tokenizers.Tokenizer.from_str(content).normalizer
     assert normalizer is not None, step
     return normalizer
 

@@ -32,7 +32,7 @@ _WHOLE_KINDS = (
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-class _Unknown(Exception):
+class _UnknownError(Exception):
     """A pattern with something that is not understood here."""
 
 
@@ -72,7 +72,7 @@ class _Parser:
         """Every two kinds that can stand side by side in a match."""
         self._alternatives()
         if self.at != len(self.pattern):
-            raise _Unknown
+            raise _UnknownError
         return {
             (left, right)
             for one, other in self.pairs
@@ -85,7 +85,7 @@ class _Parser:
 
     def _take(self) -> str:
         if self.at >= len(self.pattern):
-            raise _Unknown
+            raise _UnknownError
         self.at += 1
         return self.pattern[self.at - 1]
 
@@ -141,11 +141,11 @@ class _Parser:
     def _group(self) -> _Part:
         opening = re.compile(r"\((\?(i:|:|>))?(?!\?)").match(self.pattern, self.at)
         if opening is None:
-            raise _Unknown
+            raise _UnknownError
         self.at = opening.end()
         part = self._alternatives()
         if self._take() != ")":
-            raise _Unknown
+            raise _UnknownError
         return part
 
     def _character(self) -> Kinds:
@@ -155,7 +155,7 @@ class _Parser:
         if character == "\\":
             return self._escape()
         if character in "^$.*+?{}()":
-            raise _Unknown
+            raise _UnknownError
         return frozenset(kind_of(character))
 
     def _escape(self) -> Kinds:
@@ -173,7 +173,7 @@ class _Parser:
         if character in "pP":
             name = re.compile(r"\{(\^?)(\w+)\}").match(self.pattern, self.at)
             if name is None or name[2][0] not in _PROPERTIES or len(name[2]) > 2:
-                raise _Unknown
+                raise _UnknownError
             self.at = name.end()
             kinds = frozenset(_PROPERTIES[name[2][0]]) | {"o"}
             if character == "P" or name[1]:
@@ -181,7 +181,7 @@ class _Parser:
                 return _ALL - kinds | {"o"} if len(name[2]) == 1 else _ALL
             return kinds
         if character.isalnum():
-            raise _Unknown
+            raise _UnknownError
         return frozenset(kind_of(character))
 
     def _set(self) -> Kinds:
@@ -191,7 +191,7 @@ class _Parser:
         members: set[str] = set()
         while not self._peek("]") or not members:
             if self._peek("[") or self._peek("&&"):
-                raise _Unknown
+                raise _UnknownError
             start = self.at
             one = self._character_of_set()
             if self._peek("-") and not self._peek("-]"):
@@ -215,7 +215,7 @@ class _Parser:
         self._take()
         high = self._take()
         if len(low) != 1 or high == "\\" or not low <= high:
-            raise _Unknown
+            raise _UnknownError
         return frozenset(kind_of(chr(code)) for code in range(ord(low), ord(high) + 1)) | {"o"}
 
 
@@ -235,7 +235,7 @@ def _neighbours(step: Mapping[str, Any]) -> set[tuple[str, str]]:
         pattern = step["pattern"]
         text = pattern["Regex"] if "Regex" in pattern else re.escape(pattern["String"])
         return _Parser(text).neighbours()
-    raise _Unknown
+    raise _UnknownError
 
 
 def cut_test(steps: list[Mapping[str, Any]]) -> Callable[[str, str], bool] | None:
@@ -245,7 +245,7 @@ def cut_test(steps: list[Mapping[str, Any]]) -> Callable[[str, str], bool] | Non
     """
     try:
         together = {pair for step in steps for pair in _neighbours(step)}
-    except (_Unknown, KeyError, RecursionError):
+    except (_UnknownError, KeyError, RecursionError):
         return None
 
     def is_apart(left: str, right: str) -> bool:

@@ -68,9 +68,7 @@ class Tokenizer:
             return None
         return ChatTemplate(self._template_source, self.special.bos_token, self.special.eos_token)
 
-    def encode(
-        self, text: str, *, add_special_tokens: bool, limit: int | None = None
-    ) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
         """Token ids of a text; special tokens written in it are recognised.
 
         The text is taken in piece by piece (pieces.py), in memory that does not grow with it.
