@@ -6,7 +6,7 @@ PYTHON ?= python3
 # The package holds compiled code: a change to it installs the package again.
 NATIVE := $(wildcard thinslice/kernels/cpu/*)
 
-.PHONY: run test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak mutants check-long clean
+.PHONY: run test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak mutants every-line check-long clean
 
 run: $(VENV)/.run
 	$(BIN)/thinslice run smollm2 --memory 1GiB --temperature 0 "Explain in two sentences why the sky is blue."
@@ -59,7 +59,8 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.run
 
-# Ten minutes of mixed load: memory must not grow. No part of check.
+# Ten minutes of mixed load, faults and programs that end: answers and exit codes are right, nothing hangs,
+# memory does not grow. No part of check.
 soak: $(VENV)/.dev
 	$(BIN)/python tools/soak.py
 
@@ -68,7 +69,11 @@ mutants: $(VENV)/.dev
 	$(BIN)/python tools/mutants.py
 
 # The full forms of what check runs for a minute at most.
-check-long: check mutants soak
+check-long: check every-line mutants soak
+
+# An interrupt at each line of the engine, where check draws some.
+every-line: $(VENV)/.dev
+	$(BIN)/python -m pytest --every-line tests/unit/engine/test_interrupts.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

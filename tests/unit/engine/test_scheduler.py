@@ -314,3 +314,28 @@ def test_tokens_across_prompt_completion_and_drafts() -> None:
         for start in range(len(everything) + 1):
             for stop in range(start, len(everything) + 1):
                 assert sequence.tokens(start, stop) == everything[start:stop]
+
+
+def test_a_scheduler_that_begins_again_has_all_waiting_in_order_and_nothing_in_blocks() -> None:
+    scheduler = Scheduler(small_plan())
+    sequences = [new_sequence(seq_id, 6, 4, first_token=seq_id) for seq_id in range(3)]
+    for sequence in reversed(sequences):
+        scheduler.add(sequence)
+    run_step(scheduler)
+    run_step(scheduler)
+    sequences[0].num_held, sequences[0].draft_token_ids = 2, [1, 2]
+    running = [sequence for sequence in sequences if sequence.status is Status.RUNNING]
+    assert running
+    scheduler.restart(sequences)
+    scheduler.blocks.check()
+    assert (scheduler.waiting, scheduler.running) == (sequences, [])
+    assert scheduler.blocks.num_free == 12
+    assert (scheduler.blocks.num_cached, len(scheduler.blocks.moves)) == (0, 0)
+    for sequence in sequences:
+        assert sequence.status is Status.WAITING
+        assert (sequence.num_computed, sequence.num_held, sequence.blocks) == (0, 0, [])
+        assert sequence.draft_token_ids == []
+        assert sequence.num_preemptions == (sequence in running)
+    assert scheduler.num_preemptions == len(running)
+    while scheduler.has_work:
+        run_step(scheduler)
