@@ -14,8 +14,9 @@ from thinslice.engine.runner import Runner
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder
+from thinslice.plan.case import Workload
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.plan.planner import Workload, plan
+from thinslice.plan.planner import plan
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB
 

@@ -23,11 +23,12 @@ from thinslice.engine.planning import Model
 from thinslice.kernels import native
 from thinslice.memory.spilled_kv import BlockMove
 from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan.case import Workload
 from thinslice.plan.device_plan import DeviceLimits, plan_on_device
 from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.packing import Packing
-from thinslice.plan.planner import Workload, plan
+from thinslice.plan.planner import plan
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB, MIB
 

@@ -21,10 +21,11 @@ from thinslice.engine.planning import Model
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.model.mtp import MTPDecoder
 from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan.case import Workload
 from thinslice.plan.cost import PREDICTION_ROWS_HELD
 from thinslice.plan.memory_plan import DraftPlan, MemoryPlan, StreamingPlan
 from thinslice.plan.packed_format import PackedFormat
-from thinslice.plan.planner import Workload, plan
+from thinslice.plan.planner import plan
 from thinslice.units import GIB
 from tools.small_mtp_text import END_OF_TEXT, TURN_END, examples
 

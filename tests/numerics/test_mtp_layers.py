@@ -36,8 +36,9 @@ from thinslice.engine.sequence import Status
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.model.mtp import MTPDecoder
 from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan.case import Workload
 from thinslice.plan.packed_format import PackedFormat
-from thinslice.plan.planner import Workload, plan
+from thinslice.plan.planner import plan
 from thinslice.units import GIB
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,8 +17,9 @@ from thinslice.kernels.packed import PackedWeight
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import LayerContext, Linear
 from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan.case import Workload
 from thinslice.plan.packed_format import PackedFormat
-from thinslice.plan.planner import Workload, plan
+from thinslice.plan.planner import plan
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB
 

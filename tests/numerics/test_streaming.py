@@ -30,9 +30,10 @@ from thinslice.memory.slice_schedule import Slice
 from thinslice.model.batch import ForwardBatch
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan import packing
+from thinslice.plan.case import Workload
 from thinslice.plan.memory_plan import StreamingPlan
 from thinslice.plan.packed_format import PackedFormat
-from thinslice.plan.planner import Workload, plan
+from thinslice.plan.planner import plan
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB
 

@@ -30,8 +30,8 @@ class CompareOptions:
         tokens: Use only the first so many tokens of the text.
         context: Tokens of a window. The text is cut into windows that know nothing of each other,
             the last one as short as it comes out.
-        memory: The budget for both models together, as 4GiB or 4GB. Without it, 80% of what is
-            free.
+        memory: The budget for both models together, as 4GiB or 4GB. Without it, a share of what is
+            free, as of run.
         dtype_a: What the weights of A are computed with, as --dtype of run.
         dtype_b: What the weights of B are computed with.
         kv_dtype_a: Of the KV cache of A, as --kv-dtype of run.

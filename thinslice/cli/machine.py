@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import shutil
 import sys
 from dataclasses import dataclass
@@ -15,12 +16,24 @@ from thinslice.engine.planning import native_dtype
 from thinslice.errors import StoreError
 from thinslice.kernels import native
 from thinslice.memory.cuda_device import missing_for_cuda
-from thinslice.plan.available import cgroup_bound, default_budget, free_memory, total_memory
+from thinslice.memory.process_state import alternate_stack_bytes, pid_rooms
+from thinslice.plan.available import (
+    budget_for_process,
+    cgroup_bound,
+    free_memory,
+    total_memory,
+)
 from thinslice.store.store import Store
-from thinslice.units import GIB, MIB, format_bytes
+from thinslice.units import GIB, MIB, format_bytes, size_option
 
-# What the embedded model takes at its smallest context, and on disk.
-_SMALLEST_MEMORY = 600 * MIB
+# What torch's, the compiled kernels' and the reader's threads come to.
+_THREADS_PER_CORE = 2
+_OTHER_THREADS = 6
+# Registers of AMX and AVX-512 with a frame around them.
+_AMX_SIGNAL_STACK = 12 * 1024
+_CPU_TORCH = "pip install torch --force-reinstall --index-url https://download.pytorch.org/whl/cpu"
+# What the embedded model takes with its weights streamed, and on disk.
+_SMALLEST_MEMORY = 352 * MIB
 _SMALLEST_DISK = 300 * MIB
 _PACKAGES = ("thinslice", "torch", "tokenizers", "numpy", "gguf", "huggingface_hub")
 # Instruction sets that decide how fast a matrix product runs, as /proc/cpuinfo spells them.
@@ -58,6 +71,9 @@ def examine() -> list[Finding]:
         _kernels(),
         _memory(),
         _cgroup(),
+        _threads_allowed(),
+        _signal_stack(),
+        _working_directory(),
         *_devices(),
         *_disk(),
     ]
@@ -110,23 +126,70 @@ def _memory() -> Finding:
     total, free = total_memory(), free_memory()
     if total is None or free is None:
         return Finding("memory", "this system does not tell; name --memory", "warn")
+    budget = budget_for_process(None)
     text = (
-        f"{format_bytes(total)}, {format_bytes(free)} free; "
-        f"without --memory the budget is {format_bytes(default_budget(free))}"
+        f"{format_bytes(total)}, {format_bytes(free)} free to this process; without --memory the "
+        f"budget is {size_option(budget.num_bytes)}: {budget.source}"
     )
-    return Finding("memory", text, "ok" if free >= _SMALLEST_MEMORY else "bad")
+    return Finding("memory", text, "ok" if budget.num_bytes >= _SMALLEST_MEMORY else "bad")
 
 
 def _cgroup() -> Finding:
     bound = cgroup_bound()
     if bound is None:
         return Finding("control group", "no memory bound")
-    return Finding("control group", f"{format_bytes(bound[0])}, {format_bytes(bound[1])} in use")
+    held = f"{format_bytes(bound.held_bytes)} held by all its processes, this one included"
+    return Finding("control group", f"{format_bytes(bound.num_bytes)}, {held}")
+
+
+def _threads_allowed() -> Finding:
+    """What the system allows this process to start: libraries and kernels need a few each."""
+    rooms = pid_rooms()
+    if hasattr(resource, "RLIMIT_NPROC") and os.geteuid() != 0:
+        soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        if soft != resource.RLIM_INFINITY:
+            rooms.append((soft, "of the user in all, ulimit -u"))
+    if not rooms:
+        return Finding("threads", "no bound")
+    room, whose = min(rooms)
+    needed = _THREADS_PER_CORE * torch.get_num_threads() + _OTHER_THREADS
+    if room >= needed:
+        return Finding("threads", f"{room} more allowed ({whose})")
+    text = f"{max(room, 0)} more allowed ({whose}); about {needed} are needed: raise pids.max"
+    return Finding("threads", text, "bad")
+
+
+def _signal_stack() -> Finding:
+    """The kernel grants AMX only to a process whose alternate signal stack holds its registers.
+
+    Source: Linux, Documentation/arch/x86/xstate.rst.
+    """
+    size = alternate_stack_bytes()
+    if size is None:
+        return Finding("signal stack", "no alternate one")
+    if size >= _AMX_SIGNAL_STACK or "amx_int8" not in _cpu_flags():
+        return Finding("signal stack", f"alternate one of {format_bytes(size)}")
+    text = f"alternate one of {format_bytes(size)}: too small for AMX, which is not used"
+    return Finding("signal stack", text, "warn")
+
+
+def _working_directory() -> Finding:
+    try:
+        folder = os.getcwd()
+    except OSError as error:
+        text = f"{error.strerror}: names of files are not found; change to another folder"
+        return Finding("working directory", text, "bad")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return Finding("working directory", f"{folder} cannot be read", "warn")
+    return Finding("working directory", folder)
 
 
 def _devices() -> list[Finding]:
     if (missing := missing_for_cuda()) is not None:
-        return [Finding("CUDA", missing)]
+        if torch.version.cuda is None:
+            return [Finding("CUDA", missing)]
+        advice = f"{missing}. Its libraries take some 290 MiB of every budget; without a card: "
+        return [Finding("CUDA", f"{advice}{_CPU_TORCH}", "warn")]
     findings = [Finding("Triton", import_module("triton").__version__)]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)

@@ -14,14 +14,16 @@ class FitOptions:
     """What a plan is made for.
 
     Attributes:
-        memory: The budget: the most the whole process may hold, as 4GiB or 4GB. Without it, 80% of
-            what is free. With --device cuda it is that of the card's memory, CUDA's context
-            included.
+        memory: The budget: the most the whole process may hold, as 4GiB or 4GB; no more than this
+            machine or its control group has. Without it, 80% of the memory that is free, or 95% of
+            a control group that nothing else runs in. With --device cuda it is that of the card's
+            memory, CUDA's context included.
         device: What computes: cpu, or cuda, which is never chosen for you. It has not been run on a
             card yet.
         host_memory: Beside --device cuda, the most the process may hold in the machine's own
-            memory. Without it, 80% of what is free.
-        context: Tokens of prompt and completion together. Without it, as many as fit.
+            memory. Without it, a share as of --memory.
+        context: Tokens of prompt and completion together. Without it, as many as fit beside
+            weights in memory, if 1,024 do; else the weights are streamed.
         dtype: What the weights are computed with. auto is what the file has: int4 or int8 where it
             is quantised so, else bfloat16 where the processor has it. A model of floats is packed
             for int4 or int8 the first time, and its copy kept in the store.

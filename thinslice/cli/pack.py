@@ -35,10 +35,13 @@ def pack(
     from thinslice.checkpoint.open import open_checkpoint
     from thinslice.memory.meter import peak_rss_bytes
     from thinslice.pack.pack import PackOptions, pack_model
+    from thinslice.plan.available import check_bound
     from thinslice.plan.packed_format import PackedFormat
     from thinslice.store.store import Store
 
     memory_bytes = None if memory is None else parse_bytes(memory)
+    if memory_bytes is not None:
+        check_bound(memory_bytes)
     started = time.monotonic()
     with progress_bars() as progress:
         path = Store().ensure(model, progress, offline=offline)

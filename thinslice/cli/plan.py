@@ -12,6 +12,7 @@ from thinslice.cli.console import note, note_all, out, print_json, progress_bars
 from thinslice.cli.models import plain_table
 from thinslice.cli.options import Fit, FitOptions, Json
 from thinslice.errors import BudgetError, ConfigError, StoreError
+from thinslice.plan.available import known_bound
 from thinslice.plan.model_shape import ModelShape
 from thinslice.units import MIB, format_bytes, size_option
 
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from thinslice.config import EngineSettings
     from thinslice.engine.planning import Model
     from thinslice.memory.device import Device
+    from thinslice.plan.available import Budget
     from thinslice.plan.device_predict import DeviceProfile
     from thinslice.plan.hardware import HardwareProfile
     from thinslice.plan.memory_plan import MemoryPlan
+    from thinslice.plan.planner import Residency
     from thinslice.plan.predict import Prediction
     from thinslice.store.store import Store
 
@@ -49,9 +52,15 @@ def plan(
         as_json: Print one JSON object instead of the tables.
     """
     from thinslice.config import EngineSettings
-    from thinslice.engine.planning import model_to_run, open_device, plan_model
+    from thinslice.engine.planning import (
+        explaining,
+        model_to_run,
+        open_device,
+        plan_model,
+        residency_of,
+    )
 
-    settings = EngineSettings(
+    asked = EngineSettings(
         memory=fit.memory,
         device=fit.device,
         host_memory=fit.host_memory,
@@ -64,19 +73,26 @@ def plan(
         mtp_hidden=fit.mtp_hidden,
     )
     # A device is opened first: what its libraries hold here is then counted.
-    device = open_device(settings)
+    device = open_device(asked)
+    settings, budget = _settled(asked)
     found, machine = _look_up(model, device)
-    to_run = model_to_run(found, settings, machine.runtime_bytes, device)
-    chosen = plan_model(to_run, settings, machine.runtime_bytes, device)
+    with explaining(settings, budget):
+        to_run = model_to_run(found, settings, machine.runtime_bytes, device)
+        chosen = plan_model(to_run, settings, machine.runtime_bytes, device)
     speed = machine.predict(to_run, chosen)
+    resident = None
+    if device is None:
+        resident = residency_of(to_run, settings, machine.runtime_bytes)
     if as_json:
-        print_json({**chosen.to_dict(), "prediction": speed and asdict(speed)})
+        report = {"prediction": speed and asdict(speed), "resident": resident and asdict(resident)}
+        print_json({**chosen.to_dict(), **report})
         return
-    if fit.memory is None:
-        note(f"no --memory: planned for 80% of what is free, {format_bytes(chosen.budget_bytes)}")
-    if chosen.device is not None and fit.host_memory is None:
-        size = format_bytes(chosen.device.host_budget_bytes)
-        note(f"no --host-memory: planned for 80% of what is free, {size}")
+    if budget.source is not None:
+        option = "--memory" if device is None else "--host-memory"
+        note(f"no {option}: planned for {format_bytes(budget.num_bytes)}, {budget.source}")
+    if device is not None and fit.memory is None:
+        size = format_bytes(chosen.budget_bytes)
+        note(f"no --memory: planned for {size}, 80% of what the card has free")
     if found.needs_packing(settings.dtype):
         note(f"--dtype {settings.dtype}: planned as packed; thinslice run packs it once")
     if to_run is not found:
@@ -85,8 +101,20 @@ def plan(
     if chosen.device is not None:
         host = chosen.device
         out.print(_parts_table("ON THE HOST", host.host_parts, host.host_budget_bytes))
-    out.print(_sizes_table(chosen, speed))
+    out.print(_sizes_table(chosen, speed, resident, is_asked=fit.context is not None))
     out.print(_neighbours_table(found, settings, chosen, machine))
+
+
+def _settled(asked: "EngineSettings") -> "tuple[EngineSettings, Budget]":
+    """The settings with their budget; a plan for more than this machine has is one for another."""
+    from thinslice.engine.planning import budget_bytes, with_budget
+    from thinslice.plan.available import Budget
+
+    try:
+        return with_budget(asked)
+    except BudgetError as error:
+        note(f"planned for another machine: {str(error).splitlines()[0]}")
+        return asked, Budget(budget_bytes(asked))
 
 
 @dataclass(frozen=True)
@@ -140,10 +168,16 @@ def _speeds(store: "Store", weights: Path | None) -> "HardwareProfile | None":
     from thinslice.engine.planning import measured_profile
 
     try:
-        return measured_profile(store.root, weights)
+        profile = measured_profile(store.root, weights)
     except StoreError as error:
         note(f"no speeds are predicted: {error}")
         return None
+    if profile.is_busy:
+        note(
+            f"other programs had {1 - profile.cpu_share:.0%} of the cores while their speeds were "
+            "measured: the machine is faster; they are measured again when it is quieter"
+        )
+    return profile
 
 
 def _parts_table(title: str, parts: tuple[tuple[str, int], ...], budget_bytes: int) -> Table:
@@ -156,18 +190,45 @@ def _parts_table(title: str, parts: tuple[tuple[str, int], ...], budget_bytes: i
     return table
 
 
-def _sizes_table(chosen: "MemoryPlan", speed: "Prediction | None") -> Table:
+def _sizes_table(
+    chosen: "MemoryPlan",
+    speed: "Prediction | None",
+    resident: "Residency | None",
+    *,
+    is_asked: bool,
+) -> Table:
     table = plain_table()
     table.add_row("dtype", f"{chosen.dtype}, KV cache {chosen.kv_dtype}")
     table.add_row("weights", chosen.describe_weights())
-    table.add_row("context", f"{chosen.context} tokens")
+    if resident is not None:
+        table.add_row("resident", _resident(resident))
+    table.add_row("context", f"{chosen.context} tokens, {_why_context(chosen, is_asked)}")
     table.add_row("chunk", chosen.describe_chunk())
     table.add_row("sequences", f"{chosen.max_num_seqs}, {chosen.num_kv_blocks} KV blocks in all")
     table.add_row("drafting", chosen.describe_drafting())
     if speed is not None:
-        table.add_row("decode", f"{_rate(speed.decode_tokens_per_s)}, bound by {speed.bound}")
-        table.add_row("prefill", _rate(speed.prefill_tokens_per_s))
+        decode = f"{_rate(speed.decode_tokens_per_s)} at {speed.decode_position} tokens"
+        table.add_row("decode", f"{decode}, bound by {speed.bound}")
+        prompt = f"for a prompt of {chosen.chunk} tokens"
+        table.add_row("prefill", f"{_rate(speed.prefill_tokens_per_s)} {prompt}")
     return table
+
+
+def _resident(resident: "Residency") -> str:
+    """Which budgets and contexts keep the weights in memory."""
+    memory = f"from --memory {size_option(resident.memory_bytes)}"
+    at = f"at {resident.memory_context} tokens"
+    if resident.context is None:
+        return f"{memory} {at}"
+    return f"{memory} {at}; in this memory up to --context {resident.context}"
+
+
+def _why_context(chosen: "MemoryPlan", is_asked: bool) -> str:
+    if is_asked:
+        return "as asked"
+    if chosen.streaming is None:
+        return "the longest beside resident weights"
+    return "the longest that leaves half of the room to streamed weights, or the least useful one"
 
 
 def _neighbours_table(
@@ -198,9 +259,10 @@ def _neighbours_table(
 def _neighbours(
     found: "Model", settings: "EngineSettings", chosen: "MemoryPlan"
 ) -> Iterator[tuple[str, "EngineSettings"]]:
-    budget = chosen.budget_bytes
+    budget, bound = chosen.budget_bytes, known_bound()
     for memory in (max(budget // 2 // MIB, 1) * MIB, budget * 2):
-        yield f"--memory {size_option(memory)}", replace(settings, memory=memory)
+        if bound is None or chosen.device is not None or memory <= max(bound[0], budget):
+            yield f"--memory {size_option(memory)}", replace(settings, memory=memory)
     fixed = replace(settings, memory=budget)
     for dtype in ("bfloat16", "int8", "int4"):
         if dtype != chosen.dtype and found.packing is None:

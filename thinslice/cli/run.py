@@ -164,7 +164,9 @@ def summary(llm: "LLM", completion: "Completion") -> str:
     predicted = predicted_tokens_per_s(llm, completion)
     if predicted is not None:
         drafting = "" if llm.plan.draft is None else " without drafts"
-        expected = f" ({predicted:.1f} predicted{drafting})"
+        measured = ", measured on a busy machine" if llm.is_prediction_busy else ""
+        position = round(_half_way(completion))
+        expected = f" ({predicted:.1f} predicted{drafting} at {position} tokens{measured})"
     if completion.num_drafted:
         drafts = f"{completion.num_accepted} of {completion.num_drafted} drafts accepted, "
     return (
@@ -177,8 +179,12 @@ def predicted_tokens_per_s(llm: "LLM", completion: "Completion") -> float | None
     """The prediction for a completion of this length behind this prompt; None without one."""
     if llm.prediction is None:
         return None
-    half_way = len(completion.prompt_token_ids) + len(completion.token_ids) / 2
-    return 1 / llm.prediction.token.seconds(half_way)
+    return 1 / llm.prediction.token.seconds(_half_way(completion))
+
+
+def _half_way(completion: "Completion") -> float:
+    """Tokens in the context when half of a completion is there."""
+    return len(completion.prompt_token_ids) + len(completion.token_ids) / 2
 
 
 def peaks(llm: "LLM") -> str:

@@ -11,13 +11,13 @@ from thinslice.config import EngineSettings, SamplingParams
 from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_bytes
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import Progress, load_engine, open_model
-from thinslice.engine.planning import Model, budget_bytes, plan_model
+from thinslice.engine.planning import Model, plan_model, with_budget
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.plan.planner import JITTER_BYTES
+from thinslice.plan.refusal import JITTER_BYTES
 from thinslice.text.tokenizer import Tokenizer
 from thinslice.units import MIB, size_option
 
@@ -186,7 +186,7 @@ def load_pair(
     """
     each = settings.of_each()
     names = (settings.a, settings.b)
-    total = budget_bytes(each[0])
+    total = with_budget(each[0])[1].num_bytes
     # Whether a model must be packed to be streamed is decided for about what it will get.
     held = current_rss_bytes()
     halves = [replace(one, memory=held + max(total - held, 0) // 2) for one in each]

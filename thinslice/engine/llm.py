@@ -11,11 +11,20 @@ from thinslice.closing import Closing
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine, open_model
-from thinslice.engine.planning import Model, known_profile, open_device, plan_model, predict_speed
+from thinslice.engine.planning import (
+    Model,
+    explaining,
+    known_profile,
+    open_device,
+    plan_model,
+    predict_speed,
+    with_budget,
+)
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.engine.results import check_results
 from thinslice.engine.signature import errors_in_python, with_settings
 from thinslice.errors import RequestError, StoreError
+from thinslice.memory.give_back import give_back
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.predict import Prediction
 from thinslice.store.store import Store
@@ -110,6 +119,8 @@ class LLM(Closing):
     Attributes:
         device: that it lies on; None where the processor computes.
         notes: what its user should know of the model's files, one line each.
+        prediction: how fast it will be; None where the machine was never measured.
+        is_prediction_busy: other programs computed while the machine was measured.
 
     Errors: ConfigError, StoreError, CheckpointError, BudgetError, each before anything large is
     allocated.
@@ -121,15 +132,18 @@ class LLM(Closing):
         with errors_in_python():
             self._load(model, progress, EngineSettings(**settings))
 
-    def _load(self, model: str, progress: Progress | None, engine_settings: EngineSettings) -> None:
-        device = open_device(engine_settings)
-        checkpoint, self.tokenizer = open_model(model, engine_settings, progress, device)
+    def _load(self, model: str, progress: Progress | None, asked: EngineSettings) -> None:
+        device = open_device(asked)
+        engine_settings, budget = with_budget(asked)
+        with explaining(engine_settings, budget):
+            checkpoint, self.tokenizer = open_model(model, engine_settings, progress, device)
+            planned = Model.of(checkpoint)
+            self.plan = plan_model(planned, engine_settings, device=device)
         self.notes = checkpoint.notes
         self.template: ChatTemplate | None = self.tokenizer.chat_template
-        planned = Model.of(checkpoint)
-        self.plan = plan_model(planned, engine_settings, device=device)
-        profile = _known_profile(checkpoint.files[0].parent)
+        profile = _known_profile(checkpoint.files[0])
         self.prediction: Prediction | None = None
+        self.is_prediction_busy = profile is not None and profile.is_busy
         if profile is not None and device is None:
             self.prediction = predict_speed(planned, self.plan, profile)
         end_ids = self.tokenizer.special.eos_token_ids
@@ -153,6 +167,7 @@ class LLM(Closing):
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+            give_back()
 
     def generate(
         self,
@@ -272,10 +287,10 @@ class LLM(Closing):
 LLM.__signature__ = with_settings(LLM.__init__)  # type: ignore[attr-defined]
 
 
-def _known_profile(folder: Path) -> HardwareProfile | None:
+def _known_profile(weights: Path) -> HardwareProfile | None:
     """The speeds that were measured before; None also where there is no store to keep them in."""
     with suppress(StoreError, OSError):
-        return known_profile(Store().root, folder)
+        return known_profile(Store().root, weights)
     return None
 
 

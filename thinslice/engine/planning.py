@@ -1,5 +1,7 @@
 """Plan a model for this process and this machine."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import torch
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import EngineSettings
-from thinslice.errors import BudgetError, ConfigError, StoreError
+from thinslice.errors import BudgetError, CheckpointError, ConfigError, StoreError
 from thinslice.kernels import native
 from thinslice.kernels.dispatch import is_native
 from thinslice.memory import cuda_device
@@ -15,7 +17,9 @@ from thinslice.memory.device import Device
 from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.pack.layout import matrix_formats
-from thinslice.plan.available import default_budget, free_memory
+from thinslice.pack.stored import bytes_to_pack
+from thinslice.plan.available import Budget, budget_for_process, default_budget, known_bound
+from thinslice.plan.case import Workload
 from thinslice.plan.device_plan import DeviceLimits, plan_on_device
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.hardware import HardwareProfile
@@ -23,7 +27,7 @@ from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import PackedFormat, is_packable, most_common_format
 from thinslice.plan.packing import Packing, packing_for
-from thinslice.plan.planner import Workload, plan
+from thinslice.plan.planner import Residency, plan, residency
 from thinslice.plan.predict import Prediction, predict
 from thinslice.plan.weight_layout import (
     FLOAT_BYTES,
@@ -34,7 +38,10 @@ from thinslice.plan.weight_layout import (
     packed_layout,
     stored_as,
 )
+from thinslice.units import MIB, size_option
 
+# What packing a model of floats takes that is not here yet; a slice has two MiB of them.
+_PACKING_BYTES = 64 * MIB
 _STORED_FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -47,6 +54,7 @@ class Model:
         own_dtype: what it is computed with as it stands.
         packed_copy: what packing its files for ``own_dtype`` gives, where they are blocks of a GGUF
             and not all of them have a packed twin.
+        source: the files that it is packed from first, if it must be; None where they are not here.
     """
 
     shape: ModelShape
@@ -54,12 +62,13 @@ class Model:
     packing: Packing | None
     own_dtype: str
     packed_copy: "Model | None" = None
+    source: Checkpoint | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Model":
         """A checkpoint that is here."""
         own, shape = checkpoint_dtype(checkpoint), checkpoint.shape
-        model = cls(shape, checkpoint.stored, checkpoint.packing, own)
+        model = cls(shape, checkpoint.stored, checkpoint.packing, own, source=checkpoint)
         sizes = (shape.hidden_size, shape.q_size, shape.intermediate_size)
         if own in FLOAT_BYTES or not all(is_packable(size) for size in sizes):
             return model
@@ -67,7 +76,7 @@ class Model:
             return model
         packing = packing_for(shape, PackedFormat(own))
         stored = packed_as(shape, packing, matrix_formats(checkpoint, packing))
-        return replace(model, packed_copy=cls(shape, stored, packing, own))
+        return replace(model, packed_copy=cls(shape, stored, packing, own, source=checkpoint))
 
     @classmethod
     def of_shape(cls, shape: ModelShape) -> "Model":
@@ -92,6 +101,25 @@ class Model:
         """Whether its files must be packed before it can be computed with so."""
         dtype = self.dtype(wanted)
         return dtype not in FLOAT_BYTES and dtype != self.own_dtype
+
+    @property
+    def packing_bytes(self) -> dict[str, int]:
+        """For each dtype that its files must be packed for first, what packing takes beyond what
+        the process holds."""
+        if self.packing is None:
+            dtypes = [dtype for dtype in ("int8", "int4") if self.needs_packing(dtype)]
+        else:  # a copy that is only planned is of files that are not packed
+            is_planned = self.source is not None and self.source.packing is None
+            dtypes = [self.own_dtype] if is_planned else []
+        return {dtype: self._bytes_to_pack(PackedFormat(dtype)) for dtype in dtypes}
+
+    def _bytes_to_pack(self, fmt: PackedFormat) -> int:
+        if self.source is None:
+            return _PACKING_BYTES
+        try:
+            return bytes_to_pack(self.source, fmt)
+        except (CheckpointError, StoreError):
+            return 0  # said where the model is packed, with its reason
 
     def layout(self, wanted: str) -> WeightLayout:
         """Its matrices; those of the packed model where it needs packing.
@@ -122,18 +150,7 @@ def plan_model(
     dtype = model.dtype(settings.dtype)
     if device is not None and settings.dtype == "auto" and dtype == "float32":
         dtype = "bfloat16"  # which every card has, whatever the processor computes in
-    workload = Workload(
-        context=settings.context,
-        max_num_seqs=settings.max_num_seqs,
-        dtype=dtype,
-        kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
-        is_native=is_native(dtype, model.shape.head_dim),
-        num_threads=native.num_threads() if native.is_available() else 1,
-        can_change_dtype=model.packing is None,
-        draft=settings.draft,
-        draft_length=settings.draft_length,
-        mtp_hidden=settings.mtp_hidden,
-    )
+    workload = _workload(model, settings, dtype)
     if device is not None:
         limits = _limits(settings, device, runtime_bytes or current_rss_bytes())
         return plan_on_device(model.shape, model.layout(dtype), limits, workload)
@@ -142,6 +159,31 @@ def plan_model(
     layout = model.layout(settings.dtype)
     runtime_bytes = runtime_bytes or current_rss_bytes()
     return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
+
+
+def residency_of(model: Model, settings: EngineSettings, runtime_bytes: int) -> Residency:
+    """What keeps a model's weights in the machine's memory; ``settings`` have been planned."""
+    workload = _workload(model, settings, model.dtype(settings.dtype))
+    layout = model.layout(settings.dtype)
+    return residency(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
+
+
+def _workload(model: Model, settings: EngineSettings, dtype: str) -> Workload:
+    bound = None if settings.device != "cpu" else known_bound()
+    return Workload(
+        context=settings.context,
+        max_num_seqs=settings.max_num_seqs,
+        dtype=dtype,
+        kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
+        is_native=is_native(dtype, model.shape.head_dim),
+        num_threads=native.num_threads() if native.is_available() else 1,
+        can_change_dtype=model.packing is None,
+        packing_bytes=model.packing_bytes,
+        most_memory=None if bound is None else bound[0],
+        draft=settings.draft,
+        draft_length=settings.draft_length,
+        mtp_hidden=settings.mtp_hidden,
+    )
 
 
 def _limits(settings: EngineSettings, device: Device, runtime_bytes: int) -> DeviceLimits:
@@ -187,17 +229,47 @@ def model_to_run(
 
 
 def budget_bytes(settings: EngineSettings) -> int:
-    """The budget of the machine's own memory that was named, or a share of what is free.
+    """The budget of the machine's own memory: the one that was named, whatever the machine has, or
+    else the default.
 
     Errors: ConfigError where none was named and the system does not tell what is free.
     """
-    named = settings.memory_bytes if settings.device == "cpu" else settings.host_memory_bytes
-    if named is not None:
-        return named
-    free_bytes = free_memory()
-    if free_bytes is None:
-        raise ConfigError("this system does not tell its free memory; name its budget")
-    return default_budget(free_bytes)
+    named = _named_budget(settings)
+    return budget_for_process(None, _budget_option(settings)).num_bytes if named is None else named
+
+
+def with_budget(settings: EngineSettings) -> tuple[EngineSettings, Budget]:
+    """The same settings with the budget of the machine's own memory settled: every step of loading
+    a model then plans for the same number, and for one that the machine has.
+
+    Errors: as ``budget_for_process``.
+    """
+    budget = budget_for_process(_named_budget(settings), _budget_option(settings))
+    if settings.device == "cpu":
+        return replace(settings, memory=budget.num_bytes), budget
+    return replace(settings, host_memory=budget.num_bytes), budget
+
+
+@contextmanager
+def explaining(settings: EngineSettings, budget: Budget) -> Iterator[None]:
+    """Inside, an error about a budget that nobody named also says where the number comes from."""
+    try:
+        yield
+    except BudgetError as error:
+        if budget.source is None:
+            raise
+        size, option = size_option(budget.num_bytes), _budget_option(settings)
+        raise BudgetError(
+            f"{error}\n  {option} was not given: {size} is {budget.source}"
+        ) from error
+
+
+def _named_budget(settings: EngineSettings) -> int | None:
+    return settings.memory_bytes if settings.device == "cpu" else settings.host_memory_bytes
+
+
+def _budget_option(settings: EngineSettings) -> str:
+    return "--memory" if settings.device == "cpu" else "--host-memory"
 
 
 def predict_speed(
@@ -215,13 +287,9 @@ def predict_speed(
     return predict(chosen, model.shape, layout, hardware, is_native=has_kernels)
 
 
-def profile_path(store_root: Path, folder: Path) -> Path:
-    """Where the measured speeds of this machine and of the disk of a folder are kept."""
-    return store_root / f"hardware-{folder.stat().st_dev}.json"
-
-
 def measured_profile(store_root: Path, weights: Path | None) -> HardwareProfile:
-    """The machine's speeds and those of a disk, measured the first time.
+    """The machine's speeds and those of a disk, measured the first time, and again when they were
+    measured on a busy machine that is quieter now.
 
     Args:
         weights: a file of the model; its disk is measured where it is large enough to be read for
@@ -233,15 +301,20 @@ def measured_profile(store_root: Path, weights: Path | None) -> HardwareProfile:
         store_root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"the store {store_root} cannot be made: {error.strerror}") from error
-    if weights is None or weights.stat().st_size < SMALLEST_SAMPLE_BYTES:
-        return load_or_measure(profile_path(store_root, store_root), store_root)
-    folder = weights.parent
-    return load_or_measure(profile_path(store_root, folder), folder, weights)
+    path, folder = _profile_place(store_root, weights)
+    return load_or_measure(path, folder, None if folder == store_root else weights)
 
 
-def known_profile(store_root: Path, folder: Path) -> HardwareProfile | None:
-    """The same, if it was measured before."""
-    return kept_profile(profile_path(store_root, folder), folder)
+def known_profile(store_root: Path, weights: Path) -> HardwareProfile | None:
+    """The profile that ``measured_profile`` has kept, or None if nothing was measured yet."""
+    return kept_profile(*_profile_place(store_root, weights))
+
+
+def _profile_place(store_root: Path, weights: Path | None) -> tuple[Path, Path]:
+    """Where a profile is kept, and the folder whose disk it is of."""
+    is_small = weights is None or weights.stat().st_size < SMALLEST_SAMPLE_BYTES
+    folder = store_root if weights is None or is_small else weights.parent
+    return store_root / f"hardware-{folder.stat().st_dev}.json", folder
 
 
 def checkpoint_dtype(checkpoint: Checkpoint) -> str:

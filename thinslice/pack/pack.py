@@ -25,7 +25,8 @@ from thinslice.pack.settings_files import check_settings, write_settings
 from thinslice.pack.source import SourceFiles
 from thinslice.pack.write_weights import SYNC_BYTES, PackingJob, write_weights
 from thinslice.plan.packed_format import PackedFormat
-from thinslice.plan.packing import packing_for
+from thinslice.plan.packing import Packing, packing_for
+from thinslice.plan.refusal import suggested_size
 from thinslice.store.files import check_free_space, disk_errors, publish, remove_all_but
 from thinslice.store.pack_record import (
     WEIGHTS,
@@ -87,8 +88,7 @@ def pack_model(
     layout = layout_of(source, packing)
     check_settings(source)
     files = SourceFiles(source)
-    digest = hashlib.sha256(layout.header).hexdigest()
-    settings = PackSettings(options.name, files.records, packing.to_dict(), __version__, digest)
+    settings = settings_of(layout, packing, files, options.name)
     what = f"the packed {options.name}"
     with disk_errors(folder, what, layout.num_bytes, _ADVICE), _lock(folder):
         if options.starts_over:
@@ -114,6 +114,25 @@ def pack_model(
         return Packed(record, was_there=False)
 
 
+def settings_of(
+    layout: PackedLayout, packing: Packing, files: SourceFiles, name: str
+) -> PackSettings:
+    """What tells one packing from another: the source's files, the packing, and how it is cut."""
+    digest = hashlib.sha256(layout.header).hexdigest()
+    return PackSettings(name, files.records, packing.to_dict(), __version__, digest)
+
+
+def packing_parts(source: Checkpoint, layout: PackedLayout) -> dict[str, int]:
+    """Bytes that packing takes on one thread, part by part, beyond what the process holds."""
+    tokens = source.metadata.get("tokenizer.ggml.tokens", ())
+    return {
+        "threads": _SLACK_BYTES,
+        "page cache": SYNC_BYTES,
+        "tokenizer": len(tokens) * _TOKENIZER_BYTES_PER_TOKEN,
+        "scratch": scratch_bytes(layout),
+    }
+
+
 def _num_threads(source: Checkpoint, layout: PackedLayout, memory_bytes: int | None) -> int:
     """As many threads as there are cores and as the budget holds.
 
@@ -123,17 +142,11 @@ def _num_threads(source: Checkpoint, layout: PackedLayout, memory_bytes: int | N
     most = max(min(num_cores or 1, _MAX_THREADS), 1)
     if memory_bytes is None:
         return most
-    tokens = source.metadata.get("tokenizer.ggml.tokens", ())
-    parts = {
-        "runtime": current_rss_bytes() + _SLACK_BYTES,
-        "page cache": SYNC_BYTES,
-        "tokenizer": len(tokens) * _TOKENIZER_BYTES_PER_TOKEN,
-        "scratch": scratch_bytes(layout),
-    }
+    parts = {"runtime": current_rss_bytes(), **packing_parts(source, layout)}
     floor = sum(parts.values())
     if floor > memory_bytes:
         named = ", ".join(f"{name} {gib(num_bytes)}" for name, num_bytes in parts.items())
-        fits = size_option(-(-floor // MIB) * MIB)
+        fits = suggested_size(floor)
         raise BudgetError(
             f"packing does not fit --memory {size_option(memory_bytes)}\n"
             f"  needs {gib(floor)} GiB: {named}; packed once, it runs in less\n"

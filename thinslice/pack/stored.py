@@ -3,10 +3,14 @@
 from pathlib import Path
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.pack.layout import layout_of
+from thinslice.pack.pack import PackOptions, pack_model, packing_parts, settings_of
+from thinslice.pack.source import SourceFiles
 from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.packing import packing_for
 from thinslice.store.changes import hold_packed
 from thinslice.store.names import name_of_folder
+from thinslice.store.pack_record import read_record
 from thinslice.store.packed_copies import copy_folder
 from thinslice.store.progress import Progress, silent
 from thinslice.store.store import Store
@@ -32,8 +36,28 @@ def ensure_packed(
     """
     root = Store().root
     folder = copy_folder(root, source.path, fmt)
-    key = folder.name.removesuffix(f"-{fmt}")
-    options = PackOptions(fmt, name_of_folder(key) or source.path.name, memory_bytes, True)
+    options = PackOptions(fmt, _name(source, folder, fmt), memory_bytes, True)
     with hold_packed(root, folder.name, progress):
         pack_model(source, folder, options, progress)
     return folder
+
+
+def bytes_to_pack(source: Checkpoint, fmt: PackedFormat) -> int:
+    """What ``ensure_packed`` takes on one thread beyond what the process holds; 0 where the copy is
+    there.
+
+    Errors: CheckpointError for a model that cannot be packed; StoreError as ``copy_folder``.
+    """
+    packing = packing_for(source.shape, fmt)
+    layout = layout_of(source, packing)
+    folder = copy_folder(Store().root, source.path, fmt)
+    record = read_record(folder)
+    if record is not None:
+        name = _name(source, folder, fmt)
+        if record.settings == settings_of(layout, packing, SourceFiles(source), name):
+            return 0
+    return sum(packing_parts(source, layout).values())
+
+
+def _name(source: Checkpoint, folder: Path, fmt: PackedFormat) -> str:
+    return name_of_folder(folder.name.removesuffix(f"-{fmt}")) or source.path.name

@@ -12,6 +12,8 @@ from functools import cached_property
 from itertools import chain
 
 from thinslice.errors import BudgetError, ConfigError
+from thinslice.plan.candidates import BLOCK_SIZE, LOADING_BYTES
+from thinslice.plan.case import Workload
 from thinslice.plan.cost import (
     Computation,
     activation_bytes,
@@ -21,8 +23,9 @@ from thinslice.plan.cost import (
 )
 from thinslice.plan.memory_plan import DevicePlan, DraftPlan, MemoryPlan, StreamingPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.planner import BLOCK_SIZE, LOADING_BYTES, Workload, suggested_size
-from thinslice.plan.weight_layout import SweepBytes, WeightLayout
+from thinslice.plan.refusal import suggested_size
+from thinslice.plan.sweep_bytes import SweepBytes
+from thinslice.plan.weight_layout import WeightLayout
 from thinslice.units import KIB, MIB, gib, size_option
 
 # Slices and rings begin at multiples of this: what a card reads at once.

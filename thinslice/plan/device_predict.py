@@ -57,6 +57,7 @@ def predict_on_device(
     parts = {"disk": disk_s, "link": link_s, "memory": read_s, "overhead": fixed_s}
     return Prediction(
         token=token,
+        decode_position=plan.context // 2,
         decode_tokens_per_s=1 / token.seconds(plan.context // 2),
         prefill_tokens_per_s=plan.chunk / (max(disk_s, link_s, products_s) + fixed_s),
         streamed_bytes=from_host + from_disk,

@@ -11,6 +11,8 @@ from thinslice.errors import ConfigError
 
 # Rows of the products that are timed: a prompt's chunk, so that arithmetic is the bound.
 MEASURED_ROWS = 512
+# Below this share of the cores the figures are those of a machine that others were using.
+_BUSY_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class HardwareProfile:
             value = getattr(self, field.name)
             if not _is_valid(field.type, value):
                 raise ConfigError(f"hardware profile: {field.name} is {value!r:.80}")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether other programs computed while this was measured: to be measured again."""
+        return self.cpu_share < _BUSY_SHARE
 
     def product_rate(self, dtype: str) -> float:
         """Operations per second of matrix products of many rows with weights of this dtype."""

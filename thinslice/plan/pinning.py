@@ -1,21 +1,25 @@
 """How many slices stay resident, and what streamed ones take while a layer holds them."""
 
 from dataclasses import replace
-from itertools import islice
 
 from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
-from thinslice.plan.weight_layout import SweepBytes
+from thinslice.plan.sweep_bytes import SweepBytes, largest_layer
 
 
 def weight_parts(streaming: StreamingPlan, sweep: SweepBytes) -> dict[str, int]:
     """Bytes of the pinned slices, and of the slices held of the layer that streams most."""
-    streamed = list(sweep.kept)
-    for index in streaming.pinned():
-        streamed[index] = 0
-    parts = {"weights": sum(sweep.kept) - sum(streamed)}
+    if streaming.num_pinned == streaming.num_last_pinned:  # the head's at most, and no layer's
+        first_last = streaming.num_slices - streaming.num_last_pinned
+        pinned_bytes, largest = sum(sweep.kept[first_last:]), sweep.largest_layer_bytes
+    else:
+        streamed = list(sweep.kept)
+        for index in streaming.pinned():
+            streamed[index] = 0
+        pinned_bytes = sweep.kept_bytes - sum(streamed)
+        largest = largest_layer(streamed, sweep.layer_counts)
+    parts = {"weights": pinned_bytes}
     if streaming.layer_rows is not None:
-        rest = iter(streamed)
-        parts["held layer"] = max(sum(islice(rest, count)) for count in sweep.layer_counts)
+        parts["held layer"] = largest
     return parts
 
 

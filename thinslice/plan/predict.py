@@ -61,7 +61,8 @@ class Prediction:
 
     Attributes:
         token: where the time of a generated token goes, one sequence alone.
-        decode_tokens_per_s: that, its context half full.
+        decode_position: tokens that the decode speed holds at: half of the context.
+        decode_tokens_per_s: the speed of that, with ``decode_position`` tokens in the context.
         prefill_tokens_per_s: a prompt of a whole chunk, which takes one sweep.
         streamed_bytes: read from disk for each sweep.
         bound: what the time of a generated token goes to: ``disk``, ``memory``, ``attention`` or
@@ -69,6 +70,7 @@ class Prediction:
     """
 
     token: TokenTime
+    decode_position: int
     decode_tokens_per_s: float
     prefill_tokens_per_s: float
     streamed_bytes: int
@@ -120,6 +122,7 @@ def predict(
     parts = {"disk": io_s, "memory": read_s, "attention": position_s * half, "overhead": fixed_s}
     return Prediction(
         token=token,
+        decode_position=half,
         decode_tokens_per_s=1 / token.seconds(half),
         prefill_tokens_per_s=plan.chunk / prefill_s,
         streamed_bytes=streamed,

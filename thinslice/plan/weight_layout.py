@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 
 from thinslice.errors import ConfigError
@@ -24,6 +24,7 @@ from thinslice.plan.packed_format import (
     panel_bytes,
 )
 from thinslice.plan.packing import Packing, packing_for
+from thinslice.plan.sweep_bytes import SweepBytes
 from thinslice.units import MIB
 
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -114,25 +115,6 @@ class WeightSlice:
 
 
 @dataclass(frozen=True)
-class SweepBytes:
-    """Bytes of the slices of one sweep, in order.
-
-    Attributes:
-        kept: of each slice in memory.
-        stored: of each slice on disk.
-        largest_stored: the most that one slice takes on disk.
-        converting: the most that is held while one slice is converted; 0 where none is.
-        layer_counts: slices of each layer; the head's come after all of these.
-    """
-
-    kept: list[int]
-    stored: list[int]
-    largest_stored: int
-    converting: int
-    layer_counts: list[int]
-
-
-@dataclass(frozen=True)
 class WeightLayout:
     """All matrices of a model.
 
@@ -159,7 +141,7 @@ class WeightLayout:
         """Every matrix of one forward pass, in the order of use."""
         return (*(matrix for layer in self.layers for matrix in layer), self.head)
 
-    @property
+    @cached_property
     def kept_bytes(self) -> int:
         """Bytes of all weights in memory, without a prediction layer's."""
         total = self.vector_bytes + sum(m.kept_bytes(m.rows) for m in self.sweep)
@@ -167,7 +149,7 @@ class WeightLayout:
             total += self.embedding.kept_bytes(self.embedding.rows)
         return total
 
-    @property
+    @cached_property
     def prediction_bytes(self) -> int:
         """Bytes of the prediction layers in memory."""
         matrices = sum(matrix.kept_bytes(matrix.rows) for matrix in self.prediction)
@@ -198,7 +180,16 @@ class WeightLayout:
         )
 
     def sweep_bytes(self, max_bytes: int) -> SweepBytes:
-        """The sizes of ``slices`` without making them: a plan asks often."""
+        """The sizes of ``slices`` without making them, kept: a plan asks often."""
+        if max_bytes not in self._sweeps:
+            self._sweeps[max_bytes] = self._cut_sweep(max_bytes)
+        return self._sweeps[max_bytes]
+
+    @cached_property
+    def _sweeps(self) -> dict[int, SweepBytes]:
+        return {}
+
+    def _cut_sweep(self, max_bytes: int) -> SweepBytes:
         cut = [_cut(matrix, max_bytes) for matrix in _named_alike(self.sweep)]
         counts = iter([len(kept) for kept, _, _ in cut])
         return SweepBytes(

@@ -22,7 +22,7 @@ from thinslice.engine.sampler import Sampled, sample_rows
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
-from thinslice.plan import planner
+from thinslice.plan import choose
 from thinslice.text.stop_strings import StopStringMatcher
 from thinslice.units import GIB
 
@@ -214,8 +214,8 @@ def test_a_streamed_model_ends_its_threads_when_it_is_closed(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And closing it once more does nothing."""
-    monkeypatch.setattr(planner, "_resident_candidates", lambda *args: iter(()))
-    monkeypatch.setattr(planner, "with_pinned_slices", lambda chosen, sweep: chosen)
+    monkeypatch.setattr(choose, "resident_plan", lambda *args: None)
+    monkeypatch.setattr(choose, "with_pinned_slices", lambda chosen, sweep: chosen)
     before = threading.active_count()
     with LLM(model, memory=beside(GIB), context=64, dtype="float32") as llm:
         assert threading.active_count() > before
@@ -336,8 +336,8 @@ def test_closing_the_model_ends_a_stream_that_is_under_way(
     model: str, monkeypatch: pytest.MonkeyPatch, streams: bool
 ) -> None:
     if streams:
-        monkeypatch.setattr(planner, "_resident_candidates", lambda *args: iter(()))
-        monkeypatch.setattr(planner, "with_pinned_slices", lambda chosen, sweep: chosen)
+        monkeypatch.setattr(choose, "resident_plan", lambda *args: None)
+        monkeypatch.setattr(choose, "with_pinned_slices", lambda chosen, sweep: chosen)
     llm = LLM(model, memory=beside(GIB), context=64, dtype="float32")
     assert (llm.plan.streaming is not None) == streams
     begun, fresh = llm.stream("abc", LONG), llm.stream("abc", LONG)

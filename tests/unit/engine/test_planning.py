@@ -19,7 +19,7 @@ from thinslice.config import EngineSettings
 from thinslice.engine.load import open_model
 from thinslice.engine.planning import Model, model_to_run, plan_model
 from thinslice.pack.pack import PackOptions, pack_model
-from thinslice.plan import planner
+from thinslice.plan import choose
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.text.byte_level import BYTE_TO_CHARACTER
@@ -71,7 +71,7 @@ def write(folder: Path, options: GgufOptions) -> Path:
 @pytest.fixture
 def streamed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """No budget holds the weights."""
-    monkeypatch.setattr(planner, "_resident_candidates", lambda *args: iter(()))
+    monkeypatch.setattr(choose, "resident_plan", lambda *args: None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,6 +108,63 @@ def test_a_profile_is_measured_once_and_kept(tmp_path: Path, measured: list[Path
     assert load_or_measure(path, tmp_path) == first
     assert measured == [tmp_path]
     assert [entry.name for entry in path.parent.iterdir()] == ["hardware.json"]
+
+
+@pytest.mark.parametrize(
+    ("shares", "free", "expected", "num_measured"),
+    [
+        ([0.3, 0.99], 1.0, 0.99, 2),  # quieter
+        ([0.3, 0.99], 0.5, 0.3, 1),  # as busy as before
+        ([0.8, 0.99], 1.0, 0.8, 1),  # was quiet
+        ([0.5, 0.3], 1.0, 0.5, 2),  # became busier while it was measured
+    ],
+)
+def test_what_was_measured_on_a_busy_machine_is_measured_again_when_it_is_quieter(
+    shares: list[float],
+    free: float,
+    expected: float,
+    num_measured: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rest = iter(shares)
+    seen: list[Path] = []
+
+    def stand_in(folder: Path, *, sample: Path | None) -> HardwareProfile:
+        seen.append(folder)
+        return replace(profile_of(machine_key(folder)), cpu_share=next(rest))
+
+    monkeypatch.setattr(measure, "measure_hardware", stand_in)
+    monkeypatch.setattr(measure, "cores_free", lambda: free)
+    path = tmp_path / "hardware.json"
+    assert load_or_measure(path, tmp_path).cpu_share == shares[0]
+    assert load_or_measure(path, tmp_path).cpu_share == expected
+    assert measure.kept_profile(path, tmp_path).cpu_share == expected
+    assert len(seen) == num_measured
+
+
+def test_cores_that_others_use_are_not_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a second core 0 idles for 60 of 100 ticks, core 1 is always taken, another's by us not."""
+    stat = tmp_path / "stat"
+    states = iter(["cpu0 5 0 5 0 0 0 0 0", "cpu0 25 0 15 50 10 0 0 10"])
+    monkeypatch.setattr(measure, "_STAT", stat)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: write())
+    taken = iter([0, 100])
+
+    def write() -> None:
+        core_0, core_1 = next(states), next(taken)
+        stat.write_text(
+            f"cpu 9 9 9 9 9 9 9 9\n{core_0}\ncpu1 {core_1} 0 0 0 0 0 0 0\ncpu2 0 0 0 99\n"
+        )
+
+    write()
+    assert measure.cores_free() == pytest.approx(60 / 200)
+    stat.unlink()
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
+    assert measure.cores_free() == 1
 
 
 def of_another_machine(path: Path) -> None:

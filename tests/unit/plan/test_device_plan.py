@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from tests.checkpoints import tiny_config
 from thinslice.errors import BudgetError, ConfigError
+from thinslice.plan.case import Workload
 from thinslice.plan.device_plan import MOST_SINGLE_ROWS, DeviceLimits, plan_on_device
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.plan.planner import Workload
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.plan.weight_layout import layout_of, stored_as
 from thinslice.units import GIB, MIB

@@ -3,17 +3,18 @@
 import re
 from dataclasses import replace
 from itertools import pairwise
-from math import ceil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thinslice.errors import BudgetError, ConfigError
+from thinslice.plan.candidates import BLOCK_SIZE
+from thinslice.plan.case import Workload
 from thinslice.plan.cost import model_parameters, mtp_parameters
 from thinslice.plan.memory_plan import DraftPlan, MemoryPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.planner import BLOCK_SIZE, Workload, plan
+from thinslice.plan.planner import plan
 from thinslice.plan.weight_layout import (
     Stored,
     StoredMatrix,
@@ -66,11 +67,21 @@ workloads = st.builds(
 )
 
 
+# Made once: a layout keeps the sizes of its slices.
+LAYOUTS: dict[tuple[object, ...], WeightLayout] = {}
+
+
 def layout_for(workload: Workload, stored: Stored = BF16, shape: ModelShape = SMOL) -> WeightLayout:
     """A float model's layout, or that of the packed one where the workload asks for it."""
-    if stored is BF16 and workload.dtype in ("int4", "int8"):
-        return packed_layout(shape, workload.dtype)
-    return layout_of(shape, stored, workload.dtype)
+    key = (workload.dtype, id(stored), shape)
+    if key not in LAYOUTS:
+        is_packed = stored is BF16 and workload.dtype in ("int4", "int8")
+        LAYOUTS[key] = (
+            packed_layout(shape, workload.dtype)
+            if is_packed
+            else layout_of(shape, stored, workload.dtype)
+        )
+    return LAYOUTS[key]
 
 
 def try_plan(budget: int, workload: Workload, stored: Stored = BF16) -> MemoryPlan | None:
@@ -93,28 +104,6 @@ def test_the_planned_peak_fits_and_holds_the_context(
     assert workload.context in (None, chosen.context)
     assert 0 < chosen.context <= SMOL.max_position_embeddings
     assert chosen.num_kv_blocks * BLOCK_SIZE >= chosen.context
-
-
-def worth(chosen: MemoryPlan) -> tuple[bool, int, int]:
-    """What makes a plan fast: resident weights, then larger slices, then fewer sweeps for a prompt
-    that fills the context."""
-    streaming = chosen.streaming
-    if streaming is None:
-        return (True, 0, 0)
-    return (False, streaming.slice_bytes, -ceil(chosen.context / chosen.chunk))
-
-
-@given(budgets, st.integers(0, 4 * GIB), st.integers(1, 8192), st.sampled_from([BF16, Q4_1]))
-def test_a_larger_budget_is_never_slower(
-    budget: int, more: int, context: int, stored: Stored
-) -> None:
-    smaller = try_plan(budget, Workload(context), stored)
-    larger = try_plan(budget + more, Workload(context), stored)
-    if smaller is None:
-        return
-    assert larger is not None
-    assert worth(larger) >= worth(smaller)
-    assert larger.num_kv_blocks >= smaller.num_kv_blocks
 
 
 @given(budgets, st.integers(1, 8192), st.sampled_from([BF16, Q4_1]))
@@ -159,7 +148,8 @@ def test_pinned_slices_are_spread_and_counted(budget: int, max_num_seqs: int) ->
     streaming = chosen.streaming
     slices = layout_for(Workload()).slices(streaming.slice_bytes)
     places = streaming.pinned()
-    pinned = [index in places for index in range(len(slices))]
+    resident = set(places)
+    pinned = [index in resident for index in range(len(slices))]
     assert len(set(places)) == len(places)
     assert len(slices) == streaming.num_slices
     assert sum(pinned) == streaming.num_pinned

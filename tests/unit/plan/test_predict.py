@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.plan.test_planner import LARGE, LARGE_BF16, RUNTIME, SMOL
+from thinslice.plan.case import Workload
 from thinslice.plan.hardware import MEASURED_ROWS, HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.plan.planner import Workload, plan
+from thinslice.plan.planner import plan
 from thinslice.plan.predict import predict
 from thinslice.plan.weight_layout import packed_layout
 from thinslice.units import GIB

@@ -1,0 +1,84 @@
+"""What doctor says of the process's surroundings, each in one line."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from thinslice.cli import machine
+from thinslice.memory import process_state
+
+
+@pytest.mark.parametrize(
+    ("rooms", "state", "text"),
+    [
+        ([], "ok", "no bound"),
+        ([(500, "pids.max of 512 with 12 in use")], "ok", "500 more allowed (pids.max of 512"),
+        ([(500, "a"), (3, "pids.max of 9 with 6 in use")], "bad", "raise pids.max"),
+        ([(-2, "pids.max of 1 with 3 in use")], "bad", "0 more allowed"),
+    ],
+)
+def test_too_few_threads_are_told(
+    rooms: list[tuple[int, str]], state: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "pid_rooms", lambda: list(rooms))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    finding = machine._threads_allowed()
+    assert finding.state == state
+    assert text in finding.value
+
+
+def test_bounds_on_threads_are_read_from_every_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path("/proc/self/cgroup").read_text().splitlines()
+    assert own
+    monkeypatch.setattr(process_state, "_CGROUP_ROOT", tmp_path)
+    for folder in (tmp_path, tmp_path / "pids"):
+        folder.mkdir(exist_ok=True)
+        (folder / "pids.max").write_text("10\n")
+        (folder / "pids.current").write_text("7\n")
+    assert set(process_state.pid_rooms()) == {(3, "pids.max of 10 with 7 in use")}
+
+
+@pytest.mark.parametrize(
+    ("size", "flags", "state"),
+    [
+        (None, {"amx_int8"}, "ok"),
+        (8192, {"amx_int8"}, "warn"),
+        (8192, {"avx2"}, "ok"),
+        (65536, {"amx_int8"}, "ok"),
+    ],
+)
+def test_a_signal_stack_too_small_for_amx_is_told(
+    size: int | None, flags: set[str], state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "alternate_stack_bytes", lambda: size)
+    monkeypatch.setattr(machine, "_cpu_flags", lambda: flags)
+    assert machine._signal_stack().state == state
+
+
+def test_a_working_directory_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert machine._working_directory().state == "ok"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    finding = machine._working_directory()
+    assert (finding.name, finding.state) == ("working directory", "bad")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_cuda_torch_without_a_card_is_told_with_what_installs_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "missing_for_cuda", lambda: "torch finds no CUDA card here")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    (finding,) = machine._devices()
+    assert finding.state == "warn"
+    assert "pip install torch --force-reinstall --index-url https://" in finding.value
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert machine._devices()[0].state == "ok"
