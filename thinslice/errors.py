@@ -44,6 +44,10 @@ class RequestError(ThinsliceError):
     exit_code = 5
 
 
+class ContextError(RequestError):
+    """A prompt leaves no room for an answer in the context; another prompt may."""
+
+
 class BusyError(RequestError):
     """The queue of waiting requests is full, or closed (HTTP 503 in a server)."""
 

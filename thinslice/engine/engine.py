@@ -21,7 +21,7 @@ from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.sequence import OnOutput, Sequence, Status, StepOutput
 from thinslice.engine.turn import Turn
 from thinslice.engine.undo import Undo
-from thinslice.errors import RequestError
+from thinslice.errors import ContextError, RequestError
 from thinslice.plan.memory_plan import MemoryPlan
 
 _LARGEST_SEED = (1 << 63) - 1
@@ -165,7 +165,7 @@ class Engine:
         if num_prompt == 0:
             raise RequestError("the prompt is empty; give at least one token")
         if num_prompt >= context:
-            raise RequestError(
+            raise ContextError(
                 f"the prompt has {num_prompt} tokens and the context is {context}; "
                 f"at most {context - 1} leave room for an answer"
             )

@@ -23,7 +23,7 @@ from thinslice.engine.planning import (
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.engine.results import check_results
 from thinslice.engine.signature import errors_in_python, with_settings
-from thinslice.errors import RequestError, StoreError
+from thinslice.errors import ContextError, RequestError, StoreError
 from thinslice.memory.give_back import give_back
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.predict import Prediction
@@ -57,9 +57,10 @@ class Stream:
     wrong in the request is raised; RequestError where the model is closed meanwhile.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, progress: Callable[[int, int], None] | None = None) -> None:
         self._request = request
         self._chunks: deque[TextChunk] = deque()
+        self._progress = progress
 
     def __iter__(self) -> Generator[TextChunk, None, None]:
         try:
@@ -91,10 +92,17 @@ class Stream:
             # Another stream's steps may have brought this one forward, or to its end.
             if not request.has_news:
                 request.engine.step()
+                self._tell_progress()
             self._chunks += request.advance().chunks
         if not self._chunks and request.sequence.error is not None:
             raise request.sequence.error
         return bool(self._chunks)
+
+    def _tell_progress(self) -> None:
+        """How far the prompt is, until the first token comes."""
+        sequence = self._request.sequence
+        if self._progress is not None and sequence.first_token_at is None:
+            self._progress(sequence.num_computed, len(sequence.prompt_token_ids))
 
 
 @dataclass(frozen=True)
@@ -213,16 +221,23 @@ class LLM(Closing):
         return stream.completion
 
     def stream(
-        self, prompt: str | Sequence[Message], params: SamplingParams | None = None
+        self,
+        prompt: str | Sequence[Message],
+        params: SamplingParams | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Stream:
         """Complete a prompt, or answer a conversation, piece by piece.
+
+        Args:
+            progress: called after each step before the first token, with the number of prompt
+                tokens that have been computed, and of all.
 
         Errors: RequestError as ``generate`` and ``chat``, at once and not on iteration.
         """
         params = params or SamplingParams()
         if params.n != 1:
             raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
-        return Stream(self.add_requests(self.prepare(prompt), params)[0])
+        return Stream(self.add_requests(self.prepare(prompt), params)[0], progress)
 
     def prepare(self, prompt: str | Sequence[Message]) -> Prompt:
         """The tokens of a text, or of a conversation rendered by the model's template.
@@ -276,7 +291,7 @@ class LLM(Closing):
         # A chat template writes the special tokens itself.
         ids = self.tokenizer.encode(text, add_special_tokens=is_plain, limit=context)
         if len(ids) > context:
-            raise RequestError(
+            raise ContextError(
                 f"the prompt has {len(text)} characters, which are more than {context} tokens, and "
                 f"the context is {context}; at most {context - 1} leave room for an answer"
             )
