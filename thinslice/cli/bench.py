@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import note_all, out, print_json, progress_bars
+from thinslice.cli.console import note_all, out, print_json, progress_bars, silence_notes
 from thinslice.cli.models import plain_table
 from thinslice.cli.options import Json, Load, LoadOptions
 from thinslice.cli.run import peaks
@@ -62,6 +62,7 @@ def bench(
     context = load.context
     if context is None:
         context = options.prompt_tokens + options.completion_tokens
+    silence_notes(load.quiet)
     with progress_bars() as progress:
         llm = LLM(
             model,

@@ -1,34 +1,47 @@
 """thinslice chat: a conversation on a terminal."""
 
-import json
 import os
+import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from thinslice.cli.chat_view import AnswerView
 from thinslice.cli.console import note, out, print_error, write
+from thinslice.cli.conversation import Answer, Conversation
 from thinslice.cli.options import Load, LoadOptions, Sampling
-from thinslice.cli.run import load_model, summary, system_prompt, warn_if_cut
+from thinslice.cli.run import load_model, summary, system_prompt
+from thinslice.cli.sampling_text import NAMES
 from thinslice.config import SamplingParams
 from thinslice.errors import RequestError, ThinsliceError
-from thinslice.store.files import publish, write_synced
+from thinslice.units import MIB
 
 if TYPE_CHECKING:
-    from thinslice.engine.llm import LLM, Message
+    from thinslice.cli.terminal import Terminal
 
 _HELP = """\
-/help              this list
-/reset             forget the conversation, keep the system prompt
-/system TEXT       set the system prompt and start anew; without TEXT an empty one
-/save FILE         write the conversation as JSON
-/load FILE         go on with a saved conversation
-/reasoning         show the last answer's reasoning in full
-/exit              leave (also Ctrl-D)
-Ctrl-C stops an answer. A line of three quotes (\"\"\") starts and ends a text of several lines."""
+/help or /?         this list
+/undo               take the last message and its answer back
+/regenerate         answer the last message anew
+/compact            make room: drop the oldest exchanges until half of the context is free
+/tokens             how much of the context the conversation uses
+/set NAME VALUE     change a sampling parameter; /set alone shows them all
+/system TEXT        set the system prompt and start anew; without TEXT an empty one
+/reset              forget the conversation, keep the system prompt
+/save FILE          write the conversation as JSON
+/load FILE          go on with a saved conversation
+/reasoning          show the last answer's reasoning in full
+/bye                leave (also /exit, /quit, exit, quit, Ctrl-D)
+Ctrl-C stops an answer. A line of three quotes (\"\"\") starts and ends a text of several lines. Tab
+completes commands. What you type during an answer is the beginning of your next message; Enter
+sends it. A long text is shown as a mark; Backspace removes it."""
+_LEAVE = ("/bye", "/exit", "/quit", "exit", "quit")
 _FENCE = '"""'
-_LARGEST_SAVE = 64 * 1024 * 1024
+# Bytes of a piped line, and characters between fences.
+_LONGEST_PIPED = 8 * MIB
+# Reads one line behind a prompt, with a text offered to begin with.
+ReadLine = Callable[[str, str], str]
 
 
 def chat(
@@ -41,172 +54,187 @@ def chat(
 ) -> None:
     """Hold a conversation; /help lists its commands.
 
+    What is typed is kept across starts in thinslice/chat-history where the system keeps a user's
+    state, or in THINSLICE_HOME, readable by the user alone.
+
     Args:
         model: Name of the model.
         system: System prompt. An empty one is given to the model as such; without this option the
             prompt that its makers recommend holds, or the model's own default.
     """
-    llm = load_model(model, load)
-    if llm.template is None:
-        raise RequestError("this model has no chat template; use thinslice run --raw")
-    note(f"{model}: {llm.plan.summary()}; /help for commands")
-    Conversation(llm, sampling, system_prompt(model, system)).loop(_line_reader())
+    with ExitStack() as stack:
+        # Before the model is loaded: what the editor holds then counts in the plan.
+        is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        read_line = _on_terminal(stack) if is_terminal else _plain_line
+        llm = load_model(model, load)
+        if llm.template is None:
+            raise RequestError("this model has no chat template; use thinslice run --raw")
+        note(f"{model}: {llm.plan.summary()}" + ("; /help for commands" if is_terminal else ""))
+        Chat(Conversation(llm, sampling, system_prompt(model, system))).loop(read_line)
 
 
-class Conversation:
-    """The messages so far, and what a typed line does to them."""
+class Chat:
+    """What a typed line does: a command, or a message for the model."""
 
-    def __init__(self, llm: "LLM", sampling: SamplingParams, system: str | None) -> None:
-        self.llm = llm
-        self.sampling = sampling
-        self.system = system
-        self.messages: list[Message] = self._opening()
-        self.last_reasoning = ""
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        # What the next line begins with.
+        self.offered = ""
         self.commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: out.print(_HELP),
-            "/reset": lambda _: self.reset(),
-            "/system": self.set_system,
-            "/save": self.save,
-            "/load": self.load,
-            "/reasoning": lambda _: write(self.last_reasoning + "\n", dim=True),
+            "/?": lambda _: out.print(_HELP),
+            "/undo": lambda _: self._undo(),
+            "/regenerate": lambda _: self._show(conversation.regenerate),
+            "/compact": lambda _: note(conversation.compact()),
+            "/tokens": lambda _: out.print(conversation.tokens()),
+            "/set": lambda text: out.print(conversation.set_sampling(text)),
+            "/system": conversation.set_system,
+            "/reset": lambda _: conversation.reset(),
+            "/save": lambda file: note(conversation.save(file)),
+            "/load": self._load,
+            "/reasoning": lambda _: write(conversation.last_reasoning + "\n", dim=True),
         }
 
-    def loop(self, read_line: Callable[[str], str]) -> None:
-        """Read and answer until the input ends or /exit."""
+    def loop(self, read_line: ReadLine) -> None:
+        """Read and answer until the input ends or the user leaves."""
         while True:
+            offered, self.offered = self.offered, ""
             try:
-                text = read_turn(read_line).strip()
+                text = read_turn(read_line, offered).strip()
+                if text in _LEAVE:
+                    return
+                if text:
+                    self._turn(text)
             except KeyboardInterrupt:
                 continue
             except EOFError:
                 return
-            if text in ("/exit", "/quit"):
-                return
-            if text:
-                self._turn(text)
-
-    def reset(self) -> None:
-        """Forget the conversation, keep the system prompt."""
-        self.messages = self._opening()
-
-    def set_system(self, text: str) -> None:
-        """Set the system prompt and start anew."""
-        self.system = text
-        self.reset()
-
-    def save(self, file: str) -> None:
-        """Write the conversation as JSON, whole or not at all."""
-        path = _path(file)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        text = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
-        try:
-            write_synced(part, text.encode())
-            publish(part, path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise RequestError(f"cannot write {path}: {error.strerror}") from None
-        note(f"{len(self.messages)} messages written to {path}")
-
-    def load(self, file: str) -> None:
-        """Go on with a saved conversation; the present one stays where the file is no good."""
-        path = _path(file)
-        try:
-            if path.stat().st_size > _LARGEST_SAVE:
-                raise RequestError(f"{path} is over {_LARGEST_SAVE >> 20} MiB: not a conversation")
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RequestError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, RecursionError):
-            raise RequestError(f"{path} is not a saved conversation: not JSON") from None
-        self.messages = _checked_messages(saved, path)
-        first = self.messages[0] if self.messages else None
-        self.system = first["content"] if first and first["role"] == "system" else None
-        note(f"{len(self.messages)} messages read from {path}")
-
-    def answer(self, text: str) -> None:
-        """Answer one message; Ctrl-C keeps what came so far."""
-        messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        view = AnswerView()
-        stream = self.llm.stream(messages, self.sampling)
-        chunks = iter(stream)
-        try:
-            for chunk in chunks:
-                view.add(chunk.kind, chunk.text)
-        except KeyboardInterrupt:
-            chunks.close()
-        view.close()
-        completion = stream.completion
-        self.last_reasoning = completion.reasoning
-        self.messages = [*messages, {"role": "assistant", "content": completion.text}]
-        warn_if_cut(completion)
-        stopped = "stopped; " if completion.finish_reason == "abort" else ""
-        note(stopped + summary(self.llm, completion))
 
     def _turn(self, text: str) -> None:
         name, _, rest = text.partition(" ")
         try:
             if name in self.commands:
                 self.commands[name](rest.strip())
-            elif name.startswith("/") and name.count("/") == 1:
+            elif name.startswith("/") and name.count("/") == 1 and "\n" not in name:
                 raise RequestError(f"unknown command {name}; /help lists the commands")
             else:
-                self.answer(text)
+                self._show(lambda view: self.conversation.ask(text, view))
         except ThinsliceError as error:
-            print_error(f"{error} (/reset starts a new conversation)")
+            print_error(str(error))
 
-    def _opening(self) -> list["Message"]:
-        return [] if self.system is None else [{"role": "system", "content": self.system}]
+    def _show(self, answered: Callable[[AnswerView], Answer]) -> None:
+        """Show an answer as it comes, then what there is to say about it."""
+        view = AnswerView()
+        try:
+            answer = answered(view)
+        except (ThinsliceError, KeyboardInterrupt):
+            self.offered = self.conversation.unsent
+            raise
+        finally:
+            with interrupts_ignored():
+                view.close()
+        if not answer.is_kept:
+            note("stopped before the answer began; the message is not part of the conversation")
+            self.offered = self.conversation.unsent
+            return
+        completion = answer.completion
+        if completion.finish_reason == "length":
+            note(self.conversation.fullness() or _cut_short(completion.text))
+        stopped = "stopped; " if completion.finish_reason == "abort" else ""
+        note(stopped + summary(self.conversation.llm, completion))
+
+    def _undo(self) -> None:
+        note(self.conversation.undo())
+        self.offered = self.conversation.unsent
+
+    def _load(self, file: str) -> None:
+        note(self.conversation.load(file))
+        self.offered = self.conversation.unsent
 
 
-def read_turn(read_line: Callable[[str], str]) -> str:
+def read_turn(read_line: ReadLine, offered: str = "") -> str:
     """One message: a line, or the lines between two fences of three quotes."""
-    line = read_line(">>> ")
+    line = read_line(">>> ", offered)
     if not line.lstrip().startswith(_FENCE):
         return line
     lines = [line.lstrip().removeprefix(_FENCE)]
+    num_characters = 0
     while not lines[-1].rstrip().endswith(_FENCE):
-        lines.append(read_line("... "))
+        lines.append(read_line("... ", ""))
+        num_characters += len(lines[-1])
+        if num_characters > _LONGEST_PIPED:
+            raise RequestError(f"a message of over {_LONGEST_PIPED >> 20} MiB is no prompt")
     lines[-1] = lines[-1].rstrip().removesuffix(_FENCE)
     return "\n".join(lines)
 
 
-def _line_reader() -> Callable[[str], str]:
-    """Reads lines with editing and history on a terminal, plainly from a pipe."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return lambda _: _plain_line()
-    from prompt_toolkit import PromptSession
-
-    session: PromptSession[str] = PromptSession()
-    return session.prompt
+def completions(before: str) -> Iterator[str]:
+    """The words that may follow a line so far: commands, and the names that /set takes."""
+    if before.startswith("/set ") and before.count(" ") == 1:
+        yield from NAMES
+    elif before.startswith("/") and " " not in before:
+        yield from _COMMANDS
 
 
-def _plain_line() -> str:
-    data = sys.stdin.buffer.readline()
+_COMMANDS = tuple(
+    sorted({word for line in _HELP.splitlines() for word in line.split()[:1] if word[0] == "/"})
+)
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """For a few lines that have to be run to their end whatever the user presses."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _on_terminal(stack: ExitStack) -> ReadLine:
+    """Take the terminal until the stack is unwound; returns what reads lines from it."""
+    from thinslice.cli.chat_history import ChatHistory, history_path
+    from thinslice.cli.line_editor import LineEditor
+    from thinslice.cli.terminal import Terminal
+
+    history = ChatHistory(history_path(os.environ))
+    terminal = stack.enter_context(Terminal(sys.stdin.fileno()))
+    editor = LineEditor(terminal, history, completions)
+    told: list[str] = []
+
+    def read_line(prompt: str, offered: str) -> str:
+        if history.trouble is not None and not told:
+            told.append(history.trouble)
+            note(f"what you type is not kept across starts: {history.trouble}")
+        return editor.read(prompt, _with_typed_ahead(terminal, offered))
+
+    return read_line
+
+
+def _with_typed_ahead(terminal: "Terminal", offered: str) -> str:
+    ahead = terminal.take_ahead()
+    dropped = terminal.take_num_dropped()
+    if dropped:
+        note(f"{dropped:,} bytes typed meanwhile were too many and are not kept")
+    if ahead:
+        note("typed meanwhile; Enter sends it, Ctrl-C drops it:")
+    return "\n".join(part for part in (offered, ahead) if part)
+
+
+def _plain_line(_prompt: str, _offered: str) -> str:
+    """A line of standard input that is no terminal."""
+    data = sys.stdin.buffer.readline(_LONGEST_PIPED + 1)
     if not data:
         raise EOFError
+    if len(data) > _LONGEST_PIPED:
+        raise RequestError(f"a line of over {_LONGEST_PIPED >> 20} MiB is no prompt")
     try:
         return data.decode().rstrip("\r\n")
     except UnicodeDecodeError:
         raise RequestError("standard input is not UTF-8") from None
 
 
-def _path(file: str) -> Path:
-    if not file or "\0" in file:
-        raise RequestError("which file? write for example /save talk.json")
-    return Path(file).expanduser().absolute()
-
-
-def _checked_messages(saved: object, path: Path) -> list["Message"]:
-    messages = saved.get("messages") if isinstance(saved, dict) else None
-    if not isinstance(messages, list):
-        raise RequestError(f"{path} is not a saved conversation: no list of messages")
-    for message in messages:
-        is_message = (
-            isinstance(message, dict)
-            and set(message) == {"role", "content"}
-            and message["role"] in ("system", "user", "assistant")
-            and isinstance(message["content"], str)
-        )
-        if not is_message:
-            raise RequestError(f"{path} is not a saved conversation: a message is malformed")
-    return messages
+def _cut_short(text: str) -> str:
+    if not text:
+        return "no answer yet: the completion ended while reasoning; /set max_tokens with more"
+    return "the answer ended at its longest; /set max_tokens with more, or none, for longer ones"

@@ -4,35 +4,64 @@ import time
 
 from rich.text import Text
 
-from thinslice.cli.console import err, note, out, safe, write
+from thinslice.cli.console import notes, out, safe, write
+from thinslice.cli.word_wrap import WordWrap
+
+# Seconds that a prompt may take before its progress is worth a line.
+_PATIENCE_S = 2.0
 
 
 class AnswerView:
     """Shows one answer.
 
-    On a terminal the reasoning stands as one dimmed status line that moves with it, and is folded
-    to a line saying how long it took once the answer begins. Piped, only the answer is written.
+    On a terminal a prompt that takes long shows how far it is; the reasoning stands as one dimmed
+    status line that moves with it, and is folded to a line saying how long it took once the answer
+    begins; the answer is broken into lines between words. Piped, only the answer is written, as it
+    is.
     """
 
     def __init__(self) -> None:
         self._started_at = time.perf_counter()
-        self._status = err.status("", spinner="dots") if err.is_terminal else None
+        is_shown = notes.is_terminal and not notes.quiet
+        self._status = notes.status("", spinner="dots") if is_shown else None
+        self._wrap = WordWrap(lambda: out.width) if out.is_terminal else None
+        self._is_reading = False
         self._num_words = 0
         self._tail = ""
         self._is_folded = True
 
+    def read_prompt(self, num_done: int, num_tokens: int) -> None:
+        """Show that so many of the prompt's tokens have been computed, once it takes long."""
+        is_long = time.perf_counter() - self._started_at > _PATIENCE_S
+        if self._status is None or not (is_long or self._is_reading):
+            return
+        if not self._is_reading:
+            self._is_reading = True
+            self._status.start()
+        text = f"reading the prompt: {num_done:,} of {num_tokens:,} tokens"
+        self._status.update(Text(text, style="dim"))
+
     def add(self, kind: str, text: str) -> None:
         """Show the next piece of the completion."""
+        self._end_reading()
         if kind == "reasoning":
             self._reason(text)
             return
         self._fold()
-        write(text)
+        write(text if self._wrap is None else self._wrap.push(safe(text)))
 
     def close(self) -> None:
-        """End the answer's last line."""
+        """End the answer's last line; also after an error or an interrupt."""
+        self._end_reading()
         self._fold()
+        if self._wrap is not None:
+            write(self._wrap.finish())
         out.print()
+
+    def _end_reading(self) -> None:
+        if self._is_reading and self._status is not None:
+            self._status.stop()
+        self._is_reading = False
 
     def _reason(self, text: str) -> None:
         if self._is_folded and self._status is not None:
@@ -41,8 +70,8 @@ class AnswerView:
         self._num_words += text.count(" ")
         self._tail = (self._tail + text)[-200:].replace("\n", " ")
         if self._status is not None:
-            width = max(err.width - 20, 10)
-            self._status.update(Text(safe(self._tail[-width:], err), style="dim"))
+            width = max(notes.width - 20, 10)
+            self._status.update(Text(safe(self._tail[-width:], notes), style="dim"))
 
     def _fold(self) -> None:
         if self._is_folded:
@@ -51,4 +80,9 @@ class AnswerView:
         if self._status is not None:
             self._status.stop()
             seconds = time.perf_counter() - self._started_at
-            note(f"▸ thought for {seconds:.1f} s, about {self._num_words} words (/reasoning)")
+            notes.print(
+                Text(
+                    f"▸ thought for {seconds:.1f} s, about {self._num_words} words (/reasoning)",
+                    style="dim",
+                )
+            )

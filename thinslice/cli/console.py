@@ -13,6 +13,7 @@ from io import TextIOBase
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -42,13 +43,18 @@ class ReaderGoneError(BrokenPipeError):
     """Whoever read the output has gone, as `head` does: a wish to end, and no error."""
 
 
+def _unwrapped(stream: TextIO) -> TextIO:
+    """The stream below what rich puts in its place while a bar moves, which writes to us again."""
+    return stream.rich_proxied_file if isinstance(stream, FileProxy) else stream  # type: ignore[return-value]
+
+
 class _Output(TextIOBase):
     """Standard output, whose errors are ours: the one place where printing can fail."""
 
     @property
     def stream(self) -> TextIO:
         """What it writes to; looked up each time, as a test may put another in its place."""
-        return sys.stdout
+        return _unwrapped(sys.stdout)
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -90,7 +96,7 @@ class _Notes(_Output):
     @property
     def stream(self) -> TextIO:
         """What it writes to."""
-        return sys.stderr
+        return _unwrapped(sys.stderr)
 
     @contextmanager
     def _errors_named(self) -> Iterator[None]:
@@ -124,6 +130,8 @@ _open_closed_streams()
 # Answers go to out, everything about them to err, so that a pipe carries the answer alone.
 out = _console(_Output())
 err = _console(_Notes())
+# What only informs goes through this one, which --quiet silences.
+notes = _console(_Notes())
 
 # Control characters that could command the terminal; tab and newline are text.
 _CONTROL = dict.fromkeys([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F, *range(0x80, 0xA0)])
@@ -158,9 +166,14 @@ def print_json(record: dict[str, Any]) -> None:
     out.file.flush()
 
 
+def silence_notes(is_quiet: bool) -> None:
+    """Print errors and answers only from now on, for --quiet."""
+    notes.quiet = is_quiet
+
+
 def note(text: str) -> None:
     """Print one line about what happened, to standard error."""
-    err.print(Text(safe(text, err), style="dim"))
+    notes.print(Text(safe(text, notes), style="dim"))
 
 
 def note_all(lines: Iterable[str]) -> None:
@@ -204,5 +217,6 @@ def progress_bars(counted: str = "bytes") -> Iterator[ProgressBars]:
         *counts,
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    is_silent = notes.quiet or not err.is_terminal
+    with Progress(*columns, console=err, transient=True, disable=is_silent) as progress:
         yield ProgressBars(progress)

@@ -54,16 +54,18 @@ class LoadOptions(FitOptions):
 
     Attributes:
         offline: Use no network: only a model that is here already is found.
+        quiet: Print the answer and errors only: no notes, no progress.
     """
 
     offline: bool = False
+    quiet: bool = False
 
 
 Fit = Annotated[FitOptions, Parameter(name="*", group=Group("Loading", sort_key=1))]
 Load = Annotated[LoadOptions, Parameter(name="*", group=Group("Loading", sort_key=1))]
 # What only has a meaning beside other requests is no option of a command.
-_FOR_ONE = re.compile("^(?!(n|logprobs|priority|deadline_s|cache_salt)$)")
+FOR_ONE = re.compile("^(?!(n|logprobs|priority|deadline_s|cache_salt)$)")
 Sampling = Annotated[
-    SamplingParams, Parameter(name="*", parse=_FOR_ONE, group=Group("Sampling", sort_key=2))
+    SamplingParams, Parameter(name="*", parse=FOR_ONE, group=Group("Sampling", sort_key=2))
 ]
 Json = Annotated[bool, Parameter(name="--json")]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import note, note_all, print_json, progress_bars, write
+from thinslice.cli.console import note, note_all, print_json, progress_bars, silence_notes, write
 from thinslice.cli.options import Load, LoadOptions, Sampling
 from thinslice.cli.prompt import PIPED, has_unread_input, read_prompt
 from thinslice.config import EngineSettings, SamplingParams
@@ -138,6 +138,7 @@ def load_model(model: str, load: LoadOptions, max_num_seqs: int = 1) -> "LLM":
     """Load a model with progress bars, fetching it first where it is not in the store."""
     from thinslice.engine.llm import LLM
 
+    silence_notes(load.quiet)
     with progress_bars() as progress:
         llm = LLM(
             model,

@@ -57,7 +57,9 @@ class Stream:
     wrong in the request is raised; RequestError where the model is closed meanwhile.
     """
 
-    def __init__(self, request: Request, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self, request: Request, progress: Callable[[int, int], None] | None = None
+    ) -> None:
         self._request = request
         self._chunks: deque[TextChunk] = deque()
         self._progress = progress

@@ -1,5 +1,6 @@
 """A conversation's commands, with a model that answers from a script."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,9 +8,13 @@ from typing import Any
 
 import pytest
 
-from thinslice.cli.chat import Conversation, read_turn
+from thinslice.cli import chat
+from thinslice.cli.chat import Chat, completions, read_turn
+from thinslice.cli.conversation import Conversation
 from thinslice.config import SamplingParams
+from thinslice.engine.llm import Prompt
 from thinslice.engine.request import Completion, TextChunk
+from thinslice.errors import CheckpointError, ContextError, RequestError
 from thinslice.plan.memory_plan import MemoryPlan
 
 PLAN = MemoryPlan(1 << 30, "float32", "float32", 64, 16, 1, 16, 4, ())
@@ -53,22 +58,46 @@ class ScriptedLLM:
     def __init__(self, *scripts: list[TextChunk | type[BaseException]]) -> None:
         self.scripts = list(scripts)
         self.asked: list[list[dict[str, str]]] = []
+        self.params: list[SamplingParams] = []
 
-    def stream(self, messages: list[dict[str, str]], params: SamplingParams) -> ScriptedStream:
+    def prepare(self, messages: list[dict[str, str]]) -> Prompt:
+        """A token for each character."""
+        rendered = "".join(message["content"] for message in messages)
+        return Prompt([1] * len(rendered), rendered)
+
+    def stream(
+        self,
+        messages: list[dict[str, str]],
+        params: SamplingParams,
+        progress: Callable[[int, int], None],
+    ) -> ScriptedStream:
+        num_tokens = len(self.prepare(messages).token_ids)
+        if num_tokens >= self.plan.context:
+            raise ContextError("too many tokens")
         self.asked.append(messages)
+        self.params.append(params)
         return ScriptedStream(self.scripts.pop(0))
 
 
-def talk(llm: Any, lines: list[str | type[BaseException]], system: str | None = None) -> Any:
+def talk(
+    llm: Any,
+    lines: list[str | type[BaseException]],
+    system: str | None = None,
+    offers: list[str] | None = None,
+) -> Conversation:
     conversation = Conversation(llm, SamplingParams(), system)
-    conversation.loop(reader(lines))
+    Chat(conversation).loop(reader(lines, offers))
     return conversation
 
 
-def reader(lines: list[str | type[BaseException]]) -> Callable[[str], str]:
+def reader(
+    lines: list[str | type[BaseException]], offers: list[str] | None = None
+) -> Callable[[str, str], str]:
     rest = iter([*lines, EOFError])
 
-    def read(prompt: str) -> str:
+    def read(prompt: str, offered: str) -> str:
+        if offers is not None:
+            offers.append(offered)
         line = next(rest)
         if not isinstance(line, str):
             raise line
@@ -190,3 +219,191 @@ def test_saved_json_is_plain(tmp_path: Path) -> None:
     talk(ScriptedLLM(said("চার")), ["২+২?", f"/save {file}"])
     assert json.loads(file.read_text())["messages"][1]["content"] == "চার"
     assert "চার" in file.read_text()
+
+
+def raised(error: BaseException) -> Any:
+    """A script whose stream raises an instance."""
+
+    class Raising(ScriptedStream):
+        def __iter__(self) -> Iterator[TextChunk]:
+            raise error
+            yield
+
+    return Raising([])
+
+
+CONTEXT = PLAN.context
+LONG = "x" * (CONTEXT // 2 - 4)
+
+
+def test_a_full_context_keeps_the_message_and_names_only_what_makes_room(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    offers: list[str] = []
+    llm = ScriptedLLM(said("a"), said("b"), said("c"))
+    talk(llm, [LONG, "y" * CONTEXT, LONG + "1234567", "/undo", LONG], offers=offers)
+    errors = capsys.readouterr().err.splitlines()
+    alone = next(line for line in errors if "the message is too long" in line)
+    assert "/undo" not in alone
+    assert "/reset" not in alone
+    full = next(line for line in errors if "the context is full" in line)
+    used = len(LONG) + 1
+    assert f"the context is full ({used} of {CONTEXT} tokens)" in full
+    assert full.endswith("/undo takes the last exchange back (/reset starts a new conversation)")
+    assert "/compact" not in full, "there is one exchange, which /compact keeps"
+    assert offers == ["", "", "y" * CONTEXT, LONG + "1234567", LONG, ""]
+    assert llm.asked[1] == [{"role": "user", "content": LONG}]
+
+
+def test_compact_drops_the_oldest_until_half_is_free(capsys: pytest.CaptureFixture[str]) -> None:
+    piece = "z" * (CONTEXT // 8)
+    llm = ScriptedLLM(*[said("")] * 7)
+    messages = [str(number) + piece[1:] for number in range(6)]
+    conversation = talk(llm, [*messages, "/compact", "/tokens"], system="s")
+    kept = [m["content"][0] for m in conversation.messages if m["role"] == "user"]
+    assert kept == ["3", "4", "5"]
+    assert conversation.messages[0] == {"role": "system", "content": "s"}
+    shown = capsys.readouterr()
+    assert "dropped the 3 oldest exchanges" in shown.err
+    assert f"{3 * len(piece) + 1} of {CONTEXT} tokens" in shown.out
+
+
+def test_compact_and_undo_say_so_where_there_is_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    talk(ScriptedLLM(), ["/compact", "/undo", "/regenerate"])
+    errors = capsys.readouterr().err
+    assert "nothing to drop" in errors
+    assert "nothing to take back" in errors
+    assert "no answer yet" in errors
+    assert "/reset" not in errors
+
+
+def test_an_error_of_the_model_does_not_end_the_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    offers: list[str] = []
+    llm = ScriptedLLM(said("one"), said("unused"), said("two"))
+    broken = raised(CheckpointError("the logits are not numbers"))
+    streams = [ScriptedStream(said("one")), broken, ScriptedStream(said("two"))]
+    llm.stream = lambda messages, params, progress: (  # type: ignore[method-assign]
+        llm.asked.append(messages),
+        streams.pop(0),
+    )[1]
+    talk(llm, ["first", "second", "third"], offers=offers)
+    error = next(line for line in capsys.readouterr().err.splitlines() if "logits" in line)
+    assert error == "error: the logits are not numbers"
+    assert offers == ["", "", "second", ""]
+    assert [m["content"] for m in llm.asked[2]] == ["first", "one", "third"]
+
+
+def test_regenerate_replaces_the_answer_and_keeps_it_where_that_fails() -> None:
+    llm = ScriptedLLM(said("old"), said("new"), [KeyboardInterrupt], said("end"))
+    talk(llm, ["ask", "/regenerate", "/regenerate", "more"])
+    assert llm.asked[1] == llm.asked[0]
+    # The script's stopped stream has tokens, so that what came counts.
+    assert llm.asked[3][1]["role"] == "assistant"
+
+
+def test_regenerate_keeps_the_old_answer_after_an_error() -> None:
+    llm = ScriptedLLM(said("old"))
+    conversation = talk(llm, ["ask"])
+    before = list(conversation.messages)
+    llm.stream = lambda *_: raised(CheckpointError("bad"))  # type: ignore[method-assign]
+    Chat(conversation).loop(reader(["/regenerate"]))
+    assert conversation.messages == before
+
+
+@pytest.mark.parametrize("word", ["/bye", "/exit", "/quit", "exit", "quit", " exit "])
+def test_words_that_leave_are_not_sent(word: str) -> None:
+    llm = ScriptedLLM(said("never"))
+    talk(llm, [word, "hello"])
+    assert llm.asked == []
+
+
+@pytest.mark.parametrize("text", ["exit the loop", "how do I quit vim?", "Exit strategy"])
+def test_sentences_with_such_words_are_sent(text: str) -> None:
+    llm = ScriptedLLM(said("sure"))
+    talk(llm, [text])
+    assert llm.asked[0][0]["content"] == text
+
+
+def test_an_interrupt_outside_an_answer_does_not_end_the_chat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llm = ScriptedLLM(said("fine"))
+    conversation = talk(llm, [])
+
+    def interrupted(_: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversation, "save", interrupted)
+    Chat(conversation).loop(reader(["/save x.json", "hello"]))
+    assert len(llm.asked) == 1
+
+
+def test_set_changes_what_the_next_answer_is_sampled_with(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    llm = ScriptedLLM(said("one"))
+    talk(llm, ["/set temperature 0.25", "/set max-tokens 7", "/set stop END.", "hi", "/set"])
+    assert llm.params[0] == SamplingParams(temperature=0.25, max_tokens=7, stop=("END.",))
+    shown = capsys.readouterr().out
+    for name in ("temperature", "top_p", "max_tokens", "seed", "stop_token_ids"):
+        assert f"\n{name} " in "\n" + shown
+    assert "cache_salt" not in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/set temperature", "which value?"),
+        ("/set temperature hot", "temperature is 'hot'; expected a number"),
+        ("/set temperature -1", "expected 0.0..100.0"),
+        ("/set temperature nan", "expected 0.0..100.0"),
+        ("/set top_k 1.5", "expected a whole number"),
+        ("/set ignore_eos perhaps", "expected on or off"),
+        ("/set n 4", "there is no parameter n"),
+        ("/set colour red", "there is no parameter colour"),
+    ],
+)
+def test_set_refuses_what_is_no_parameter(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm = ScriptedLLM(said("one"))
+    talk(llm, [line, "hi"])
+    assert message in capsys.readouterr().err
+    assert llm.params[0] == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [("/set seed none", None), ("/set max_tokens none", None), ("/set stop none", ())],
+)
+def test_set_none_takes_a_parameter_away(line: str, value: object) -> None:
+    llm = ScriptedLLM(said("one"))
+    name = line.split()[1]
+    example = {"seed": "/set seed 3", "max_tokens": "/set max_tokens 3", "stop": "/set stop x"}
+    talk(llm, [example[name], line, "hi"])
+    assert getattr(llm.params[0], name) == value
+
+
+def test_an_unsent_message_is_saved_and_offered_again(tmp_path: Path) -> None:
+    file = str(tmp_path / "talk.json")
+    talk(ScriptedLLM(), ["w" * CONTEXT, f"/save {file}"])
+    offers: list[str] = []
+    conversation = talk(ScriptedLLM(), [f"/load {file}", "/exit"], offers=offers)
+    assert conversation.messages == []
+    assert offers == ["", "w" * CONTEXT]
+
+
+def test_completions_are_commands_and_names_of_parameters() -> None:
+    assert {"/help", "/undo", "/set", "/bye"} <= set(completions("/"))
+    assert "temperature" in list(completions("/set te"))
+    assert list(completions("say /he")) == []
+    assert list(completions("/set temperature ")) == []
+
+
+def test_a_piped_line_longer_than_any_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"x" * (chat._LONGEST_PIPED + 2)))
+    monkeypatch.setattr(chat.sys, "stdin", stream)
+    with pytest.raises(RequestError, match="MiB"):
+        chat._plain_line("", "")

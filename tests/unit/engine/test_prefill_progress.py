@@ -1,6 +1,5 @@
 """A stream tells how much of its prompt has been computed."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -30,12 +29,13 @@ def test_progress_grows_towards_the_prompts_length_and_ends_with_the_first_token
     done = [one for one, _ in told]
     assert total == 500
     assert done == sorted(set(done))
-    assert 0 < done[0] and done[-1] < total
+    assert done[0] > 0
+    assert done[-1] < total
     assert len(done) == (500 - 1) // chunk
 
 
 def test_a_prompt_without_room_for_an_answer_is_a_context_error(tiny: Path) -> None:
     with LLM(str(tiny), memory="2GiB", context=256, max_num_seqs=1) as llm:
         for length in (256, 300, 100_000):
-            with pytest.raises(ContextError, match=re.escape("context")):
-                llm.stream("x" * length)
+            with pytest.raises(ContextError, match="context"):
+                llm.stream("x " * (length // 2))

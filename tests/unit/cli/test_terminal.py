@@ -1,0 +1,102 @@
+"""What keys typed ahead stand for, and a terminal that is restored."""
+
+import os
+import pty
+import signal
+import termios
+
+import pytest
+
+from thinslice.cli.terminal import MOST_AHEAD_BYTES, Terminal, typed_text
+
+_LFLAG = 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ("hello\r", "hello"),
+        ("two\rlines\r\n", "two\nlines"),
+        ("helpo\x7f\x7flo", "hello"),
+        ("\x7f\x7fa", "a"),
+        ("first\rwrong\x15right", "first\nright"),
+        ("a\x1b[Db\x1b[1;5Cc\x1bOPd", "abcd"),
+        ("\x1b[200~pasted\rtext\x1b[201~", "pasted\ntext"),
+        ("\x1b[24;80Ra\x04\x00b\x1b", "ab"),
+        ("नमस्ते👋", "नमस्ते👋"),
+    ],
+)
+def test_keys_are_text_as_a_terminal_that_edits_lines_gives_it(keys: str, text: str) -> None:
+    assert typed_text(keys) == text
+
+
+def write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data[:512]) :]
+
+
+def test_the_terminal_is_owned_drained_and_restored() -> None:
+    user, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    with Terminal(terminal) as owned:
+        flags = termios.tcgetattr(terminal)[_LFLAG]
+        assert not flags & (termios.ECHO | termios.ICANON)
+        assert flags & termios.ISIG
+        # More than the terminal's queue holds: this would block if nobody read.
+        write_all(user, b"word " * 4000)
+        assert owned.take_ahead() == "word " * 4000
+        assert owned.take_ahead() == ""
+        write_all(user, b"x" * (MOST_AHEAD_BYTES + 100))
+        assert len(owned.take_ahead()) == MOST_AHEAD_BYTES
+        assert owned.take_num_dropped() == 100
+        with owned.lent():
+            os.write(user, b"k")
+            assert os.read(terminal, 10) == b"k"
+        owned.put_ahead("again")
+        assert owned.take_ahead() == "again"
+    assert termios.tcgetattr(terminal) == before
+    os.close(user)
+    os.close(terminal)
+
+
+def test_the_terminal_is_restored_after_an_error() -> None:
+    user, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    with pytest.raises(ZeroDivisionError), Terminal(terminal):
+        raise ZeroDivisionError
+    assert termios.tcgetattr(terminal) == before
+    os.close(user)
+    os.close(terminal)
+
+
+def test_a_stop_gives_the_terminal_back_first_and_takes_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    user, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    seen: list[tuple[int, bool, object]] = []
+
+    def stop(_: int, number: int) -> None:
+        is_restored = termios.tcgetattr(terminal) == before
+        seen.append((number, is_restored, signal.getsignal(number)))
+
+    with Terminal(terminal):
+        monkeypatch.setattr("thinslice.cli.terminal.os.kill", stop)
+        signal.raise_signal(signal.SIGTSTP)
+        assert seen == [(signal.SIGTSTP, True, signal.SIG_DFL)]
+        assert not termios.tcgetattr(terminal)[_LFLAG] & termios.ECHO
+        signal.raise_signal(signal.SIGTSTP)
+        assert len(seen) == 2
+    assert signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL
+    os.close(user)
+    os.close(terminal)
+
+
+def test_a_terminal_that_goes_away_ends_the_reading() -> None:
+    user, terminal = pty.openpty()
+    with Terminal(terminal) as owned:
+        os.write(user, b"last words")
+        os.close(user)
+        assert owned.take_ahead() in ("last words", "")
+        assert owned.take_ahead() == ""
+    os.close(terminal)

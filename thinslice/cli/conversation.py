@@ -1,0 +1,267 @@
+"""A conversation: its messages, and what chat's commands do to them. It prints nothing."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from thinslice.cli.sampling_text import changed, described
+from thinslice.config import SamplingParams
+from thinslice.errors import ContextError, RequestError
+from thinslice.store.files import publish, write_synced
+
+if TYPE_CHECKING:
+    from thinslice.engine.llm import LLM, Message
+    from thinslice.engine.request import Completion
+
+_LARGEST_SAVE = 64 * 1024 * 1024
+FULL_ADVICE = "(/reset starts a new conversation)"
+
+
+class View(Protocol):
+    """Where an answer is shown while it comes."""
+
+    def read_prompt(self, num_done: int, num_tokens: int) -> None:
+        """So many of the prompt's tokens have been computed."""
+
+    def add(self, kind: str, text: str) -> None:
+        """The next piece, of the ``reasoning`` or the ``answer``."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a message.
+
+    Attributes:
+        is_kept: whether the exchange is part of the conversation now; it is not where the answer
+            was stopped before it began.
+    """
+
+    completion: "Completion"
+    is_kept: bool
+
+
+class Conversation:
+    """The messages so far.
+
+    Attributes:
+        messages: a system prompt where there is one, then exchanges of user and assistant.
+        unsent: a message that could not be answered, to be offered again.
+        last_reasoning: the last answer's.
+    """
+
+    def __init__(self, llm: "LLM", sampling: SamplingParams, system: str | None) -> None:
+        self.llm = llm
+        self.sampling = sampling
+        self.system = system
+        self.messages: list[Message] = self._opening()
+        self.unsent = ""
+        self.last_reasoning = ""
+
+    def ask(self, text: str, view: View) -> Answer:
+        """Answer one message; Ctrl-C keeps what came so far.
+
+        Errors: RequestError and whatever the model raises; the conversation stays as it was and
+        the message is ``unsent``.
+        """
+        self.unsent = text
+        messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
+        try:
+            stream = self.llm.stream(messages, self.sampling, view.read_prompt)
+        except ContextError:
+            raise self._context_error(text) from None
+        chunks = iter(stream)
+        try:
+            for chunk in chunks:
+                view.add(chunk.kind, chunk.text)
+        except KeyboardInterrupt:
+            chunks.close()
+        completion = stream.completion
+        is_kept = bool(completion.token_ids) or completion.finish_reason != "abort"
+        if is_kept:
+            self.unsent = ""
+            self.last_reasoning = completion.reasoning
+            self.messages = [*messages, {"role": "assistant", "content": completion.text}]
+        return Answer(completion, is_kept)
+
+    def regenerate(self, view: View) -> Answer:
+        """Answer the last message anew. Errors: as ``ask``, with the old answer kept."""
+        before = self.messages
+        text = self._without_last_exchange("there is no answer yet that could be given anew")
+        try:
+            answer = self.ask(text, view)
+        finally:
+            self.unsent = ""
+            if len(self.messages) < len(before):
+                self.messages = before
+        return answer
+
+    def undo(self) -> str:
+        """Take the last exchange back; its message is offered again."""
+        self.unsent = self._without_last_exchange("there is nothing to take back")
+        return f"took the last message and its answer back; {self.num_exchanges} left"
+
+    def compact(self) -> str:
+        """Drop the oldest exchanges until at most half of the context is used.
+
+        The system prompt and the last exchange stay.
+        """
+        if self.num_exchanges < 2:
+            raise RequestError("there is nothing to drop: /compact keeps the last exchange")
+        half, num_dropped = self.llm.plan.context // 2, 0
+        while self.num_exchanges > 1:
+            if num_dropped and self.num_tokens() <= half:
+                break
+            first = len(self._opening_of(self.messages))
+            del self.messages[first : first + 2]
+            num_dropped += 1
+        return f"dropped the {_counted(num_dropped, 'oldest exchange')}; {self.tokens()}"
+
+    def reset(self) -> None:
+        """Forget the conversation, keep the system prompt."""
+        self.messages = self._opening()
+
+    def set_system(self, text: str) -> None:
+        """Set the system prompt and start anew."""
+        self.system = text
+        self.reset()
+
+    def set_sampling(self, text: str) -> str:
+        """Change one sampling parameter, as in ``temperature 0.2``; without text show all."""
+        if text:
+            self.sampling = changed(self.sampling, text)
+        return described(self.sampling, text.split()[0] if text else None)
+
+    def tokens(self) -> str:
+        """How much of the context the conversation uses."""
+        used, context = self.num_tokens(), self.llm.plan.context
+        return f"{used:,} of {context:,} tokens of the context are used"
+
+    def num_tokens(self) -> int:
+        """Tokens of the conversation as the model reads it; the context's where it is full."""
+        return self._num_tokens(self.messages)
+
+    @property
+    def num_exchanges(self) -> int:
+        """Messages of the user, each with its answer."""
+        return sum(message["role"] == "user" for message in self.messages)
+
+    def fullness(self) -> str | None:
+        """What to say once the context is full; None while it is not."""
+        context = self.llm.plan.context
+        if self.num_tokens() < context - 1:
+            return None
+        return f"the context is full ({context} of {context} tokens){self._room_advice()}"
+
+    def save(self, file: str) -> str:
+        """Write the conversation as JSON, whole or not at all."""
+        path = _path(file)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        messages = [*self.messages]
+        if self.unsent:
+            messages.append({"role": "user", "content": self.unsent})
+        text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
+        try:
+            write_synced(part, text.encode())
+            publish(part, path)
+        except UnicodeEncodeError:
+            raise RequestError("the conversation holds a character that is not Unicode") from None
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise RequestError(f"cannot write {path}: {error.strerror}") from None
+        return f"{len(messages)} messages written to {path}"
+
+    def load(self, file: str) -> str:
+        """Go on with a saved conversation; the present one stays where the file is no good."""
+        path = _path(file)
+        try:
+            if path.stat().st_size > _LARGEST_SAVE:
+                raise RequestError(f"{path} is over {_LARGEST_SAVE >> 20} MiB: not a conversation")
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RequestError(f"cannot read {path}: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise RequestError(f"{path} is not a saved conversation: not JSON") from None
+        messages = _checked_messages(saved, path)
+        # A message at the end that has no answer was not sent.
+        self.unsent = messages.pop()["content"] if _ends_unanswered(messages) else ""
+        self.messages = messages
+        opening = self._opening_of(messages)
+        self.system = opening[0]["content"] if opening else None
+        return f"{len(messages)} messages read from {path}"
+
+    def _without_last_exchange(self, nothing: str) -> str:
+        """Drop the last message of the user and what follows it; returns its text."""
+        users = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
+        if not users:
+            raise RequestError(nothing)
+        text = self.messages[users[-1]]["content"]
+        self.messages = self.messages[: users[-1]]
+        return text
+
+    def _context_error(self, text: str) -> RequestError:
+        """Why a message does not fit, and what can be done about it here."""
+        context = self.llm.plan.context
+        alone: list[Message] = [*self._opening(), {"role": "user", "content": text}]
+        if self._num_tokens(alone) >= context:
+            return RequestError(
+                f"the message is too long for the context of {context} tokens and was not sent; "
+                "shorten it, or start chat with a larger --context"
+            )
+        used = self.num_tokens()
+        return RequestError(
+            f"the context is full ({used} of {context} tokens): the message was not sent"
+            f"{self._room_advice()}"
+        )
+
+    def _room_advice(self) -> str:
+        """The commands that make room, of those that can do something now."""
+        compact = ", /compact drops the oldest ones" if self.num_exchanges > 1 else ""
+        return f"; /undo takes the last exchange back{compact} {FULL_ADVICE}"
+
+    def _num_tokens(self, messages: list["Message"]) -> int:
+        if not messages:
+            return 0
+        context = self.llm.plan.context
+        try:
+            return min(len(self.llm.prepare(messages).token_ids), context)
+        except ContextError:
+            return context
+
+    def _opening(self) -> list["Message"]:
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    @staticmethod
+    def _opening_of(messages: list["Message"]) -> list["Message"]:
+        return messages[:1] if messages and messages[0]["role"] == "system" else []
+
+
+def _counted(count: int, what: str) -> str:
+    return what if count == 1 else f"{count} {what}s"
+
+
+def _ends_unanswered(messages: list["Message"]) -> bool:
+    return bool(messages) and messages[-1]["role"] == "user"
+
+
+def _path(file: str) -> Path:
+    if not file or "\0" in file:
+        raise RequestError("which file? write for example /save talk.json")
+    return Path(os.path.expanduser(file)).absolute()
+
+
+def _checked_messages(saved: object, path: Path) -> list["Message"]:
+    messages = saved.get("messages") if isinstance(saved, dict) else None
+    if not isinstance(messages, list):
+        raise RequestError(f"{path} is not a saved conversation: no list of messages")
+    for message in messages:
+        is_message = (
+            isinstance(message, dict)
+            and set(message) == {"role", "content"}
+            and message["role"] in ("system", "user", "assistant")
+            and isinstance(message["content"], str)
+        )
+        if not is_message:
+            raise RequestError(f"{path} is not a saved conversation: a message is malformed")
+    return messages
