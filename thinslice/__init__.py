@@ -5,8 +5,10 @@ docs/python.md tells what each name is for.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+# The typing module is not imported: it takes longer than all else until the command line has
+# taken care of Ctrl-C. Type checkers know the name.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from thinslice.config import SamplingParams as SamplingParams
     from thinslice.engine.llm import LLM as LLM
@@ -72,7 +74,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'thinslice' has no attribute {name!r}")

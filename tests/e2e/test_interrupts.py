@@ -1,0 +1,37 @@
+"""Ctrl-C at any moment from the entry on, while libraries are still being imported."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# Tells when the command line has begun: what comes before is the interpreter's own start.
+START = (
+    "import sys\n"
+    "from thinslice.cli import app\n"
+    "take = app._take_interrupts\n"
+    "app._take_interrupts = lambda: (take(), print('begun', flush=True))\n"
+    "app.main(sys.argv[1:])\n"
+)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
+def test_an_interrupt_while_libraries_load_ends_at_once_and_quietly(delay_s: float) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, "bench", "no-such-model", "--context", "64"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(delay_s)  # the moment that is tried, not a wait for anything
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    # Where the command had ended by then, its own code stands.
+    assert process.returncode in (130, 2), errors
+    assert "Traceback" not in errors
+    assert errors == "" or process.returncode == 2
