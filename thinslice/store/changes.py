@@ -196,9 +196,6 @@ def _hold(
         with suppress(OSError):
             path.unlink()
         lock.release()
-        with suppress(OSError):  # only empty folders go
-            path.parent.rmdir()
-            root.rmdir()
 
 
 def _acquired(path: Path, timeout_s: float) -> FileLock | None:
@@ -207,15 +204,13 @@ def _acquired(path: Path, timeout_s: float) -> FileLock | None:
     Whoever lets a lock go removes its file, perhaps while another process waits for that very file:
     then a third one would make a new file and hold it at the same time.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
             lock.acquire(timeout=timeout_s)
         except Timeout:
             return None
-        except FileNotFoundError:  # the folder went in between
-            continue
         if _is_open_at(lock, path):
             return lock
         lock.release()
