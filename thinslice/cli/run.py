@@ -47,10 +47,8 @@ class RunOptions:
 
 def run(
     model: str,
-    prompt: str | None = None,
-    piped: str | None = None,
     /,
-    *,
+    *prompt_parts: str,
     options: Annotated[RunOptions, Parameter(name="*")] = RunOptions(),
     load: Load = LoadOptions(),  # noqa: B008
     sampling: Sampling = SamplingParams(),  # noqa: B008
@@ -59,10 +57,13 @@ def run(
 
     Args:
         model: Name of the model.
-        prompt: The prompt. Without one, or with -, it is read from standard input.
-        piped: Write - to put what is piped in behind the prompt, as in: git diff | thinslice run
-            smollm2 "Summarise:" -
+        prompt_parts: The prompt. Without one, or with -, it is read from standard input.
+            A prompt and - put what is piped in behind the prompt, as in:
+            git diff | thinslice run smollm2 "Summarise:" -
     """
+    prompt, piped, *more = (*prompt_parts, None, None)
+    if any(more):
+        raise ConfigError(f"unexpected: {prompt_parts[1]}; a text of several words goes in quotes")
     if options.raw and options.system is not None:
         raise ConfigError("--system cannot take effect with --raw: a raw prompt has no roles")
     if options.prompts is not None:
