@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -75,6 +75,14 @@ class Stream:
         if not self._advance():
             raise StopIteration
         return self._chunks.popleft()
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The model's chat template; None for a model without one, or with an empty one.
+
+        Errors: CheckpointError for one that cannot be used.
+        """
+        return self.tokenizer.chat_template
 
     def close(self) -> None:
         """End the completion if it is unfinished; pieces that were not read are let go."""
@@ -150,7 +158,6 @@ class LLM(Closing):
             planned = Model.of(checkpoint)
             self.plan = plan_model(planned, engine_settings, device=device)
         self.notes = checkpoint.notes
-        self.template: ChatTemplate | None = self.tokenizer.chat_template
         profile = _known_profile(checkpoint.files[0])
         self.prediction: Prediction | None = None
         self.is_prediction_busy = profile is not None and profile.is_busy
@@ -252,9 +259,13 @@ class LLM(Closing):
                 raise RequestError("the prompt is empty")
             return Prompt(self._encode(prompt, is_plain=True), None)
         _check_messages(prompt)
-        if self.template is None:
-            raise RequestError("this model has no chat template; give it a plain prompt instead")
-        rendered = self.template.render(prompt)
+        template = self.template
+        if template is None:
+            raise RequestError(
+                "this model has no (or an empty) chat template; give it a plain prompt instead "
+                "(run --raw)"
+            )
+        rendered = template.render(prompt)
         return Prompt(self._encode(rendered, is_plain=False), rendered)
 
     def add_requests(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
@@ -263,6 +274,15 @@ class LLM(Closing):
         Errors: RequestError where they can never be served.
         """
         engine, requests = self.engine, list[Request]()
+        stop_ids = self.tokenizer.stop_ids(params.stop)
+        for token_id in params.stop_token_ids:
+            if not 0 <= token_id < self.tokenizer.vocab_size:
+                raise RequestError(
+                    f"stop token id {token_id} is outside the model's vocabulary of "
+                    f"{self.tokenizer.vocab_size}"
+                )
+        if stop_ids:
+            params = replace(params, stop_token_ids=tuple({*params.stop_token_ids, *stop_ids}))
         sequences = engine.add_samples(prompt.token_ids, params)
         try:
             for index, sequence in enumerate(sequences):

@@ -143,7 +143,7 @@ def _write_tokenizer(files: TokenizerFiles, folder: Path) -> None:
         "eos_token": special.eos_token,
         "add_bos_token": bool(special.prompt_prefix_ids),
     }
-    if files.chat_template_source is not None:
+    if isinstance(files.chat_template_source, str):
         config["chat_template"] = files.chat_template_source
     _write_json(folder / "tokenizer_config.json", config)
 

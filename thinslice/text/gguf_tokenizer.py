@@ -31,6 +31,17 @@ from thinslice.errors import CheckpointError
 # llama_token_type in llama.cpp's include/llama.h.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
+# Tokens that end a turn or a document, by their text. Source: llama.cpp, src/llama-vocab.cpp
+# (special_eog_ids), which takes them for control tokens whatever the file calls them.
+END_TOKENS = frozenset(
+    (
+        *("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>"),
+        *("<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "</s>", "<EOT>"),
+        *("_<EOT>", "[EOT]", "[EOS]", "<end_of_utterance>"),
+        "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek writes it with wide bars
+    )
+)
+
 # Far above any real vocabulary: Gemma has 262,144 tokens, 2 million characters in all.
 _MAX_TOKENS = 1 << 20
 _MAX_TOKEN_CHARACTERS = 1024
@@ -227,6 +238,8 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> _Vocabulary:
     for token_id, token in enumerate(tokens):
         if not token or token == f"[PAD{token_id}]":
             types[token_id] = _UNUSED
+        elif token in END_TOKENS:
+            types[token_id] = _CONTROL
     return _Vocabulary(tokens, types)
 
 

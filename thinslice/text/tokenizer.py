@@ -6,7 +6,7 @@ become U+FFFD. It does not stream: that is detokenizer.py.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -66,6 +66,8 @@ class Tokenizer:
         """
         if self._template_source is None:
             return None
+        if isinstance(self._template_source, CheckpointError):
+            raise self._template_source
         return ChatTemplate(self._template_source, self.special.bos_token, self.special.eos_token)
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
@@ -99,6 +101,21 @@ class Tokenizer:
                 f"for which the model's vocabulary of {self.vocab_size} has no embedding"
             )
         return ids
+
+    def stop_ids(self, stop: Sequence[str]) -> frozenset[int]:
+        """The ids of those stop strings that are special tokens, which have no text to look for.
+
+        Errors: RequestError for a stop string that holds such a token beside other text.
+        """
+        ids = {self._added_text[one]: one for one in self.special_token_ids}
+        for text in stop:
+            held = next((token for token in ids if token and token in text), None)
+            if text not in ids and held is not None:
+                raise RequestError(
+                    f"the stop string {text!r:.80} can never come: {held!r} in it is a special "
+                    f"token, which is no text; stop at its id instead, {ids[held]}"
+                )
+        return frozenset(ids[text] for text in stop if text in ids)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of some tokens.

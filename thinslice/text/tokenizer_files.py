@@ -18,8 +18,9 @@ from thinslice.checkpoint.files import (
 )
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
-from thinslice.text.gguf_tokenizer import build_gguf_tokenizer, prepends_bos
+from thinslice.text.gguf_tokenizer import END_TOKENS, build_gguf_tokenizer, prepends_bos
 from thinslice.text.library_errors import named_library_errors
+from thinslice.text.named_tokens import add_named_tokens, settings_with_special_tokens
 from thinslice.units import MIB, format_bytes
 
 # Qwen3's tokenizer.json has 11 MiB, Gemma's 33 MiB.
@@ -29,18 +30,6 @@ _MAX_TEMPLATE_BYTES = 1 * MIB
 # WordPiece's ## before the later pieces of a word; no model here has it, and merges that do not
 # fit it panic in tokenizers.
 _SUBWORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
-
-
-# Tokens that end a turn or a document in the supported families, where they are special; some
-# files name only one of them. Source: llama.cpp, src/llama-vocab.cpp (special_eog_ids).
-_END_TOKENS = (
-    "<|endoftext|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek writes it with wide bars
-)
 
 
 @dataclass(frozen=True)
@@ -65,12 +54,13 @@ class TokenizerFiles:
     """The tokenizer itself, which adds no special tokens of its own, and what belongs to it.
 
     Attributes:
-        chat_template_source: Jinja; None where the files have none.
+        chat_template_source: Jinja; None where the files have none, and an error where what they
+            have is no template.
     """
 
     backend: Tokenizer
     special: SpecialTokens
-    chat_template_source: str | None
+    chat_template_source: str | CheckpointError | None
 
 
 def read_tokenizer_files(checkpoint: Checkpoint) -> TokenizerFiles:
@@ -90,7 +80,7 @@ def _read_gguf(checkpoint: Checkpoint) -> TokenizerFiles:
     prefix_ids: tuple[int, ...] = ()
     if prepends_bos(metadata):
         if bos_token is None:
-            raise CheckpointError("GGUF: a prompt begins with BOS, but no bos_token_id is given")
+            raise CheckpointError("GGUF: a prompt begins with BOS, but bos_token_id names no token")
         prefix_ids = (metadata["tokenizer.ggml.bos_token_id"],)
     return TokenizerFiles(
         backend,
@@ -100,7 +90,7 @@ def _read_gguf(checkpoint: Checkpoint) -> TokenizerFiles:
             bos_token=bos_token,
             eos_token=eos_token,
         ),
-        chat_template_source=source if source is None else _template_text(source, "GGUF"),
+        chat_template_source=_template_text(source, "GGUF"),
     )
 
 
@@ -110,6 +100,9 @@ def _gguf_token(metadata: Mapping[str, Any], backend: Tokenizer, name: str) -> s
     if token_id is None:
         return None
     num_tokens = len(metadata["tokenizer.ggml.tokens"])
+    if name == "bos" and type(token_id) is int and not 0 <= token_id < num_tokens:
+        # Mostly nothing uses it; where a prompt begins with it, that is refused below.
+        return None
     if type(token_id) is not int or not 0 <= token_id < num_tokens:
         raise CheckpointError(f"GGUF: {key} is {token_id!r:.40}, none of {num_tokens} tokens")
     return backend.id_to_token(token_id)
@@ -120,12 +113,14 @@ def _read_folder(checkpoint: Checkpoint) -> TokenizerFiles:
     backend = _read_backend(folder / "tokenizer.json")
     path = folder / "tokenizer_config.json"
     if path.exists():
-        config = read_json_object(path, _MAX_CONFIG_BYTES)
+        config = settings_with_special_tokens(folder, read_json_object(path, _MAX_CONFIG_BYTES))
         bos_token, eos_token = (_token_text(config, name) for name in ("bos_token", "eos_token"))
     else:
         config = {}
         bos_ids, eos_ids = (checkpoint.shape.bos_token_id,), checkpoint.shape.eos_token_ids
         bos_token, eos_token = (_first_token(backend, ids) for ids in (bos_ids, eos_ids))
+    with named_library_errors(CheckpointError, f"{folder}: its added tokens are no good"):
+        add_named_tokens(backend, folder, config, checkpoint.shape.vocab_size)
     prefix_ids = _template_prefix_ids(backend)
     # One whose template leaves out the text drops it, and one with missing parts panics.
     backend.post_processor = None
@@ -202,7 +197,7 @@ def _end_ids(backend: Tokenizer, checkpoint: Checkpoint, eos_token: str | None) 
     if eos_id is not None:
         ids.add(eos_id)
     for token_id, token in backend.get_added_tokens_decoder().items():
-        if token.special and token.content in _END_TOKENS:
+        if token.special and token.content in END_TOKENS:
             ids.add(token_id)
     return frozenset(ids)
 
@@ -222,25 +217,32 @@ def _first_token(backend: Tokenizer, ids: tuple[int | None, ...]) -> str | None:
     return backend.id_to_token(token_id)
 
 
-def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | CheckpointError | None:
     """chat_template.jinja goes first, as in transformers; of several named ones, ``default``."""
     path = folder / "chat_template.jinja"
     if path.exists():
         content = _read_capped(path, _MAX_TEMPLATE_BYTES)
         try:
             return content.decode()
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path} is not UTF-8 text") from error
+        except UnicodeDecodeError:
+            return CheckpointError(f"{path} is not UTF-8 text")
     value = config.get("chat_template")
     if isinstance(value, list):
         named = {entry.get("name"): entry for entry in value if isinstance(entry, dict)}
         if "default" not in named:
-            raise CheckpointError("tokenizer_config.json: no chat_template is named default")
+            return CheckpointError("tokenizer_config.json: no chat_template is named default")
         value = named["default"].get("template")
-    return value if value is None else _template_text(value, "tokenizer_config.json")
+    if isinstance(value, dict):
+        if "default" not in value:
+            return CheckpointError("tokenizer_config.json: no chat_template is named default")
+        value = value["default"]
+    return _template_text(value, "tokenizer_config.json")
 
 
-def _template_text(value: Any, source: str) -> str:
+def _template_text(value: Any, source: str) -> str | CheckpointError | None:
+    """A template, none where it is empty, or what is wrong: the model may not need it."""
+    if value is None or value == "":
+        return None
     if not isinstance(value, str):
-        raise CheckpointError(f"{source}: chat_template is {value!r:.60}; expected a string")
+        return CheckpointError(f"{source}: chat_template is {value!r:.60}; expected a string")
     return value

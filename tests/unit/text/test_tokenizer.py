@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, processors
 
 from tests.checkpoints import tiny_config
 from tests.unit.text import vocabularies
@@ -255,17 +255,20 @@ def test_the_chat_template_of_a_gguf() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"tokenizer.ggml.bos_token_id": 10**6}, "bos_token_id is 1000000"),
+        (
+            {"tokenizer.ggml.bos_token_id": 10**6, "tokenizer.ggml.add_bos_token": True},
+            "bos_token_id names no token",
+        ),
         ({"tokenizer.ggml.eos_token_id": -1}, "eos_token_id is -1"),
         ({"tokenizer.ggml.eos_token_id": "2"}, "eos_token_id is '2'"),
-        ({"tokenizer.ggml.bos_token_id": None, "tokenizer.ggml.add_bos_token": True}, "no bos_"),
+        ({"tokenizer.ggml.bos_token_id": None, "tokenizer.ggml.add_bos_token": True}, "names no"),
         ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token is 1"),
         ({"tokenizer.chat_template": 1}, "chat_template is 1"),
     ],
 )
 def test_bad_gguf_metadata_is_a_checkpoint_error(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason):
-        load_tokenizer(gguf(BYTE_LEVEL | change))
+        _ = load_tokenizer(gguf(BYTE_LEVEL | change)).chat_template
 
 
 @pytest.mark.parametrize(
@@ -297,7 +300,7 @@ def test_a_bad_file_is_a_checkpoint_error(
     else:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=reason):
-        load_tokenizer(checkpoint)
+        _ = load_tokenizer(checkpoint).chat_template
 
 
 @pytest.mark.parametrize(
@@ -345,3 +348,82 @@ def test_a_damaged_tokenizer_json_gives_a_checkpoint_error_or_works(tmp_path: Pa
         except CheckpointError:
             outcomes.add("refused")
     assert outcomes == {"works", "refused"}
+
+
+def test_a_template_that_is_none_blocks_no_plain_prompt(tmp_path: Path) -> None:
+    for template in ([{"name": "rag", "template": "x"}], {"rag": "x"}, 1, "{% endif %}"):
+        tokenizer = load_tokenizer(folder(tmp_path, {"chat_template": template}))
+        assert tokenizer.encode("a", add_special_tokens=True)
+        with pytest.raises(CheckpointError, match=r"chat.template"):
+            _ = tokenizer.chat_template
+    for template in ("", None):
+        assert load_tokenizer(folder(tmp_path, {"chat_template": template})).chat_template is None
+    template = load_tokenizer(folder(tmp_path, {"chat_template": {"default": "x"}})).chat_template
+    assert template is not None
+    assert template.render([]) == "x"
+
+
+def test_an_end_token_ends_a_turn_whatever_its_type() -> None:
+    for kind in (1, 4):
+        metadata = vocabularies.byte_level()
+        place = metadata["tokenizer.ggml.tokens"].index("<|im_end|>")
+        metadata["tokenizer.ggml.token_type"][place] = kind
+        tokenizer = load_tokenizer(gguf(metadata))
+        assert place in tokenizer.special.eos_token_ids & tokenizer.special_token_ids
+
+
+def test_a_bos_that_no_token_has_is_none_where_nothing_uses_it() -> None:
+    metadata = BYTE_LEVEL | {"tokenizer.ggml.bos_token_id": 0xFFFFFFFF}
+    assert load_tokenizer(gguf(metadata)).special.bos_token is None
+
+
+@pytest.mark.parametrize("place", ["decoder", "names", "file"])
+def test_special_tokens_may_be_named_beside_the_tokenizer(tmp_path: Path, place: str) -> None:
+    checkpoint = folder(tmp_path, {})
+    path = tmp_path / "tokenizer.json"
+    state = json.loads(path.read_text())
+    names = {one["content"]: one["id"] for one in state["added_tokens"]}
+    state["model"]["vocab"] |= names
+    state["added_tokens"] = []
+    path.write_text(json.dumps(state))
+    config: dict[str, Any] = {"extra_special_tokens": list(names)}
+    if place == "decoder":
+        config = {
+            "added_tokens_decoder": {
+                str(token_id): {"content": text, "normalized": False, "special": True}
+                for text, token_id in names.items()
+            }
+        }
+    if place == "file":
+        (tmp_path / "added_tokens.json").write_text(json.dumps(names))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(checkpoint)
+    assert tokenizer.encode("<|im_start|>a<|im_end|>", add_special_tokens=False)[0] == IM_START
+    assert {IM_START, IM_END} <= tokenizer.special_token_ids
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"added_tokens_decoder": {"5000": {"content": "<new>"}}}, "is given the id 5000"),
+        ({"extra_special_tokens": ["<new>"]}, "<new>.*in no vocabulary"),
+        ({"added_tokens_decoder": {"x": 1}}, "no token"),
+    ],
+)
+def test_no_token_is_made_up(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        load_tokenizer(folder(tmp_path, config))
+
+
+def test_a_stop_string_that_is_a_special_token_is_its_id(tokenizer: Tokenizer) -> None:
+    assert tokenizer.stop_ids(["<|im_start|>", "end"]) == {IM_START}
+    with pytest.raises(RequestError, match=f"stop at its id instead, {IM_END}"):
+        tokenizer.stop_ids(["x<|im_end|>"])
+
+
+def test_a_panic_of_the_library_is_a_request_error(tmp_path: Path) -> None:
+    backend = build_gguf_tokenizer(BYTE_LEVEL)
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    tokenizer = load_tokenizer(folder(tmp_path, {}, backend))
+    with pytest.raises(RequestError, match="retry-limit"):
+        tokenizer.encode("a" * 40 + "b", add_special_tokens=False)
