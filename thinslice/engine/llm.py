@@ -76,14 +76,6 @@ class Stream:
             raise StopIteration
         return self._chunks.popleft()
 
-    @property
-    def template(self) -> ChatTemplate | None:
-        """The model's chat template; None for a model without one, or with an empty one.
-
-        Errors: CheckpointError for one that cannot be used.
-        """
-        return self.tokenizer.chat_template
-
     def close(self) -> None:
         """End the completion if it is unfinished; pieces that were not read are let go."""
         self._chunks.clear()
@@ -173,6 +165,14 @@ class LLM(Closing):
         if self._engine is None:
             raise RequestError(CLOSED)
         return self._engine
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The model's chat template; None for a model without one, or with an empty one.
+
+        Errors: CheckpointError for one that cannot be used.
+        """
+        return self.tokenizer.chat_template
 
     def close(self) -> None:
         """Let weights, KV cache, threads and files go; nothing runs after that.
