@@ -87,12 +87,7 @@ def plan(
         report = {"prediction": speed and asdict(speed), "resident": resident and asdict(resident)}
         print_json({**chosen.to_dict(), **report})
         return
-    if budget.source is not None:
-        option = "--memory" if device is None else "--host-memory"
-        note(f"no {option}: planned for {format_bytes(budget.num_bytes)}, {budget.source}")
-    if device is not None and fit.memory is None:
-        size = format_bytes(chosen.budget_bytes)
-        note(f"no --memory: planned for {size}, 80% of what the card has free")
+    _note_defaults(asked, budget, chosen)
     if found.needs_packing(settings.dtype):
         note(f"--dtype {settings.dtype}: planned as packed; thinslice run packs it once")
     if to_run is not found:
@@ -103,6 +98,17 @@ def plan(
         out.print(_parts_table("ON THE HOST", host.host_parts, host.host_budget_bytes))
     out.print(_sizes_table(chosen, speed, resident, is_asked=fit.context is not None))
     out.print(_neighbours_table(found, settings, chosen, machine))
+
+
+def _note_defaults(asked: "EngineSettings", budget: "Budget", chosen: "MemoryPlan") -> None:
+    """Say where a budget comes from that nobody gave."""
+    is_on_card = asked.device != "cpu"
+    if budget.source is not None:
+        option = "--host-memory" if is_on_card else "--memory"
+        note(f"no {option}: planned for {format_bytes(budget.num_bytes)}, {budget.source}")
+    if is_on_card and asked.memory is None:
+        size = format_bytes(chosen.budget_bytes)
+        note(f"no --memory: planned for {size}, 80% of what the card has free")
 
 
 def _settled(asked: "EngineSettings") -> "tuple[EngineSettings, Budget]":

@@ -45,8 +45,8 @@ def add_named_tokens(
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     for text, token in _special(config):
         if text and text not in known:
-            token_id = backend.token_to_id(text)
-            if token_id is None or token_id >= vocab_size:
+            found = backend.token_to_id(text)
+            if found is None or found >= vocab_size:
                 raise CheckpointError(
                     f"{folder}: the special token {text!r:.60} is in no vocabulary, so that it "
                     f"has no embedding among {vocab_size}"
