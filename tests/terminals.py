@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-DEADLINE_S = 40.0
+DEADLINE_S = 120.0
 # Stands in what is shown for the sequence that asks a terminal to mark pastes: the line editor
 # sends it once it reads the keys.
 PASTES_MARKED = "\x01"

@@ -12,6 +12,12 @@ import pytest
 
 from tests.terminals import TerminalProgram, thinslice_in_terminal
 from tests.tiny_llm import write_model
+from thinslice.units import MIB
+
+# What a paste of 100 kB may add to the peak: the text, its encoding before it is refused, and what
+# the editor shows of it. The editor alone took seven times as much for a fifth of that text.
+MOST_FOR_A_PASTE = 24 * MIB
+PASTE = "many words " * 9000
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +32,51 @@ def chat(model: Path, home: Path, *options: str, columns: int = 80) -> Iterator[
         program.wait_for("/help for commands")
         program.wait_for_prompt()
         yield program
+
+
+def endless(program: TerminalProgram) -> None:
+    """Let every answer go on to the context's end."""
+    program.type("/set ignore_eos on\r")
+    program.wait_for_prompt()
+
+
+def test_a_long_text_takes_little_memory_and_is_kept(model: Path, tmp_path: Path) -> None:
+    with chat(model, tmp_path, "--max-tokens", "2") as program:
+        program.type("hi\r")
+        program.wait_for_prompt()
+        before = program.peak_bytes()
+        for start, end in (("", ""), ("\x1b[200~", "\x1b[201~")):
+            program.type(f"{start}{PASTE}{end}\r")
+            program.wait_for("error: ")
+            told = program.wait_for_prompt()
+            assert "too" in told
+            assert "/reset" not in told
+            # The text is offered again.
+            program.wait_for(f"[text 1: {len(PASTE.strip()):,} characters]")
+            assert program.peak_bytes() - before < MOST_FOR_A_PASTE
+            program.type("\x03")
+            program.wait_for_prompt()
+
+
+def test_what_is_typed_during_an_answer_is_the_next_input_and_never_runs(
+    model: Path, tmp_path: Path
+) -> None:
+    with chat(model, tmp_path) as program:
+        endless(program)
+        program.type("go\r")
+        # More than the terminal's queue, while nothing but chat reads it; then an interrupt.
+        program.type("/reset\r" + "ahead " * 2000 + "\r")
+        program.type("\x03")
+        shown = program.wait_for_prompt()
+        assert "the context is full" not in shown, "the answer was not stopped"
+        assert "ahead" not in shown
+        program.wait_for("[text 1:")
+        program.type("\x03")
+        program.wait_for_prompt()
+        program.type("/tokens\r")
+        assert "tokens of the context" in program.wait_for_prompt()
+        program.type("exit\r")
+        assert program.end() == 0
 
 
 def test_lines_pasted_without_marks_send_the_first_and_offer_the_rest(
@@ -46,6 +97,41 @@ def test_the_terminal_is_restored_when_chat_is_killed(model: Path, tmp_path: Pat
         os.kill(program.pid, signal.SIGTERM)
         assert program.end() == -signal.SIGTERM
         assert program.raw.rindex("\x1b[?2004l") > program.raw.rindex("\x1b[?2004h")
+
+
+def test_a_full_context_is_not_the_end(model: Path, tmp_path: Path) -> None:
+    with chat(model, tmp_path, "--context", "128") as program:
+        endless(program)
+        program.type("fill it\r")
+        told = program.wait_for_prompt()
+        assert "the context is full (128 of 128 tokens)" in told
+        assert "/undo takes the last exchange back" in told
+        program.type("more\r")
+        told = program.wait_for_prompt()
+        assert "the message was not sent" in told
+        assert "(/reset starts a new conversation)" in " ".join(told.split())
+        program.wait_for("more")
+        program.type("\x03")
+        program.wait_for_prompt()
+        program.type("/undo\r")
+        assert "0 left" in program.wait_for_prompt()
+        program.wait_for("fill it")
+
+
+def test_history_and_completion_across_starts(model: Path, tmp_path: Path) -> None:
+    with chat(model, tmp_path, "--max-tokens", "2") as program:
+        program.type("/set temp\t")
+        program.wait_for("temperature")
+        program.type(" 0.5\r")
+        assert "0.5" in program.wait_for_prompt()
+        program.type("/bye\r")
+        assert program.end() == 0
+    with chat(model, tmp_path) as program:
+        # Behind the word that left.
+        program.type("\x1b[A")
+        program.wait_for("/bye")
+        program.type("\x1b[A")
+        program.wait_for("set temperature 0.5")
 
 
 def test_piped_chat_is_plain(model: Path) -> None:

@@ -65,8 +65,10 @@ def chat(
     with ExitStack() as stack:
         # Before the model is loaded: what the editor holds then counts in the plan.
         is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        read_line = _on_terminal(stack) if is_terminal else _plain_line
+        terminal, read_line = _on_terminal(stack) if is_terminal else (None, _plain_line)
         llm = load_model(model, load)
+        if terminal is not None:
+            terminal.loaded()
         if llm.template is None:
             raise RequestError("this model has no chat template; use thinslice run --raw")
         note(f"{model}: {llm.plan.summary()}" + ("; /help for commands" if is_terminal else ""))
@@ -127,13 +129,15 @@ class Chat:
         view = AnswerView()
         try:
             answer = answered(view)
-        except (ThinsliceError, KeyboardInterrupt):
+        except KeyboardInterrupt:
+            answer = None
+        except ThinsliceError:
             self.offered = self.conversation.unsent
             raise
         finally:
             with interrupts_ignored():
                 view.close()
-        if not answer.is_kept:
+        if answer is None or not answer.is_kept:
             note("stopped before the answer began; the message is not part of the conversation")
             self.offered = self.conversation.unsent
             return
@@ -191,8 +195,8 @@ def interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _on_terminal(stack: ExitStack) -> ReadLine:
-    """Take the terminal until the stack is unwound; returns what reads lines from it."""
+def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
+    """Take the terminal until the stack is unwound; returns it and what reads lines from it."""
     from thinslice.cli.chat_history import ChatHistory, history_path
     from thinslice.cli.line_editor import LineEditor
     from thinslice.cli.terminal import Terminal
@@ -208,7 +212,7 @@ def _on_terminal(stack: ExitStack) -> ReadLine:
             note(f"what you type is not kept across starts: {history.trouble}")
         return editor.read(prompt, _with_typed_ahead(terminal, offered))
 
-    return read_line
+    return terminal, read_line
 
 
 def _with_typed_ahead(terminal: "Terminal", offered: str) -> str:

@@ -54,6 +54,7 @@ class Terminal:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._handle)
+        self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._leave_loading)
         self._wake = os.pipe()
         self._own()
         self._start()
@@ -160,6 +161,17 @@ class Terminal:
     def _send(self, sequence: bytes) -> None:
         with suppress(OSError):
             os.write(self._fd, sequence)
+
+    def loaded(self) -> None:
+        """From now on Ctrl-C is a KeyboardInterrupt and nothing else: it ends no conversation."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _leave_loading(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-C while the model loads: the command line may end the process at once."""
+        self._release()
+        before = self._handlers[signal.SIGINT]
+        if callable(before):
+            before(number, frame)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         """Restore the terminal, do what the signal does by default, and go on after a stop."""

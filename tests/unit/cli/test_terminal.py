@@ -92,6 +92,30 @@ def test_a_stop_gives_the_terminal_back_first_and_takes_it_again(
     os.close(terminal)
 
 
+def test_ctrl_c_restores_the_terminal_while_the_model_loads_and_only_interrupts_afterwards() -> (
+    None
+):
+    user, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    seen: list[bool] = []
+    previous = signal.signal(
+        signal.SIGINT, lambda *_: seen.append(termios.tcgetattr(terminal) == before)
+    )
+    try:
+        with Terminal(terminal) as owned:
+            signal.raise_signal(signal.SIGINT)
+            assert seen == [True]
+            owned.loaded()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert seen == [True, True]
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    os.close(user)
+    os.close(terminal)
+
+
 def test_a_terminal_that_goes_away_ends_the_reading() -> None:
     user, terminal = pty.openpty()
     with Terminal(terminal) as owned:
