@@ -205,7 +205,7 @@ def test_one_bad_prompt_among_several_leaves_nothing_behind(llm: LLM) -> None:
 def test_a_model_without_a_template_does_not_chat(tmp_path: Path) -> None:
     path = write_model(tmp_path / "base.gguf", chat_template="")
     llm = LLM(str(path), memory=beside(GIB), context=64, dtype="float32")
-    with pytest.raises(RequestError, match="empty. chat template"):
+    with pytest.raises(RequestError, match=r"empty\) chat template"):
         llm.chat([{"role": "user", "content": "hi"}])
     assert llm.generate("abc", LONG)[0].token_ids
 
