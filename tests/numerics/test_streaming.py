@@ -1,6 +1,8 @@
 """Streamed weights give the tokens of resident ones, from every kind of file, and fail cleanly."""
 
+import gc
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -284,6 +286,31 @@ def test_two_slices_of_one_shape_that_are_swapped_are_found(tmp_path: Path) -> N
     with pytest.raises(AssertionError, match="the next slice is"):
         logits_of(engine, PROMPT)
     engine.runner.close()
+
+
+def test_a_streamed_model_that_nobody_holds_is_let_go(tmp_path: Path) -> None:
+    """Its reading threads and files too; those that it had are counted by their names."""
+    checkpoint = write("bf16", tmp_path)
+    gc.collect()
+    threads, files = reading_threads(), open_files(tmp_path)
+    engine = streamed_engine(checkpoint, 4)
+    greedy(engine, PROMPT, 2)
+    assert reading_threads() > threads
+    assert open_files(tmp_path) > files
+    del engine
+    gc.collect()
+    assert reading_threads() == threads
+    assert open_files(tmp_path) == files
+
+
+def reading_threads() -> int:
+    return sum(thread.name.startswith("thinslice-read") for thread in threading.enumerate())
+
+
+def open_files(folder: Path) -> int:
+    """How many descriptors of this process are files in a folder."""
+    links = (os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+    return sum(link.startswith(str(folder)) for link in links)
 
 
 def test_rows_of_several_sequences_pass_a_held_layer(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ their use. The plan says which are where. Rows of the embedding table are read f
 needed and never lie on the device as a table.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -60,6 +61,7 @@ class DeviceStore:
         self.device = device
         self.dtype = dtype
         self._rows = CheckpointReader(checkpoint)
+        weakref.finalize(self, self._rows.close)
         self._placed: dict[str, list[PlacedSlice]] = {}
         self._locked: list[torch.Tensor] = []
         self._reader: SliceReader | None = None
@@ -195,12 +197,15 @@ class DeviceStore:
                 num_buffers=host.num_staging,
                 options=ReaderOptions(allocate=self._page_locked),
             )
+            weakref.finalize(self, self._reader.close)
         num_bytes, num_buffers = streaming.buffer_bytes, streaming.num_buffers
         ring = torch.empty(num_buffers * num_bytes, dtype=torch.uint8, device=self.device.place)
         self._copies = DeviceCopies(
             self.device, sources, ring.view(num_buffers, num_bytes).unbind(), self._reader
         )
         self._copies.start()
+        # Its thread holds the copies and would hold all of them for ever; as does the reader's.
+        weakref.finalize(self, self._copies.close)
 
     def _slices_of(self, name: str) -> Iterator[tuple[int, int, Rows]]:
         """First and last row and the rows of each slice of a matrix, in the order of use."""

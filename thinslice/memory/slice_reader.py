@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -228,7 +228,8 @@ class SliceReader(Closing):
             self._is_closed = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(_STUCK_S)
+            if thread is not threading.current_thread():  # one may find that nobody holds it
+                thread.join(_STUCK_S)
         self._threads.clear()
         for file in self._files.values():
             file.close()
@@ -242,6 +243,8 @@ class SliceReader(Closing):
             if one.path not in self._files:
                 self._files[one.path] = UncachedFile.open(one.path)
         ring = self._options.allocate(self._num_buffers * self._buffer_bytes)
+        # Whoever gave the memory is not held by the threads, which hold the reader.
+        self._options = replace(self._options, allocate=aligned_buffer)
         for begin in range(0, len(ring), self._buffer_bytes):
             data = ring[begin : begin + self._buffer_bytes]
             self._buffers.append(_Buffer(data, data.numpy().data))

@@ -4,6 +4,7 @@ The decoder walks its matrices in a fixed order, and the slice reader reads ahea
 across layers and tokens. What is pinned and how large a slice is, the plan says.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -59,6 +60,7 @@ class WeightStore(Closing):
         self.streaming = streaming
         self.dtype = dtype
         self._rows = CheckpointReader(checkpoint)
+        weakref.finalize(self, self._rows.close)
         self._placed: dict[str, list[PlacedSlice]] = {}
         self._reader: SliceReader | None = None
         self._converted = torch.empty(0, dtype=torch.uint8)
@@ -96,6 +98,8 @@ class WeightStore(Closing):
                 buffer_bytes=streaming.buffer_bytes,
                 num_buffers=streaming.num_buffers,
             )
+            # The reader's threads hold the reader and would hold all of it for ever.
+            weakref.finalize(self, self._reader.close)
             if streaming.layer_rows is not None:
                 self._held = HeldSlices(self._most_held(streamed))
 
