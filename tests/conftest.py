@@ -24,6 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-line", action="store_true", help="interrupt the engine at every line")
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_as_they_were() -> Iterator[None]:
+    """The command line answers Ctrl-C in its own way, also where a test runs it in this process."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The embedded model's .gguf file, fetched into the store where it is not there yet."""
