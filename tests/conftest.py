@@ -1,11 +1,15 @@
 """Fixtures that several rooms' tests use."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+# Before torch is imported, as the command line does: its threads would spin while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from thinslice.store.store import Store

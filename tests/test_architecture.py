@@ -21,11 +21,11 @@ LAYERS = (
     ("kernels",),
     ("plan",),
     ("config",),
-    ("units", "closing"),
+    ("units", "closing", "process"),
     ("errors",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-TORCH_FREE = ("units", "closing", "errors", "config", "plan", "store")
+TORCH_FREE = ("units", "closing", "process", "errors", "config", "plan", "store")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 450, 70, 5
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

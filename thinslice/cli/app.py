@@ -15,13 +15,9 @@ _SHOW_CURSOR = b"\x1b[?25h"
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
     _take_interrupts()
-    # Before torch is loaded: its threads spin for milliseconds at each operation's end by default,
-    # which on busy cores slows a token down tenfold and more. Measured on two cores, SmolLM2:
-    # 17 against 3 tokens/s beside other work, 14 against 25 alone.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # oneDNN keeps the compiled kernels of 1,024 shapes, and each number of rows is a shape: in
-    # bfloat16 the process would grow for as long as it meets new ones.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    from thinslice.process import set_environment
+
+    set_environment()
     from thinslice.cli.exit_codes import run_command
 
     code = run_command(sys.argv[1:] if arguments is None else arguments)

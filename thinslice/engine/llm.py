@@ -27,6 +27,7 @@ from thinslice.errors import ContextError, RequestError, StoreError
 from thinslice.memory.give_back import give_back
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.predict import Prediction
+from thinslice.process import bound_allocator, set_environment
 from thinslice.store.store import Store
 from thinslice.text.chat_template import ChatTemplate
 
@@ -143,6 +144,8 @@ class LLM(Closing):
             self._load(model, progress, EngineSettings(**settings))
 
     def _load(self, model: str, progress: Progress | None, asked: EngineSettings) -> None:
+        set_environment()
+        bound_allocator()
         device = open_device(asked)
         engine_settings, budget = with_budget(asked)
         with explaining(engine_settings, budget):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from thinslice.errors import ConfigError
 from thinslice.kernels.packed import PackedWeight, unpack
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
+from thinslice.plan.cost import padded_rows
 from thinslice.plan.packed_format import PANEL_ROWS
 from thinslice.units import MIB
 
@@ -58,17 +59,31 @@ def linear(
 
     A packed matrix is turned into numbers first: its result is near that of the compiled kernels,
     which quantise ``x`` as well, and not the same. ``out`` may be ``residual``.
-    Extra memory: T times rows; for a packed matrix 14 MiB more.
+    Extra memory: T times rows; for a packed matrix 14 MiB more; in bfloat16 ``x`` once more
+    and the rows of the result that ``padded_rows`` adds.
     """
     if isinstance(rows, PackedWeight):
         result = _packed_linear(x_TD, rows)
         if bias is not None:
             result += bias
     else:
-        result = F.linear(x_TD, rows, bias)
+        result = _float_linear(x_TD, rows, bias)
     if residual is not None:
         return torch.add(residual, result, out=out)
     return result if out is None else out.copy_(result)
+
+
+def _float_linear(
+    x_TD: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """``x @ rows.T + bias``, on a processor in bfloat16 with zeros up to ``padded_rows``."""
+    num_rows = x_TD.shape[0]
+    num_padded = padded_rows(num_rows)
+    if x_TD.dtype is not torch.bfloat16 or x_TD.is_cuda or num_padded == num_rows:
+        return F.linear(x_TD, rows, bias)
+    padded = x_TD.new_zeros(num_padded, x_TD.shape[1])
+    padded[:num_rows] = x_TD
+    return F.linear(padded, rows, bias)[:num_rows]
 
 
 def _packed_linear(x_TD: torch.Tensor, weight: PackedWeight) -> torch.Tensor:

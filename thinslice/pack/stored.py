@@ -1,8 +1,10 @@
 """A packed copy of a model in the store, made when it is first asked for."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from thinslice.checkpoint.index import Checkpoint
+from thinslice.errors import StoreError
 from thinslice.pack.layout import layout_of
 from thinslice.pack.pack import PackOptions, pack_model, packing_parts, settings_of
 from thinslice.pack.source import SourceFiles
@@ -46,15 +48,18 @@ def bytes_to_pack(source: Checkpoint, fmt: PackedFormat) -> int:
     """What ``ensure_packed`` takes on one thread beyond what the process holds; 0 where the copy is
     there.
 
-    Errors: CheckpointError for a model that cannot be packed; StoreError as ``copy_folder``.
+    A store that cannot be read has no copy: a plan needs no store.
+
+    Errors: CheckpointError for a model that cannot be packed.
     """
     packing = packing_for(source.shape, fmt)
     layout = layout_of(source, packing)
-    folder = copy_folder(Store().root, source.path, fmt)
-    record = read_record(folder)
-    if record is not None:
+    with suppress(OSError, StoreError):
+        folder = copy_folder(Store().root, source.path, fmt)
+        record = read_record(folder)
         name = _name(source, folder, fmt)
-        if record.settings == settings_of(layout, packing, SourceFiles(source), name):
+        settings = settings_of(layout, packing, SourceFiles(source), name)
+        if record is not None and record.settings == settings:
             return 0
     return sum(packing_parts(source, layout).values())
 

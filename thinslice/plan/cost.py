@@ -114,22 +114,48 @@ _ROWS_QUANTIZED_AT_ONCE = 512
 _STACK_BYTES = 256 * KIB
 
 
+# oneDNN compiles a bfloat16 product for each number of rows it meets, and keeps what it compiled
+# whatever its cache is bounded to: prompts of ever new lengths took 1.4 MB each for SmolLM2's five
+# shapes of matrices, without an end. Other families have six.
+_ONEDNN_BYTES_PER_ROWS = 9 * MIB // 4
+_ONEDNN_BASE_BYTES = 12 * MIB
+
+
+def padded_rows(num_rows: int) -> int:
+    """The rows that a bfloat16 product of so many is computed with; beyond 64 a fourth more
+    at most.
+
+    There are few such numbers, so that few products are compiled.
+    """
+    if num_rows <= 4:
+        return num_rows
+    step = max(1 << max((num_rows - 1).bit_length() - 3, 0), 16 if num_rows > 16 else 8)
+    return -(-num_rows // step) * step
+
+
+def num_padded_rows(most: int) -> int:
+    """How many numbers ``padded_rows`` gives for up to ``most`` rows."""
+    return len({padded_rows(num_rows) for num_rows in range(1, most + 1)})
+
+
 def library_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
     """What libraries come to hold once they run: thread stacks, compiled kernels, and the packed
     operands of a matrix product.
 
     Measured on two cores with torch 2.13: up to 40 MiB after the first forward passes; in float32,
-    whose products repack their operands, one more copy of the widest rows in flight. Packed
+    whose products repack their operands, one more copy of the widest rows in flight, as in
+    bfloat16, whose rows are padded. Packed
     matrices never enter torch's products: up to 13 MiB beside them, with MiMo-7B's shape and a
     prompt of 4,000 tokens. Each of the kernels' threads has a stack and what attention works in.
     """
     threads = how.num_threads * (_attention_scratch(shape) + _STACK_BYTES)
     if how.is_packed:
         return 14 * MIB + threads
-    base = 40 * MIB + threads
-    if how.itemsize == 2:
-        return base
     widest = max(shape.intermediate_size, shape.hidden_size, shape.q_size)
+    if how.itemsize == 2:
+        compiled = _ONEDNN_BASE_BYTES + num_padded_rows(chunk) * _ONEDNN_BYTES_PER_ROWS
+        return compiled + threads + padded_rows(chunk) * widest * how.itemsize
+    base = 40 * MIB + threads
     return base + chunk * (widest + shape.hidden_size) * how.itemsize
 
 
@@ -140,10 +166,9 @@ def logits_bytes(shape: ModelShape, num_rows: int, itemsize: int) -> int:
     return num_rows * per_row + sorting
 
 
-# oneDNN keeps a compiled kernel for each number of rows that a bfloat16 product has met, 64 of them
-# at most (cli/app.py). Those of a prediction layer come beside the model's, and with its drafts the
-# number changes from step to step. Measured on a model of 0.2 GB: peaks of 10 to 28 MB more than
-# with two of them kept.
+# Kernels that oneDNN compiles for a prediction layer come beside the model's, and with its drafts
+# the number of rows changes from step to step. Measured on a model of 0.2 GB: peaks of 10 to 28 MB
+# more than with two of them kept.
 PREDICTION_KERNEL_BYTES = 28 * MIB
 
 # Rows that a prediction layer takes at a time: a prompt's need not exist side by side once more.

@@ -129,6 +129,7 @@ void multiply_rows(const LinearJob& job, const QuantizedRows& x, int64_t first_r
 }  // namespace
 
 void linear(const LinearJob& job) {
+  const ScratchLease lease;
   const int64_t groups = job.in_features / kGroup;
   const int64_t element = job.x_dtype == Dtype::f32 ? 4 : 2;
   const bool is_wide = has_wide(job);

@@ -92,6 +92,7 @@ void write_kv(const WriteKvJob& job) {
 
 void attention(const AttentionJob& job) {
   check(job);
+  const ScratchLease lease;
   const std::vector<Piece> pieces = pieces_of(job);
   const KernelTable& table = kernels();
   const std::size_t bytes = table.attention_scratch_floats(job) * sizeof(float);

@@ -1,5 +1,6 @@
 #include "scratch.h"
 
+#include <atomic>
 #include <new>
 
 namespace thinslice {
@@ -32,16 +33,32 @@ class Buffer {
   std::size_t size_ = 0;
 };
 
+struct Scratch {
+  Buffer of_call;
+  Buffer of_thread;
+};
+
+std::atomic<Scratch*> spare{nullptr};  // what the last call worked in
+thread_local Scratch* current = nullptr;
+
 }  // namespace
 
-uint8_t* call_scratch(std::size_t num_bytes) {
-  static thread_local Buffer buffer;
-  return buffer.at_least(num_bytes);
+ScratchLease::ScratchLease() : is_outermost_(current == nullptr) {
+  if (!is_outermost_) return;
+  current = spare.exchange(nullptr);
+  if (current == nullptr) current = new Scratch;
 }
 
-uint8_t* thread_scratch(std::size_t num_bytes) {
-  static thread_local Buffer buffer;
-  return buffer.at_least(num_bytes);
+ScratchLease::~ScratchLease() {
+  if (!is_outermost_) return;
+  Scratch* mine = current;
+  current = nullptr;
+  Scratch* none = nullptr;
+  if (!spare.compare_exchange_strong(none, mine)) delete mine;
 }
+
+uint8_t* call_scratch(std::size_t num_bytes) { return current->of_call.at_least(num_bytes); }
+
+uint8_t* thread_scratch(std::size_t num_bytes) { return current->of_thread.at_least(num_bytes); }
 
 }  // namespace thinslice

@@ -6,6 +6,8 @@
 // thread beside the kernels.
 #include "threads.h"
 
+#include "scratch.h"
+
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #define THINSLICE_HAS_FORK
@@ -90,6 +92,7 @@ class Pool {
   }
 
   void work() {
+    const ScratchLease lease;
     uint32_t seen = 0;
     while (true) {
       wait_for_news(seen);

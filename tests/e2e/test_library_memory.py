@@ -1,0 +1,61 @@
+"""A program that holds a model by the Python API stays within the plan, however it calls."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+# Prompts of ever new lengths: each number of rows is another product to be compiled for.
+LENGTHS = """
+import random, sys
+from thinslice import LLM, SamplingParams
+from thinslice.memory.meter import peak_rss_bytes
+llm = LLM("smollm2", memory=sys.argv[1], dtype=sys.argv[2], context=1024, draft="off")
+rng = random.Random(0)
+for length in range(1, 360, int(sys.argv[3])):
+    tokens = [rng.randrange(49152) for _ in range(length)]
+    llm.engine.add_request(tokens, SamplingParams(max_tokens=2, cache_salt=str(length)))
+    while llm.engine.has_work:
+        llm.engine.step()
+print(peak_rss_bytes(), llm.plan.peak_bytes, llm.plan.budget_bytes)
+"""
+# One thread at a time, but always another one, all of which stay alive, as in a web server.
+THREADS = """
+import sys
+from threading import Event, Thread
+from thinslice import LLM, SamplingParams
+from thinslice.memory.meter import peak_rss_bytes
+llm = LLM("smollm2", memory=sys.argv[1], context=1024, max_num_seqs=1)
+end = Event()
+def answer(index, done):
+    params = SamplingParams(max_tokens=2, cache_salt=str(index))
+    llm.engine.add_request(list(range(300, 900)), params)
+    while llm.engine.has_work:
+        llm.engine.step()
+    done.set()
+    end.wait()
+for index in range(16):
+    done = Event()
+    Thread(target=answer, args=(index, done), daemon=True).start()
+    done.wait()
+print(peak_rss_bytes(), llm.plan.peak_bytes, llm.plan.budget_bytes)
+"""
+
+
+def measure(program: str, *arguments: str) -> tuple[int, int, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    peak, planned, budget = map(int, done.stdout.split())
+    return peak, planned, budget
+
+
+def test_prompts_of_ever_new_lengths(smollm2_path: Path) -> None:
+    """52 lengths, which took over 50 MiB more than is planned while each was compiled for."""
+    peak, planned, budget = measure(LENGTHS, "660MiB", "bfloat16", "7")
+    assert peak <= planned <= budget
+
+
+def test_threads_that_take_turns(smollm2_path: Path) -> None:
+    peak, planned, budget = measure(THREADS, "420MiB")
+    assert peak <= planned <= budget
