@@ -64,9 +64,13 @@ class Engine:
 
     @property
     def runner(self) -> Runner:
-        """What runs the model. Errors: RequestError once it is closed."""
+        """What runs the model.
+
+        Errors: RequestError once it is closed, and as ``Runner.check_process``.
+        """
         if self._runner is None:
             raise RequestError(CLOSED)
+        self._runner.check_process()
         return self._runner
 
     def close(self) -> None:

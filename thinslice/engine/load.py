@@ -19,6 +19,7 @@ from thinslice.kernels.dispatch import NATIVE, cuda_ops, ops_for
 from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.memory.device import Device
 from thinslice.memory.device_store import DeviceStore
+from thinslice.memory.forks import prepare_for_forks
 from thinslice.memory.fuse import fuse, fuse_prediction
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
@@ -49,7 +50,8 @@ def open_model(
     Errors: ConfigError, StoreError, CheckpointError; BudgetError before anything is packed.
     """
     path = Store().ensure(name, progress, offline=settings.offline)
-    checkpoint = open_checkpoint(path)
+    # What is read later is found wherever the program has gone by then.
+    checkpoint = open_checkpoint(path.absolute())
     tokenizer = load_tokenizer(checkpoint)
     model = Model.of(checkpoint)
     to_run = model_to_run(model, settings, device=device)
@@ -59,7 +61,7 @@ def open_model(
     fmt = PackedFormat(model.dtype(settings.dtype))
     budget = budget_bytes(settings)
     packed = ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget)
-    return replace(open_checkpoint(packed), notes=checkpoint.notes), tokenizer
+    return replace(open_checkpoint(packed.absolute()), notes=checkpoint.notes), tokenizer
 
 
 def load_engine(
@@ -73,6 +75,7 @@ def load_engine(
 
     Errors: CheckpointError from reading the weights.
     """
+    prepare_for_forks()
     if device is not None:
         return _load_on_device(checkpoint, chosen, eos_token_ids, progress, device)
     shape = checkpoint.shape

@@ -1,5 +1,6 @@
 """Runner: from scheduled tokens to the logits of the rows that are sampled."""
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
@@ -9,6 +10,7 @@ from itertools import accumulate
 import torch
 
 from thinslice.engine.scheduler import ScheduledTokens
+from thinslice.errors import RequestError
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.device import Device
 from thinslice.memory.device_store import DeviceStore
@@ -45,6 +47,23 @@ class Runner:
         self.has_own_threads = has_own_threads
         self.device: Device | None = None
         self.spilled: SpilledKv | None = None
+        self._pid = os.getpid()
+
+    def check_process(self) -> None:
+        """A child of a fork has none of the threads that read weights, and there torch waits for
+        ever for its own. The compiled kernels start theirs anew.
+
+        Errors: RequestError in a child of the process that loaded the model, but for a packed model
+        in memory.
+        """
+        if self._pid == os.getpid():
+            return
+        streams = self.weights is not None and self.weights.streams
+        if streams or self.device is not None or not self.has_own_threads:
+            raise RequestError(
+                f"this model was loaded by process {self._pid} before a fork and cannot run in "
+                "its child; load it in the child, or start the child with spawn"
+            )
 
     def move_blocks(self, moves: deque[BlockMove]) -> None:
         """Copy blocks to host memory and back, and take them off the queue."""

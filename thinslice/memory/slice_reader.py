@@ -5,6 +5,7 @@ always known: reading goes on across layers and across tokens while the consumer
 threads do nothing but ``preadv``, which runs without the interpreter's lock.
 """
 
+import os
 import threading
 import time
 from collections import deque
@@ -122,6 +123,7 @@ class SliceReader(Closing):
         self._files: dict[Path, UncachedFile] = {}
         self._buffers: list[_Buffer] = []
         self._threads: list[threading.Thread] = []
+        self._pid = os.getpid()
 
         # All that follows is guarded by this condition's lock.
         self._changed = threading.Condition()
@@ -224,6 +226,10 @@ class SliceReader(Closing):
 
         The ring goes back to the system once no tensor from ``next`` is left either.
         """
+        if self._pid != os.getpid():
+            # A child of a fork has none of the threads, one of which may have held the lock.
+            self._threads.clear()
+            self._changed = threading.Condition()
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

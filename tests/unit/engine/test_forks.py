@@ -1,0 +1,80 @@
+"""A child of a fork answers with the model it was given, or is told at once to load its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_llm import write_model
+
+# The parent computes first: only then has torch threads that a child would wait for.
+FORK = """
+import os, signal, sys
+import torch
+from thinslice import LLM, SamplingParams
+from thinslice.errors import RequestError
+from thinslice.memory.meter import current_rss_bytes
+
+torch.set_num_threads(2)
+torch.ones(512, 512) @ torch.ones(512, 512)
+greedy = SamplingParams(temperature=0, max_tokens=8)
+
+def load(dtype, streams):
+    beside = {beside} << 20
+    return LLM(sys.argv[1], memory=current_rss_bytes() + beside, dtype=dtype, context=480)
+
+llm = load({dtype!r}, {streams})
+assert (llm.plan.streaming is not None) == {streams}
+text = llm.generate("abc", greedy)[0].text
+child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    assert llm.generate("abc", greedy)[0].text == text
+    sys.exit(os.waitstatus_to_exitcode(status))
+signal.alarm(60)
+{child}
+"""
+WORKS = """
+assert llm.generate("abc", greedy)[0].text == text
+llm.close()
+"""
+REFUSED = """
+for call in (
+    lambda: llm.generate("abc", greedy),
+    lambda: llm.stream("abc", greedy),
+    lambda: llm.engine.step(),
+):
+    try:
+        call()
+    except RequestError as error:
+        assert "before a fork" in str(error) and "load it in the child" in str(error), error
+    else:
+        raise AssertionError("a model of another process ran")
+llm.close()
+own = load({dtype!r}, {streams})
+assert own.generate("abc", greedy)[0].text == text
+own.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "streams", "child"),
+    [
+        ("int8", False, WORKS),
+        ("float32", False, REFUSED),
+        ("bfloat16", False, REFUSED),
+    ],
+)
+def test_a_child_of_a_fork(dtype: str, streams: bool, child: str, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.gguf")
+    filled = child.format(dtype=dtype, streams=streams)
+    code = FORK.format(dtype=dtype, streams=streams, beside=400, child=filled)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
