@@ -21,7 +21,8 @@ LAYERS = (
     ("kernels",),
     ("plan",),
     ("config",),
-    ("units", "closing", "process"),
+    ("process",),
+    ("units", "closing"),
     ("errors",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
