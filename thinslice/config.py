@@ -1,7 +1,8 @@
 """What a user may set: how a model is loaded, how a generation samples and stops."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 from thinslice.errors import ConfigError, RequestError
 from thinslice.units import parse_bytes
@@ -19,20 +20,53 @@ MTP_HIDDEN = ("pre-norm", "post-norm")
 MAX_DRAFT_LENGTH = 64
 
 
+# What each parameter that a model's files may advise can be, both ends included.
+_ADVISABLE_RANGES = {
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 1 << 31),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+}
+ADVISABLE = tuple(_ADVISABLE_RANGES)
+
+
+@dataclass(frozen=True)
+class TokenSampling:
+    """A value for each sampling parameter that a model's files may advise.
+
+    The defaults hold where neither the user nor the model gives a value. They are those Xiaomi
+    evaluates MiMo-7B with (arXiv 2505.07608: temperature 0.6, top-p 0.95).
+
+    Attributes: as those of SamplingParams.
+    """
+
+    temperature: float = 0.6
+    top_k: int = 0
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How the next token is chosen and when a generation ends.
 
-    The order is: penalties, temperature, top-k, top-p, min-p. The defaults are those Xiaomi
-    evaluates MiMo-7B with (arXiv 2505.07608: temperature 0.6, top-p 0.95).
+    The order is: penalties, temperature, top-k, top-p, min-p. Temperature, top-k, top-p, min-p and
+    the repetition penalty are None where the user gives none: the value is then that of the
+    model's generation_config.json, else the default of TokenSampling.
 
     Attributes:
         temperature: 0 is greedy: the most likely token, the lowest id among equals.
-        top_k: Keep the k most likely tokens; 0 keeps all.
-        top_p: Keep the fewest most likely tokens whose probabilities sum to at least this.
-        min_p: Keep tokens at least this fraction as likely as the most likely one.
+            Without it, as the model's generation_config.json says, else 0.6.
+        top_k: Keep the k most likely tokens; 0 keeps all. Without it, as the model says, else 0.
+        top_p: Keep the fewest most likely tokens whose probabilities sum to at least this. Without
+            it, as the model says, else 0.95.
+        min_p: Keep tokens at least this fraction as likely as the most likely one. Without it, as
+            the model says, else 0.
         repetition_penalty: Divide positive and multiply negative logits of tokens seen in prompt
-            or completion; 1 is off. Source: arXiv 1909.05858.
+            or completion; 1 is off. Source: arXiv 1909.05858. Without it, as the model says, else
+            1.
         presence_penalty: Subtract from the logits of tokens seen in the completion.
         frequency_penalty: Subtract, times the count, from tokens seen in the completion.
         seed: Same seed, same text. Without it, a fresh one is drawn.
@@ -54,11 +88,11 @@ class SamplingParams:
     Errors: RequestError for a value out of range.
     """
 
-    temperature: float = 0.6
-    top_k: int = 0
-    top_p: float = 0.95
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
@@ -73,15 +107,12 @@ class SamplingParams:
     cache_salt: str = ""
 
     def __post_init__(self) -> None:
-        _in_range("temperature", self.temperature, 0.0, 100.0)
-        _in_range("top_k", self.top_k, 0, 1 << 31)
-        _in_range("top_p", self.top_p, 0.0, 1.0)
-        _in_range("min_p", self.min_p, 0.0, 1.0)
-        _in_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        for name in ADVISABLE:
+            value = getattr(self, name)
+            if value is not None:
+                check_advisable(name, value)
         _in_range("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _in_range("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
-        if self.top_p == 0.0:
-            raise RequestError("top_p is 0; expected above 0 (for greedy set temperature to 0)")
         if self.seed is not None:
             _in_range("seed", self.seed, 0, (1 << 63) - 1)
         if self.max_tokens is not None:
@@ -116,33 +147,65 @@ class SamplingParams:
         for token_id in self.stop_token_ids:
             _in_range("a stop token id", token_id, 0, 1 << 31)
 
+    def resolved(self, advised: Mapping[str, float]) -> "SamplingParams":
+        """These, with a value for each parameter that is None and that a model may advise.
+
+        Args:
+            advised: what the model's files advise, by name; they need not name every parameter.
+        """
+        values = asdict(TokenSampling()) | dict(advised)
+        missing = [name for name in ADVISABLE if getattr(self, name) is None]
+        return replace(self, **{name: values[name] for name in missing})
+
+    def sources(self, advised: Mapping[str, float]) -> dict[str, str]:
+        """Whose value ``resolved`` takes for each of them: ``user``, ``model`` or ``default``."""
+        otherwise = {name: "model" if name in advised else "default" for name in ADVISABLE}
+        return {
+            name: source if getattr(self, name) is None else "user"
+            for name, source in otherwise.items()
+        }
+
+    @cached_property
+    def token_sampling(self) -> TokenSampling:
+        """The parameters that a model may advise; where one is None, its default."""
+        given = {name: getattr(self, name) for name in ADVISABLE}
+        return TokenSampling(**{name: one for name, one in given.items() if one is not None})
+
     @property
     def is_greedy(self) -> bool:
         """Whether the next token is simply the most likely one."""
-        return self.temperature == 0.0
+        return self.token_sampling.temperature == 0.0
 
     @property
     def has_filter(self) -> bool:
         """Whether top-k, top-p or min-p leaves any token out."""
-        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+        tokens = self.token_sampling
+        return tokens.top_k > 0 or tokens.top_p < 1.0 or tokens.min_p > 0.0
 
     @property
     def has_penalty(self) -> bool:
         """Whether tokens seen before change the logits."""
         return (
-            self.repetition_penalty != 1.0
+            self.token_sampling.repetition_penalty != 1.0
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
         )
 
 
-def _in_range(name: str, value: float, smallest: float, largest: float) -> None:
+def check_advisable(name: str, value: object) -> None:
+    """Refuse what a parameter of ADVISABLE cannot be. Errors: RequestError naming it."""
+    _in_range(name, value, *_ADVISABLE_RANGES[name])
+    if name == "top_p" and value == 0:
+        raise RequestError("top_p is 0; expected above 0 (for greedy set temperature to 0)")
+
+
+def _in_range(name: str, value: object, smallest: float, largest: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestError(f"{name} is {value!r:.60}; expected a number")
     if isinstance(smallest, int) and not isinstance(value, int):
         raise RequestError(f"{name} is {value}; expected a whole number")
-    if not math.isfinite(value) or not smallest <= value <= largest:
-        raise RequestError(f"{name} is {value}; expected {smallest}..{largest}")
+    if not smallest <= value <= largest:  # NaN is in no range
+        raise RequestError(f"{name} is {value!s:.60}; expected {smallest}..{largest}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_llm import write_model
+
 THINSLICE = [sys.executable, "-m", "thinslice"]
 GREEDY = ["--temperature", "0", "--max-tokens", "12"]
 
@@ -41,6 +43,29 @@ def test_json_has_the_plan_and_the_measured_peak_within_it(smollm2_path: Path) -
     assert report["finish_reason"] in ("stop", "length")
     assert report["peak_bytes"] <= report["plan"]["peak_bytes"] <= 900 * 1024**2
     assert report["plan"]["budget_bytes"] == 900 * 1024**2
+
+
+def test_json_says_how_tokens_were_sampled_and_who_said_so(tmp_path: Path) -> None:
+    gguf, folder = write_model(tmp_path / "tiny.gguf"), tmp_path / "packed"
+    packed = run("pack", str(gguf), "--dtype", "int8", "--out", str(folder))
+    assert packed.returncode == 0, packed.stderr
+    settings = folder / "generation_config.json"
+    settings.write_text('{"temperature": 0.3, "top_k": 9, "do_sample": true}')
+    asked = ["run", str(folder), "--json", "--max-tokens", "2", "--temperature", "0.9", "hi"]
+    done = run(*asked)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["sampling"] == {
+        "temperature": {"value": 0.9, "from": "user"},
+        "top_k": {"value": 9, "from": "model"},
+        "top_p": {"value": 0.95, "from": "default"},
+        "min_p": {"value": 0.0, "from": "default"},
+        "repetition_penalty": {"value": 1.0, "from": "default"},
+    }
+    settings.write_text('{"top_k": "many"}')
+    done = run(*asked)
+    assert (done.returncode, done.stdout) == (4, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert f"{settings}: top_k is 'many'; expected a number" in line
 
 
 def test_the_same_seed_gives_the_same_text(smollm2_path: Path) -> None:

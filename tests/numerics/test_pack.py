@@ -204,12 +204,15 @@ def test_slices_and_threads_do_not_show(
 def test_config_of_a_folder_is_kept(tmp_path: Path) -> None:
     config = tiny_config(rope_scaling={"rope_type": "yarn", "factor": 4.0}, something="else")
     write_safetensors_model(tmp_path / "source", config)
-    (tmp_path / "source" / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    (tmp_path / "source" / "generation_config.json").write_text(
+        '{"eos_token_id": [2, 7], "temperature": 0.4}'
+    )
     (tmp_path / "source" / "tokenizer.json").write_text("{}")
     (tmp_path / "source" / "modeling_tiny.py").write_text("raise SystemExit")
     packed = packed_from(tmp_path / "source", tmp_path / "out", INT4)
     assert packed.shape == open_checkpoint(tmp_path / "source").shape
     assert packed.shape.eos_token_ids == (2, 7)
+    assert packed.sampling == {"temperature": 0.4}
     assert packed.packing is not None
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written == config | {"quantization_config": packed.packing.to_dict()}

@@ -1,9 +1,11 @@
-"""What EngineSettings refuses."""
+"""What EngineSettings refuses, and whose sampling parameters hold."""
+
+from typing import Any
 
 import pytest
 
-from thinslice.config import EngineSettings
-from thinslice.errors import ConfigError
+from thinslice.config import ADVISABLE, EngineSettings, SamplingParams, TokenSampling
+from thinslice.errors import ConfigError, RequestError
 
 
 @pytest.mark.parametrize("mtp_hidden", ["pre-norm", "post-norm"])
@@ -21,3 +23,68 @@ def test_a_hidden_state_of_another_name_is_refused() -> None:
 def test_a_hidden_state_that_nothing_takes_is_refused(draft: str) -> None:
     with pytest.raises(ConfigError, match=f"draft {draft} uses none; draft mtp does"):
         EngineSettings(draft=draft, mtp_hidden="post-norm")
+
+
+OF_USER = {
+    "temperature": 0.9,
+    "top_k": 7,
+    "top_p": 0.5,
+    "min_p": 0.1,
+    "repetition_penalty": 1.3,
+}
+OF_MODEL = {
+    "temperature": 0.2,
+    "top_k": 20,
+    "top_p": 0.8,
+    "min_p": 0.05,
+    "repetition_penalty": 1.1,
+}
+DEFAULTS = {
+    "temperature": 0.6,
+    "top_k": 0,
+    "top_p": 0.95,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", ADVISABLE)
+def test_the_users_value_holds_then_the_models_then_the_default(name: str) -> None:
+    given: dict[str, Any] = {name: OF_USER[name]}
+    advised = {name: OF_MODEL[name]}
+    for params, of_model, value, source in (
+        (SamplingParams(**given), advised, OF_USER[name], "user"),
+        (SamplingParams(**given), {}, OF_USER[name], "user"),
+        (SamplingParams(), advised, OF_MODEL[name], "model"),
+        (SamplingParams(), {}, DEFAULTS[name], "default"),
+    ):
+        used = params.resolved(of_model)
+        assert getattr(used, name) == getattr(used.token_sampling, name) == value
+        assert params.sources(of_model)[name] == source
+        others = set(ADVISABLE) - {name}
+        assert all(getattr(used, other) == DEFAULTS[other] for other in others)
+
+
+def test_zero_is_a_value_of_the_users() -> None:
+    params = SamplingParams(temperature=0, top_k=0, min_p=0)
+    used = params.resolved(OF_MODEL)
+    assert (used.temperature, used.top_k, used.min_p, used.top_p) == (0, 0, 0, 0.8)
+    assert used.is_greedy
+
+
+def test_resolving_keeps_every_other_parameter() -> None:
+    params = SamplingParams(seed=3, stop=("x",), max_tokens=4, presence_penalty=0.5)
+    assert params.resolved({}) == SamplingParams(
+        **DEFAULTS, seed=3, stop=("x",), max_tokens=4, presence_penalty=0.5
+    )
+
+
+def test_parameters_that_nobody_resolved_have_the_defaults() -> None:
+    assert SamplingParams().token_sampling == TokenSampling(**DEFAULTS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 10**400, True, "hot"])
+@pytest.mark.parametrize("name", ADVISABLE)
+def test_a_sampling_parameter_out_of_range_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"^{name} is .*; expected "):
+        SamplingParams(**{name: value})

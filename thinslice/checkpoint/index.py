@@ -69,6 +69,7 @@ class Checkpoint:
         metadata: the GGUF key-value pairs; empty for safetensors.
         packing: how a packed checkpoint is cut; None for every other.
         notes: what its user should know, one line each: keys that are not read, tensors left out.
+        sampling: the sampling parameters that its files advise, by name; a GGUF advises none.
     """
 
     path: Path
@@ -79,6 +80,7 @@ class Checkpoint:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     packing: Packing | None = None
     notes: tuple[str, ...] = ()
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:

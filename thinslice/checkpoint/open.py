@@ -24,6 +24,7 @@ from thinslice.checkpoint.safetensors_header import (
 )
 from thinslice.checkpoint.trunk_names import to_trunk_names, trunk_name
 from thinslice.errors import CheckpointError
+from thinslice.plan.advised_sampling import advised_sampling
 from thinslice.plan.architectures import text_trunk_of
 from thinslice.plan.known_keys import gguf_notes
 from thinslice.plan.packing import Packing
@@ -79,9 +80,10 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _open_safetensors(folder: Path) -> Checkpoint:
     config = read_json_object(folder / "config.json", _MAX_CONFIG_BYTES)
     generation_path = folder / "generation_config.json"
-    generation = None
+    generation, sampling = None, dict[str, float]()
     if generation_path.is_file():
         generation = read_json_object(generation_path, _MAX_CONFIG_BYTES)
+        sampling = advised_sampling(generation, str(generation_path))
     shape = shape_from_config(config, generation)
     notes = notes_of_config(config, generation)
     packing = Packing.from_config(config)
@@ -99,7 +101,16 @@ def _open_safetensors(folder: Path) -> Checkpoint:
         shape, tensors = check_names(shape, held)
         notes += left_out_note(shape, held)
     files = tuple(sorted({entry.path for entry in tensors.values()}))
-    return Checkpoint(folder, "safetensors", shape, tensors, files, packing=packing, notes=notes)
+    return Checkpoint(
+        folder,
+        "safetensors",
+        shape,
+        tensors,
+        files,
+        packing=packing,
+        notes=notes,
+        sampling=sampling,
+    )
 
 
 def _read_weights(

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -72,6 +72,8 @@ def answer_all(llm: "LLM", batch: Batch) -> int:
     """
     from thinslice.engine.in_order import complete_in_order
 
+    # An answer hangs on what the model's files advise too, and so does its digest.
+    batch = replace(batch, sampling=batch.sampling.resolved(llm.sampling))
     total = _count_lines(batch.prompts)
     num_failed = 0
     with _opened(batch.prompts, "rb") as prompts_file, _out_file(batch.out) as out:

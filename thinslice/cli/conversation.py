@@ -130,8 +130,10 @@ class Conversation:
     def set_sampling(self, text: str) -> str:
         """Change one sampling parameter, as in ``temperature 0.2``; without text show all."""
         if text:
-            self.sampling = changed(self.sampling, text)
-        return described(self.sampling, text.split()[0] if text else None)
+            self.sampling = changed(self.sampling, text, self.llm.sampling)
+        return described(
+            self.sampling.resolved(self.llm.sampling), text.split()[0] if text else None
+        )
 
     def tokens(self) -> str:
         """How much of the context the conversation uses."""

@@ -91,11 +91,11 @@ def run(
         note("\nstopped")
         if options.json:
             stream.close()
-            print_json(report(model, llm, stream.completion))
+            print_json(report(model, llm, stream.completion, sampling))
         raise
     completion = stream.completion
     if options.json:
-        print_json(report(model, llm, completion))
+        print_json(report(model, llm, completion, sampling))
         return 0
     write("\n")
     warn_if_cut(completion)
@@ -203,8 +203,15 @@ def _peak(peak_bytes: int, budget_bytes: int, planned_bytes: int) -> str:
     return f"{gib(peak_bytes)} of {gib(budget_bytes)} GiB ({gib(planned_bytes)} planned)"
 
 
-def report(model: str, llm: "LLM", completion: "Completion") -> dict[str, Any]:
-    """The fields of ``run --json``."""
+def report(
+    model: str, llm: "LLM", completion: "Completion", sampling: SamplingParams
+) -> dict[str, Any]:
+    """The fields of ``run --json``.
+
+    Args:
+        sampling: what the user gave.
+    """
+    used = sampling.resolved(llm.sampling)
     return {
         "model": model,
         "text": completion.text,
@@ -215,6 +222,10 @@ def report(model: str, llm: "LLM", completion: "Completion") -> dict[str, Any]:
         "drafted_tokens": completion.num_drafted,
         "accepted_tokens": completion.num_accepted,
         "seed": completion.seed,
+        "sampling": {
+            name: {"value": getattr(used, name), "from": source}
+            for name, source in sampling.sources(llm.sampling).items()
+        },
         "prefill_s": completion.prefill_s,
         "decode_s": completion.decode_s,
         "decode_tokens_per_s": completion.decode_tokens_per_s,

@@ -1,20 +1,24 @@
 """Sampling parameters by name, as /set of chat reads and shows them."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
 from thinslice.cli.options import FOR_ONE
-from thinslice.config import SamplingParams
+from thinslice.config import ADVISABLE, SamplingParams
 from thinslice.errors import RequestError
 
 NAMES = tuple(field.name for field in fields(SamplingParams) if FOR_ONE.match(field.name))
-_OPTIONAL = ("seed", "max_tokens")
+_OPTIONAL = ("seed", "max_tokens", *ADVISABLE)
 _WHOLE = ("top_k", "seed", "max_tokens")
 _YES, _NO = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
 
 
-def changed(params: SamplingParams, text: str) -> SamplingParams:
+def changed(params: SamplingParams, text: str, advised: Mapping[str, float]) -> SamplingParams:
     """The parameters with one changed, as in ``temperature 0.2``; ``none`` takes one away.
+
+    Args:
+        advised: what the model's files advise, which holds again for what is taken away.
 
     Errors: RequestError for a name or a value that is not one.
     """
@@ -23,7 +27,8 @@ def changed(params: SamplingParams, text: str) -> SamplingParams:
     if name not in NAMES:
         raise RequestError(f"there is no parameter {name}; /set alone shows them all")
     if not value:
-        raise RequestError(f"which value? write for example /set {name} {_example(params, name)}")
+        example = _example(params.resolved(advised), name)
+        raise RequestError(f"which value? write for example /set {name} {example}")
     return replace(params, **{name: _parsed(name, value)})
 
 

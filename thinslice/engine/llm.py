@@ -130,6 +130,8 @@ class LLM(Closing):
     Attributes:
         device: that it lies on; None where the processor computes.
         notes: what its user should know of the model's files, one line each.
+        sampling: the sampling parameters that the model's files advise, by name, which hold where
+            SamplingParams give none.
         prediction: how fast it will be; None where the machine was never measured.
         is_prediction_busy: other programs computed while the machine was measured.
 
@@ -153,6 +155,7 @@ class LLM(Closing):
             planned = Model.of(checkpoint)
             self.plan = plan_model(planned, engine_settings, device=device)
         self.notes = checkpoint.notes
+        self.sampling = checkpoint.sampling
         profile = _known_profile(checkpoint.files[0])
         self.prediction: Prediction | None = None
         self.is_prediction_busy = profile is not None and profile.is_busy
@@ -272,11 +275,13 @@ class LLM(Closing):
         return Prompt(self._encode(rendered, is_plain=False), rendered)
 
     def add_requests(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
-        """Queue a prompt's ``params.n`` completions.
+        """Queue a prompt's ``params.n`` completions, sampled as the model advises where the user
+        says nothing.
 
         Errors: RequestError where they can never be served.
         """
         engine, requests = self.engine, list[Request]()
+        params = params.resolved(self.sampling)
         stop_ids = self.tokenizer.stop_ids(params.stop)
         for token_id in params.stop_token_ids:
             if not 0 <= token_id < self.tokenizer.vocab_size:

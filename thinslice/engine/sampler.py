@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinslice.config import SamplingParams
+from thinslice.config import SamplingParams, TokenSampling
 from thinslice.engine.logprobs import TokenLogprobs
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import CheckpointError
@@ -96,7 +96,7 @@ def token_logprobs(logits_V: Floats, token_id: int, count: int) -> TokenLogprobs
     shifted -= np.log(np.exp(shifted).sum())
     likeliest: list[int] = []
     if count > 0:
-        wanted = SamplingParams(temperature=1.0, top_k=count, top_p=1.0)
+        wanted = TokenSampling(temperature=1.0, top_k=count, top_p=1.0)
         likeliest = _likeliest(logits_V, logits_V.max(), wanted, None)[1][:count].tolist()
     return TokenLogprobs(float(shifted[token_id]), tuple((i, float(shifted[i])) for i in likeliest))
 
@@ -113,9 +113,10 @@ def penalize(logits_V: Floats, sequence: Sequence, accepted: list[int]) -> Float
     logits_V = logits_V.copy()
     counts = Counter(sequence.completion_token_ids)
     counts.update(accepted)
-    if params.repetition_penalty != 1.0:
+    factor = params.token_sampling.repetition_penalty
+    if factor != 1.0:
         seen = list({*sequence.prompt_token_ids, *counts})
-        values, factor = logits_V[seen], params.repetition_penalty
+        values = logits_V[seen]
         logits_V[seen] = np.where(values > 0, values / factor, values * factor)
     if counts:
         times = np.array(list(counts.values()), dtype=logits_V.dtype)
@@ -129,20 +130,21 @@ def keep_likely(logits_V: Floats, params: SamplingParams) -> tuple[Floats, Ids]:
 
     The probabilities are those at the params' temperature, which must not be 0.
     """
+    tokens = params.token_sampling
     largest, total = logits_V.max(), None
-    if params.top_p < 1.0 and not params.top_k:
-        total = float(_weights(logits_V, largest, params.temperature).sum())
-    logits, token_ids = _likeliest(logits_V, largest, params, total)
-    if params.top_k:
-        logits, token_ids = logits[: params.top_k], token_ids[: params.top_k]
-    weights = _exact_weights(logits, params.temperature)
-    if params.top_p < 1.0:
+    if tokens.top_p < 1.0 and not tokens.top_k:
+        total = float(_weights(logits_V, largest, tokens.temperature).sum())
+    logits, token_ids = _likeliest(logits_V, largest, tokens, total)
+    if tokens.top_k:
+        logits, token_ids = logits[: tokens.top_k], token_ids[: tokens.top_k]
+    weights = _exact_weights(logits, tokens.temperature)
+    if tokens.top_p < 1.0:
         # Mass within what top-k left, as each filter works on what the one before it left.
         total = float(weights.sum()) if total is None else total
         before = weights.cumsum() - weights
-        keep = max(int((before < params.top_p * total).sum()), 1)
+        keep = max(int((before < tokens.top_p * total).sum()), 1)
         logits, token_ids, weights = logits[:keep], token_ids[:keep], weights[:keep]
-    keep = int((weights >= params.min_p).sum())
+    keep = int((weights >= tokens.min_p).sum())
     return logits[:keep], token_ids[:keep]
 
 
@@ -156,10 +158,11 @@ def _choose(row: Floats, best: int, sequence: Sequence, accepted: list[int]) -> 
     if params.is_greedy:
         return best
     draw = float(torch.rand((), dtype=torch.float64, generator=sequence.generator))
+    temperature = params.token_sampling.temperature
     if not params.has_filter:
-        return _draw_from_all(_weights(row, row[best], params.temperature), draw)
+        return _draw_from_all(_weights(row, row[best], temperature), draw)
     logits, token_ids = keep_likely(row, params)
-    return int(token_ids[_draw(_exact_weights(logits, params.temperature), draw)])
+    return int(token_ids[_draw(_exact_weights(logits, temperature), draw)])
 
 
 def _draw(weights: Floats | Doubles, draw: float) -> int:
@@ -198,7 +201,7 @@ def _exact_weights(logits: Floats, temperature: float) -> Doubles:
 
 
 def _likeliest(
-    logits_V: Floats, largest: np.float32, params: SamplingParams, total: float | None
+    logits_V: Floats, largest: np.float32, tokens: TokenSampling, total: float | None
 ) -> tuple[Floats, Ids]:
     """The largest logits in order, equal ones by id: at least all that the filters keep.
 
@@ -207,14 +210,14 @@ def _likeliest(
             and no top-k.
     """
     for reach in _REACHES:
-        token_ids = np.flatnonzero(logits_V >= largest - reach * params.temperature)
+        token_ids = np.flatnonzero(logits_V >= largest - reach * tokens.temperature)
         logits = logits_V[token_ids]
-        if _is_enough(logits, largest, params, total):
+        if _is_enough(logits, largest, tokens, total):
             break
     else:
         bound = -np.inf
-        if 0 < params.top_k < len(logits_V):
-            bound = np.partition(logits_V, -params.top_k)[-params.top_k]
+        if 0 < tokens.top_k < len(logits_V):
+            bound = np.partition(logits_V, -tokens.top_k)[-tokens.top_k]
         token_ids = np.flatnonzero(logits_V >= bound)
         logits = logits_V[token_ids]
     order = _descending(logits)
@@ -222,15 +225,15 @@ def _likeliest(
 
 
 def _is_enough(
-    logits: Floats, largest: np.float32, params: SamplingParams, total: float | None
+    logits: Floats, largest: np.float32, tokens: TokenSampling, total: float | None
 ) -> bool:
     """Whether the logits above some bound hold all that the filters keep."""
-    if params.top_k:
-        return len(logits) >= params.top_k
-    weights = _weights(logits, largest, params.temperature)
-    if weights.min() < params.min_p:
+    if tokens.top_k:
+        return len(logits) >= tokens.top_k
+    weights = _weights(logits, largest, tokens.temperature)
+    if weights.min() < tokens.min_p:
         return True
-    return total is not None and float(weights.sum(dtype=np.float64)) >= params.top_p * total
+    return total is not None and float(weights.sum(dtype=np.float64)) >= tokens.top_p * total
 
 
 def _descending(logits: Floats) -> Ids:

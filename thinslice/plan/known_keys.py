@@ -105,12 +105,12 @@ _CONFIG_OTHER_PARTS = _keys(
     """
 )
 
-# generation_config.json. How tokens are sampled is for the user's options to say.
-GENERATION_READ = frozenset({"eos_token_id"})
+# generation_config.json: end-of-sequence ids, and what advised_sampling reads.
+GENERATION_READ = _keys("do_sample eos_token_id min_p repetition_penalty temperature top_k top_p")
 _GENERATION_SAMPLING = _keys(
     """
-    do_sample max_length max_new_tokens min_p repetition_penalty temperature top_k top_p typical_p
-    epsilon_cutoff eta_cutoff top_h min_length min_new_tokens max_time num_return_sequences
+    max_length max_new_tokens typical_p epsilon_cutoff eta_cutoff top_h min_length min_new_tokens
+    max_time num_return_sequences
     """
 )
 _GENERATION_OTHER = _keys(
@@ -146,10 +146,9 @@ GENERATION_NOT_APPLIED: Mapping[str, tuple[Any, ...]] = {
     "token_healing": (False,),
     "watermarking_config": (),
 }
-# Sampling settings that older files keep in config.json.
-CONFIG_INERT = (
-    _CONFIG_OTHER | _CONFIG_OTHER_PARTS | GENERATION_INERT | set(GENERATION_NOT_APPLIED)
-) - CONFIG_READ
+# Sampling settings that older files keep in config.json are not read there.
+_GENERATION = GENERATION_READ | GENERATION_INERT | set(GENERATION_NOT_APPLIED)
+CONFIG_INERT = (_CONFIG_OTHER | _CONFIG_OTHER_PARTS | _GENERATION) - CONFIG_READ
 
 # GGUF, without the architecture's prefix: what shape_from_gguf reads.
 GGUF_READ = _keys(
@@ -217,7 +216,6 @@ def config_notes(
 ) -> tuple[str, ...]:
     """One line for each file that holds keys that are not read and may matter."""
     known = CONFIG_READ | CONFIG_INERT | set(CONFIG_NEUTRAL)
-    generation_known = GENERATION_READ | GENERATION_INERT | set(GENERATION_NOT_APPLIED)
     not_applied = [
         key
         for key, neutral in GENERATION_NOT_APPLIED.items()
@@ -228,7 +226,7 @@ def config_notes(
         _unknown("config.json's rotary scaling", list(unread_rope_settings)),
         _unknown(
             "generation_config.json",
-            [key for key in generation_config if key not in generation_known],
+            [key for key in generation_config if key not in _GENERATION],
         ),
     ]
     if not_applied:

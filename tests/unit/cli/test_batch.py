@@ -109,6 +109,20 @@ def test_answers_of_other_settings_are_left_as_they_are(
     assert batch.out.read_bytes() == before
 
 
+def test_answers_hang_on_what_the_model_advises(
+    llm: LLM, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = replace(batch, sampling=SamplingParams(temperature=0, max_tokens=2))
+    answer_all(llm, batch)
+    before = batch.out.read_bytes()
+    monkeypatch.setattr(llm, "sampling", {"temperature": 0.5})  # the user's own value holds
+    answer_all(llm, batch)
+    monkeypatch.setattr(llm, "sampling", {"repetition_penalty": 1.5})
+    with pytest.raises(ConfigError, match="from line 1 on"):
+        answer_all(llm, batch)
+    assert batch.out.read_bytes() == before
+
+
 def test_a_system_prompt_opens_each_conversation_that_has_none(llm: LLM, batch: Batch) -> None:
     batch.prompts.write_text("\n".join(LINES[:3]))
     answer_all(llm, replace(batch, system="Shout."))

@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -54,6 +54,7 @@ class ScriptedLLM:
     plan = PLAN
     prediction = None
     device = None
+    sampling: ClassVar = {"top_p": 0.8}
 
     def __init__(self, *scripts: list[TextChunk | type[BaseException]]) -> None:
         self.scripts = list(scripts)
@@ -384,6 +385,22 @@ def test_set_none_takes_a_parameter_away(line: str, value: object) -> None:
     example = {"seed": "/set seed 3", "max_tokens": "/set max_tokens 3", "stop": "/set stop x"}
     talk(llm, [example[name], line, "hi"])
     assert getattr(llm.params[0], name) == value
+
+
+def test_set_shows_the_values_in_use_and_none_goes_back_to_the_models(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    llm = ScriptedLLM(said("one"))
+    shows = ["/set top_p 0.5", "/set temperature 1.5", "/set top_p none", "/set temperature none"]
+    talk(llm, [*shows, "/set top_p", "hi"])
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    values = [
+        value
+        for name, value in (line for line in shown if len(line) == 2)
+        if name in ("top_p", "temperature")
+    ]
+    assert values == ["0.5", "1.5", "0.8", "0.6"]
+    assert llm.params[0] == SamplingParams()
 
 
 def test_an_unsent_message_is_saved_and_offered_again(tmp_path: Path) -> None:

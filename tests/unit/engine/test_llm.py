@@ -381,3 +381,20 @@ def test_a_panic_of_a_library_ends_its_request_alone(
 def test_interrupts_and_exits_are_nobodys_error(error: type[BaseException]) -> None:
     with pytest.raises(error), Contained():
         raise error
+
+
+def test_what_a_model_advises_holds_where_the_user_says_nothing(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsaid = SamplingParams(max_tokens=12, seed=5, ignore_eos=True)
+    greedy = llm.generate("abc", replace(unsaid, temperature=0))[0].text
+    hot = replace(unsaid, temperature=1.5, top_k=3)
+    by_user = llm.generate("abc", hot)[0].text
+    by_default = llm.generate("abc", unsaid)[0].text
+    monkeypatch.setattr(llm, "sampling", {"temperature": 0.0})
+    assert llm.generate("abc", unsaid)[0].text == greedy != by_default
+    assert "".join(chunk.text for chunk in llm.stream("abc", unsaid)) == greedy
+    assert llm.generate("abc", hot)[0].text == by_user != greedy
+    monkeypatch.setattr(llm, "sampling", {"temperature": 1.5, "top_k": 3})
+    assert llm.generate("abc", unsaid)[0].text == by_user
+    assert llm.generate("abc", replace(unsaid, temperature=0))[0].text == greedy

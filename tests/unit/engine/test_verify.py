@@ -40,7 +40,7 @@ def probabilities(
     logits: list[float], completion: list[int], params: SamplingParams
 ) -> list[float]:
     """A token's distribution by the definitions of SamplingParams, in plain Python."""
-    logits = list(logits)
+    params, logits = params.resolved({}), list(logits)
     for token in {*PROMPT, *completion}:
         scale = params.repetition_penalty
         logits[token] = logits[token] / scale if logits[token] > 0 else logits[token] * scale
