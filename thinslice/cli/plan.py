@@ -163,7 +163,8 @@ def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
             checkpoint = open_checkpoint(here)
             note_all(checkpoint.notes)
             # Held while planning: what the process has before a model is loaded is measured.
-            _tokenizer = load_tokenizer(checkpoint)
+            tokenizer = load_tokenizer(checkpoint)
+            note_all(tokenizer.notes)
             held = current_rss_bytes()
             found, profile = Model.of(checkpoint), _speeds(store, checkpoint.files[0])
     of_device = None if device is None else measure_device(device)

@@ -154,7 +154,7 @@ class LLM(Closing):
             checkpoint, self.tokenizer = open_model(model, engine_settings, progress, device)
             planned = Model.of(checkpoint)
             self.plan = plan_model(planned, engine_settings, device=device)
-        self.notes = checkpoint.notes
+        self.notes = (*checkpoint.notes, *self.tokenizer.notes)
         self.sampling = checkpoint.sampling
         profile = _known_profile(checkpoint.files[0])
         self.prediction: Prediction | None = None

@@ -70,9 +70,13 @@ def write_settings(source: Checkpoint, packing: Packing, folder: Path) -> None:
     """
     section = {"quantization_config": packing.to_dict()}
     if source.kind == "gguf":
-        if source.metadata.get("tokenizer.ggml.model", _NO_TOKENIZER) != _NO_TOKENIZER:
-            _write_tokenizer(read_tokenizer_files(source), folder)
         config = config_of(source.shape)
+        if source.metadata.get("tokenizer.ggml.model", _NO_TOKENIZER) != _NO_TOKENIZER:
+            files = read_tokenizer_files(source)
+            _write_tokenizer(files, folder)
+            # Some are known by keys or texts that only a GGUF's reader looks at.
+            more = files.special.eos_token_ids.difference(source.shape.eos_token_ids)
+            config["eos_token_id"] += sorted(more)
     else:
         for path in settings_files(source):
             if path.name != CONFIG:

@@ -19,6 +19,7 @@ COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
 )
 _DOCUMENT = re.compile(r"(README|LICEN[CS]E|NOTICE)(\.(md|txt))?")

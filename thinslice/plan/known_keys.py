@@ -17,12 +17,13 @@ from thinslice.plan.header_fields import HeaderFields
 _NUM_NAMED = 8
 
 
-def _keys(names: str) -> frozenset[str]:
+def key_set(names: str) -> frozenset[str]:
+    """The names, written with blanks between them."""
     return frozenset(names.split())
 
 
 # config.json: what shape_from_config, read_rope, read_architecture and Packing read.
-CONFIG_READ = _keys(
+CONFIG_READ = key_set(
     """
     architectures attention_bias bos_token_id dtype eos_token_id head_dim hidden_act hidden_size
     intermediate_size layer_types max_position_embeddings max_window_layers mlp_bias model_type
@@ -81,7 +82,7 @@ CONFIG_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 # Names, training, classification, how other programs run the model, and the parts of a model for
 # pictures or sound beside its trunk.
-_CONFIG_OTHER = _keys(
+_CONFIG_OTHER = key_set(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled
     _name_or_path attention_dropout attn_implementation auto_map chunk_size_feed_forward
@@ -94,7 +95,7 @@ _CONFIG_OTHER = _keys(
     unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
     """
 )
-_CONFIG_OTHER_PARTS = _keys(
+_CONFIG_OTHER_PARTS = key_set(
     """
     add_input_local_transformer add_speech_sosp_eosp audio_channels audio_config delay_pattern
     empty_loss_weight group_size image_token_id input_full_attention input_local_dim
@@ -106,14 +107,14 @@ _CONFIG_OTHER_PARTS = _keys(
 )
 
 # generation_config.json: end-of-sequence ids, and what advised_sampling reads.
-GENERATION_READ = _keys("do_sample eos_token_id min_p repetition_penalty temperature top_k top_p")
-_GENERATION_SAMPLING = _keys(
+GENERATION_READ = key_set("do_sample eos_token_id min_p repetition_penalty temperature top_k top_p")
+_GENERATION_SAMPLING = key_set(
     """
     max_length max_new_tokens typical_p epsilon_cutoff eta_cutoff top_h min_length min_new_tokens
     max_time num_return_sequences
     """
 )
-_GENERATION_OTHER = _keys(
+_GENERATION_OTHER = key_set(
     """
     _from_model_config assistant_confidence_threshold assistant_early_exit
     assistant_ensemble_weight assistant_lookbehind bos_token_id cache_config cache_implementation
@@ -151,7 +152,7 @@ _GENERATION = GENERATION_READ | GENERATION_INERT | set(GENERATION_NOT_APPLIED)
 CONFIG_INERT = (_CONFIG_OTHER | _CONFIG_OTHER_PARTS | _GENERATION) - CONFIG_READ
 
 # GGUF, without the architecture's prefix: what shape_from_gguf reads.
-GGUF_READ = _keys(
+GGUF_READ = key_set(
     """
     attention.head_count attention.head_count_kv attention.key_length
     attention.layer_norm_rms_epsilon attention.scale attention.sliding_window
@@ -187,7 +188,7 @@ GGUF_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "use_parallel_residual": (False,),
 }
 # Of experts only the count decides, which is read; the layout of rows is always llama.cpp's.
-GGUF_INERT = _keys(
+GGUF_INERT = key_set(
     """
     attention.group_norm_epsilon attention.group_norm_groups attention.layer_norm_epsilon
     expert_feed_forward_length expert_group_count expert_group_used_count
@@ -197,7 +198,7 @@ GGUF_INERT = _keys(
     """
 )
 # Of keys outside the architecture: descriptions, sampling, the parts of a file, statistics of a
-# quantiser; tokenizer keys are for the tokenizer's reader.
+# quantiser; tokenizer keys are text/known_keys.py's.
 _GGUF_OTHER_PREFIXES = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "training.")
 
 
@@ -219,18 +220,18 @@ def config_notes(
     not_applied = [
         key
         for key, neutral in GENERATION_NOT_APPLIED.items()
-        if not _is_neutral(generation_config.get(key), neutral)
+        if not is_neutral(generation_config.get(key), neutral)
     ]
     notes = [
-        _unknown("config.json", [key for key in config if key not in known]),
-        _unknown("config.json's rotary scaling", list(unread_rope_settings)),
-        _unknown(
+        unknown_note("config.json", [key for key in config if key not in known]),
+        unknown_note("config.json's rotary scaling", list(unread_rope_settings)),
+        unknown_note(
             "generation_config.json",
             [key for key in generation_config if key not in _GENERATION],
         ),
     ]
     if not_applied:
-        notes.append(f"generation_config.json sets {_named(not_applied)}, which is not applied")
+        notes.append(f"generation_config.json sets {named_keys(not_applied)}, which is not applied")
     return tuple(note for note in notes if note)
 
 
@@ -255,32 +256,35 @@ def gguf_notes(keys: Iterable[str], architecture: str) -> tuple[str, ...]:
         if not key.startswith(_GGUF_OTHER_PREFIXES)
         and not (key.startswith(prefix) and key.removeprefix(prefix) in known)
     ]
-    note = _unknown("this GGUF", unknown)
+    note = unknown_note("this GGUF", unknown)
     return (note,) if note else ()
 
 
 def _check_neutral(fields: HeaderFields, neutral_of: Mapping[str, tuple[Any, ...]]) -> None:
     for key, neutral in neutral_of.items():
         value = fields.get(key)
-        if not _is_neutral(value, neutral):
+        if not is_neutral(value, neutral):
             raise CheckpointError(
                 f"{fields.source}: {key} is {value!r:.60}, which changes the model's numbers in a "
                 "way that is not supported"
             )
 
 
-def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
+def is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Whether a key with this value changes nothing."""
     return value is None or value in neutral
 
 
-def _unknown(source: str, keys: list[str]) -> str:
+def unknown_note(source: str, keys: list[str]) -> str:
+    """A line naming keys that are not read and may matter; empty where there are none."""
     if not keys:
         return ""
     verb = "is" if len(keys) == 1 else "are"
-    return f"{source} sets {_named(keys)}, which {verb} not known to thinslice and not read"
+    return f"{source} sets {named_keys(keys)}, which {verb} not known to thinslice and not read"
 
 
-def _named(keys: list[str]) -> str:
+def named_keys(keys: list[str]) -> str:
+    """The first few keys, and how many more there are."""
     shown = ", ".join(f"{key:.60}" for key in sorted(keys)[:_NUM_NAMED])
     rest = len(keys) - _NUM_NAMED
     return shown + (f" and {rest} more" if rest > 0 else "")

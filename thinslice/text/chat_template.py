@@ -3,6 +3,7 @@
 The template comes with the model and is not trusted; template_sandbox.py bounds what it can do.
 """
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,8 +28,21 @@ _FUEL_PER_MESSAGE_BYTE = 32
 # CPU seconds; a rendering takes milliseconds.
 _MAX_SECONDS = 2.0
 
+# How the models here write what begins and ends a turn. [INST] and the like are left out: where
+# they are written, they are mostly meant to be text.
+_MARKER = re.compile(r"<[|\uff5c][^<>|\uff5c\s\"'{}\\]{1,60}[|\uff5c]>|<(?:start|end)_of_turn>")
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+
 # What rendering can raise by what a template does with the messages: type errors and the like.
 _MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, TemplateError)
+
+
+def control_markers(source: str) -> list[str]:
+    """The control markers that a template writes as they are, such as <|im_start|>, each once.
+
+    One that the template puts together of parts is not found.
+    """
+    return list(dict.fromkeys(_MARKER.findall(_COMMENT.sub("", source))))
 
 
 class ChatTemplate:

@@ -27,20 +27,10 @@ from tokenizers import (
 )
 
 from thinslice.errors import CheckpointError
+from thinslice.text.end_tokens import end_texts
 
 # llama_token_type in llama.cpp's include/llama.h.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
-
-# Tokens that end a turn or a document, by their text. Source: llama.cpp, src/llama-vocab.cpp
-# (special_eog_ids), which takes them for control tokens whatever the file calls them.
-END_TOKENS = frozenset(
-    (
-        *("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>"),
-        *("<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "</s>", "<EOT>"),
-        *("_<EOT>", "[EOT]", "[EOS]", "<end_of_utterance>"),
-        "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek writes it with wide bars
-    )
-)
 
 # Far above any real vocabulary: Gemma has 262,144 tokens, 2 million characters in all.
 _MAX_TOKENS = 1 << 20
@@ -234,11 +224,13 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> _Vocabulary:
         raise CheckpointError(
             f"GGUF tokenizer: tokens have over {_MAX_VOCAB_CHARACTERS} characters"
         )
+    ends = end_texts(set(tokens))
     # Converters fill a vocabulary up to the embedding's rows; some mark the filling user-defined.
     for token_id, token in enumerate(tokens):
         if not token or token == f"[PAD{token_id}]":
             types[token_id] = _UNUSED
-        elif token in END_TOKENS:
+        elif token in ends:
+            # Whatever the file calls it, as llama.cpp does.
             types[token_id] = _CONTROL
     return _Vocabulary(tokens, types)
 

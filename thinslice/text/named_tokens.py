@@ -1,8 +1,9 @@
 """Added tokens that are named beside tokenizer.json: in tokenizer_config.json and older files.
 
 Source: transformers 5.23, tokenization_utils_base.py (_from_pretrained) and
-tokenization_utils_tokenizers.py: added_tokens_decoder goes before special_tokens_map.json and
-added_tokens.json; named special tokens come after them, in this order.
+tokenization_utils_tokenizers.py (TokenizersBackend.__init__). added_tokens_decoder says everything
+of a token and replaces special_tokens_map.json and added_tokens.json; tokenizer.json goes before
+added_tokens.json; a token that is named, by bos_token say, is special whatever else is said of it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,44 +15,84 @@ from tokenizers import AddedToken, Tokenizer
 from thinslice.checkpoint.files import read_json_object
 from thinslice.errors import CheckpointError
 
-_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"
+_ADDED_TOKENS = "added_tokens.json"
+_EXTRA, _EXTRA_BEFORE = "extra_special_tokens", "additional_special_tokens"
+_MODEL = "model_specific_special_tokens"
 _MAX_BYTES = 8 << 20
 
 
-def settings_with_special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json, with what special_tokens_map.json says where that is read."""
-    path = folder / "special_tokens_map.json"
+def read_special_tokens_map(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """special_tokens_map.json where it is read; nothing beside added_tokens_decoder."""
+    path = folder / SPECIAL_TOKENS_MAP
     if "added_tokens_decoder" in config or not path.exists():
-        return dict(config)
-    return {**config, **read_json_object(path, _MAX_BYTES)}
+        return {}
+    return read_json_object(path, _MAX_BYTES)
+
+
+def settings_with_special_tokens(
+    config: Mapping[str, Any], special_tokens_map: Mapping[str, Any]
+) -> dict[str, Any]:
+    """tokenizer_config.json with what special_tokens_map.json says, each token under one key.
+
+    The map's bos_token and the like go before the config's; its further tokens only stand where the
+    config has none.
+    """
+    settings = dict(config)
+    before = settings.pop(_EXTRA_BEFORE, None)
+    settings[_EXTRA] = settings.get(_EXTRA) or before or []
+    if isinstance(settings[_EXTRA], dict):
+        settings[_MODEL] = {**_model_tokens(settings), **settings[_EXTRA]}
+        settings[_EXTRA] = []
+    for key, value in special_tokens_map.items():
+        if key == _EXTRA and isinstance(value, dict):
+            settings[_MODEL] = {**_model_tokens(settings), **value}
+        elif key == _EXTRA and isinstance(value, list):
+            own = settings[_EXTRA]
+            settings[_EXTRA] = [*own, *(one for one in value if one not in own)]
+        elif key == _EXTRA_BEFORE:
+            settings[_EXTRA] = settings[_EXTRA] or value or []
+        elif key in NAMES or not isinstance(settings.get(key), str):
+            settings[key] = value
+    return settings
 
 
 def add_named_tokens(
-    backend: Tokenizer, folder: Path, config: Mapping[str, Any], vocab_size: int
+    backend: Tokenizer, folder: Path, settings: Mapping[str, Any], vocab_size: int
 ) -> None:
     """Add the tokens that the settings name, with the ids that they name.
 
+    Args:
+        settings: as ``settings_with_special_tokens`` gives them.
+
     Errors: CheckpointError for a token that would get another id, or one without an embedding.
     """
-    names = [text for text, _ in _special(config)]
-    for token_id, token in sorted(_numbered(folder, config, names), key=lambda one: one[0]):
-        _add(backend, token)
-        if backend.token_to_id(token.content) != token_id:
-            raise CheckpointError(
-                f"{folder}: token {token.content!r:.60} is given the id {token_id}, and the "
-                f"tokenizer has it as {backend.token_to_id(token.content)}"
-            )
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for text, token in _special(config):
-        if text and text not in known:
-            found = backend.token_to_id(text)
-            if found is None or found >= vocab_size:
-                raise CheckpointError(
-                    f"{folder}: the special token {text!r:.60} is in no vocabulary, so that it "
-                    f"has no embedding among {vocab_size}"
-                )
+    _add_numbered(backend, folder, settings)
+    for token in _named(settings, folder):
+        held = _added(backend).get(token.content)
+        if held is None:
+            _check_embedding(backend, folder, token.content, vocab_size)
+            held = token
+        held.special = True
+        backend.add_special_tokens([held])
+    held_texts = set(_added(backend))
+    for token in _extra(settings, folder):
+        if token.content not in held_texts:
+            _check_embedding(backend, folder, token.content, vocab_size)
             _add(backend, token)
+    for token in _of_model(settings, folder):
+        # Such as those of pictures and sound, which a text model may lack.
+        found = backend.token_to_id(token.content)
+        if found is not None and found < vocab_size:
+            held = _added(backend).get(token.content, token)
+            held.special = True
+            backend.add_special_tokens([held])
+
+
+def _added(backend: Tokenizer) -> dict[str, AddedToken]:
+    return {token.content: token for token in backend.get_added_tokens_decoder().values()}
 
 
 def _add(backend: Tokenizer, token: AddedToken) -> None:
@@ -61,40 +102,90 @@ def _add(backend: Tokenizer, token: AddedToken) -> None:
         backend.add_tokens([token])
 
 
-def _numbered(
-    folder: Path, config: Mapping[str, Any], special: list[str]
-) -> Iterator[tuple[int, AddedToken]]:
-    decoder = config.get("added_tokens_decoder")
-    if isinstance(decoder, dict):
-        for key, value in decoder.items():
-            if not (key.isdecimal() and isinstance(value, dict)):
-                raise CheckpointError(f"{folder}: added_tokens_decoder has {key!r:.40}; no token")
-            yield int(key), _token(value, is_special=False)
+def _check_embedding(backend: Tokenizer, folder: Path, text: str, vocab_size: int) -> None:
+    found = backend.token_to_id(text)
+    if found is None or found >= vocab_size:
+        raise CheckpointError(
+            f"{folder}: the special token {text!r:.60} is in no vocabulary, so that it "
+            f"has no embedding among {vocab_size}"
+        )
+
+
+def _add_numbered(backend: Tokenizer, folder: Path, settings: Mapping[str, Any]) -> None:
+    held = set(_added(backend))
+    is_decoder = isinstance(settings.get("added_tokens_decoder"), dict)
+    numbered = (_of_decoder if is_decoder else _of_added_tokens)(folder, settings)
+    for token_id, token in sorted(numbered, key=lambda one: one[0]):
+        if is_decoder or token.content not in held:
+            _add(backend, token)
+        if backend.token_to_id(token.content) != token_id:
+            raise CheckpointError(
+                f"{folder}: token {token.content!r:.60} is given the id {token_id}, and the "
+                f"tokenizer has it as {backend.token_to_id(token.content)}"
+            )
+
+
+def _of_decoder(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, AddedToken]]:
+    for key, value in settings["added_tokens_decoder"].items():
+        if not (key.isdecimal() and isinstance(value, dict)):
+            raise CheckpointError(f"{folder}: added_tokens_decoder has {key!r:.40}; no token")
+        yield int(key), _token(value, folder, is_special=value.get("special", False))
+
+
+def _of_added_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, AddedToken]]:
+    path = folder / _ADDED_TOKENS
+    if not path.exists():
         return
-    path = folder / "added_tokens.json"
-    if path.exists():
-        for text, token_id in read_json_object(path, _MAX_BYTES).items():
-            if type(token_id) is not int:
-                raise CheckpointError(f"{path}: {text!r:.60} has the id {token_id!r:.40}")
-            is_special = text in special
-            yield token_id, AddedToken(text, normalized=not is_special, special=is_special)
+    special = {token.content for token in (*_named(settings, folder), *_extra(settings, folder))}
+    for text, token_id in read_json_object(path, _MAX_BYTES).items():
+        if type(token_id) is not int:
+            raise CheckpointError(f"{path}: {text!r:.60} has the id {token_id!r:.40}")
+        is_special = text in special
+        yield token_id, AddedToken(text, normalized=not is_special, special=is_special)
 
 
-def _special(config: Mapping[str, Any]) -> Iterator[tuple[str, AddedToken]]:
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    more = list(extra.values()) if isinstance(extra, dict) else extra
-    named = [config.get(f"{name}_token") for name in _NAMES]
-    for value in [*named, *(more if isinstance(more, list) else [])]:
-        if isinstance(value, str | dict) and value:
-            token = _token(value, is_special=True)
-            yield token.content, token
+def _named(settings: Mapping[str, Any], folder: Path) -> Iterator[AddedToken]:
+    for name in NAMES:
+        if settings.get(name):
+            yield _token(settings[name], folder, is_special=True)
 
 
-def _token(value: str | Mapping[str, Any], is_special: bool) -> AddedToken:
+def _extra(settings: Mapping[str, Any], folder: Path) -> Iterator[AddedToken]:
+    extra = settings.get(_EXTRA) or []
+    if not isinstance(extra, list):
+        raise CheckpointError(f"{folder}: {_EXTRA} is {extra!r:.60}; expected tokens")
+    for value in extra:
+        is_special = not isinstance(value, dict) or value.get("special", True)
+        yield _token(value, folder, is_special)
+
+
+def _of_model(settings: Mapping[str, Any], folder: Path) -> Iterator[AddedToken]:
+    """Tokens under a name of the model's own, such as image_token."""
+    own = {key: value for key, value in settings.items() if is_model_token(key, value)}
+    for value in {**own, **_model_tokens(settings)}.values():
+        if value:
+            yield _token(value, folder, is_special=True)
+
+
+def is_model_token(key: str, value: object) -> bool:
+    """Whether a setting names a token under a name of the model's own."""
+    return key.endswith("_token") and key not in NAMES and isinstance(value, str | dict)
+
+
+def _model_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
+    value = settings.get(_MODEL)
+    return value if isinstance(value, dict) else {}
+
+
+def _token(value: Any, folder: Path, is_special: object) -> AddedToken:
     if isinstance(value, str):
-        return AddedToken(value, normalized=False, special=is_special)
-    content = value.get("content")
-    flags = {name: value[name] for name in _FLAGS if name in value}
-    if not isinstance(content, str) or not all(type(flag) is bool for flag in flags.values()):
-        raise CheckpointError(f"a special token is {value!r:.80}; expected its content and flags")
-    return AddedToken(content, **{**flags, "special": is_special or flags.get("special", False)})
+        value = {"content": value, "normalized": False}
+    known = isinstance(value, dict) and set(value) <= {"content", "__type", *FLAGS}
+    flags = {**value, "special": is_special} if known else {}
+    flags.pop("__type", None)
+    content = flags.pop("content", None)
+    if not (isinstance(content, str) and all(type(flag) is bool for flag in flags.values())):
+        raise CheckpointError(
+            f"{folder}: a special token is {value!r:.80}; expected its content and flags"
+        )
+    return AddedToken(content, **flags)

@@ -14,14 +14,17 @@ import tokenizers
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError, RequestError
+from thinslice.plan.known_keys import named_keys
 from thinslice.text.byte_level import byte_level_bytes
-from thinslice.text.chat_template import ChatTemplate
+from thinslice.text.chat_template import ChatTemplate, control_markers
 from thinslice.text.library_errors import named_library_errors
 from thinslice.text.pieces import PieceEncoder
 from thinslice.text.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+# Far above any template's.
+_MAX_MARKERS = 256
 # Text to whoever reads the completion, also where a file calls them special.
 _REASONING_TAGS = ("<think>", "</think>")
 
@@ -36,6 +39,7 @@ class Tokenizer:
         special: what the files say about special tokens.
         special_token_ids: tokens that are no text, such as <|im_end|>.
         strips_leading_space: a decoding drops one space at its start (SentencePiece).
+        notes: what its user should know of the files, one line each.
 
     Errors: CheckpointError for a way of decoding that is not supported.
     """
@@ -57,6 +61,7 @@ class Tokenizer:
         decoding = _decoding_of(files.backend)
         self._is_byte_level = decoding.is_byte_level
         self.strips_leading_space = decoding.strips_leading_space
+        self.notes = (*files.notes, *self._marker_notes())
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
@@ -69,6 +74,21 @@ class Tokenizer:
         if isinstance(self._template_source, CheckpointError):
             raise self._template_source
         return ChatTemplate(self._template_source, self.special.bos_token, self.special.eos_token)
+
+    def _marker_notes(self) -> tuple[str, ...]:
+        """A line naming the chat template's control markers that would be split into text."""
+        if not isinstance(self._template_source, str):
+            return ()
+        markers = control_markers(self._template_source)[:_MAX_MARKERS]
+        with named_library_errors(CheckpointError, "the tokenizer cannot be used"):
+            split = [one for one in markers if len(self._encoder.encode(one, None)) != 1]
+        if not split:
+            return ()
+        verb = "is no token" if len(split) == 1 else "are no tokens"
+        return (
+            f"the chat template writes {named_keys(split)}, which {verb} of this tokenizer: the "
+            "model gets pieces of text instead",
+        )
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
         """Token ids of a text; special tokens written in it are recognised.

@@ -18,9 +18,20 @@ from thinslice.checkpoint.files import (
 )
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
-from thinslice.text.gguf_tokenizer import END_TOKENS, build_gguf_tokenizer, prepends_bos
+from thinslice.text.end_tokens import end_texts, fill_end_ids
+from thinslice.text.gguf_tokenizer import build_gguf_tokenizer, prepends_bos
+from thinslice.text.known_keys import (
+    check_tokenizer_settings,
+    gguf_tokenizer_notes,
+    tokenizer_config_notes,
+    tokenizer_json_notes,
+)
 from thinslice.text.library_errors import named_library_errors
-from thinslice.text.named_tokens import add_named_tokens, settings_with_special_tokens
+from thinslice.text.named_tokens import (
+    add_named_tokens,
+    read_special_tokens_map,
+    settings_with_special_tokens,
+)
 from thinslice.units import MIB, format_bytes
 
 # Qwen3's tokenizer.json has 11 MiB, Gemma's 33 MiB.
@@ -56,11 +67,13 @@ class TokenizerFiles:
     Attributes:
         chat_template_source: Jinja; None where the files have none, and an error where what they
             have is no template.
+        notes: what a user should know of the files, one line each.
     """
 
     backend: Tokenizer
     special: SpecialTokens
     chat_template_source: str | CheckpointError | None
+    notes: tuple[str, ...] = ()
 
 
 def read_tokenizer_files(checkpoint: Checkpoint) -> TokenizerFiles:
@@ -82,15 +95,18 @@ def _read_gguf(checkpoint: Checkpoint) -> TokenizerFiles:
         if bos_token is None:
             raise CheckpointError("GGUF: a prompt begins with BOS, but bos_token_id names no token")
         prefix_ids = (metadata["tokenizer.ggml.bos_token_id"],)
+    ids = {token: token_id for token_id, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+    fill_ends = fill_end_ids(metadata, ids)
     return TokenizerFiles(
         backend,
         SpecialTokens(
             prompt_prefix_ids=prefix_ids,
-            eos_token_ids=_end_ids(backend, checkpoint, eos_token),
+            eos_token_ids=_end_ids(backend, checkpoint, eos_token) | fill_ends,
             bos_token=bos_token,
             eos_token=eos_token,
         ),
         chat_template_source=_template_text(source, "GGUF"),
+        notes=gguf_tokenizer_notes(metadata),
     )
 
 
@@ -110,24 +126,30 @@ def _gguf_token(metadata: Mapping[str, Any], backend: Tokenizer, name: str) -> s
 
 def _read_folder(checkpoint: Checkpoint) -> TokenizerFiles:
     folder = checkpoint.path
-    backend = _read_backend(folder / "tokenizer.json")
+    backend, notes = _read_backend(folder / "tokenizer.json")
     path = folder / "tokenizer_config.json"
-    if path.exists():
-        config = settings_with_special_tokens(folder, read_json_object(path, _MAX_CONFIG_BYTES))
-        bos_token, eos_token = (_token_text(config, name) for name in ("bos_token", "eos_token"))
-    else:
-        config = {}
-        bos_ids, eos_ids = (checkpoint.shape.bos_token_id,), checkpoint.shape.eos_token_ids
-        bos_token, eos_token = (_first_token(backend, ids) for ids in (bos_ids, eos_ids))
+    config = read_json_object(path, _MAX_CONFIG_BYTES) if path.exists() else {}
+    special_map = read_special_tokens_map(folder, config)
+    settings = settings_with_special_tokens(config, special_map)
+    check_tokenizer_settings(settings)
+    notes += tokenizer_config_notes(config, special_map, backend)
+    bos_token, eos_token = (_token_text(settings, name) for name in ("bos_token", "eos_token"))
+    if not path.exists():
+        shape = checkpoint.shape
+        bos_token = bos_token or _first_token(backend, (shape.bos_token_id,))
+        eos_token = eos_token or _first_token(backend, shape.eos_token_ids)
     with named_library_errors(CheckpointError, f"{folder}: its added tokens are no good"):
-        add_named_tokens(backend, folder, config, checkpoint.shape.vocab_size)
+        add_named_tokens(backend, folder, settings, checkpoint.shape.vocab_size)
     prefix_ids = _template_prefix_ids(backend)
     # One whose template leaves out the text drops it, and one with missing parts panics.
-    backend.post_processor = None
-    if config.get("add_bos_token") is not None:
-        # As in transformers, this decides where it stands.
+    had_processor, backend.post_processor = backend.post_processor is not None, None
+    if settings.get("add_bos_token") is not None:
+        # As in llama.cpp and transformers 4; transformers 5 takes the post-processor's word.
         bos_id = None if bos_token is None else backend.token_to_id(bos_token)
-        prefix_ids = (bos_id,) if config["add_bos_token"] and bos_id is not None else ()
+        asked = (bos_id,) if settings["add_bos_token"] and bos_id is not None else ()
+        if had_processor and asked != prefix_ids:
+            notes += (_bos_note(settings["add_bos_token"], prefix_ids),)
+        prefix_ids = asked
     return TokenizerFiles(
         backend,
         SpecialTokens(
@@ -136,11 +158,20 @@ def _read_folder(checkpoint: Checkpoint) -> TokenizerFiles:
             bos_token=bos_token,
             eos_token=eos_token,
         ),
-        chat_template_source=_folder_template(folder, config),
+        chat_template_source=_folder_template(folder, settings),
+        notes=notes,
     )
 
 
-def _read_backend(path: Path) -> Tokenizer:
+def _bos_note(add_bos_token: object, prefix_ids: tuple[int, ...]) -> str:
+    begins = f"with token {prefix_ids[0]}" if prefix_ids else "with no token of its own"
+    return (
+        f"tokenizer_config.json sets add_bos_token to {str(add_bos_token).lower():.40}, and "
+        f"tokenizer.json begins a prompt {begins}; tokenizer_config.json is followed"
+    )
+
+
+def _read_backend(path: Path) -> tuple[Tokenizer, tuple[str, ...]]:
     if not path.exists():
         raise CheckpointError(
             f"{path.parent} has no tokenizer.json; other tokenizer files are not read. "
@@ -158,7 +189,7 @@ def _read_backend(path: Path) -> Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     backend.model.dropout = None
-    return backend
+    return backend, tokenizer_json_notes(content)
 
 
 def _read_capped(path: Path, max_bytes: int) -> bytes:
@@ -196,10 +227,9 @@ def _end_ids(backend: Tokenizer, checkpoint: Checkpoint, eos_token: str | None) 
     eos_id = None if eos_token is None else backend.token_to_id(eos_token)
     if eos_id is not None:
         ids.add(eos_id)
-    for token_id, token in backend.get_added_tokens_decoder().items():
-        if token.special and token.content in END_TOKENS:
-            ids.add(token_id)
-    return frozenset(ids)
+    added = backend.get_added_tokens_decoder().items()
+    special = {token.content: token_id for token_id, token in added if token.special}
+    return frozenset(ids | {special[text] for text in end_texts(special)})
 
 
 def _token_text(config: Mapping[str, Any], name: str) -> str | None:
