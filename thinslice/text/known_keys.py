@@ -57,7 +57,7 @@ CONFIG_INERT = key_set(
     return_tensors return_token_type_ids sep_token_id slow_tokenizer_class
     spaces_between_special_tokens special_tokens_map_file stride suffix_first tokenizer_class
     tokenizer_file transformers_version trim_offsets truncation truncation_side
-    truncation_strategy unk_token_id use_default_system_prompt use_fast verbose vocab_file
+    truncation_strategy unk_id unk_token_id use_default_system_prompt use_fast verbose vocab_file
     """
 )
 

@@ -3,7 +3,8 @@
 Source: transformers 5.23, tokenization_utils_base.py (_from_pretrained) and
 tokenization_utils_tokenizers.py (TokenizersBackend.__init__). added_tokens_decoder says everything
 of a token and replaces special_tokens_map.json and added_tokens.json; tokenizer.json goes before
-added_tokens.json; a token that is named, by bos_token say, is special whatever else is said of it.
+added_tokens.json. A token that is named, by bos_token say, is special whatever else is said of it,
+except where there is an added_tokens_decoder without it and tokenizer.json has it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -69,14 +70,11 @@ def add_named_tokens(
 
     Errors: CheckpointError for a token that would get another id, or one without an embedding.
     """
-    _add_numbered(backend, folder, settings)
+    settled = _add_numbered(backend, folder, settings)
     for token in _named(settings, folder):
-        held = _added(backend).get(token.content)
-        if held is None:
+        if token.content not in _added(backend):
             _check_embedding(backend, folder, token.content, vocab_size)
-            held = token
-        held.special = True
-        backend.add_special_tokens([held])
+        _make_special(backend, token, settled)
     held_texts = set(_added(backend))
     for token in _extra(settings, folder):
         if token.content not in held_texts:
@@ -86,9 +84,15 @@ def add_named_tokens(
         # Such as those of pictures and sound, which a text model may lack.
         found = backend.token_to_id(token.content)
         if found is not None and found < vocab_size:
-            held = _added(backend).get(token.content, token)
-            held.special = True
-            backend.add_special_tokens([held])
+            _make_special(backend, token, settled)
+
+
+def _make_special(backend: Tokenizer, token: AddedToken, settled: frozenset[str]) -> None:
+    """Add a token that is named; one that is there already keeps its other flags."""
+    if token.content not in settled:
+        token = _added(backend).get(token.content, token)
+        token.special = True
+        backend.add_special_tokens([token])
 
 
 def _added(backend: Tokenizer) -> dict[str, AddedToken]:
@@ -111,10 +115,11 @@ def _check_embedding(backend: Tokenizer, folder: Path, text: str, vocab_size: in
         )
 
 
-def _add_numbered(backend: Tokenizer, folder: Path, settings: Mapping[str, Any]) -> None:
+def _add_numbered(backend: Tokenizer, folder: Path, settings: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the tokens of which tokenizer.json has the last word."""
     held = set(_added(backend))
     is_decoder = isinstance(settings.get("added_tokens_decoder"), dict)
-    numbered = (_of_decoder if is_decoder else _of_added_tokens)(folder, settings)
+    numbered = list((_of_decoder if is_decoder else _of_added_tokens)(folder, settings))
     for token_id, token in sorted(numbered, key=lambda one: one[0]):
         if is_decoder or token.content not in held:
             _add(backend, token)
@@ -123,6 +128,9 @@ def _add_numbered(backend: Tokenizer, folder: Path, settings: Mapping[str, Any])
                 f"{folder}: token {token.content!r:.60} is given the id {token_id}, and the "
                 f"tokenizer has it as {backend.token_to_id(token.content)}"
             )
+    if not is_decoder:
+        return frozenset()
+    return frozenset(held.difference(token.content for _, token in numbered))
 
 
 def _of_decoder(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, AddedToken]]:

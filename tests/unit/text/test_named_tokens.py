@@ -1,0 +1,212 @@
+"""Tokens named beside tokenizer.json, held against what transformers makes of the same folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as Backend
+from transformers import PreTrainedTokenizerFast
+
+from tests.unit.text.test_tokenizer import BYTE_LEVEL, IM_END, IM_START, SHAPE
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.errors import CheckpointError
+from thinslice.text.gguf_tokenizer import build_gguf_tokenizer
+from thinslice.text.tokenizer_files import TokenizerFiles, read_tokenizer_files
+
+THINK = BYTE_LEVEL["tokenizer.ggml.tokens"].index("<think>")
+CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+FLAGS = ("content", "special", "single_word", "lstrip", "rstrip", "normalized")
+
+
+def token(text: str = "<|im_end|>", **flags: Any) -> dict[str, Any]:
+    return {"content": text, **PLAIN, **flags}
+
+
+def typed(text: str = "<|im_end|>", **flags: Any) -> dict[str, Any]:
+    return {"__type": "AddedToken", **token(text, **flags)}
+
+
+def decoder(token_id: int = IM_END, **flags: Any) -> dict[str, Any]:
+    return {"added_tokens_decoder": {str(token_id): token(special=False) | flags}}
+
+
+# What each file says; one that is not there is not written.
+FOLDERS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "no special tokens": {CONFIG: {}},
+    "eos as text": {CONFIG: {"eos_token": "<|im_end|>"}},
+    "eos with flags": {CONFIG: {"eos_token": typed(lstrip=True, normalized=True)}},
+    "eos of one word": {CONFIG: {"eos_token": typed(single_word=True, rstrip=True)}},
+    "extra list": {CONFIG: {"extra_special_tokens": ["<|im_end|>", "<|im_start|>"]}},
+    "extra with flags": {CONFIG: {"extra_special_tokens": [typed(rstrip=True, special=True)]}},
+    "extra names": {CONFIG: {"extra_special_tokens": {"image_token": "<|im_end|>"}}},
+    "additional list": {CONFIG: {"additional_special_tokens": ["<|im_end|>"]}},
+    "a name of its own": {CONFIG: {"image_token": "<|im_end|>"}},
+    "a name with flags": {CONFIG: {"image_token": typed(lstrip=True)}},
+    "decoder": {CONFIG: decoder(lstrip=True, normalized=True)},
+    "decoder, special": {CONFIG: decoder(special=True)},
+    "decoder, normalized": {CONFIG: decoder(special=True, normalized=True)},
+    "map": {CONFIG: {}, MAP: {"eos_token": "<|im_end|>"}},
+    "map with flags": {CONFIG: {}, MAP: {"pad_token": token(rstrip=True, normalized=True)}},
+    "map, additional": {CONFIG: {}, MAP: {"additional_special_tokens": ["<|im_end|>"]}},
+    "map, extra": {CONFIG: {}, MAP: {"extra_special_tokens": ["<|im_end|>"]}},
+    "map, extra names": {CONFIG: {}, MAP: {"extra_special_tokens": {"a_token": "<|im_end|>"}}},
+    "map, a name of its own": {CONFIG: {}, MAP: {"image_token": "<|im_end|>"}},
+    "map alone": {MAP: {"eos_token": "<|im_end|>"}},
+    "added tokens": {CONFIG: {}, ADDED: {"<|im_end|>": IM_END, "<think>": THINK}},
+    "added tokens alone": {ADDED: {"<|im_end|>": IM_END}},
+    # Several that agree.
+    "config and map": {CONFIG: {"eos_token": "<|im_end|>"}, MAP: {"eos_token": "<|im_end|>"}},
+    "config and added": {CONFIG: {"eos_token": "<|im_end|>"}, ADDED: {"<|im_end|>": IM_END}},
+    "extra and added": {
+        CONFIG: {"extra_special_tokens": ["<|im_end|>"]},
+        ADDED: {"<|im_end|>": IM_END},
+    },
+    "name and added": {CONFIG: {"image_token": "<|im_end|>"}, ADDED: {"<|im_end|>": IM_END}},
+    "map and added": {CONFIG: {}, MAP: {"eos_token": "<|im_end|>"}, ADDED: {"<|im_end|>": IM_END}},
+    "all": {
+        CONFIG: decoder(special=True) | {"eos_token": "<|im_end|>"},
+        MAP: {"eos_token": "<|im_end|>"},
+        ADDED: {"<|im_end|>": IM_END},
+    },
+    # Several that contradict each other.
+    "config, not map": {CONFIG: {"eos_token": "<|im_end|>"}, MAP: {"eos_token": "<|im_start|>"}},
+    "flags of config, of map": {
+        CONFIG: {"eos_token": typed(lstrip=True)},
+        MAP: {"eos_token": token(rstrip=True)},
+    },
+    "config, null in map": {CONFIG: {"eos_token": "<|im_end|>"}, MAP: {"eos_token": None}},
+    "extra of both": {
+        CONFIG: {"extra_special_tokens": ["<|im_end|>"]},
+        MAP: {"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]},
+    },
+    "additional of both": {
+        CONFIG: {"additional_special_tokens": ["<|im_end|>"]},
+        MAP: {"additional_special_tokens": ["<|im_start|>"]},
+    },
+    "extra and additional": {
+        CONFIG: {
+            "extra_special_tokens": ["<|im_end|>"],
+            "additional_special_tokens": ["<|im_start|>"],
+        }
+    },
+    "a name of both": {CONFIG: {"image_token": "<|im_end|>"}, MAP: {"image_token": "<|im_start|>"}},
+    "decoder before map": {
+        CONFIG: decoder(special=True) | {"eos_token": "<|im_end|>"},
+        MAP: {"eos_token": "<|im_start|>"},
+    },
+    "decoder before added": {CONFIG: decoder(), ADDED: {"<|im_start|>": IM_START}},
+    "decoder against eos": {
+        CONFIG: decoder(lstrip=True, normalized=True) | {"eos_token": typed(rstrip=True)}
+    },
+    "decoder against extra": {CONFIG: decoder() | {"extra_special_tokens": ["<|im_end|>"]}},
+    "decoder against name": {CONFIG: decoder() | {"image_token": "<|im_end|>"}},
+    "empty decoder": {
+        CONFIG: {"added_tokens_decoder": {}, "eos_token": "<|im_end|>"},
+        MAP: {"eos_token": "<|im_start|>"},
+        ADDED: {"<think>": THINK},
+    },
+}
+# What tokenizer.json itself says of <|im_end|>.
+IN_TOKENIZER_JSON: dict[str, list[dict[str, Any]]] = {
+    "absent": [],
+    "special": [{"id": IM_END, **token(special=True)}],
+    "plain": [{"id": IM_END, **token(special=False, rstrip=True, normalized=True)}],
+}
+
+
+def write(folder: Path, files: dict[str, Any], added: list[dict[str, Any]]) -> None:
+    """A tokenizer whose vocabulary has all tokens, and what the files say of them."""
+    state = json.loads(build_gguf_tokenizer(BYTE_LEVEL).to_str())
+    state["model"]["vocab"] |= {one["content"]: one["id"] for one in state["added_tokens"]}
+    state["added_tokens"] = added
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+
+
+def read(folder: Path) -> TokenizerFiles:
+    return read_tokenizer_files(Checkpoint(folder, "safetensors", SHAPE, {}, ()))
+
+
+def table(backend: Backend) -> dict[int, tuple[Any, ...]]:
+    """The flags of each added token by its id."""
+    added = backend.get_added_tokens_decoder().items()
+    return {token_id: tuple(getattr(one, name) for name in FLAGS) for token_id, one in added}
+
+
+@pytest.mark.parametrize("added", IN_TOKENIZER_JSON.values(), ids=IN_TOKENIZER_JSON.keys())
+@pytest.mark.parametrize("files", FOLDERS.values(), ids=FOLDERS.keys())
+def test_ids_and_flags_are_those_of_transformers(
+    tmp_path: Path, files: dict[str, Any], added: list[dict[str, Any]]
+) -> None:
+    write(tmp_path, files, added)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ours = read(tmp_path)
+    assert table(ours.backend) == table(theirs.backend_tokenizer)
+    if CONFIG in files:
+        assert (ours.special.bos_token, ours.special.eos_token) == (
+            theirs.bos_token,
+            theirs.eos_token,
+        )
+
+
+def test_the_table_tells_every_flag_apart(tmp_path: Path) -> None:
+    """Each flag is true in one outcome and false in another."""
+    seen = set()
+    for number, files in enumerate(FOLDERS.values()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder, files, [])
+        seen |= {
+            (i, one) for row in table(read(folder).backend).values() for i, one in enumerate(row)
+        }
+    assert {(i, value) for i in range(1, 6) for value in (False, True)} <= seen
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        # Transformers 5 fails on these, and 4 takes them as they are meant.
+        ({CONFIG: {"eos_token": token(lstrip=True)}}, {"lstrip": True}),
+        ({CONFIG: {}, MAP: {"additional_special_tokens": [token(rstrip=True)]}}, {"rstrip": True}),
+        # Transformers 5 makes this one no special token.
+        ({CONFIG: {"extra_special_tokens": [typed(lstrip=True)]}}, {"lstrip": True}),
+    ],
+)
+def test_what_transformers_5_does_not_take_is_special_as_it_is_named(
+    tmp_path: Path, files: dict[str, Any], expected: dict[str, bool]
+) -> None:
+    write(tmp_path, files, [])
+    wanted = token(special=True) | expected
+    assert table(read(tmp_path).backend) == {IM_END: tuple(wanted[name] for name in FLAGS)}
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        # Transformers passes over the ids.
+        ({ADDED: {"<|im_end|>": 5}}, "is given the id 5, and the tokenizer has it as"),
+        ({CONFIG: decoder(5)}, "is given the id 5, and the tokenizer has it as"),
+        ({ADDED: {"<new>": "5"}}, "'<new>' has the id '5'"),
+        # Transformers gives it an id without an embedding.
+        ({CONFIG: {"eos_token": "<new>"}}, "'<new>' is in no vocabulary"),
+        ({CONFIG: {"eos_token": {"content": "a", "novel": True}}}, "a special token is .*novel"),
+        ({CONFIG: {"eos_token": {"content": "a", "lstrip": 1}}}, "a special token is .*lstrip"),
+        ({CONFIG: {"extra_special_tokens": "<|im_end|>"}}, "extra_special_tokens is '<|im_end|>'"),
+        ({CONFIG: {"extra_special_tokens": [1]}}, "a special token is 1"),
+    ],
+)
+def test_contradictions_and_damage_are_refused(
+    tmp_path: Path, files: dict[str, Any], reason: str
+) -> None:
+    write(tmp_path, files, [])
+    with pytest.raises(CheckpointError, match=reason.replace("|", r"\|")):
+        read(tmp_path)
+
+
+def test_a_token_of_pictures_without_an_embedding_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path, {CONFIG: {"image_token": "<image>"}}, [])
+    assert table(read(tmp_path).backend) == {}
