@@ -54,6 +54,16 @@ def test_keys_that_are_not_read_are_named_once(tmp_path: Path) -> None:
         assert "freq_bass" not in done.stdout
 
 
+def test_markers_of_a_template_that_are_no_tokens_are_named_once(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.gguf", "<|user|>{{ messages[0].content }}<|im_end|>")
+    for command in (["run", str(path), "Hi", "--max-tokens", "1"], ["plan", str(path)]):
+        done = thinslice(*command, "--memory", "600MiB")
+        assert done.returncode == 0
+        (named,) = [line for line in done.stderr.splitlines() if "<|user|>" in line]
+        assert "the chat template writes <|user|>, which is no token" in named
+        assert "<|user|>" not in done.stdout
+
+
 def test_an_empty_store_says_what_fills_it(tmp_path: Path) -> None:
     assert "thinslice pull smollm2 fetches one" in thinslice("ls", home=tmp_path).stderr
     for command in (["rm", "smollm2"], ["show", "smollm2"], ["pull", "smollm2", "--offline"]):

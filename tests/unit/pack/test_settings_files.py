@@ -21,6 +21,7 @@ from thinslice.errors import CheckpointError
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.text.gguf_tokenizer import build_gguf_tokenizer
 from thinslice.text.tokenizer import load_tokenizer
 from thinslice.text.tokenizer_files import read_tokenizer_files
 
@@ -131,6 +132,7 @@ def test_what_config_json_cannot_say_is_refused(tmp_path: Path) -> None:
         byte_level("smollm") | {"tokenizer.chat_template": "{{ messages[0].content }}"},
         sentencepiece("▁the ▁a he"),
         sentencepiece("▁the", add_bos_token=False, add_space_prefix=False),
+        byte_level(fim_pad_token_id=5, fim_sep_token_id=9),
     ],
 )
 def test_the_tokenizer_reads_back(vocabulary: dict[str, Any], tmp_path: Path) -> None:
@@ -148,6 +150,22 @@ def test_the_tokenizer_reads_back(vocabulary: dict[str, Any], tmp_path: Path) ->
             ids = before.encode(text, add_special_tokens=prefix)
             assert after.encode(text, add_special_tokens=prefix) == ids
             assert after.decode(ids) == before.decode(ids)
+
+
+def test_tokens_named_in_a_file_of_their_own_read_back(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    write_safetensors_model(source, tiny_config(vocab_size=512))
+    state = json.loads(build_gguf_tokenizer(byte_level()).to_str())
+    names = {one["content"]: one["id"] for one in state["added_tokens"]}
+    state["model"]["vocab"] |= names
+    state["added_tokens"] = []
+    (source / "tokenizer.json").write_text(json.dumps(state))
+    (source / "added_tokens.json").write_text(json.dumps(names))
+    before = load_tokenizer(open_checkpoint(source))
+    after = load_tokenizer(open_checkpoint(packed(source, tmp_path)))
+    for tokenizer in (before, after):
+        ids = tokenizer.encode("<|im_start|>a", add_special_tokens=False)
+        assert ids == [names["<|im_start|>"], state["model"]["vocab"]["a"]]
 
 
 @pytest.mark.parametrize("metadata", [{}, {"tokenizer.ggml.model": "no_vocab"}])

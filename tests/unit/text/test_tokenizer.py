@@ -427,3 +427,48 @@ def test_a_panic_of_the_library_is_a_request_error(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder(tmp_path, {}, backend))
     with pytest.raises(RequestError, match="retry-limit"):
         tokenizer.encode("a" * 40 + "b", add_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("<|im_start|>{{ messages[0].content }}<|im_end|>", ()),
+        ("{{ '<|im_start|>' + messages[0].role }}", ()),
+        ("{% for m in messages %}<|user|>{{ m.content }}<|user|>{% endfor %}", ("<|user|>",)),
+        (
+            "{{ '<|user|>' }}<start_of_turn><\uff5cUser\uff5c>",
+            ("<start_of_turn>", "<|user|>", None),
+        ),
+        ("{# <|user|> #}[INST] {{ messages }} <b> a <| b |> {{ x<|y|>z }}", ("<|y|>",)),
+        ("{{ '<|' + messages[0].role + '|>' }}", ()),
+        ("", ()),
+    ],
+)
+def test_markers_of_a_template_that_are_no_tokens_are_named(
+    tmp_path: Path, template: str, expected: tuple[str | None, ...]
+) -> None:
+    wide = "<\uff5cUser\uff5c>"
+    names = [wide if one is None else one for one in expected]
+    verb = "is no token" if len(names) == 1 else "are no tokens"
+    note = (
+        f"the chat template writes {', '.join(names)}, which {verb} of this tokenizer: the model "
+        "gets pieces of text instead"
+    )
+    notes = (note,) if names else ()
+    metadata = BYTE_LEVEL | {"tokenizer.chat_template": template}
+    assert load_tokenizer(gguf(metadata)).notes == notes
+    assert load_tokenizer(folder(tmp_path, {"chat_template": template})).notes == notes
+
+
+def test_a_marker_that_is_a_token_of_the_vocabulary_alone_is_named(tmp_path: Path) -> None:
+    """It is cut before the vocabulary is asked."""
+    state = json.loads(build_gguf_tokenizer(BYTE_LEVEL).to_str())
+    state["model"]["vocab"]["<|im_end|>"] = IM_END
+    state["added_tokens"] = [one for one in state["added_tokens"] if one["id"] != IM_END]
+    backend = Backend.from_str(json.dumps(state))
+    tokenizer = load_tokenizer(folder(tmp_path, {"chat_template": "<|im_end|>"}, backend))
+    assert len(tokenizer.encode("<|im_end|>", add_special_tokens=False)) > 1
+    (note,) = tokenizer.notes
+    assert "<|im_end|>" in note
+    named = {"chat_template": "<|im_end|>", "eos_token": "<|im_end|>"}
+    assert load_tokenizer(folder(tmp_path, named, backend)).notes == ()
