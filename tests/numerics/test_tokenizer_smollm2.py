@@ -176,7 +176,9 @@ def test_special_tokens_are_those_of_the_file(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == 49_152
     assert tokenizer.special_token_ids == frozenset(range(17))
     assert tokenizer.special.prompt_prefix_ids == ()
-    assert tokenizer.special.eos_token_ids == frozenset({0, 2})
+    # <reponame> stands between files; llama.cpp ends a generation there too.
+    assert tokenizer.special.eos_token_ids == frozenset({0, 2, 4})
+    assert tokenizer.token_bytes(4) == b"<reponame>"
     assert (tokenizer.special.bos_token, tokenizer.special.eos_token) == (
         "<|im_start|>",
         "<|im_end|>",

@@ -90,9 +90,7 @@ def add_named_tokens(
 def _make_special(backend: Tokenizer, token: AddedToken, settled: frozenset[str]) -> None:
     """Add a token that is named; one that is there already keeps its other flags."""
     if token.content not in settled:
-        token = _added(backend).get(token.content, token)
-        token.special = True
-        backend.add_special_tokens([token])
+        backend.add_special_tokens([_added(backend).get(token.content, token)])
 
 
 def _added(backend: Tokenizer) -> dict[str, AddedToken]:
