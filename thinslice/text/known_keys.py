@@ -4,7 +4,7 @@ A key is read, or refused where its value would change token ids, or named where
 or known not to matter. A key in none of these lists is named to the user.
 
 Sources: transformers 5.23, tokenization_utils_base.py and tokenization_utils_tokenizers.py, and
-what transformers 4 wrote; tokenizers 0.22, tokenizer/serialization.rs; llama.cpp at 00ad355e,
+what transformers 4 wrote; tokenizers 0.23; llama.cpp at 00ad355e,
 src/llama-arch.cpp and src/llama-vocab.cpp; gguf 0.19, constants.py.
 """
 
