@@ -15,7 +15,7 @@ from thinslice.kernels.dispatch import is_native
 from thinslice.memory import cuda_device
 from thinslice.memory.device import Device
 from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
-from thinslice.memory.meter import current_rss_bytes
+from thinslice.memory.meter import rss_to_plan_from
 from thinslice.pack.layout import matrix_formats
 from thinslice.pack.stored import bytes_to_pack
 from thinslice.plan.available import Budget, budget_for_process, default_budget, known_bound
@@ -152,12 +152,12 @@ def plan_model(
         dtype = "bfloat16"  # which every card has, whatever the processor computes in
     workload = _workload(model, settings, dtype)
     if device is not None:
-        limits = _limits(settings, device, runtime_bytes or current_rss_bytes())
+        limits = _limits(settings, device, runtime_bytes or rss_to_plan_from())
         return plan_on_device(model.shape, model.layout(dtype), limits, workload)
     if workload.kv_dtype == "int8" and not workload.is_native:
         raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")
     layout = model.layout(settings.dtype)
-    runtime_bytes = runtime_bytes or current_rss_bytes()
+    runtime_bytes = runtime_bytes or rss_to_plan_from()
     return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
 
 

@@ -4,7 +4,13 @@ import resource
 import sys
 from pathlib import Path
 
+from thinslice.units import MIB
+
 _STATUS = Path("/proc/self/status")
+# Pages of files, in bytes, when the first plan of this process was made.
+_first_mapped: int | None = None
+# Each plan counts so much for libraries once they run: what the smallest allowance has.
+_MOST_TOUCHED_BYTES = 12 * MIB
 
 
 def peak_rss_bytes() -> int:
@@ -18,6 +24,22 @@ def peak_rss_bytes() -> int:
 def current_rss_bytes() -> int:
     """Resident memory now; where the system does not tell, the peak so far."""
     return _status_bytes("VmRSS") if _STATUS.exists() else peak_rss_bytes()
+
+
+def rss_to_plan_from() -> int:
+    """Resident memory now, as if no model had run in this process yet.
+
+    A plan counts what libraries come to hold once they run. What earlier models have made them hold
+    already, the pages of their code, is not counted a second time.
+    """
+    global _first_mapped
+    if not _STATUS.exists():
+        return current_rss_bytes()
+    mapped = _status_bytes("RssFile")
+    if _first_mapped is None:
+        _first_mapped = mapped
+    touched = min(max(mapped - _first_mapped, 0), _MOST_TOUCHED_BYTES)
+    return current_rss_bytes() - touched
 
 
 def _status_bytes(field: str) -> int:

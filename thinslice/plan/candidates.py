@@ -31,6 +31,8 @@ LAYER_ROWS = (512, 128)
 LOADING_BYTES = 16 * MIB
 # What packed rows take while torch computes with them as numbers, a piece at a time.
 UNPACKING_BYTES = 16 * MIB
+# Left to answers while their caller holds them, of what more sequences would take.
+RESULTS_BYTES = 16 * MIB
 # Bytes of a slice: the largest hides a slice's fixed cost, smaller ones leave more for pinning.
 SLICE_BYTES = (8 * MIB, 2 * MIB, 512 * KIB)
 _NUM_BUFFERS = 6
@@ -97,10 +99,12 @@ def floor(case: Case, context: int) -> MemoryPlan:
 
 
 def with_more_blocks(case: Case, chosen: MemoryPlan) -> MemoryPlan:
-    """The same plan with KV blocks for as many of its sequences as the headroom holds."""
+    """The same plan with KV blocks for as many of its sequences as the headroom holds; a part of it
+    is left to what answers take."""
     per_block = BLOCK_SIZE * replace(case, draft=chosen.draft).kv_bytes_per_token
     wanted = chosen.num_kv_blocks * (chosen.max_num_seqs - 1)
-    extra = min(wanted, chosen.headroom_bytes // per_block)
+    results = min(chosen.headroom_bytes // 4, RESULTS_BYTES)
+    extra = min(wanted, (chosen.headroom_bytes - results) // per_block)
     parts = dict(chosen.parts)
     parts["kv cache"] += extra * per_block
     return replace(chosen, num_kv_blocks=chosen.num_kv_blocks + extra, parts=tuple(parts.items()))
