@@ -11,10 +11,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from thinslice.checkpoint.file_names import CONFIG, MODEL_CARD
 from thinslice.checkpoint.files import file_size, os_errors_named, read_json_object
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
-from thinslice.pack.source import CONFIG, settings_files
+from thinslice.pack.source import settings_files
 from thinslice.plan.architectures import text_trunk_of
 from thinslice.plan.model_shape import ModelShape, RopeScaling
 from thinslice.plan.packing import Packing
@@ -53,8 +54,8 @@ def check_settings(source: Checkpoint) -> None:
     """
     if source.kind == "gguf":
         config_of(source.shape)
-        return
-    _folder_config(source)
+    else:
+        _folder_config(source)
     for path in settings_files(source):
         if (num_bytes := file_size(path)) > _MAX_COPIED_BYTES:
             raise CheckpointError(
@@ -69,7 +70,12 @@ def write_settings(source: Checkpoint, packing: Packing, folder: Path) -> None:
     Errors: CheckpointError for a source that cannot be read or expressed; OSError.
     """
     section = {"quantization_config": packing.to_dict()}
+    for path in settings_files(source):
+        if path.name != CONFIG:
+            _copy(path, folder / path.name)
     if source.kind == "gguf":
+        if not (folder / MODEL_CARD).exists():
+            _write_model_card(source, folder / MODEL_CARD)
         config = config_of(source.shape)
         if source.metadata.get("tokenizer.ggml.model", _NO_TOKENIZER) != _NO_TOKENIZER:
             files = read_tokenizer_files(source)
@@ -78,9 +84,6 @@ def write_settings(source: Checkpoint, packing: Packing, folder: Path) -> None:
             more = files.special.eos_token_ids.difference(source.shape.eos_token_ids)
             config["eos_token_id"] += sorted(more)
     else:
-        for path in settings_files(source):
-            if path.name != CONFIG:
-                _copy(path, folder / path.name)
         config = _folder_config(source)
     _write_json(folder / CONFIG, config | section)
 
@@ -152,9 +155,30 @@ def _write_tokenizer(files: TokenizerFiles, folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", config)
 
 
+def _write_model_card(source: Checkpoint, path: Path) -> None:
+    """What a GGUF says of its licence, as the Hub's model cards have it."""
+    said = {
+        name: source.metadata.get(f"general.{key}")
+        for name, key in (
+            ("license", "license"),
+            ("license_name", "license.name"),
+            ("license_link", "license.link"),
+        )
+    }
+    # JSON's text is YAML's too, whatever is in it.
+    lines = [f"{name}: {json.dumps(text)}" for name, text in said.items() if isinstance(text, str)]
+    if lines:
+        front = "\n".join(["---", *lines, "---"])
+        _write(path, f"{front}\n\nPacked by thinslice from {source.files[0].name}.\n".encode())
+
+
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    _write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.part")
-    write_synced(part, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_synced(part, content)
     publish(part, path)
 
 

@@ -2,27 +2,16 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
+from thinslice.checkpoint.file_names import CONFIG, SETTINGS, is_document
 from thinslice.checkpoint.files import file_size, os_errors_named
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
 from thinslice.store.pack_record import SourceFile
 from thinslice.units import MIB
 
-CONFIG = "config.json"
-# Beside config.json, what of a folder says how text becomes tokens and when a completion ends.
-COPIED = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
-_DOCUMENT = re.compile(r"(README|LICEN[CS]E|NOTICE)(\.(md|txt))?")
 _BLOCK_BYTES = MIB
 
 
@@ -69,12 +58,17 @@ class SourceFiles:
 
 
 def settings_files(source: Checkpoint) -> list[Path]:
-    """config.json and what is copied beside it; nothing for a GGUF, which holds all of it."""
+    """config.json and what is copied beside it; of a GGUF, which holds its settings, documents
+    alone, where no other model lies beside it that they could be of."""
+    folder = source.path if source.path.is_dir() else source.path.parent
+    names = sorted(path.name for path in folder.iterdir())
+    documents = [name for name in names if is_document(name)]
     if source.kind == "gguf":
-        return []
-    names = [CONFIG, *(name for name in COPIED if (source.path / name).is_file())]
-    documents = sorted(path for path in source.path.iterdir() if _DOCUMENT.fullmatch(path.name))
-    return [*(source.path / name for name in names), *(one for one in documents if one.is_file())]
+        others = {name for name in names if name.endswith((".gguf", ".safetensors"))}
+        copied = [] if others - {path.name for path in source.files} else documents
+    else:
+        copied = [CONFIG, *SETTINGS, *documents]
+    return [folder / name for name in copied if (folder / name).is_file()]
 
 
 def _identity(path: Path) -> tuple[int, ...]:

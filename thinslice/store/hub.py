@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+from thinslice.checkpoint.file_names import CONFIG, GENERATION_CONFIG
 from thinslice.checkpoint.files import read_json_object
 from thinslice.errors import CheckpointError, StoreError
 from thinslice.plan.model_shape import ModelShape
@@ -41,8 +42,6 @@ from thinslice.store.files import (
     sync_file,
 )
 from thinslice.store.hub_files import (
-    CONFIG,
-    GENERATION_CONFIG,
     INDEX,
     RemoteFile,
     check_is_safetensors,

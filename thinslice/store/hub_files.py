@@ -10,23 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinslice.checkpoint.adapters import ADAPTER_CONFIG, is_adapter_weights
+from thinslice.checkpoint.file_names import CONFIG, SETTINGS, is_document
 from thinslice.errors import CheckpointError, ConfigError, StoreError
 
-CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_SETTINGS = {
-    CONFIG,
-    GENERATION_CONFIG,
-    INDEX,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-}
-_DOCUMENT = re.compile(r"(README|LICEN[CS]E|NOTICE)(\.(md|txt))?")
+_SMALL = {CONFIG, INDEX, *SETTINGS}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # llama.cpp's gguf-split names the parts of a model so.
@@ -72,12 +61,12 @@ def remote_files(siblings: Iterable[Any]) -> dict[str, RemoteFile]:
 
 def small_files(files: Mapping[str, RemoteFile]) -> list[RemoteFile]:
     """Settings, tokenizer, model card and licence."""
-    return [files[path] for path in files if path in _SETTINGS or _DOCUMENT.fullmatch(path)]
+    return [files[path] for path in files if path in _SMALL or is_document(path)]
 
 
 def documents(files: Mapping[str, RemoteFile]) -> list[RemoteFile]:
     """Model card and licence: all that a GGUF does not hold itself."""
-    return [files[path] for path in files if _DOCUMENT.fullmatch(path)]
+    return [files[path] for path in files if is_document(path)]
 
 
 def check_is_safetensors(repo_id: str, files: Mapping[str, RemoteFile]) -> None:

@@ -186,3 +186,36 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_before_the_weights(
     path = gguf(tmp_path, metadata={"tokenizer.ggml.model": "bert"})
     with pytest.raises(CheckpointError, match="GGUF tokenizer 'bert' is not supported"):
         packed(path, tmp_path)
+
+
+def test_a_gguf_says_its_licence_in_the_packed_folder(tmp_path: Path) -> None:
+    said = {"general.license": 'other"\nx: 1', "general.license.link": "https://example.org/l"}
+    card = packed(gguf(tmp_path, metadata=said), tmp_path) / "README.md"
+    assert card.read_text().splitlines()[:4] == [
+        "---",
+        'license: "other\\"\\nx: 1"',
+        'license_link: "https://example.org/l"',
+        "---",
+    ]
+
+
+@pytest.mark.parametrize("has_other", [False, True])
+def test_documents_beside_a_gguf_are_its_own_where_no_other_model_is(
+    has_other: bool, tmp_path: Path
+) -> None:
+    path = gguf(tmp_path, metadata={"general.license": "mit"})
+    (tmp_path / "LICENSE.txt").write_text("do as you like")
+    (tmp_path / "README.md").write_text("a card")
+    if has_other:
+        (tmp_path / "other.gguf").write_bytes(b"")
+    out = packed(path, tmp_path)
+    assert (out / "LICENSE.txt").exists() is not has_other
+    assert (out / "README.md").read_text().startswith("---" if has_other else "a card")
+
+
+def test_tokens_named_beside_the_tokenizer_are_packed_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_safetensors_model(folder, tiny_config(vocab_size=512))
+    (folder / "added_tokens.json").write_text('{"<|new|>": 500}')
+    assert (packed(folder, tmp_path) / "added_tokens.json").read_text() == '{"<|new|>": 500}'

@@ -1,0 +1,22 @@
+"""Names of the small files that lie beside a model's weights. Only data: no code, no pickle."""
+
+import re
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+# Beside config.json, what says how text becomes tokens and when a completion ends.
+SETTINGS = (
+    GENERATION_CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+MODEL_CARD = "README.md"
+_DOCUMENT = re.compile(r"(README|LICEN[CS]E|NOTICE)(\.(md|txt))?")
+
+
+def is_document(name: str) -> bool:
+    """Whether a file is a model card, a licence or a notice."""
+    return _DOCUMENT.fullmatch(name) is not None
