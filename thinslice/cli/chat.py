@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from thinslice.cli.chat_view import AnswerView
+from thinslice.cli.answer_view import AnswerView
 from thinslice.cli.console import note, out, print_error, write
 from thinslice.cli.conversation import Answer, Conversation
 from thinslice.cli.options import Load, LoadOptions, Sampling

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from thinslice.cli.answer_view import PlainView
 from thinslice.cli.console import note, note_all, print_json, progress_bars, silence_notes, write
 from thinslice.cli.options import Load, LoadOptions, Sampling
 from thinslice.cli.prompt import PIPED, has_unread_input, read_prompt
@@ -82,17 +83,21 @@ def run(
         system = system_prompt(model, options.system)
         if system is not None:
             request = [{"role": "system", "content": system}, *request]
-    stream = llm.stream(request, sampling)
+    view = PlainView()
+    stream = llm.stream(request, sampling, view.read_prompt)
     try:
         for chunk in stream:
             if not options.json:
-                write(chunk.text, dim=chunk.kind == "reasoning")
+                view.add(chunk.kind, chunk.text)
     except KeyboardInterrupt:
+        view.close()
         note("\nstopped")
         if options.json:
             stream.close()
             print_json(report(model, llm, stream.completion, sampling))
         raise
+    finally:
+        view.close()
     completion = stream.completion
     if options.json:
         print_json(report(model, llm, completion, sampling))
