@@ -163,6 +163,23 @@ def test_every_suggestion_of_a_budget_error_runs(smollm2_path: Path) -> None:
         assert report["peak_bytes"] <= report["plan"]["budget_bytes"]
 
 
+def test_what_plan_shows_beside_its_plan_is_what_runs(smollm2_path: Path) -> None:
+    fit = ["--memory", "440MiB", "--draft", "off"]
+    table = run("plan", "smollm2", *fit).stdout.decode()
+    rows = re.findall(r"^(--\w+) (\S+) +(.+?)  +(\d*)(?:  .*)?$", table, re.MULTILINE)
+    assert len(rows) >= 4, table
+    for option, value, weights, context in rows:
+        others = fit[2:] if option == "--memory" else fit
+        asked = ("--json", "--max-tokens", "1", "Hi", option, value)
+        done = run("run", "smollm2", *others, *asked)
+        if weights == "does not fit":
+            assert done.returncode == 3, (option, value)
+            continue
+        plan = json.loads(done.stdout)["plan"]
+        assert plan["context"] == int(context), (option, value)
+        assert (plan["streaming"] is None) == (weights == "resident"), (option, value)
+
+
 def test_a_pickle_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
     (tmp_path / "config.json").write_text("{}")

@@ -21,6 +21,7 @@ from thinslice.memory.device import Device
 from thinslice.memory.device_store import DeviceStore
 from thinslice.memory.forks import prepare_for_forks
 from thinslice.memory.fuse import fuse, fuse_prediction
+from thinslice.memory.give_back import give_back
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
 from thinslice.memory.spilled_kv import SpilledKv
@@ -61,6 +62,7 @@ def open_model(
     fmt = PackedFormat(model.dtype(settings.dtype))
     budget = budget_bytes(settings)
     packed = ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget)
+    give_back()
     return replace(open_checkpoint(packed.absolute()), notes=checkpoint.notes), tokenizer
 
 
