@@ -6,7 +6,7 @@ PYTHON ?= python3
 # The package holds compiled code: a change to it installs the package again.
 NATIVE := $(wildcard thinslice/kernels/cpu/*)
 
-.PHONY: run test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak mutants every-line check-long clean
+.PHONY: run test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak mutants check-long clean
 
 run: $(VENV)/.run
 	$(BIN)/thinslice run smollm2 --memory 1GiB --temperature 0 "Explain in two sentences why the sky is blue."
@@ -68,12 +68,9 @@ soak: $(VENV)/.dev
 mutants: $(VENV)/.dev
 	$(BIN)/python tools/mutants.py
 
-# The full forms of what check runs for a minute at most.
-check-long: check every-line mutants soak
-
-# An interrupt at each line of the engine, where check draws some.
-every-line: $(VENV)/.dev
-	$(BIN)/python -m pytest --every-line tests/unit/engine/test_interrupts.py
+# The full forms of what check runs for a minute at most. Hours.
+check-long: lint types docs mutants soak
+	$(BIN)/python -m pytest --long
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -25,7 +25,26 @@ hypothesis.settings.load_profile("thinslice")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What ``make check-long`` gives, where ``make check`` draws a few cases."""
-    parser.addoption("--every-line", action="store_true", help="interrupt the engine at every line")
+    parser.addoption("--long", action="store_true", help="every case, in full length")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: runs with --long only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only ``--long`` runs: as if it were not written, so that no run has skips."""
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long") is not None]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item.get_closest_marker("long") is None]
+
+
+@pytest.fixture(scope="session")
+def is_long(pytestconfig: pytest.Config) -> bool:
+    """Whether suites run in their full length."""
+    return bool(pytestconfig.getoption("--long"))
 
 
 @pytest.fixture(autouse=True)

@@ -64,6 +64,12 @@ def test_markers_of_a_template_that_are_no_tokens_are_named_once(tmp_path: Path)
         assert "<|user|>" not in done.stdout
 
 
+def test_help_in_a_pipe_has_lines_that_can_be_read() -> None:
+    shown = thinslice("run", "--help").stdout
+    assert "Exit codes: 0 done" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+
 def test_an_empty_store_says_what_fills_it(tmp_path: Path) -> None:
     assert "thinslice pull smollm2 fetches one" in thinslice("ls", home=tmp_path).stderr
     for command in (["rm", "smollm2"], ["show", "smollm2"], ["pull", "smollm2", "--offline"]):

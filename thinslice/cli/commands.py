@@ -8,7 +8,7 @@ from thinslice import __version__
 from thinslice.cli.bench import bench
 from thinslice.cli.chat import chat
 from thinslice.cli.compare import compare
-from thinslice.cli.console import err, out
+from thinslice.cli.console import err, helping
 from thinslice.cli.doctor import doctor
 from thinslice.cli.models import ls, pull, rm, show
 from thinslice.cli.pack import pack
@@ -48,7 +48,7 @@ def make_app() -> App:
         help=_HELP,
         help_epilogue=_EPILOGUE,
         version=__version__,
-        console=out,
+        console=helping,
         error_console=err,
         default_parameter=Parameter(negative=()),
         help_format="markdown",

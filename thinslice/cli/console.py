@@ -30,6 +30,8 @@ from thinslice.errors import StoreError
 
 # Wider than any line we print: a pipe gets whole lines, a terminal is asked for its width.
 _PIPE_WIDTH = 4096
+# Help is read, also by way of a pipe.
+_PAGE_WIDTH = 100
 
 
 def _open_closed_streams() -> None:
@@ -115,12 +117,12 @@ class _Console(Console):
         raise ReaderGoneError
 
 
-def _console(stream: _Output) -> Console:
+def _console(stream: _Output, is_page: bool = False) -> Console:
     return _Console(
         file=stream,  # type: ignore[arg-type]  # rich asks for IO[str] and takes any writer
         highlight=False,
-        soft_wrap=True,
-        width=None if stream.isatty() else _PIPE_WIDTH,
+        soft_wrap=not is_page,
+        width=None if stream.isatty() else _PAGE_WIDTH if is_page else _PIPE_WIDTH,
         markup=False,
         emoji=False,
     )
@@ -129,6 +131,7 @@ def _console(stream: _Output) -> Console:
 _open_closed_streams()
 # Answers go to out, everything about them to err, so that a pipe carries the answer alone.
 out = _console(_Output())
+helping = _console(_Output(), is_page=True)
 err = _console(_Notes())
 # What only informs goes through this one, which --quiet silences.
 notes = _console(_Notes())

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.checkpoints import (
@@ -29,7 +30,8 @@ from thinslice.plan.packing import Packing
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import MIB
 
-NUM_COPIES = 5_000
+NUM_COPIES = 1_500
+NUM_LONG_COPIES = 5_000
 MAX_PEAK_BYTES = MIB
 
 SMALL = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 32, "num_hidden_layers": 1}
@@ -130,13 +132,20 @@ def open_and_read(path: Path, rng: random.Random) -> str:
     return "read"
 
 
-def fuzz(path: Path, files: dict[Path, int], damages: list[Damage]) -> Counter[str]:
+@pytest.fixture
+def num_copies(is_long: bool) -> int:
+    return NUM_LONG_COPIES if is_long else NUM_COPIES
+
+
+def fuzz(
+    path: Path, files: dict[Path, int], damages: list[Damage], num_copies: int
+) -> Counter[str]:
     """Damage one of ``files`` (path: header size) at a time, open ``path`` and put it back."""
     originals = {file: file.read_bytes() for file in files}
     outcomes: Counter[str] = Counter()
     tracemalloc.start()
     try:
-        for number in range(NUM_COPIES):
+        for number in range(num_copies):
             rng = random.Random(number)
             file = rng.choice(list(files))
             content = bytearray(originals[file])
@@ -157,19 +166,19 @@ def fuzz(path: Path, files: dict[Path, int], damages: list[Damage]) -> Counter[s
     return outcomes
 
 
-def test_damaged_gguf(tmp_path: Path) -> None:
+def test_damaged_gguf(tmp_path: Path, num_copies: int) -> None:
     path = tmp_path / "model.gguf"
     shape = shape_from_config(tiny_config(**SMALL))
     tokenizer = GgufTokenizer(tuple(f"t{n}" for n in range(32)), merges=("t 0", "t 1"))
     write_gguf_model(path, shape, options=GgufOptions("Q4_0", tokenizer))
     header_bytes = min(entry.offset for entry in open_checkpoint(path).tensors.values())
     binary = [flip, overwrite_byte, put_number, put_number, truncate, cut_out, splice]
-    outcomes = fuzz(path, {path: header_bytes}, binary)
+    outcomes = fuzz(path, {path: header_bytes}, binary, num_copies)
     assert set(outcomes) == {"read", "CheckpointError"}
-    assert min(outcomes.values()) > NUM_COPIES // 50
+    assert min(outcomes.values()) > num_copies // 50
 
 
-def test_damaged_packed_checkpoint(tmp_path: Path) -> None:
+def test_damaged_packed_checkpoint(tmp_path: Path, num_copies: int) -> None:
     packing = Packing(PackedFormat.INT4, PackedFormat.INT8, 64)
     write_packed_model(tmp_path, tiny_config("MiMoForCausalLM", **SMALL), packing)
     weights = tmp_path / "model.safetensors"
@@ -178,12 +187,12 @@ def test_damaged_packed_checkpoint(tmp_path: Path) -> None:
     header_bytes = 8 + len(content[8 : 8 + int.from_bytes(content[:8], "little")].rstrip())
     files = {config: config.stat().st_size, weights: header_bytes}
     texts = [flip, put_number, truncate, cut_out, splice, put_text, put_text_of_same_length]
-    outcomes = fuzz(tmp_path, files, texts)
+    outcomes = fuzz(tmp_path, files, texts, num_copies)
     assert set(outcomes) == {"read", "CheckpointError"}
-    assert min(outcomes.values()) > NUM_COPIES // 50
+    assert min(outcomes.values()) > num_copies // 50
 
 
-def test_damaged_safetensors(tmp_path: Path) -> None:
+def test_damaged_safetensors(tmp_path: Path, num_copies: int) -> None:
     write_safetensors_model(tmp_path, tiny_config("MiMoForCausalLM", **SMALL), shards=2)
     files = {}
     for file in tmp_path.iterdir():
@@ -193,6 +202,6 @@ def test_damaged_safetensors(tmp_path: Path) -> None:
         files[file] = header_bytes
     assert len(files) == 4
     texts = [flip, put_number, truncate, cut_out, splice, put_text, put_text_of_same_length]
-    outcomes = fuzz(tmp_path, dict(sorted(files.items())), texts)
+    outcomes = fuzz(tmp_path, dict(sorted(files.items())), texts, num_copies)
     assert set(outcomes) == {"read", "CheckpointError"}
-    assert min(outcomes.values()) > NUM_COPIES // 50
+    assert min(outcomes.values()) > num_copies // 50

@@ -1,7 +1,7 @@
 """An interrupt at any line of the engine: nobody's tokens change, and no block is lost.
 
 Raised by a trace function at the k-th line that runs in the engine's files, for k drawn from a
-printed seed; ``pytest --every-line`` takes every one instead.
+printed seed; ``pytest --long`` takes every one instead.
 """
 
 import random
@@ -167,11 +167,11 @@ def places(num_lines: int, is_every: bool) -> Iterator[int]:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_an_interrupt_at_any_line_changes_nobodys_tokens(
-    alone: list[list[list[int]]], error: type[BaseException], request: pytest.FixtureRequest
+    alone: list[list[list[int]]], error: type[BaseException], is_long: bool
 ) -> None:
     num_lines = lines_of(alone)
     assert num_lines > 2000
-    for at in places(num_lines, request.config.getoption("--every-line")):
+    for at in places(num_lines, is_long):
         Course(Interruption(at, error)).run(alone)
 
 

@@ -19,7 +19,8 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.memory.spilled_kv import BlockMove, SpilledKv
 
-NUM_OPERATIONS = 10_000
+NUM_OPERATIONS = 5_000
+NUM_LONG_OPERATIONS = 10_000
 # Room for about two and a half of the longest sequences, so that blocks run out often.
 NUM_KV_BLOCKS = 40
 
@@ -74,9 +75,9 @@ class Stress:
         )
         return prompt, params
 
-    def run(self) -> None:
+    def run(self, num_operations: int) -> None:
         operations = [self.add, self.abort, self.draft, self.step]
-        for operation in self.rng.choices(operations, (5, 1, 4, 12), k=NUM_OPERATIONS):
+        for operation in self.rng.choices(operations, (5, 1, 4, 12), k=num_operations):
             operation()
             self.engine.scheduler.blocks.check()
         while self.engine.has_work:
@@ -133,11 +134,13 @@ def tokens_alone(prompt: list[int], params: SamplingParams, index: int) -> list[
 
 
 @pytest.mark.parametrize("num_host_blocks", [0, 25])
-def test_ten_thousand_operations_change_no_token_and_leave_nothing(num_host_blocks: int) -> None:
+def test_thousands_of_operations_change_no_token_and_leave_nothing(
+    num_host_blocks: int, is_long: bool
+) -> None:
     stress = Stress(seed=1, num_host_blocks=num_host_blocks)
     engine = stress.engine
     moves = count_moves(engine)
-    stress.run()
+    stress.run(NUM_LONG_OPERATIONS if is_long else NUM_OPERATIONS)
     assert all(moves[is_spill] > 100 for is_spill in (True, False)) or not num_host_blocks
     assert not stress.alive
     assert set(stress.ends) == {"stop", "length", "abort", "deadline"}
@@ -190,7 +193,7 @@ def test_a_block_written_by_mistake_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(blocks, "_find_prefix", one_too_many)
     monkeypatch.setattr(blocks, "check", lambda: None)
     with pytest.raises(AssertionError, match="sequence"):
-        stress.run()
+        stress.run(NUM_OPERATIONS)
 
 
 def test_a_block_that_does_not_come_back_whole_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,4 +213,4 @@ def test_a_block_that_does_not_come_back_whole_is_seen(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(spilled, "move", confuse)
     with pytest.raises(AssertionError, match="sequence"):
-        stress.run()
+        stress.run(NUM_OPERATIONS)
