@@ -2,13 +2,12 @@
 
 import resource
 import sys
+from functools import cache
 from pathlib import Path
 
 from thinslice.units import MIB
 
 _STATUS = Path("/proc/self/status")
-# Pages of files, in bytes, when the first plan of this process was made.
-_first_mapped: int | None = None
 # Each plan counts so much for libraries once they run: what the smallest allowance has.
 _MOST_TOUCHED_BYTES = 12 * MIB
 
@@ -32,14 +31,17 @@ def rss_to_plan_from() -> int:
     A plan counts what libraries come to hold once they run. What earlier models have made them hold
     already, the pages of their code, is not counted a second time.
     """
-    global _first_mapped
     if not _STATUS.exists():
         return current_rss_bytes()
-    mapped = _status_bytes("RssFile")
-    if _first_mapped is None:
-        _first_mapped = mapped
-    touched = min(max(mapped - _first_mapped, 0), _MOST_TOUCHED_BYTES)
-    return current_rss_bytes() - touched
+    at_first = _mapped_at_first()
+    touched = max(_status_bytes("RssFile") - at_first, 0)
+    return current_rss_bytes() - min(touched, _MOST_TOUCHED_BYTES)
+
+
+@cache
+def _mapped_at_first() -> int:
+    """Pages of files, in bytes, when the first plan of this process was made."""
+    return _status_bytes("RssFile")
 
 
 def _status_bytes(field: str) -> int:
