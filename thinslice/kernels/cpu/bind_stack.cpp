@@ -59,7 +59,7 @@ StackInputs read_inputs(const nb::tuple& tokens, const nb::tuple& sequences, Add
 void run(const Stack& stack, const nb::tuple& tokens, const nb::tuple& sequences,
          Address workspace) {
   const StackInputs in = read_inputs(tokens, sequences, workspace);
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   run_stack(stack, in);
 }
 
@@ -73,7 +73,7 @@ void predict(const Stack& stack, const nb::tuple& tokens, const nb::tuple& seque
                           pointer<const float>(nb::cast<Address>(pairing[3]))};
   const float* hidden = pointer<const float>(nb::cast<Address>(rows[0]));
   const float* token = pointer<const float>(nb::cast<Address>(rows[1]));
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   run_prediction(stack, around, in, hidden, token);
 }
 

@@ -49,7 +49,7 @@ void py_linear(Address x, int x_dtype, int64_t rows, int64_t in_features, int64_
   for (int i = 0; i < job.num_targets; ++i) {
     job.targets[i] = read_target(nb::cast<nb::tuple>(targets[i]), static_cast<Dtype>(out_dtype));
   }
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   linear(job);
 }
 
@@ -63,7 +63,7 @@ void py_rms_norm(int64_t rows, Address x, int64_t x_stride, Address residual,
                           pointer(out),           x_stride,          residual_stride,
                           out_stride,             dim,               static_cast<Dtype>(dtype),
                           eps};
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   const KernelTable& table = kernels();
   parallel_for(rows, row_grain(dim),
                [&](int64_t first, int64_t last) { table.rms_norm(job, first, last); });
@@ -84,7 +84,7 @@ void py_rope(Address x, int dtype, int64_t num_tokens, int64_t token_stride, int
   job.cos = pointer<const float>(cos);
   job.sin = pointer<const float>(sin);
   job.num_positions = num_positions;
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   rope(job);
 }
 
@@ -93,7 +93,7 @@ void py_silu_mul(int64_t rows, Address gate, int64_t gate_stride, Address up, in
   const SiluMulJob job = {pointer<const void>(gate), pointer<const void>(up), pointer(out),
                           gate_stride,               up_stride,               out_stride,
                           dim,                       static_cast<Dtype>(dtype)};
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   const KernelTable& table = kernels();
   parallel_for(rows, row_grain(dim),
                [&](int64_t first, int64_t last) { table.silu_mul(job, first, last); });
@@ -110,7 +110,7 @@ void py_write_kv(const nb::handle& cache, Address k, int64_t k_stride, Address v
   job.dtype = static_cast<Dtype>(dtype);
   job.slots = pointer<const int64_t>(slots);
   job.num_tokens = num_tokens;
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   write_kv(job);
 }
 
@@ -142,30 +142,33 @@ void py_attention(const nb::handle& cache, const nb::tuple& queries, const nb::t
   read_sequences(sequences, job);
   job.scale = scale;
   job.window = window;
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   attention(job);
 }
 
 void py_repack(Address blocks, int type, int64_t rows, int64_t groups, Address panels) {
   const RepackJob job = {pointer<const uint8_t>(blocks), static_cast<GgmlType>(type), rows, groups,
                          pointer<uint8_t>(panels)};
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   repack(job);
 }
 
 uint32_t py_read_memory(Address data, int64_t num_bytes) {
-  const nb::gil_scoped_release release;
+  const GilRelease release;
   return read_memory(pointer<const uint8_t>(data), num_bytes);
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
+  // At the interpreter's end a daemon thread stays where it is, and what its frames hold is never let
+  // go of. That is no leak of this module, and nothing that a user could do anything about.
+  nb::set_leak_warnings(false);
   m.def("available_isas", available_isas);
   m.def("isa", [] { return std::string(kernels().name); });
   m.def("set_isa", set_isa);
   m.def("num_threads", num_threads);
-  m.def("set_num_threads", set_num_threads, nb::call_guard<nb::gil_scoped_release>());
+  m.def("set_num_threads", set_num_threads, nb::call_guard<GilRelease>());
   m.def("panel_bytes", [](int format, int64_t groups) {
     return panel_bytes(static_cast<Format>(format), groups);
   });

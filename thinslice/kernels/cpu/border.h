@@ -1,7 +1,10 @@
-// What crosses from Python: addresses as integers, and the attributes of a cache.
+// What crosses from Python: addresses as integers, the attributes of a cache, and Python's lock.
 #pragma once
 
 #include <nanobind/nanobind.h>
+
+#include <chrono>
+#include <thread>
 
 #include "types.h"
 
@@ -10,6 +13,28 @@ namespace thinslice {
 namespace nb = nanobind;
 
 using Address = uintptr_t;
+
+// Lets other threads run Python while it is in scope. A thread that asks for Python's lock once the
+// interpreter has ended is ended itself, up to Python 3.13, by pthread_exit: glibc unwinds the
+// stack for that, and aborts the process at nanobind's noexcept frames. Here the unwinding is caught
+// and the thread left to wait for the end of the process, which is what Python 3.14 does. To ask
+// whether the interpreter ends, before asking for the lock, would be too early: it may end between.
+class GilRelease {
+ public:
+  GilRelease() noexcept : state_(PyEval_SaveThread()) {}
+  ~GilRelease() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+  }
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
 
 template <typename T = void>
 inline T* pointer(Address address) {
