@@ -29,11 +29,11 @@ def test_callers_at_the_same_time() -> None:
 def test_thread_count_may_change_between_calls() -> None:
     expected = native.linear(X, WEIGHT)
     for count in (1, 4, 2, 8, 1, 3):
-        native.set_num_threads(count)
-        assert native.num_threads() == count
+        assert native.set_num_threads(count) == native.num_threads() == count
         assert torch.equal(native.linear(X, WEIGHT), expected)
-    with pytest.raises(ValueError, match="at least one"):
-        native.set_num_threads(0)
+    for count in (0, 1025):
+        with pytest.raises(ValueError, match="one to 1024 threads"):
+            native.set_num_threads(count)
 
 
 def test_fork_and_exit() -> None:

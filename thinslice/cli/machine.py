@@ -118,8 +118,14 @@ def _cpu_flags() -> set[str]:
 
 
 def _kernels() -> Finding:
-    state = "ok" if native.is_available() else "warn"
-    return Finding("compiled kernels", native.describe(), state)
+    if not native.is_available():
+        return Finding("compiled kernels", native.describe(), "warn")
+    asked = native.num_threads()
+    started = native.set_num_threads(asked)
+    if started == asked:
+        return Finding("compiled kernels", native.describe())
+    text = f"{native.describe()} of {asked}: the system starts no more"
+    return Finding("compiled kernels", text, "warn")
 
 
 def _memory() -> Finding:
@@ -160,17 +166,19 @@ def _threads_allowed() -> Finding:
 
 
 def _signal_stack() -> Finding:
-    """The kernel grants AMX only to a process whose alternate signal stack holds its registers.
+    """The kernel grants AMX only to a process whose alternate signal stacks hold its registers.
 
     Source: Linux, Documentation/arch/x86/xstate.rst.
     """
     size = alternate_stack_bytes()
-    if size is None:
-        return Finding("signal stack", "no alternate one")
-    if size >= _AMX_SIGNAL_STACK or "amx_int8" not in _cpu_flags():
-        return Finding("signal stack", f"alternate one of {format_bytes(size)}")
-    text = f"alternate one of {format_bytes(size)}: too small for AMX, which is not used"
-    return Finding("signal stack", text, "warn")
+    text = "no alternate one" if size is None else f"alternate one of {format_bytes(size)}"
+    has_amx = native.is_available() and "amx_int8" in _cpu_flags()
+    if not has_amx or "amx" in native.available_isas():
+        return Finding("signal stack", text)
+    if size is not None and size < _AMX_SIGNAL_STACK:
+        return Finding("signal stack", f"{text}: too small for AMX, which is not used", "warn")
+    reason = "AMX is not granted and not used; another thread's may be too small"
+    return Finding("signal stack", f"{text}; {reason}", "warn")
 
 
 def _working_directory() -> Finding:

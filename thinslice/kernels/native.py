@@ -24,6 +24,7 @@ else:
 FORMAT_CODES = {PackedFormat.INT4: 0, PackedFormat.INT4M: 1, PackedFormat.INT8: 2}
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
 MAX_MATRICES = 4
+MAX_THREADS = 1024
 _REPACKED = {
     "Q4_0": (0, PackedFormat.INT4, 18),
     "Q4_1": (1, PackedFormat.INT4M, 20),
@@ -64,11 +65,15 @@ def num_threads() -> int:
     return library().num_threads()
 
 
-def set_num_threads(count: int) -> None:
-    """Use this many threads from now on, in the whole process."""
-    if count < 1:
-        raise ValueError(f"at least one thread is needed, got {count}")
-    library().set_num_threads(count)
+def set_num_threads(count: int) -> int:
+    """Use this many threads from now on, in the whole process, or as many as the system starts.
+
+    Returns:
+        How many there are, the caller's included.
+    """
+    if not 1 <= count <= MAX_THREADS:
+        raise ValueError(f"one to {MAX_THREADS} threads can be used, got {count}")
+    return library().set_num_threads(count)
 
 
 def read_memory(data: torch.Tensor) -> None:

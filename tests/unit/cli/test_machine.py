@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from thinslice.cli import machine
+from thinslice.kernels import native
 from thinslice.memory import process_state
 
 
@@ -43,20 +44,40 @@ def test_bounds_on_threads_are_read_from_every_group(
 
 
 @pytest.mark.parametrize(
-    ("size", "flags", "state"),
+    ("size", "flags", "isas", "state", "text"),
     [
-        (None, {"amx_int8"}, "ok"),
-        (8192, {"amx_int8"}, "warn"),
-        (8192, {"avx2"}, "ok"),
-        (65536, {"amx_int8"}, "ok"),
+        (None, {"amx_int8"}, ["amx", "avx512"], "ok", "no alternate one"),
+        (8192, {"amx_int8"}, ["avx512"], "warn", "8.00 KiB: too small for AMX, which is not used"),
+        (8192, {"avx2"}, ["avx2"], "ok", "alternate one of 8.00 KiB"),
+        (65536, {"amx_int8"}, ["amx"], "ok", "alternate one of 64.00 KiB"),
+        (None, {"amx_int8"}, ["avx512"], "warn", "another thread's may be too small"),
     ],
 )
 def test_a_signal_stack_too_small_for_amx_is_told(
-    size: int | None, flags: set[str], state: str, monkeypatch: pytest.MonkeyPatch
+    size: int | None,
+    flags: set[str],
+    isas: list[str],
+    state: str,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machine, "alternate_stack_bytes", lambda: size)
     monkeypatch.setattr(machine, "_cpu_flags", lambda: flags)
-    assert machine._signal_stack().state == state
+    monkeypatch.setattr(native, "is_available", lambda: True)
+    monkeypatch.setattr(native, "available_isas", lambda: isas)
+    finding = machine._signal_stack()
+    assert finding.state == state
+    assert finding.value.endswith(text)
+
+
+@pytest.mark.skipif(not native.is_available(), reason="the kernels are not built")
+def test_fewer_threads_than_asked_for_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine._kernels().state == "ok"
+    monkeypatch.setattr(native, "num_threads", lambda: 8)
+    monkeypatch.setattr(native, "set_num_threads", lambda count: count - 1)
+    finding = machine._kernels()
+    assert finding.state == "warn"
+    assert "of 8: the system starts no more" in finding.value
 
 
 def test_a_working_directory_that_is_gone_is_told(

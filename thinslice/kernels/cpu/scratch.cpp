@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <new>
+#include <utility>
 
 namespace thinslice {
 
@@ -39,26 +40,33 @@ struct Scratch {
 };
 
 std::atomic<Scratch*> spare{nullptr};  // what the last call worked in
-thread_local Scratch* current = nullptr;
+thread_local bool is_leased = false;
+thread_local Scratch* leased = nullptr;  // null until something is asked for
+
+// Not in the lease's constructor: a worker's stands where nobody could be told of a failure.
+Scratch& scratch() {
+  if (leased == nullptr) leased = new Scratch;
+  return *leased;
+}
 
 }  // namespace
 
-ScratchLease::ScratchLease() : is_outermost_(current == nullptr) {
+ScratchLease::ScratchLease() noexcept : is_outermost_(!is_leased) {
   if (!is_outermost_) return;
-  current = spare.exchange(nullptr);
-  if (current == nullptr) current = new Scratch;
+  is_leased = true;
+  leased = spare.exchange(nullptr);
 }
 
 ScratchLease::~ScratchLease() {
   if (!is_outermost_) return;
-  Scratch* mine = current;
-  current = nullptr;
+  is_leased = false;
+  Scratch* mine = std::exchange(leased, nullptr);
   Scratch* none = nullptr;
-  if (!spare.compare_exchange_strong(none, mine)) delete mine;
+  if (mine != nullptr && !spare.compare_exchange_strong(none, mine)) delete mine;
 }
 
-uint8_t* call_scratch(std::size_t num_bytes) { return current->of_call.at_least(num_bytes); }
+uint8_t* call_scratch(std::size_t num_bytes) { return scratch().of_call.at_least(num_bytes); }
 
-uint8_t* thread_scratch(std::size_t num_bytes) { return current->of_thread.at_least(num_bytes); }
+uint8_t* thread_scratch(std::size_t num_bytes) { return scratch().of_thread.at_least(num_bytes); }
 
 }  // namespace thinslice

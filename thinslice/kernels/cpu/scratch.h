@@ -13,7 +13,7 @@ namespace thinslice {
 // Gives the thread memory to work in until it goes out of scope; within another one, nothing.
 class ScratchLease {
  public:
-  ScratchLease();
+  ScratchLease() noexcept;
   ~ScratchLease();
   ScratchLease(const ScratchLease&) = delete;
   ScratchLease& operator=(const ScratchLease&) = delete;
@@ -22,7 +22,7 @@ class ScratchLease {
   bool is_outermost_;
 };
 
-// Both within a lease.
+// Both within a lease; std::bad_alloc where there is no memory.
 uint8_t* call_scratch(std::size_t num_bytes);    // of the thread that makes the call
 uint8_t* thread_scratch(std::size_t num_bytes);  // of each thread that takes part in it
 

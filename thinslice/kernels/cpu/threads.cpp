@@ -18,8 +18,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace thinslice {
@@ -47,11 +49,16 @@ struct Job {
 
 // A job is open from publish to close. A worker joins by counting itself in while the job is open;
 // the caller waits for those that joined and for no others, so a worker the system has not woken
-// yet delays nobody.
+// yet delays nobody. What a range throws ends the job, and is thrown again in the caller.
 class Pool {
  public:
+  // Has fewer threads where the system starts no more.
   explicit Pool(int count) {
-    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
+    workers_.reserve(count - 1);
+    try {
+      for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
+    } catch (const std::exception&) {
+    }
   }
 
   ~Pool() {
@@ -78,16 +85,22 @@ class Pool {
         std::this_thread::yield();
       }
     }
+    if (has_failed_.exchange(false)) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
   static constexpr uint32_t kOpen = 1u << 31;
 
   void take_ranges(const Job& job) {
-    for (;;) {
-      const int64_t first = next_.fetch_add(job.grain, std::memory_order_relaxed);
-      if (first >= job.items) return;
-      job.fn(job.context, first, std::min(first + job.grain, job.items));
+    try {
+      for (;;) {
+        const int64_t first = next_.fetch_add(job.grain, std::memory_order_relaxed);
+        if (first >= job.items) return;
+        job.fn(job.context, first, std::min(first + job.grain, job.items));
+      }
+    } catch (...) {
+      next_.store(job.items, std::memory_order_relaxed);
+      if (!has_failed_.exchange(true)) error_ = std::current_exception();
     }
   }
 
@@ -116,6 +129,8 @@ class Pool {
   alignas(64) std::atomic<uint32_t> joined_{0};
   alignas(64) std::atomic<uint32_t> published_{0};
   std::atomic<bool> is_stopping_{false};
+  std::atomic<bool> has_failed_{false};
+  std::exception_ptr error_;  // the first one's; the caller reads it when all have left the job
   std::vector<std::thread> workers_;
 };
 
@@ -124,7 +139,13 @@ class Pool {
 struct Shared {
   std::mutex* mutex = new std::mutex;
   Pool* pool = nullptr;
-  int count = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  std::atomic<int> count = static_cast<int>(
+      std::clamp(std::thread::hardware_concurrency(), 1u, static_cast<unsigned>(kMaxThreads)));
+
+  void start_pool() {
+    pool = new Pool(count);
+    count = pool->count();
+  }
 };
 
 Shared& shared() {
@@ -145,11 +166,13 @@ Shared& shared() {
 
 int num_threads() { return shared().count; }
 
-void set_num_threads(int count) {
-  const std::lock_guard<std::mutex> lock(*shared().mutex);
-  shared().count = count;
-  delete shared().pool;
-  shared().pool = nullptr;
+int set_num_threads(int count) {
+  Shared& state = shared();
+  const std::lock_guard<std::mutex> lock(*state.mutex);
+  delete std::exchange(state.pool, nullptr);
+  state.count = count;
+  state.start_pool();
+  return state.count;
 }
 
 void parallel_for(int64_t items, int64_t grain, RangeFn fn, void* context) {
@@ -159,7 +182,7 @@ void parallel_for(int64_t items, int64_t grain, RangeFn fn, void* context) {
     if (items > 0) fn(context, 0, items);
     return;
   }
-  if (state.pool == nullptr) state.pool = new Pool(state.count);
+  if (state.pool == nullptr) state.start_pool();
   state.pool->run({fn, context, items, grain});
 }
 

@@ -6,13 +6,18 @@
 
 namespace thinslice {
 
+constexpr int kMaxThreads = 1024;
+
+// Both count the calling thread. The system may start fewer threads than asked for: it is known,
+// and told, once they are started, by set_num_threads or by the first call that needs them.
 int num_threads();
-void set_num_threads(int count);  // including the calling thread
+int set_num_threads(int count);  // how many there are
 
 using RangeFn = void (*)(void* context, int64_t first, int64_t last);
 
 // Calls fn on ranges of at most `grain` items until 0..items-1 are done, on this thread and the
 // pool's. A call made while another is running does its work alone; results do not depend on it.
+// Throws what fn throws, the first of it, with some ranges left undone.
 void parallel_for(int64_t items, int64_t grain, RangeFn fn, void* context);
 
 template <typename F>
