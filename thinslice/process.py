@@ -10,18 +10,19 @@ import os
 import sys
 import warnings
 
-from thinslice.units import MIB
+from thinslice.units import KIB, MIB
 
 # oneDNN keeps the compiled kernels of 1,024 products by default. Those of a model's matrices, at
 # the numbers of rows that kernels.torch_ops asks it for, are fewer than these.
 _ONEDNN_KERNELS = 64
 # From mallopt(3). Larger pieces are mapped by themselves and go back to the system when they are
-# freed. By default the bound grows to 32 MiB with what is freed, and between pieces of many sizes
-# up to 70 MiB were kept that nobody used (SmolLM2 in bfloat16, prompts of ever new lengths).
-_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, MIB
-_M_TRIM_THRESHOLD, _KEPT_BYTES = -1, 4 * MIB
+# freed. By default the bound begins here and grows to 32 MiB with what is freed; between pieces of
+# many sizes up to 70 MiB were then kept that nobody used (SmolLM2 in bfloat16, prompts of ever new
+# lengths), and with 1 MiB still 20 where forty threads take turns.
+_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 128 * KIB
+_M_TRIM_THRESHOLD, _KEPT_BYTES = -1, MIB
 # Threads that take turns at an engine would each have a heap of their own: 8 for each core.
-_M_ARENA_MAX, _HEAPS = -8, 2
+_M_ARENA_MAX, _HEAPS = -8, 1
 
 
 def set_environment() -> None:

@@ -5,15 +5,14 @@ from collections.abc import Iterable
 from thinslice.config import SamplingParams
 from thinslice.engine.logprobs import Logprobs
 from thinslice.errors import RequestError
+from thinslice.plan.cost import CALLER_BYTES
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.units import MIB, format_bytes
+from thinslice.units import format_bytes
 
 # A token id as Python keeps it in a list, and the text that it becomes.
 _BYTES_PER_TOKEN = 40 + 8
 # A completion without tokens: its texts, its lists, its sequence and generator.
 _BYTES_PER_COMPLETION = 8 * 1024
-# Held in any case, beside what a plan leaves of the budget.
-_LEAST_ROOM = 4 * MIB
 
 
 def check_results(plan: MemoryPlan, asked: Iterable[tuple[int, SamplingParams]]) -> None:
@@ -44,4 +43,4 @@ def check_results(plan: MemoryPlan, asked: Iterable[tuple[int, SamplingParams]])
 
 def _room(plan: MemoryPlan) -> int:
     headroom = plan.headroom_bytes if plan.device is None else plan.device.host_headroom_bytes
-    return max(headroom, 0) + _LEAST_ROOM
+    return max(headroom, 0) + CALLER_BYTES

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from thinslice.plan.case import Case, Tokens
 from thinslice.plan.cost import (
+    CALLER_BYTES,
     PREDICTION_KERNEL_BYTES,
     PREDICTION_ROWS,
     activation_bytes,
@@ -127,7 +128,7 @@ def _common_parts(case: Case, tokens: Tokens) -> dict[str, int]:
     heading = logits_bytes(shape, num_logits, how.itemsize)
     heading += chunk * shape.hidden_size * how.itemsize
     return {
-        "runtime": case.runtime_bytes + library_bytes(shape, num_rows, how),
+        "runtime": case.runtime_bytes + CALLER_BYTES + library_bytes(shape, num_rows, how),
         "weights": 0,
         "kv cache": num_positions * case.kv_bytes_per_token,
         "activations": max(running, heading, LOADING_BYTES),

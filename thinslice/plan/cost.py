@@ -138,6 +138,11 @@ def num_padded_rows(most: int) -> int:
     return len({padded_rows(num_rows) for num_rows in range(1, most + 1)})
 
 
+# What callers hold, whatever they ask: prompts that wait, answers that were not taken yet, and what
+# the allocator keeps for each of their threads.
+CALLER_BYTES = 4 * MIB
+
+
 def library_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
     """What libraries come to hold once they run: thread stacks, compiled kernels, and the packed
     operands of a matrix product.

@@ -15,6 +15,7 @@ from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.candidates import BLOCK_SIZE, LOADING_BYTES
 from thinslice.plan.case import Workload
 from thinslice.plan.cost import (
+    CALLER_BYTES,
     Computation,
     activation_bytes,
     kv_bytes_per_token,
@@ -257,7 +258,7 @@ def _host_parts(case: _Case, context: int, chunk: int) -> tuple[tuple[str, int],
     shape, num_rows = case.shape, _num_logits_rows(case, chunk)
     sampling = logits_bytes(shape, num_rows, 4) + 2 * chunk * shape.hidden_size * 4
     parts = {
-        "runtime": case.limits.runtime_bytes + _COMPILER_BYTES,
+        "runtime": case.limits.runtime_bytes + CALLER_BYTES + _COMPILER_BYTES,
         "weights": 0,
         "activations": max(sampling, LOADING_BYTES + PIECE_BYTES),
     }
