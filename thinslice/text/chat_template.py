@@ -5,7 +5,7 @@ The template comes with the model and is not trusted; template_sandbox.py bounds
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -31,7 +31,6 @@ _MAX_SECONDS = 2.0
 # How the models here write what begins and ends a turn. [INST] and the like are left out: where
 # they are written, they are mostly meant to be text.
 _MARKER = re.compile(r"<[|\uff5c][^<>|\uff5c\s\"'{}\\]{1,60}[|\uff5c]>|<(?:start|end)_of_turn>")
-_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 # What rendering can raise by what a template does with the messages: type errors and the like.
 _MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, TemplateError)
@@ -42,7 +41,22 @@ def control_markers(source: str) -> list[str]:
 
     One that the template puts together of parts is not found.
     """
-    return list(dict.fromkeys(_MARKER.findall(_COMMENT.sub("", source))))
+    return list(dict.fromkeys(_MARKER.findall("".join(_uncommented(source)))))
+
+
+def _uncommented(source: str) -> Iterator[str]:
+    """What lies outside comments; one that is not closed is none, and nor is any after it.
+
+    Not a regex: from each "{#" that is not closed it would look to the end again.
+    """
+    start = 0
+    while (begin := source.find("{#", start)) >= 0:
+        end = source.find("#}", begin + 2)
+        if end < 0:
+            break
+        yield source[start:begin]
+        start = end + 2
+    yield source[start:]
 
 
 class ChatTemplate:

@@ -275,4 +275,11 @@ def _template_text(value: Any, source: str) -> str | CheckpointError | None:
         return None
     if not isinstance(value, str):
         return CheckpointError(f"{source}: chat_template is {value!r:.60}; expected a string")
+    # A template in a JSON string may hold halves of surrogate pairs.
+    num_bytes = len(value.encode(errors="surrogatepass"))
+    if num_bytes > _MAX_TEMPLATE_BYTES:
+        return CheckpointError(
+            f"{source}: chat_template has {format_bytes(num_bytes)}; at most "
+            f"{format_bytes(_MAX_TEMPLATE_BYTES)} are expected"
+        )
     return value

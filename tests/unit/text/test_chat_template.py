@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 import thinslice
 from thinslice.errors import CheckpointError, RequestError
-from thinslice.text.chat_template import ChatTemplate
+from thinslice.text.chat_template import ChatTemplate, control_markers
 
 USER = [{"role": "user", "content": "Hi <b> & 'you'"}]
 CHAT = [
@@ -448,3 +448,10 @@ def test_no_module_has_a_jinja_without_the_sandbox() -> None:
 )
 def test_a_jinja_without_the_sandbox_is_found(source: str) -> None:
     assert unsafe_imports(source)
+
+
+def test_markers_are_found_in_linear_time() -> None:
+    for source in ("{#" * (1 << 16), "{##}" * (1 << 16), "<|" * (1 << 16)):
+        started = time.process_time()
+        assert control_markers(source + "<|a|>") == ["<|a|>"]
+        assert time.process_time() - started < 1

@@ -264,6 +264,10 @@ def test_the_chat_template_of_a_gguf() -> None:
         ({"tokenizer.ggml.bos_token_id": None, "tokenizer.ggml.add_bos_token": True}, "names no"),
         ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token is 1"),
         ({"tokenizer.chat_template": 1}, "chat_template is 1"),
+        (
+            {"tokenizer.chat_template": "é" * ((1 << 19) + 1)},
+            "GGUF: chat_template has 1.00 MiB; at most 1.00 MiB are expected",
+        ),
     ],
 )
 def test_bad_gguf_metadata_is_a_checkpoint_error(change: dict[str, Any], reason: str) -> None:
@@ -286,6 +290,11 @@ def test_bad_gguf_metadata_is_a_checkpoint_error(change: dict[str, Any], reason:
         ("tokenizer_config.json", b'{"bos_token": 1}', "bos_token is 1"),
         ("tokenizer_config.json", b'{"eos_token": {"content": []}}', "eos_token is"),
         ("tokenizer_config.json", b'{"chat_template": 1}', "chat_template is 1"),
+        (
+            "tokenizer_config.json",
+            b'{"chat_template": "' + b"x" * (2 << 20) + b'"}',
+            "chat_template has 2.00 MiB; at most 1.00 MiB",
+        ),
         ("tokenizer_config.json", b'{"chat_template": [1]}', "no chat_template is named default"),
         ("chat_template.jinja", b"\xff", "not UTF-8"),
         ("chat_template.jinja", b" " * ((1 << 20) + 1), "at most 1.00 MiB"),
@@ -440,6 +449,7 @@ def test_a_panic_of_the_library_is_a_request_error(tmp_path: Path) -> None:
             ("<start_of_turn>", "<|user|>", None),
         ),
         ("{# <|user|> #}[INST] {{ messages }} <b> a <| b |> {{ x<|y|>z }}", ("<|y|>",)),
+        ("{# <|a|> {# <|b|> #}<|user|>{#}<|c|>#}{##}<|d|>{#<|e|>", ("<|d|>", "<|e|>", "<|user|>")),
         ("{{ '<|' + messages[0].role + '|>' }}", ()),
         ("", ()),
     ],
