@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from thinslice.errors import CheckpointError
 from thinslice.plan.known_keys import is_neutral, key_set, named_keys, unknown_note
 from thinslice.text.named_tokens import FLAGS, NAMES, is_model_token
-from thinslice.units import MIB
+from thinslice.units import KIB, MIB
 
 # tokenizer_config.json: what tokenizer_files and named_tokens read. Further names that end in
 # _token are read as special tokens.
@@ -94,6 +94,9 @@ GGUF_INERT = key_set(
     """
 )
 _ADDED_TOKENS = re.compile(rb'"added_tokens"\s*:\s*(?=\[)')
+# The first look at that list, which mostly has a few kB, and the most of it that is looked at.
+_FIRST_WINDOW = 128 * KIB
+_MAX_ADDED_BYTES = 8 * MIB
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
 
 
@@ -135,8 +138,9 @@ def tokenizer_config_notes(
 def tokenizer_json_notes(content: bytes) -> tuple[str, ...]:
     """A line naming flags of added tokens that are not known.
 
-    Only that list is taken in: the vocabulary has far more. Peak extra memory: a few MiB, and about
-    1 kB for each added token.
+    Only that list is taken in: the vocabulary has far more. Time and peak extra memory are those
+    of decoding at most twice as many bytes as the list has: a few MiB, and about 1 kB for each
+    added token. A list of more than 8 MiB gives no line.
 
     Args:
         content: of a tokenizer.json that the library takes.
@@ -150,12 +154,14 @@ def tokenizer_json_notes(content: bytes) -> tuple[str, ...]:
 
 
 def _first_list(content: bytes, start: int) -> list[dict[str, Any]]:
-    """The list that begins there; it mostly ends soon, and what follows is the vocabulary."""
-    for length in (MIB, len(content)):
+    """The list that begins there, none where it is too long; what follows is the vocabulary."""
+    length = _FIRST_WINDOW
+    while length <= _MAX_ADDED_BYTES:
         text = content[start : start + length].decode(errors="ignore")
         try:
             tokens, _ = json.JSONDecoder().raw_decode(text)
         except json.JSONDecodeError:
+            length *= 2
             continue
         return [token for token in tokens if isinstance(token, dict)]
     return []

@@ -7,9 +7,10 @@ added_tokens.json. A token that is named, by bos_token say, is special whatever 
 except where there is an added_tokens_decoder without it and tokenizer.json has it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -18,11 +19,15 @@ from thinslice.errors import CheckpointError
 
 NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 _ADDED_TOKENS = "added_tokens.json"
 _EXTRA, _EXTRA_BEFORE = "extra_special_tokens", "additional_special_tokens"
 _MODEL = "model_specific_special_tokens"
 _MAX_BYTES = 8 << 20
+# Gemma 3 has 6,415. The library compares each added token with all that are there.
+_MAX_TOKENS = 16_384
+_T = TypeVar("_T")
 
 
 def read_special_tokens_map(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +45,15 @@ def settings_with_special_tokens(
 
     The map's bos_token and the like go before the config's; its further tokens only stand where the
     config has none.
+
+    Errors: CheckpointError where further tokens are neither a list nor an object.
     """
+    for source, values in ((_CONFIG, config), (SPECIAL_TOKENS_MAP, special_tokens_map)):
+        for key in (_EXTRA, _EXTRA_BEFORE):
+            if not isinstance(values.get(key) or [], list | dict):
+                raise CheckpointError(
+                    f"{source}: {key} is {values[key]!r:.60}; expected a list or an object"
+                )
     settings = dict(config)
     before = settings.pop(_EXTRA_BEFORE, None)
     settings[_EXTRA] = settings.get(_EXTRA) or before or []
@@ -51,13 +64,21 @@ def settings_with_special_tokens(
         if key == _EXTRA and isinstance(value, dict):
             settings[_MODEL] = {**_model_tokens(settings), **value}
         elif key == _EXTRA and isinstance(value, list):
-            own = settings[_EXTRA]
-            settings[_EXTRA] = [*own, *(one for one in value if one not in own)]
+            own = set(map(_key_of, settings[_EXTRA]))
+            further = (one for one in value if _key_of(one) not in own)
+            settings[_EXTRA] = [*settings[_EXTRA], *further]
         elif key == _EXTRA_BEFORE:
             settings[_EXTRA] = settings[_EXTRA] or value or []
         elif key in NAMES or not isinstance(settings.get(key), str):
             settings[key] = value
     return settings
+
+
+def _key_of(value: object) -> object:
+    """What is the same for equal tokens; None for what is no token, which is refused later."""
+    if isinstance(value, dict) and all(isinstance(one, str | bool) for one in value.values()):
+        return tuple(sorted(value.items()))
+    return value if isinstance(value, str) else None
 
 
 def add_named_tokens(
@@ -68,40 +89,57 @@ def add_named_tokens(
     Args:
         settings: as ``settings_with_special_tokens`` gives them.
 
-    Errors: CheckpointError for a token that would get another id, or one without an embedding.
+    The tokenizer is told once for each kind of naming, whatever the number of tokens: each telling
+    takes time for all that it has by then.
+
+    Errors: CheckpointError for a token that would get another id, one without an embedding, and
+    for more tokens of a kind than ``_MAX_TOKENS``.
     """
     settled = _add_numbered(backend, folder, settings)
-    for token in _named(settings, folder):
-        if token.content not in _added(backend):
+    held = _added(backend)
+    named = list(_named(settings, folder))
+    for token in named:
+        if token.content not in held:
             _check_embedding(backend, folder, token.content, vocab_size)
-        _make_special(backend, token, settled)
-    held_texts = set(_added(backend))
-    for token in _extra(settings, folder):
-        if token.content not in held_texts:
-            _check_embedding(backend, folder, token.content, vocab_size)
-            _add(backend, token)
-    for token in _of_model(settings, folder):
+    _make_special(backend, held, named, settled)
+    held = _added(backend)
+    extra = [one for one in _capped(_extra(settings, folder), folder) if one.content not in held]
+    for token in extra:
+        _check_embedding(backend, folder, token.content, vocab_size)
+    backend.add_tokens(extra)
+    of_model = []
+    for token in _capped(_of_model(settings, folder), folder):
         # Such as those of pictures and sound, which a text model may lack.
         found = backend.token_to_id(token.content)
         if found is not None and found < vocab_size:
-            _make_special(backend, token, settled)
+            of_model.append(token)
+    _make_special(backend, _added(backend), of_model, settled)
 
 
-def _make_special(backend: Tokenizer, token: AddedToken, settled: frozenset[str]) -> None:
-    """Add a token that is named; one that is there already keeps its other flags."""
-    if token.content not in settled:
-        backend.add_special_tokens([_added(backend).get(token.content, token)])
+def _make_special(
+    backend: Tokenizer,
+    held: Mapping[str, AddedToken],
+    tokens: Iterable[AddedToken],
+    settled: frozenset[str],
+) -> None:
+    """Add tokens that are named; one that is held already, or named before, keeps its flags."""
+    special: dict[str, AddedToken] = {}
+    for token in tokens:
+        if token.content not in settled:
+            special.setdefault(token.content, held.get(token.content, token))
+    backend.add_special_tokens(list(special.values()))
 
 
 def _added(backend: Tokenizer) -> dict[str, AddedToken]:
     return {token.content: token for token in backend.get_added_tokens_decoder().values()}
 
 
-def _add(backend: Tokenizer, token: AddedToken) -> None:
-    if token.special:
-        backend.add_special_tokens([token])
-    else:
-        backend.add_tokens([token])
+def _capped(tokens: Iterable[_T], folder: Path) -> list[_T]:
+    """All of them; refused where they are more than any model names."""
+    found = list(islice(tokens, _MAX_TOKENS + 1))
+    if len(found) > _MAX_TOKENS:
+        raise CheckpointError(f"{folder}: more than {_MAX_TOKENS} added tokens are named")
+    return found
 
 
 def _check_embedding(backend: Tokenizer, folder: Path, text: str, vocab_size: int) -> None:
@@ -117,10 +155,10 @@ def _add_numbered(backend: Tokenizer, folder: Path, settings: Mapping[str, Any])
     """Returns the tokens of which tokenizer.json has the last word."""
     held = set(_added(backend))
     is_decoder = isinstance(settings.get("added_tokens_decoder"), dict)
-    numbered = list((_of_decoder if is_decoder else _of_added_tokens)(folder, settings))
-    for token_id, token in sorted(numbered, key=lambda one: one[0]):
-        if is_decoder or token.content not in held:
-            _add(backend, token)
+    named = (_of_decoder if is_decoder else _of_added_tokens)(folder, settings)
+    numbered = sorted(_capped(named, folder), key=lambda one: one[0])
+    backend.add_tokens([token for _, token in numbered if is_decoder or token.content not in held])
+    for token_id, token in numbered:
         if backend.token_to_id(token.content) != token_id:
             raise CheckpointError(
                 f"{folder}: token {token.content!r:.60} is given the id {token_id}, and the "

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from thinslice.text.known_keys import (
     GGUF_READ,
     TOKENIZER_INERT,
     TOKENIZER_READ,
+    tokenizer_json_notes,
 )
 from thinslice.text.named_tokens import NAMES
 from thinslice.text.tokenizer import load_tokenizer
@@ -248,6 +250,29 @@ def test_a_long_list_of_added_tokens_is_read_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     (note,) = load_tokenizer(checkpoint).notes
     assert "novel" in note
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "is_named", "most_mib"), [(12_000, True, 24), (100_000, False, 64)]
+)
+def test_a_long_list_is_read_without_the_vocabulary_after_it(
+    num_tokens: int, is_named: bool, most_mib: int
+) -> None:
+    added = b",".join(
+        b'{"id": %d, "content": "<%d>", "single_word": false, "lstrip": false, "rstrip": false, '
+        b'"normalized": false, "special": true, "novel": 1}' % (number, number)
+        for number in range(num_tokens)
+    )
+    vocabulary = b",".join(b'"word %d": %d' % (number, number) for number in range(1_000_000))
+    content = b'{"added_tokens": [' + added + b'], "model": {"vocab": {' + vocabulary + b"}}}"
+    tracemalloc.start()
+    try:
+        has_note = bool(tokenizer_json_notes(content))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert has_note == is_named
+    assert peak < most_mib << 20
 
 
 GGUF_OTHER: dict[str, tuple[dict[str, Any], Any]] = {

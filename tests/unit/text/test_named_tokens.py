@@ -1,6 +1,8 @@
 """Tokens named beside tokenizer.json, held against what transformers makes of the same folder."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,17 @@ def test_what_transformers_5_does_not_take_is_special_as_it_is_named(
         ({CONFIG: {"eos_token": {"content": "a", "lstrip": 1}}}, "a special token is .*lstrip"),
         ({CONFIG: {"extra_special_tokens": "<|im_end|>"}}, "extra_special_tokens is '<|im_end|>'"),
         ({CONFIG: {"extra_special_tokens": [1]}}, "a special token is 1"),
+        (
+            {CONFIG: {"extra_special_tokens": 5}, MAP: {"extra_special_tokens": ["<|im_end|>"]}},
+            "tokenizer_config.json: extra_special_tokens is 5; expected a list or an object",
+        ),
+        (
+            {
+                CONFIG: {},
+                MAP: {"additional_special_tokens": 5, "extra_special_tokens": ["<|im_end|>"]},
+            },
+            "special_tokens_map.json: additional_special_tokens is 5; expected a list or an",
+        ),
     ],
 )
 def test_contradictions_and_damage_are_refused(
@@ -210,3 +223,53 @@ def test_contradictions_and_damage_are_refused(
 def test_a_token_of_pictures_without_an_embedding_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, {CONFIG: {"image_token": "<image>"}}, [])
     assert table(read(tmp_path).backend) == {}
+
+
+def many(count: int) -> dict[str, dict[str, Any]]:
+    """Folders that name so many tokens, each in another way."""
+    names = [f"t{number}" for number in range(count)]
+    held = {str(400 + i): token(name, special=bool(i % 2)) for i, name in enumerate(names)}
+    return {
+        "decoder": {CONFIG: {"added_tokens_decoder": held}},
+        "added tokens": {ADDED: {name: 400 + i for i, name in enumerate(names)}},
+        "extra": {CONFIG: {"extra_special_tokens": names}, MAP: {"extra_special_tokens": names}},
+        "extra of both": {
+            CONFIG: {"extra_special_tokens": names[::2]},
+            MAP: {"extra_special_tokens": names},
+        },
+        "of the model": {CONFIG: {"model_specific_special_tokens": {one: one for one in names}}},
+        "own names": {CONFIG: {f"{one}_token": one for one in names}},
+    }
+
+
+def read_many(folder: Path, kind: str, count: int) -> tuple[TokenizerFiles, float]:
+    """A folder of that kind, and the seconds that reading it took."""
+    write(folder, many(count)[kind], [])
+    path = folder / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"]["vocab"] |= {f"t{number}": 400 + number for number in range(count)}
+    path.write_text(json.dumps(state))
+    shape = replace(SHAPE, vocab_size=400 + count)
+    started = time.process_time()
+    files = read_tokenizer_files(Checkpoint(folder, "safetensors", shape, {}, ()))
+    return files, time.process_time() - started
+
+
+@pytest.mark.parametrize("kind", many(0))
+def test_thousands_of_named_tokens_are_added_at_once(tmp_path: Path, kind: str) -> None:
+    files, seconds = read_many(tmp_path, kind, 16_384)
+    added = table(files.backend)
+    assert [added[400 + i][0] for i in range(16_384)] == [f"t{i}" for i in range(16_384)]
+    special = {i for i in range(16_384) if added[400 + i][1]}
+    expected = {
+        "decoder": set(range(1, 16_384, 2)),
+        "added tokens": set(),
+    }
+    assert special == expected.get(kind, set(range(16_384)))
+    assert seconds < 5
+
+
+@pytest.mark.parametrize("kind", many(0))
+def test_more_named_tokens_than_any_model_has_are_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(CheckpointError, match="more than 16384 added tokens are named"):
+        read_many(tmp_path, kind, 16_385)
