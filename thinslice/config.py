@@ -54,11 +54,11 @@ class SamplingParams:
 
     The order is: penalties, temperature, top-k, top-p, min-p. Temperature, top-k, top-p, min-p and
     the repetition penalty are None where the user gives none: the value is then that of the
-    model's generation_config.json, else the default of TokenSampling.
+    model's files, else the default of TokenSampling.
 
     Attributes:
         temperature: 0 is greedy: the most likely token, the lowest id among equals.
-            Without it, as the model's generation_config.json says, else 0.6.
+            Without it, as the model's files advise, else 0.6.
         top_k: Keep the k most likely tokens; 0 keeps all. Without it, as the model says, else 0.
         top_p: Keep the fewest most likely tokens whose probabilities sum to at least this. Without
             it, as the model says, else 0.95.

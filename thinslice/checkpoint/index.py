@@ -69,7 +69,7 @@ class Checkpoint:
         metadata: the GGUF key-value pairs; empty for safetensors.
         packing: how a packed checkpoint is cut; None for every other.
         notes: what its user should know, one line each: keys that are not read, tensors left out.
-        sampling: the sampling parameters that its files advise, by name; a GGUF advises none.
+        sampling: the sampling parameters that its files advise, by name.
     """
 
     path: Path

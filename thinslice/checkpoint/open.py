@@ -24,7 +24,7 @@ from thinslice.checkpoint.safetensors_header import (
 )
 from thinslice.checkpoint.trunk_names import to_trunk_names, trunk_name
 from thinslice.errors import CheckpointError
-from thinslice.plan.advised_sampling import advised_sampling
+from thinslice.plan.advised_sampling import advised_sampling, gguf_sampling
 from thinslice.plan.architectures import text_trunk_of
 from thinslice.plan.known_keys import gguf_notes
 from thinslice.plan.packing import Packing
@@ -80,12 +80,12 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _open_safetensors(folder: Path) -> Checkpoint:
     config = read_json_object(folder / "config.json", _MAX_CONFIG_BYTES)
     generation_path = folder / "generation_config.json"
-    generation, sampling = None, dict[str, float]()
+    generation, sampling, sampling_notes = None, dict[str, float](), tuple[str, ...]()
     if generation_path.is_file():
         generation = read_json_object(generation_path, _MAX_CONFIG_BYTES)
-        sampling = advised_sampling(generation, str(generation_path))
+        sampling, sampling_notes = advised_sampling(generation, generation_path.name)
     shape = shape_from_config(config, generation)
-    notes = notes_of_config(config, generation)
+    notes = notes_of_config(config, generation) + sampling_notes
     packing = Packing.from_config(config)
     if packing is not None:
         stored = read_safetensors_header(folder / SINGLE_NAME)
@@ -131,8 +131,18 @@ def _open_gguf(path: Path) -> Checkpoint:
     tensor_shapes = {name: entry.shape for name, entry in header.tensors.items()}
     shape = shape_from_gguf(header.metadata, tensor_shapes, _rope_factors(header))
     shape, tensors = check_names(shape, to_checkpoint_names(header.tensors, shape))
-    notes = gguf_notes(header.metadata, header.metadata["general.architecture"])
-    return Checkpoint(files[0], "gguf", shape, tensors, files, header.metadata, notes=notes)
+    sampling, sampling_notes = gguf_sampling(header.metadata)
+    notes = gguf_notes(header.metadata, header.metadata["general.architecture"]) + sampling_notes
+    return Checkpoint(
+        files[0],
+        "gguf",
+        shape,
+        tensors,
+        files,
+        header.metadata,
+        notes=notes,
+        sampling=sampling,
+    )
 
 
 def _rope_factors(header: GgufHeader) -> tuple[float, ...]:

@@ -63,7 +63,9 @@ def open_model(
     budget = budget_bytes(settings)
     packed = ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget)
     give_back()
-    return replace(open_checkpoint(packed.absolute()), notes=checkpoint.notes), tokenizer
+    opened = open_checkpoint(packed.absolute())
+    # A copy that an older version packed of a GGUF does not have what it advises.
+    return replace(opened, notes=checkpoint.notes, sampling=checkpoint.sampling), tokenizer
 
 
 def load_engine(

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from thinslice.checkpoint.file_names import CONFIG, MODEL_CARD
+from thinslice.checkpoint.file_names import CONFIG, GENERATION_CONFIG, MODEL_CARD
 from thinslice.checkpoint.files import file_size, os_errors_named, read_json_object
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
@@ -76,6 +76,8 @@ def write_settings(source: Checkpoint, packing: Packing, folder: Path) -> None:
     if source.kind == "gguf":
         if not (folder / MODEL_CARD).exists():
             _write_model_card(source, folder / MODEL_CARD)
+        if source.sampling:
+            _write_json(folder / GENERATION_CONFIG, source.sampling)
         config = config_of(source.shape)
         if source.metadata.get("tokenizer.ggml.model", _NO_TOKENIZER) != _NO_TOKENIZER:
             files = read_tokenizer_files(source)

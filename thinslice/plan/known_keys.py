@@ -8,7 +8,7 @@ GenerationConfig; llama.cpp's src/llama-arch.cpp, src/llama-model.cpp and src/mo
 files of the models themselves.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from thinslice.errors import CheckpointError
@@ -197,8 +197,21 @@ GGUF_INERT = key_set(
     pooling_type rope.dimension_sections rope.scaling.finetuned tensor_data_layout vocab_size
     """
 )
-# Of keys outside the architecture: descriptions, sampling, the parts of a file, statistics of a
-# quantiser; tokenizer keys are text/known_keys.py's.
+# Of how to sample, without "general.sampling.": what advised_sampling reads.
+GGUF_SAMPLING_READ = key_set("min_p penalty_repeat temp top_k top_p")
+# What would change an answer and no option of thinslice can ask for; named where it is set. The
+# repetition penalty is of all tokens, which is a window of -1.
+GGUF_SAMPLING_NOT_APPLIED: Mapping[str, tuple[Any, ...]] = {
+    "mirostat": (0,),
+    "penalty_last_n": (-1,),
+    "sequence": ("",),
+    "xtc_probability": (0,),
+}
+# Nothing without mirostat and xtc_probability.
+GGUF_SAMPLING_INERT = key_set("mirostat_eta mirostat_tau xtc_threshold")
+_GGUF_SAMPLING = "general.sampling."
+# Of keys outside the architecture: descriptions, the parts of a file, statistics of a quantiser;
+# tokenizer keys are text/known_keys.py's.
 _GGUF_OTHER_PREFIXES = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "training.")
 
 
@@ -246,18 +259,28 @@ def check_gguf_keys(fields: HeaderFields) -> None:
     _check_neutral(fields, GGUF_NEUTRAL)
 
 
-def gguf_notes(keys: Iterable[str], architecture: str) -> tuple[str, ...]:
-    """A line naming the keys of a GGUF that are not read and may matter."""
-    prefix = f"{architecture}."
-    known = GGUF_READ | GGUF_INERT | set(GGUF_NEUTRAL)
+def gguf_notes(metadata: Mapping[str, Any], architecture: str) -> tuple[str, ...]:
+    """Lines naming the keys of a GGUF that are not read, or not applied, and may matter."""
+    of_architecture = GGUF_READ | GGUF_INERT | set(GGUF_NEUTRAL)
+    of_sampling = GGUF_SAMPLING_READ | GGUF_SAMPLING_INERT | set(GGUF_SAMPLING_NOT_APPLIED)
+    known = {f"{architecture}.{key}" for key in of_architecture}
+    known |= {f"{_GGUF_SAMPLING}{key}" for key in of_sampling}
     unknown = [
         key
-        for key in keys
-        if not key.startswith(_GGUF_OTHER_PREFIXES)
-        and not (key.startswith(prefix) and key.removeprefix(prefix) in known)
+        for key in metadata
+        if key not in known
+        and (key.startswith(_GGUF_SAMPLING) or not key.startswith(_GGUF_OTHER_PREFIXES))
     ]
-    note = unknown_note("this GGUF", unknown)
-    return (note,) if note else ()
+    not_applied = [
+        f"{_GGUF_SAMPLING}{key}"
+        for key, neutral in GGUF_SAMPLING_NOT_APPLIED.items()
+        if not is_neutral(metadata.get(f"{_GGUF_SAMPLING}{key}"), neutral)
+    ]
+    notes = [unknown_note("this GGUF", unknown)]
+    if not_applied:
+        verb = "is" if len(not_applied) == 1 else "are"
+        notes.append(f"this GGUF sets {named_keys(not_applied)}, which {verb} not applied")
+    return tuple(note for note in notes if note)
 
 
 def _check_neutral(fields: HeaderFields, neutral_of: Mapping[str, tuple[Any, ...]]) -> None:

@@ -199,6 +199,12 @@ def test_a_gguf_says_its_licence_in_the_packed_folder(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_gguf_advises_is_advised_by_the_packed_folder(tmp_path: Path) -> None:
+    said = {"general.sampling.temp": 0.7, "general.sampling.top_k": 20}
+    out = packed(gguf(tmp_path, metadata=said), tmp_path)
+    assert open_checkpoint(out).sampling == {"temperature": 0.7, "top_k": 20}
+
+
 @pytest.mark.parametrize("has_other", [False, True])
 def test_documents_beside_a_gguf_are_its_own_where_no_other_model_is(
     has_other: bool, tmp_path: Path

@@ -14,6 +14,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
 
 from tests.checkpoints import tiny_config
 from thinslice.errors import CheckpointError
+from thinslice.plan.advised_sampling import GGUF_NAMES
 from thinslice.plan.known_keys import (
     CONFIG_INERT,
     CONFIG_NEUTRAL,
@@ -24,6 +25,9 @@ from thinslice.plan.known_keys import (
     GGUF_INERT,
     GGUF_NEUTRAL,
     GGUF_READ,
+    GGUF_SAMPLING_INERT,
+    GGUF_SAMPLING_NOT_APPLIED,
+    GGUF_SAMPLING_READ,
     gguf_notes,
 )
 from thinslice.plan.shape_from_config import notes_of_config, shape_from_config
@@ -230,10 +234,32 @@ def test_gguf_keys_that_do_not_matter_change_nothing() -> None:
     keys = with_keys(dict.fromkeys(GGUF_INERT, OTHER)) | {"general.comment": 1, "split.no": 0}
     assert gguf_outcome(keys) == gguf_outcome(METADATA)
     assert gguf_notes(keys, "llama") == ()
-    assert gguf_notes([*keys, "llama.new", "qwen2.block_count"], "llama") == (
-        "this GGUF sets llama.new, qwen2.block_count, which are not known to thinslice and not "
-        "read",
+    unknown = dict.fromkeys(["llama.new", "qwen2.block_count", "general.sampling.novel"], 1)
+    assert gguf_notes(keys | unknown, "llama") == (
+        "this GGUF sets general.sampling.novel, llama.new, qwen2.block_count, which are not known "
+        "to thinslice and not read",
     )
+
+
+def test_sampling_keys_of_a_gguf_are_whole_and_those_not_applied_are_named() -> None:
+    prefix = "general.sampling."
+    names = {
+        value.removeprefix(prefix)
+        for value in vars(gguf.Keys.General).values()
+        if isinstance(value, str) and value.startswith(prefix)
+    }
+    tables = (GGUF_SAMPLING_READ, GGUF_SAMPLING_INERT, set(GGUF_SAMPLING_NOT_APPLIED))
+    assert set().union(*tables) == names
+    assert sum(map(len, tables)) == len(names)
+    assert set(GGUF_NAMES) == GGUF_SAMPLING_READ
+    quiet = dict.fromkeys((*GGUF_SAMPLING_READ, *GGUF_SAMPLING_INERT), 1)
+    assert gguf_notes({f"{prefix}{key}": value for key, value in quiet.items()}, "llama") == ()
+    for key, neutral in GGUF_SAMPLING_NOT_APPLIED.items():
+        for value in neutral:
+            assert gguf_notes({prefix + key: value}, "llama") == ()
+        assert gguf_notes({prefix + key: OTHER}, "llama") == (
+            f"this GGUF sets {prefix}{key}, which is not applied",
+        )
 
 
 def test_the_scale_of_attention_may_be_said_where_it_is_the_usual_one() -> None:
