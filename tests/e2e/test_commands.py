@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import tiny_config, write_safetensors_model
 from tests.tiny_llm import write_model
 from thinslice.units import MIB
 
@@ -62,6 +63,32 @@ def test_markers_of_a_template_that_are_no_tokens_are_named_once(tmp_path: Path)
         (named,) = [line for line in done.stderr.splitlines() if "<|user|>" in line]
         assert "the chat template writes <|user|>, which is no token" in named
         assert "<|user|>" not in done.stdout
+
+
+def test_pack_and_compare_name_what_the_tokenizer_notes(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.gguf", "<|user|>{{ messages[0].content }}<|im_end|>")
+    text, folder = tmp_path / "text.txt", tmp_path / "packed"
+    text.write_text("Two ducks swim past three geese.")
+    note = "the chat template writes <|user|>, which is no token of this tokenizer"
+    for memory in (["--memory", "1GiB"], []):
+        done = thinslice("pack", str(path), "--dtype", "int8", "--out", str(folder), *memory)
+        assert done.stderr.count(note) == 1, done.stderr
+    compared = thinslice(
+        "compare", str(path), str(folder), "--text", str(text), "--memory", "1GiB",
+        "--context", "8",
+    )  # fmt: skip
+    assert compared.returncode == 0, compared.stderr
+    assert f"A: {note}" in compared.stderr
+    assert f"B: {note}" in compared.stderr
+    assert note not in compared.stdout
+
+
+def test_pack_says_of_a_folder_without_a_tokenizer_that_it_has_none(tmp_path: Path) -> None:
+    write_safetensors_model(tmp_path / "model", tiny_config())
+    asked = ["pack", str(tmp_path / "model"), "--dtype", "int8", "--out", str(tmp_path / "out")]
+    done = thinslice(*asked)
+    assert done.returncode == 0, done.stderr
+    assert "has no tokenizer.json" in done.stderr
 
 
 def test_help_in_a_pipe_has_lines_that_can_be_read() -> None:

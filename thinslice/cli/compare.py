@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 from rich.table import Table
 
-from thinslice.cli.console import note, out, print_json, progress_bars
+from thinslice.cli.console import note, note_all, out, print_json, progress_bars
 from thinslice.cli.models import plain_table
 from thinslice.errors import RequestError
 from thinslice.memory.meter import peak_rss_bytes
@@ -89,6 +89,7 @@ def compare(a: str, b: str, /, *, options: Options) -> None:
     text = _read_text(options.text)
     with progress_bars() as progress:
         pair, windows = load_pair(settings, text, progress)
+    note_all(pair.notes)
     try:
         with progress_bars("tokens") as progress:
             divergence = pair.compare(windows, progress)

@@ -3,12 +3,16 @@
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from thinslice.cli.console import note, note_all, progress_bars
+from thinslice.errors import CheckpointError
 from thinslice.units import format_bytes, gib, parse_bytes
+
+if TYPE_CHECKING:
+    from thinslice.checkpoint.index import Checkpoint
 
 
 def pack(
@@ -49,12 +53,25 @@ def pack(
         options = PackOptions(PackedFormat(dtype), source_name(model, path), memory_bytes)
         packed = pack_model(source, out, options, progress)
     note_all(source.notes)
+    # The budget counts the tokenizer of a GGUF, which packing reads; a folder's is only copied.
+    if source.kind == "gguf" or memory_bytes is None:
+        note_all(_tokenizer_notes(source))
     if packed.was_there:
         note(f"{out} holds this model as {dtype} already")
         return
     sizes = f"{format_bytes(packed.record.num_bytes)} from {format_bytes(source.num_bytes)}"
     seconds = time.monotonic() - started
     note(f"{out}: {dtype}, {sizes} in {seconds:.0f} s, peak {gib(peak_rss_bytes())} GiB")
+
+
+def _tokenizer_notes(source: "Checkpoint") -> tuple[str, ...]:
+    """What there is to know of the tokenizer; why there is none, which packing does not mind."""
+    from thinslice.text.tokenizer import load_tokenizer
+
+    try:
+        return load_tokenizer(source).notes
+    except CheckpointError as error:
+        return (str(error),)
 
 
 def source_name(model: str, path: Path) -> str:

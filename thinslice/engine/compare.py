@@ -126,12 +126,21 @@ def cut_windows(
 
 
 class ModelPair:
-    """Both models, loaded; ``a`` is the reference, ``budget_bytes`` what both share."""
+    """Both models, loaded.
 
-    def __init__(self, a: Engine, b: Engine, budget_bytes: int) -> None:
+    Attributes:
+        a, b: the engines; ``a`` is the reference.
+        budget_bytes: what both share.
+        notes: what a user should know of the files of each, one line each.
+    """
+
+    def __init__(
+        self, a: Engine, b: Engine, budget_bytes: int, notes: tuple[str, ...] = ()
+    ) -> None:
         self.a = a
         self.b = b
         self.budget_bytes = budget_bytes
+        self.notes = notes
         chunk = min(a.plan.chunk, b.plan.chunk)
         streams = any(engine.plan.streaming is not None for engine in (a, b))
         # The same chunks for both give the same tiles, and equal models equal bits. Streamed
@@ -202,7 +211,12 @@ def load_pair(
     for checkpoint, chosen, name in zip(checkpoints, plans, "AB", strict=True):
         report = progress and partial(_named, progress, name)
         engines.append(load_engine(checkpoint, chosen, frozenset(), report))
-    return ModelPair(engines[0], engines[1], total), windows
+    notes = [
+        f"{name}: {note}"
+        for name, (checkpoint, tokenizer) in zip("AB", opened, strict=True)
+        for note in (*checkpoint.notes, *tokenizer.notes)
+    ]
+    return ModelPair(engines[0], engines[1], total, tuple(notes)), windows
 
 
 def check_same_vocabulary(a: Tokenizer, b: Tokenizer) -> None:
