@@ -205,7 +205,10 @@ def _in_range(name: str, value: object, smallest: float, largest: float) -> None
     if isinstance(smallest, int) and not isinstance(value, int):
         raise RequestError(f"{name} is {value}; expected a whole number")
     if not smallest <= value <= largest:  # NaN is in no range
-        raise RequestError(f"{name} is {value!s:.60}; expected {smallest}..{largest}")
+        # Python writes no numbers of thousands of digits.
+        is_written = isinstance(value, float) or value.bit_length() < 1000
+        shown = f"{value!s:.60}" if is_written else "too large"
+        raise RequestError(f"{name} is {shown}; expected {smallest}..{largest}")
 
 
 @dataclass(frozen=True)

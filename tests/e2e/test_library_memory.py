@@ -45,13 +45,14 @@ print(peak_rss_bytes(), llm.plan.peak_bytes, llm.plan.budget_bytes)
 AGAIN = """
 import sys
 from thinslice import LLM, SamplingParams
+from thinslice.memory.meter import peak_rss_bytes
 for turn in range(3):
     with LLM("smollm2", memory=sys.argv[1]) as llm:
         prompt = [index % 40000 for index in range(llm.plan.context - 8)]
         llm.engine.add_request(prompt, SamplingParams(max_tokens=2))
         while llm.engine.has_work:
             llm.engine.step()
-        print(dict(llm.plan.parts)["runtime"])
+        print(dict(llm.plan.parts)["runtime"], peak_rss_bytes(), llm.plan.peak_bytes)
     del llm  # which has its tokenizer still
 """
 
@@ -82,5 +83,8 @@ def test_threads_that_take_turns(smollm2_path: Path) -> None:
 
 def test_a_model_after_another_is_planned_as_the_first(smollm2_path: Path) -> None:
     """Neither what the first held nor the libraries it woke is planned around: 145 MB once."""
-    first, *others = run(AGAIN, "450MiB")
-    assert max(others) <= first + 6 * MIB
+    numbers = run(AGAIN, "450MiB")
+    runtimes, peaks, planned = numbers[::3], numbers[1::3], numbers[2::3]
+    assert max(runtimes) <= runtimes[0] + 6 * MIB
+    assert min(runtimes) >= runtimes[0] - 2 * MIB
+    assert all(peak <= most for peak, most in zip(peaks, planned, strict=True))

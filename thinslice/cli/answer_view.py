@@ -52,7 +52,7 @@ class PlainView:
 
     def __init__(self) -> None:
         self._prompt = PromptStatus()
-        self._wrap = WordWrap(lambda: out.width) if out.is_terminal else None
+        self._wrap = WordWrap(lambda: out.width) if out.file.isatty() else None
         self._kind = ""
 
     def read_prompt(self, num_done: int, num_tokens: int) -> None:
@@ -93,7 +93,7 @@ class AnswerView:
         self._started_at = time.perf_counter()
         self._prompt = PromptStatus()
         self._status = quiet_status()
-        self._wrap = WordWrap(lambda: out.width) if out.is_terminal else None
+        self._wrap = WordWrap(lambda: out.width) if out.file.isatty() else None
         self._num_words = 0
         self._tail = ""
         self._is_folded = True

@@ -142,7 +142,7 @@ _CONTROL = dict.fromkeys([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F, *r
 
 def safe(text: str, console: Console = out) -> str:
     """Text from elsewhere, without control characters where it goes to a terminal."""
-    return text.translate(_CONTROL) if console.is_terminal else text
+    return text.translate(_CONTROL) if console.file.isatty() else text
 
 
 def write(text: str, *, dim: bool = False) -> None:

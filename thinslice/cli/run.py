@@ -84,7 +84,7 @@ def run(
         if system is not None:
             request = [{"role": "system", "content": system}, *request]
     view = PlainView()
-    stream = llm.stream(request, sampling, view.read_prompt)
+    stream = llm.stream(request, sampling, None if options.json else view.read_prompt)
     try:
         for chunk in stream:
             if not options.json:

@@ -1,5 +1,6 @@
 """Engine: sequences in, tokens out, one step at a time."""
 
+import itertools
 import os
 import threading
 import time
@@ -54,7 +55,7 @@ class Engine:
         self.scheduler = Scheduler(plan)
         self.metrics = Metrics(kv_blocks=plan.num_kv_blocks)
         self.clock: Callable[[], float] = time.perf_counter
-        self._next_id = 0
+        self._ids = itertools.count()
         self._turn = Turn()
         weakref.finalize(self, self._turn.keep)
         self._operation = _Operation(self)
@@ -138,7 +139,7 @@ class Engine:
         now = self.clock()
         sequences = [
             Sequence(
-                seq_id=self._next_id + index,
+                seq_id=next(self._ids),
                 prompt_token_ids=prompt_token_ids,
                 params=params,
                 max_positions=self._max_positions(prompt_token_ids, params),
@@ -149,14 +150,13 @@ class Engine:
             )
             for index in range(params.n)
         ]
-        self._next_id += params.n
         with self.lock, self._operation:
             self._undo = Undo(self.scheduler)
             for sequence in sequences:
                 sequence.leader = None if sequence is sequences[0] else sequences[0]
                 self.scheduler.add(sequence)
+            self.metrics.prompt_tokens += len(prompt_token_ids)
             self._undo = None
-        self.metrics.prompt_tokens += len(prompt_token_ids)
         return sequences
 
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> None:

@@ -73,10 +73,10 @@ def _settled(
 
 
 def _step(llm: LLM, unfinished: dict[int, Request]) -> None:
-    for output in llm.engine.step():
-        request = unfinished.get(output.sequence.seq_id)
-        if request is None:
-            continue  # somebody else's
-        request.advance()
-        if request.is_finished:
-            del unfinished[output.sequence.seq_id]
+    llm.engine.step()
+    # Of other threads' steps as well, and of those of whoever takes the answers.
+    for seq_id, request in [*unfinished.items()]:
+        if request.has_news:
+            request.advance()
+        if request.is_told:
+            del unfinished[seq_id]

@@ -21,7 +21,7 @@ from thinslice.engine.planning import (
     with_budget,
 )
 from thinslice.engine.request import Completion, Request, TextChunk
-from thinslice.engine.results import check_results
+from thinslice.engine.results import ResultsRoom
 from thinslice.engine.signature import errors_in_python, with_settings
 from thinslice.errors import ContextError, RequestError, StoreError
 from thinslice.memory.give_back import give_back
@@ -154,6 +154,7 @@ class LLM(Closing):
             checkpoint, self.tokenizer = open_model(model, engine_settings, progress, device)
             planned = Model.of(checkpoint)
             self.plan = plan_model(planned, engine_settings, device=device)
+        self._results = ResultsRoom(self.plan)
         self.notes = (*checkpoint.notes, *self.tokenizer.notes)
         self.sampling = checkpoint.sampling
         profile = _known_profile(checkpoint.files[0])
@@ -215,10 +216,10 @@ class LLM(Closing):
         try:
             prepared = [self.prepare(prompt) for prompt in asked]
             lengths = [len(prompt.token_ids) for prompt in prepared]
-            check_results(self.plan, zip(lengths, params_of, strict=True))
-            for prompt, one in zip(prepared, params_of, strict=True):
-                requests += self.add_requests(prompt, one)
-            self._run(requests, progress)
+            with self._results.held_for([*zip(lengths, params_of, strict=True)]):
+                for prompt, one in zip(prepared, params_of, strict=True):
+                    requests += self.add_requests(prompt, one)
+                self._run(requests, progress)
         finally:
             for request in requests:
                 request.engine.abort(request.sequence)

@@ -1,6 +1,8 @@
 """What answers take while their caller holds them, and whether the plan has room for it."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from thinslice.config import SamplingParams
 from thinslice.engine.logprobs import Logprobs
@@ -15,30 +17,57 @@ _BYTES_PER_TOKEN = 40 + 8
 _BYTES_PER_COMPLETION = 8 * 1024
 
 
-def check_results(plan: MemoryPlan, asked: Iterable[tuple[int, SamplingParams]]) -> None:
-    """Refuse what could not be held when all of it is answered.
+class ResultsRoom:
+    """What a plan leaves to answers, and what of it is promised to calls that are under way."""
 
-    Args:
-        asked: the tokens of each prompt, and what is asked for it.
+    def __init__(self, plan: MemoryPlan) -> None:
+        self._plan = plan
+        self._promised = 0
+        self._lock = threading.Lock()
 
-    Errors: RequestError that says what would fit.
-    """
-    held, num_completions, longest = 0, 0, 0
-    for num_prompt, params in asked:
-        num_tokens = params.max_tokens or max(plan.context - num_prompt, 1)
-        per_token = _BYTES_PER_TOKEN
-        if params.logprobs is not None:
-            per_token += Logprobs.bytes_per_token(params.logprobs)
-        held += params.n * (_BYTES_PER_COMPLETION + num_tokens * per_token)
-        num_completions, longest = num_completions + params.n, max(longest, num_tokens)
-    room = _room(plan)
-    if held > room:
+    @contextmanager
+    def held_for(self, asked: Sequence[tuple[int, SamplingParams]]) -> Iterator[None]:
+        """Promise the room that these answers may take, until the end of the ``with``.
+
+        Args:
+            asked: the tokens of each prompt, and what is asked for it.
+
+        Errors: RequestError for more than there is, that says what would fit.
+        """
+        held = self._take(asked)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._promised -= held
+
+    def _take(self, asked: Sequence[tuple[int, SamplingParams]]) -> int:
+        held = sum(_bytes_of(self._plan, *one) for one in asked)
+        with self._lock:
+            room = max(_room(self._plan) - self._promised, 0)
+            if held <= room:
+                self._promised += held
+                return held
+        num_completions = sum(params.n for _, params in asked)
+        longest = max(_most_tokens(self._plan, *one) for one in asked)
         raise RequestError(
             f"{num_completions} completions of up to {longest} tokens may take "
             f"{format_bytes(held)} to hold, and the plan leaves {format_bytes(room)}: set "
             "max_tokens, ask for fewer at a time, or take them one by one with "
             "complete_in_order"
         )
+
+
+def _most_tokens(plan: MemoryPlan, num_prompt: int, params: SamplingParams) -> int:
+    return params.max_tokens or max(plan.context - num_prompt, 1)
+
+
+def _bytes_of(plan: MemoryPlan, num_prompt: int, params: SamplingParams) -> int:
+    """What the completions of one prompt may take."""
+    per_token = _BYTES_PER_TOKEN
+    if params.logprobs is not None:
+        per_token += Logprobs.bytes_per_token(params.logprobs)
+    return params.n * (_BYTES_PER_COMPLETION + _most_tokens(plan, num_prompt, params) * per_token)
 
 
 def _room(plan: MemoryPlan) -> int:

@@ -1,15 +1,17 @@
 """What the kernel says this process holds: the measure beside every plan."""
 
+import re
 import resource
 import sys
 from functools import cache
 from pathlib import Path
 
-from thinslice.units import MIB
+from thinslice.plan.cost import LIBRARY_PAGES_BYTES
 
 _STATUS = Path("/proc/self/status")
-# Each plan counts so much for libraries once they run: what the smallest allowance has.
-_MOST_TOUCHED_BYTES = 12 * MIB
+_SMAPS = Path("/proc/self/smaps")
+_MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
+_LIBRARIES = re.compile(r"/(libtorch\w*|libc10|_multiarray_umath|tokenizers|_native)[^/]*\.so")
 
 
 def peak_rss_bytes() -> int:
@@ -28,20 +30,30 @@ def current_rss_bytes() -> int:
 def rss_to_plan_from() -> int:
     """Resident memory now, as if no model had run in this process yet.
 
-    A plan counts what libraries come to hold once they run. What earlier models have made them hold
-    already, the pages of their code, is not counted a second time.
+    A plan counts what libraries come to hold once they run. The pages of their code that are here
+    since the first plan are not counted a second time.
     """
-    if not _STATUS.exists():
+    if not _SMAPS.exists():
         return current_rss_bytes()
-    at_first = _mapped_at_first()
-    touched = max(_status_bytes("RssFile") - at_first, 0)
-    return current_rss_bytes() - min(touched, _MOST_TOUCHED_BYTES)
+    at_first = _library_bytes_at_first()
+    touched = max(_library_bytes() - at_first, 0)
+    return current_rss_bytes() - min(touched, LIBRARY_PAGES_BYTES)
 
 
 @cache
-def _mapped_at_first() -> int:
-    """Pages of files, in bytes, when the first plan of this process was made."""
-    return _status_bytes("RssFile")
+def _library_bytes_at_first() -> int:
+    return _library_bytes()
+
+
+def _library_bytes() -> int:
+    """Resident pages of the libraries that compute, and of no others."""
+    total, is_library = 0, False
+    for line in _SMAPS.read_text(errors="replace").splitlines():
+        if line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024 * is_library
+        elif _MAPPING.match(line):
+            is_library = _LIBRARIES.search(line) is not None
+    return total
 
 
 def _status_bytes(field: str) -> int:

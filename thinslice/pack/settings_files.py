@@ -15,7 +15,7 @@ from thinslice.checkpoint.file_names import CONFIG, GENERATION_CONFIG, MODEL_CAR
 from thinslice.checkpoint.files import file_size, os_errors_named, read_json_object
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
-from thinslice.pack.source import settings_files
+from thinslice.pack.source import own_documents, settings_files
 from thinslice.plan.architectures import text_trunk_of
 from thinslice.plan.model_shape import ModelShape, RopeScaling
 from thinslice.plan.packing import Packing
@@ -70,7 +70,7 @@ def write_settings(source: Checkpoint, packing: Packing, folder: Path) -> None:
     Errors: CheckpointError for a source that cannot be read or expressed; OSError.
     """
     section = {"quantization_config": packing.to_dict()}
-    for path in settings_files(source):
+    for path in (*settings_files(source), *own_documents(source)):
         if path.name != CONFIG:
             _copy(path, folder / path.name)
     if source.kind == "gguf":
@@ -167,9 +167,10 @@ def _write_model_card(source: Checkpoint, path: Path) -> None:
             ("license_link", "license.link"),
         )
     }
-    # JSON's text is YAML's too, whatever is in it.
-    lines = [f"{name}: {json.dumps(text)}" for name, text in said.items() if isinstance(text, str)]
-    if lines:
+    # A string of JSON is one of YAML's too, but for pairs of escapes that stand for one character.
+    texts = {name: text for name, text in said.items() if isinstance(text, str)}
+    if texts:
+        lines = (f"{name}: {json.dumps(text, ensure_ascii=False)}" for name, text in texts.items())
         front = "\n".join(["---", *lines, "---"])
         _write(path, f"{front}\n\nPacked by thinslice from {source.files[0].name}.\n".encode())
 

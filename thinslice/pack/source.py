@@ -9,6 +9,7 @@ from thinslice.checkpoint.file_names import CONFIG, SETTINGS, is_document
 from thinslice.checkpoint.files import file_size, os_errors_named
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
+from thinslice.store.manifest import MANIFEST
 from thinslice.store.pack_record import SourceFile
 from thinslice.units import MIB
 
@@ -58,17 +59,26 @@ class SourceFiles:
 
 
 def settings_files(source: Checkpoint) -> list[Path]:
-    """config.json and what is copied beside it; of a GGUF, which holds its settings, documents
-    alone, where no other model lies beside it that they could be of."""
-    folder = source.path if source.path.is_dir() else source.path.parent
-    names = sorted(path.name for path in folder.iterdir())
-    documents = [name for name in names if is_document(name)]
+    """config.json and what is copied beside it; nothing for a GGUF, which holds all of it."""
     if source.kind == "gguf":
-        others = {name for name in names if name.endswith((".gguf", ".safetensors"))}
-        copied = [] if others - {path.name for path in source.files} else documents
-    else:
-        copied = [CONFIG, *SETTINGS, *documents]
-    return [folder / name for name in copied if (folder / name).is_file()]
+        return []
+    names = [CONFIG, *SETTINGS, *_documents(source.path)]
+    return [source.path / name for name in names if (source.path / name).is_file()]
+
+
+def own_documents(source: Checkpoint) -> list[Path]:
+    """Model card and licence of a GGUF that the store has fetched; nothing for any other source.
+
+    What lies beside a file that is anywhere else may be of anything.
+    """
+    folder = source.files[0].parent
+    if source.kind != "gguf" or not (folder / MANIFEST).is_file():
+        return []
+    return [folder / name for name in _documents(folder)]
+
+
+def _documents(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if is_document(path.name))
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -118,7 +118,6 @@ _STACK_BYTES = 256 * KIB
 # whatever its cache is bounded to: prompts of ever new lengths took 1.4 MB each for SmolLM2's five
 # shapes of matrices, without an end. Other families have six.
 _ONEDNN_BYTES_PER_ROWS = 9 * MIB // 4
-_ONEDNN_BASE_BYTES = 12 * MIB
 
 
 def padded_rows(num_rows: int) -> int:
@@ -143,6 +142,10 @@ def num_padded_rows(most: int) -> int:
 CALLER_BYTES = 4 * MIB
 
 
+# Of what libraries come to hold, pages of their code: measured, 12.5 MiB.
+LIBRARY_PAGES_BYTES = 12 * MIB
+
+
 def library_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
     """What libraries come to hold once they run: thread stacks, compiled kernels, and the packed
     operands of a matrix product.
@@ -155,10 +158,10 @@ def library_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
     """
     threads = how.num_threads * (_attention_scratch(shape) + _STACK_BYTES)
     if how.is_packed:
-        return 14 * MIB + threads
+        return LIBRARY_PAGES_BYTES + 2 * MIB + threads
     widest = max(shape.intermediate_size, shape.hidden_size, shape.q_size)
     if how.itemsize == 2:
-        compiled = _ONEDNN_BASE_BYTES + num_padded_rows(chunk) * _ONEDNN_BYTES_PER_ROWS
+        compiled = LIBRARY_PAGES_BYTES + num_padded_rows(chunk) * _ONEDNN_BYTES_PER_ROWS
         return compiled + threads + padded_rows(chunk) * widest * how.itemsize
     base = 40 * MIB + threads
     return base + chunk * (widest + shape.hidden_size) * how.itemsize

@@ -172,3 +172,13 @@ def test_few_prompts_are_read_ahead_and_leaving_early_leaves_nothing(llm: LLM) -
         assert num_read <= num_given + 2 * llm.plan.max_num_seqs
     answers.close()
     assert not llm.engine.has_work
+
+
+def test_who_takes_the_answers_may_ask_for_more_meanwhile(llm: LLM) -> None:
+    """The steps of other calls end some of the prompts."""
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    answers = []
+    for answer in complete_in_order(llm, ["a b c"] * 12, params):
+        answers.append(answer)
+        llm.generate("d e f", replace(params, max_tokens=9))
+    assert len(answers) == 12

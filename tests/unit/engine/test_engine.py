@@ -1,5 +1,7 @@
 """The engine's rules, each on a one-layer model: what changes no token, and how a request ends."""
 
+import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -242,3 +244,24 @@ def test_metrics_add_up() -> None:
     assert metrics.time_to_first_token_s.count == metrics.time_per_token_s.count == len(sequences)
     assert metrics.sweep_s.count == 0, "nothing is streamed"
     assert metrics.kv_blocks_cached == engine.scheduler.blocks.num_cached > 0
+
+
+def test_threads_that_add_at_once_get_ids_of_their_own() -> None:
+    engine, added = tiny_engine(num_kv_blocks=400), list[int]()
+    interval = sys.getswitchinterval()
+    params = SamplingParams(max_tokens=1, n=4, seed=1)
+
+    def add() -> None:
+        for _ in range(60):
+            added.extend(one.seq_id for one in engine.add_samples([1, 2, 3], params))
+
+    threads = [threading.Thread(target=add) for _ in range(8)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len({*added}) == len(added) == 8 * 60 * 4

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.engine.test_scheduler import small_plan
 from thinslice.config import SamplingParams
 from thinslice.engine.logprobs import Logprobs, TokenLogprobs
-from thinslice.engine.results import check_results
+from thinslice.engine.results import ResultsRoom
 from thinslice.errors import RequestError
 from thinslice.units import MIB
 
@@ -56,10 +56,31 @@ def test_a_token_takes_no_more_than_it_is_said_to() -> None:
 def test_answers_that_cannot_be_held_are_refused_before_the_first() -> None:
     plan = small_plan()
     few = [(1, SamplingParams(max_tokens=500, logprobs=20, n=4))] * 5
-    check_results(plan, few)
-    with pytest.raises(RequestError, match=r"400 completions of up to 500 tokens.*max_tokens"):
-        check_results(plan, few * 20)
-    check_results(plan, [(1, SamplingParams(max_tokens=5, n=4))] * 100)
+    room = ResultsRoom(plan)
+    assert fits(room, few)
+    told = r"400 completions of up to 500 tokens.*max_tokens"
+    with pytest.raises(RequestError, match=told), room.held_for(few * 20):
+        pass
+    assert fits(room, [(1, SamplingParams(max_tokens=5, n=4))] * 100)
     roomy = small_plan()
     object.__setattr__(roomy, "budget_bytes", 100 * MIB)
-    check_results(roomy, few * 20)
+    assert fits(ResultsRoom(roomy), few * 20)
+
+
+def test_room_that_is_promised_to_one_call_is_not_promised_to_another() -> None:
+    one = [(1, SamplingParams(max_tokens=500, logprobs=20))]
+    room = ResultsRoom(small_plan())
+    most = max(count for count in range(1, 400) if fits(room, one * count))
+    assert 1 < most < 399
+    with room.held_for(one):
+        assert fits(room, one * (most - 1))
+        assert not fits(room, one * most)
+    assert fits(room, one * most)
+
+
+def fits(room: ResultsRoom, asked: list[tuple[int, SamplingParams]]) -> bool:
+    try:
+        with room.held_for(asked):
+            return True
+    except RequestError:
+        return False

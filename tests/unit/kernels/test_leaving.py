@@ -30,3 +30,11 @@ def test_a_program_ends_while_threads_run_kernels(num_threads: int, is_long: boo
     lines = done.stdout.splitlines()
     assert len(lines) == 12
     assert [line for line in lines if not line.endswith(f" {{0: {times}}}")] == []
+
+
+def test_no_call_takes_the_lock_of_pythons_back_by_itself() -> None:
+    """Only GilRelease knows that the interpreter may have ended meanwhile."""
+    sources = sorted((ROOT / "thinslice" / "kernels" / "cpu").glob("*.cpp"))
+    assert len(sources) > 5
+    for path in sources:
+        assert "gil_scoped_release" not in path.read_text(), path.name

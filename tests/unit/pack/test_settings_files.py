@@ -19,6 +19,7 @@ from tests.unit.text.vocabularies import byte_level, sentencepiece
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import CheckpointError
 from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.pack.source import SourceFiles
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer
@@ -189,11 +190,11 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_before_the_weights(
 
 
 def test_a_gguf_says_its_licence_in_the_packed_folder(tmp_path: Path) -> None:
-    said = {"general.license": 'other"\nx: 1', "general.license.link": "https://example.org/l"}
+    said = {"general.license": 'other"\nx: 🙂', "general.license.link": "https://example.org/l"}
     card = packed(gguf(tmp_path, metadata=said), tmp_path) / "README.md"
     assert card.read_text().splitlines()[:4] == [
         "---",
-        'license: "other\\"\\nx: 1"',
+        'license: "other\\"\\nx: 🙂"',
         'license_link: "https://example.org/l"',
         "---",
     ]
@@ -205,18 +206,21 @@ def test_what_a_gguf_advises_is_advised_by_the_packed_folder(tmp_path: Path) -> 
     assert open_checkpoint(out).sampling == {"temperature": 0.7, "top_k": 20}
 
 
-@pytest.mark.parametrize("has_other", [False, True])
-def test_documents_beside_a_gguf_are_its_own_where_no_other_model_is(
-    has_other: bool, tmp_path: Path
+@pytest.mark.parametrize("is_fetched", [False, True])
+def test_documents_beside_a_gguf_are_its_own_where_the_store_fetched_it(
+    is_fetched: bool, tmp_path: Path
 ) -> None:
     path = gguf(tmp_path, metadata={"general.license": "mit"})
     (tmp_path / "LICENSE.txt").write_text("do as you like")
     (tmp_path / "README.md").write_text("a card")
-    if has_other:
-        (tmp_path / "other.gguf").write_bytes(b"")
+    if is_fetched:
+        (tmp_path / "manifest.json").write_text("{}")
+    before = SourceFiles(open_checkpoint(path)).records
     out = packed(path, tmp_path)
-    assert (out / "LICENSE.txt").exists() is not has_other
-    assert (out / "README.md").read_text().startswith("---" if has_other else "a card")
+    assert (out / "LICENSE.txt").exists() is is_fetched
+    assert (out / "README.md").read_text().startswith("a card" if is_fetched else "---")
+    (tmp_path / "README.md").write_text("another card")
+    assert SourceFiles(open_checkpoint(path)).records == before, "what is packed is the same"
 
 
 def test_tokens_named_beside_the_tokenizer_are_packed_with_it(tmp_path: Path) -> None:

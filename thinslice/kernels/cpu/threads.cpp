@@ -139,11 +139,12 @@ class Pool {
 struct Shared {
   std::mutex* mutex = new std::mutex;
   Pool* pool = nullptr;
-  std::atomic<int> count = static_cast<int>(
+  int asked = static_cast<int>(
       std::clamp(std::thread::hardware_concurrency(), 1u, static_cast<unsigned>(kMaxThreads)));
+  std::atomic<int> count = asked;  // fewer where the system starts no more
 
   void start_pool() {
-    pool = new Pool(count);
+    pool = new Pool(asked);
     count = pool->count();
   }
 };
@@ -155,6 +156,7 @@ Shared& shared() {
     pthread_atfork(nullptr, nullptr, [] {
       shared().mutex = new std::mutex;
       shared().pool = nullptr;
+      shared().count = shared().asked;
     });
 #endif
     return made;
@@ -170,7 +172,7 @@ int set_num_threads(int count) {
   Shared& state = shared();
   const std::lock_guard<std::mutex> lock(*state.mutex);
   delete std::exchange(state.pool, nullptr);
-  state.count = count;
+  state.asked = count;
   state.start_pool();
   return state.count;
 }
