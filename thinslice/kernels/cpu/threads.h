@@ -16,7 +16,8 @@ int set_num_threads(int count);  // how many there are
 using RangeFn = void (*)(void* context, int64_t first, int64_t last);
 
 // Calls fn on ranges of at most `grain` items until 0..items-1 are done, on this thread and the
-// pool's. A call made while another is running does its work alone; results do not depend on it.
+// pool's. A call made while another is running does all of them alone, as one range; results do
+// not depend on it.
 // Throws what fn throws, the first of it, with some ranges left undone.
 void parallel_for(int64_t items, int64_t grain, RangeFn fn, void* context);
 
