@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from tests.e2e.test_ceiling import memory_group, run_inside
@@ -33,10 +34,12 @@ def test_packing_lives_within_the_least_budget_it_names(smollm2_path: Path, tmp_
     assert re.search(r"weights +int4, head int8", shown.stdout)
 
     source, packed = open_checkpoint(smollm2_path), open_checkpoint(out)
-    assert packed.shape == source.shape
+    assert replace(packed.shape, eos_token_ids=source.shape.eos_token_ids) == source.shape
     assert packed.tensors["model.layers.0.self_attn.q_proj.weight"].dtype == "int4m"
     before, after = load_tokenizer(source), load_tokenizer(packed)
     assert before.special == after.special
+    # The source names one end; the others are known by their texts.
+    assert {*packed.shape.eos_token_ids} == {*before.special.eos_token_ids}
     text = "<|im_start|>user\nWhy is the sky blue? नमस्ते 🙂<|im_end|>\n"
     ids = before.encode(text, add_special_tokens=True)
     assert after.encode(text, add_special_tokens=True) == ids

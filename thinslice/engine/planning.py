@@ -15,7 +15,7 @@ from thinslice.kernels.dispatch import is_native
 from thinslice.memory import cuda_device
 from thinslice.memory.device import Device
 from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
-from thinslice.memory.meter import rss_to_plan_from
+from thinslice.memory.meter import rss_to_plan_from, touched_library_bytes
 from thinslice.pack.layout import matrix_formats
 from thinslice.pack.stored import bytes_to_pack
 from thinslice.plan.available import Budget, budget_for_process, default_budget, known_bound
@@ -178,7 +178,10 @@ def _workload(model: Model, settings: EngineSettings, dtype: str) -> Workload:
         is_native=is_native(dtype, model.shape.head_dim),
         num_threads=native.num_threads() if native.is_available() else 1,
         can_change_dtype=model.packing is None,
-        packing_bytes=model.packing_bytes,
+        # Packing counts all that the process holds, which plans begin below.
+        packing_bytes={
+            dtype: beyond + touched_library_bytes() for dtype, beyond in model.packing_bytes.items()
+        },
         most_memory=None if bound is None else bound[0],
         draft=settings.draft,
         draft_length=settings.draft_length,

@@ -30,14 +30,18 @@ def current_rss_bytes() -> int:
 def rss_to_plan_from() -> int:
     """Resident memory now, as if no model had run in this process yet.
 
-    A plan counts what libraries come to hold once they run. The pages of their code that are here
-    since the first plan are not counted a second time.
+    A plan counts what libraries come to hold once they run. What they hold already is not counted a
+    second time.
     """
+    return current_rss_bytes() - touched_library_bytes()
+
+
+def touched_library_bytes() -> int:
+    """Pages of libraries' code that have come since the first plan, as far as plans count them."""
     if not _SMAPS.exists():
-        return current_rss_bytes()
+        return 0
     at_first = _library_bytes_at_first()
-    touched = max(_library_bytes() - at_first, 0)
-    return current_rss_bytes() - min(touched, LIBRARY_PAGES_BYTES)
+    return min(max(_library_bytes() - at_first, 0), LIBRARY_PAGES_BYTES)
 
 
 @cache
