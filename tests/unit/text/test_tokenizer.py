@@ -124,7 +124,11 @@ def test_byte_level_decoding_equals_that_of_tokenizers(ids: list[int]) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=skip) == expected
 
 
-@given(st.text(st.sampled_from("hello é中😀\n▁ ") | st.characters(exclude_categories=["Cs"])))
+# A special token that a text spells out, as <s>, is a token; it is no part of what is decoded.
+PLAIN = st.characters(exclude_categories=["Cs"], exclude_characters="<")
+
+
+@given(st.text(st.sampled_from("hello é中😀\n▁ ") | PLAIN))
 def test_sentencepiece_decoding_equals_that_of_tokenizers(text: str) -> None:
     tokenizer = load_tokenizer(gguf(SENTENCEPIECE, vocab_size=400))
     ids = tokenizer.encode(text, add_special_tokens=False)
