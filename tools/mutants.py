@@ -32,6 +32,14 @@ ROOT = Path(__file__).resolve().parents[1]
 KNOWN = Path(__file__).with_name("mutants_known.json")
 TARGETS = {
     "planner": ("thinslice/plan/planner.py", ["tests/unit/plan/test_planner.py"]),
+    "choose": (
+        "thinslice/plan/choose.py",
+        ["tests/unit/plan/test_choose.py", "tests/unit/plan/test_planner.py"],
+    ),
+    "candidates": (
+        "thinslice/plan/candidates.py",
+        ["tests/unit/plan/test_choose.py", "tests/unit/plan/test_planner.py"],
+    ),
     "scheduler": ("thinslice/engine/scheduler.py", ["tests/unit/engine/test_scheduler.py"]),
     "block_manager": (
         "thinslice/engine/block_manager.py",
