@@ -205,8 +205,8 @@ def _in_range(name: str, value: object, smallest: float, largest: float) -> None
     if isinstance(smallest, int) and not isinstance(value, int):
         raise RequestError(f"{name} is {value}; expected a whole number")
     if not smallest <= value <= largest:  # NaN is in no range
-        # Python writes no numbers of thousands of digits.
-        is_written = isinstance(value, float) or value.bit_length() < 1000
+        # Python writes no numbers of more than 4,300 digits.
+        is_written = isinstance(value, float) or value.bit_length() < 10_000
         shown = f"{value!s:.60}" if is_written else "too large"
         raise RequestError(f"{name} is {shown}; expected {smallest}..{largest}")
 

@@ -60,11 +60,11 @@ def run_inside(group: Path | None, *arguments: str, stdin: str) -> subprocess.Co
     [
         ("floor", 200, 1, "auto"),
         ("450MiB", 3600, 2, "auto"),  # layer by layer
-        ("512MiB", 1500, 1, "auto"),
         ("1GiB", 4000, 64, "auto"),
-        ("2GiB", 4000, 4, "auto"),
-        ("floor", 200, 1, "bfloat16"),
         ("512MiB", 1500, 1, "bfloat16"),
+        pytest.param("512MiB", 1500, 1, "auto", marks=pytest.mark.long),
+        pytest.param("2GiB", 4000, 4, "auto", marks=pytest.mark.long),
+        pytest.param("floor", 200, 1, "bfloat16", marks=pytest.mark.long),
         # Minutes on a processor without products of bfloat16.
         pytest.param("450MiB", 3600, 2, "bfloat16", marks=pytest.mark.long),
         pytest.param("1GiB", 4000, 64, "bfloat16", marks=pytest.mark.long),

@@ -164,12 +164,14 @@ def test_every_suggestion_of_a_budget_error_runs(smollm2_path: Path) -> None:
         assert report["peak_bytes"] <= report["plan"]["budget_bytes"]
 
 
-def test_what_plan_shows_beside_its_plan_is_what_runs(smollm2_path: Path) -> None:
+def test_what_plan_shows_beside_its_plan_is_what_runs(smollm2_path: Path, is_long: bool) -> None:
     fit = ["--memory", "440MiB", "--draft", "off"]
     table = run("plan", "smollm2", *fit).stdout.decode()
     rows = re.findall(r"^(--\w+) (\S+) +(.+?)  +(\d*)(?:  .*)?$", table, re.MULTILINE)
     assert len(rows) >= 4, table
     for option, value, weights, context in rows:
+        if option == "--dtype" and not is_long:
+            continue
         others = fit[2:] if option == "--memory" else fit
         asked = ("--json", "--max-tokens", "1", "Hi", option, value)
         done = run("run", "smollm2", *others, *asked)
