@@ -179,8 +179,11 @@ def test_what_plan_shows_beside_its_plan_is_what_runs(smollm2_path: Path, is_lon
             assert done.returncode == 3, (option, value)
             continue
         plan = json.loads(done.stdout)["plan"]
-        # A few MiB that one process holds more than the other may be one size of the context.
-        assert 4 / 5 <= plan["context"] / int(context) <= 5 / 4, (option, value)
+        # A model that is packed first may have one size of the context more or less: the process
+        # holds a few MiB more than the one that planned.
+        is_packed_first = option == "--dtype"
+        most_off = 5 / 4 if is_packed_first else 1
+        assert 1 / most_off <= plan["context"] / int(context) <= most_off, (option, value)
         assert (plan["streaming"] is None) == (weights == "resident"), (option, value)
 
 

@@ -44,6 +44,11 @@ def quiet_status() -> Status | None:
     return notes.status("", spinner="dots") if is_shown else None
 
 
+def _wrap_for_terminal() -> WordWrap | None:
+    """None where an answer is piped: it is written as it is, whatever the colours."""
+    return WordWrap(lambda: out.width) if out.file.isatty() else None
+
+
 class PlainView:
     """Shows one completion as it is: the reasoning too, dimmed on a terminal.
 
@@ -52,7 +57,7 @@ class PlainView:
 
     def __init__(self) -> None:
         self._prompt = PromptStatus()
-        self._wrap = WordWrap(lambda: out.width) if out.file.isatty() else None
+        self._wrap = _wrap_for_terminal()
         self._kind = ""
 
     def read_prompt(self, num_done: int, num_tokens: int) -> None:
@@ -93,7 +98,7 @@ class AnswerView:
         self._started_at = time.perf_counter()
         self._prompt = PromptStatus()
         self._status = quiet_status()
-        self._wrap = WordWrap(lambda: out.width) if out.file.isatty() else None
+        self._wrap = _wrap_for_terminal()
         self._num_words = 0
         self._tail = ""
         self._is_folded = True

@@ -141,7 +141,6 @@ def num_padded_rows(most: int) -> int:
 # the allocator keeps for each of their threads.
 CALLER_BYTES = 4 * MIB
 
-
 # Of what libraries come to hold, pages of their code: measured, 12.5 MiB.
 LIBRARY_PAGES_BYTES = 12 * MIB
 
