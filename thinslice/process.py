@@ -10,17 +10,17 @@ import os
 import sys
 import warnings
 
-from thinslice.units import KIB, MIB
+from thinslice.units import MIB
 
 # oneDNN keeps the compiled kernels of 1,024 products by default. Those of a model's matrices, at
 # the numbers of rows that kernels.torch_ops asks it for, are fewer than these.
 _ONEDNN_KERNELS = 64
 # From mallopt(3). Larger pieces are mapped by themselves and go back to the system when they are
-# freed. By default the bound begins here and grows to 32 MiB with what is freed; between pieces of
-# many sizes up to 70 MiB were then kept that nobody used (SmolLM2 in bfloat16, prompts of ever new
-# lengths), and with 1 MiB still 20 where forty threads take turns.
-_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 128 * KIB
-_M_TRIM_THRESHOLD, _KEPT_BYTES = -1, MIB
+# freed, at the price of a page fault for each 4 KiB at the next. By default the bound grows to
+# 32 MiB with what is freed.
+_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 4 * MIB
+# What is free at the heap's end stays there until the end of a step: memory.give_back.KeptMemory.
+_M_TRIM_THRESHOLD, _TRIMMED_BYTES = -1, 64 * MIB
 # Threads that take turns at an engine would each have a heap of their own: 8 for each core.
 _M_ARENA_MAX, _HEAPS = -8, 1
 
@@ -46,7 +46,7 @@ def set_environment() -> None:
 
 
 def bound_allocator() -> None:
-    """Keep the C library's allocator from holding on to much that nobody uses.
+    """Keep the C library's allocator to one heap that KeptMemory can bound, for all threads.
 
     Nothing is done where the C library has no ``mallopt``, as musl and macOS.
     """
@@ -55,7 +55,7 @@ def bound_allocator() -> None:
         return
     for option, value in (
         (_M_MMAP_THRESHOLD, _MAPPED_BYTES),
-        (_M_TRIM_THRESHOLD, _KEPT_BYTES),
+        (_M_TRIM_THRESHOLD, _TRIMMED_BYTES),
         (_M_ARENA_MAX, _HEAPS),
     ):
         mallopt(option, value)
