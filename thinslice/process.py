@@ -10,17 +10,20 @@ import os
 import sys
 import warnings
 
-from thinslice.units import MIB
+from thinslice.units import KIB, MIB
 
 # oneDNN keeps the compiled kernels of 1,024 products by default. Those of a model's matrices, at
 # the numbers of rows that kernels.torch_ops asks it for, are fewer than these.
 _ONEDNN_KERNELS = 64
 # From mallopt(3). Larger pieces are mapped by themselves and go back to the system when they are
-# freed, at the price of a page fault for each 4 KiB at the next. By default the bound grows to
-# 32 MiB with what is freed.
-_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 4 * MIB
-# What is free at the heap's end stays there until the end of a step: memory.give_back.KeptMemory.
-_M_TRIM_THRESHOLD, _TRIMMED_BYTES = -1, 64 * MIB
+# freed, at the price of a page fault for each 4 KiB of the next. By default the bound grows to
+# 32 MiB with what is freed. In torch's steps most pieces have less than a MiB, and with the lower
+# bound a prompt took a third longer. Packed models allocate little; with the higher bound 10 MiB
+# more came to be kept between pieces of many sizes, where forty threads take turns.
+_M_MMAP_THRESHOLD, _MAPPED_BYTES, _MAPPED_FLOAT_BYTES = -3, 128 * KIB, MIB
+# What is free at the heap's end: in torch's steps it stays until memory.give_back.KeptMemory bounds
+# it at the end of each.
+_M_TRIM_THRESHOLD, _TRIMMED_BYTES, _TRIMMED_FLOAT_BYTES = -1, MIB, 64 * MIB
 # Threads that take turns at an engine would each have a heap of their own: 8 for each core.
 _M_ARENA_MAX, _HEAPS = -8, 1
 
@@ -45,17 +48,17 @@ def set_environment() -> None:
         )
 
 
-def bound_allocator() -> None:
-    """Keep the C library's allocator to one heap that KeptMemory can bound, for all threads.
+def bound_allocator(*, computes_floats: bool = False) -> None:
+    """Keep the C library's allocator from holding on to much that nobody uses.
 
     Nothing is done where the C library has no ``mallopt``, as musl and macOS.
+
+    Args:
+        computes_floats: torch makes the products of the model that is loaded now.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
         return
-    for option, value in (
-        (_M_MMAP_THRESHOLD, _MAPPED_BYTES),
-        (_M_TRIM_THRESHOLD, _TRIMMED_BYTES),
-        (_M_ARENA_MAX, _HEAPS),
-    ):
-        mallopt(option, value)
+    mallopt(_M_MMAP_THRESHOLD, _MAPPED_FLOAT_BYTES if computes_floats else _MAPPED_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _TRIMMED_FLOAT_BYTES if computes_floats else _TRIMMED_BYTES)
+    mallopt(_M_ARENA_MAX, _HEAPS)

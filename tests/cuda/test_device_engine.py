@@ -87,7 +87,7 @@ def num_slices(checkpoint: Checkpoint, dtype: str) -> int:
     return len(Model.of(checkpoint).layout(dtype).slices(SLICE_BYTES))
 
 
-@pytest.mark.parametrize("kind", ["bf16", "bf16-tied"])
+@pytest.mark.parametrize("kind", ["bf16", pytest.param("bf16-tied", marks=pytest.mark.long)])
 def test_floats_give_the_processors_logits_and_tokens(kind: str, tmp_path: Path) -> None:
     checkpoint = write(kind, tmp_path)
     expected = engine_of(checkpoint, "float32", max_num_seqs=2)
@@ -126,8 +126,18 @@ def with_float32_cache(chosen: MemoryPlan) -> MemoryPlan:
     return replace(chosen, kv_dtype="float32")
 
 
-@pytest.mark.parametrize("kind", ["bf16", "packed-int4", "packed-int8-tied", "Q4_1"])
-def test_the_bits_are_the_same_wherever_slices_lie(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bf16",
+        "packed-int4",
+        pytest.param("packed-int8-tied", marks=pytest.mark.long),
+        pytest.param("Q4_1", marks=pytest.mark.long),
+    ],
+)
+def test_the_bits_are_the_same_wherever_slices_lie(
+    kind: str, tmp_path: Path, is_long: bool
+) -> None:
     """With the same slices; on the device, in host memory, or on disk."""
     checkpoint = write(kind, tmp_path)
     dtype = {"bf16": "bfloat16", "packed-int8-tied": "int8"}.get(kind, "int4")
@@ -137,7 +147,7 @@ def test_the_bits_are_the_same_wherever_slices_lie(kind: str, tmp_path: Path) ->
     if kind != "Q4_1":  # blocks of a GGUF are converted, and do not come from disk
         places += [(0, 0), (count // 3, count // 3)]
     results = []
-    for place in places:
+    for place in places if is_long else (places[0], places[-1]):
         device = TwinDevice()
         engine = engine_on(device, checkpoint, streamed(chosen, checkpoint, place))
         results.append((logits_of(engine, LONG), greedy(engine, LONG, 3)))
@@ -184,7 +194,7 @@ def test_blocks_that_are_spilled_come_back_as_they_were(tmp_path: Path) -> None:
 
     engine.runner.move_blocks = counted  # type: ignore[method-assign]
     prompts = [LONG, LONG[5:], LONG[9:]]
-    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     sequences = [engine.add_request(prompt, params) for prompt in prompts]
     most = 0
     while engine.has_work:
@@ -197,6 +207,6 @@ def test_blocks_that_are_spilled_come_back_as_they_were(tmp_path: Path) -> None:
     assert moved[False] > 0
     for prompt, sequence in zip(prompts, sequences, strict=True):
         alone = engine_on(TwinDevice(), checkpoint, chosen)
-        assert sequence.completion_token_ids == greedy(alone, prompt, 16)
+        assert sequence.completion_token_ids == greedy(alone, prompt, 12)
     engine.runner.close()
     assert device.num_locked == 0

@@ -10,15 +10,20 @@ import pytest
 
 from tests.checkpoints import tiny_config, write_safetensors_model
 from tests.tiny_llm import write_model
+from tests.warm_start import warm_thinslice
 from thinslice.units import MIB
 
 DIGEST = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def thinslice(*arguments: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+def thinslice(
+    *arguments: str, home: Path | None = None, is_alone: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Args: is_alone: for what is said of memory: see warm_start."""
+    command = [sys.executable, "-m", "thinslice"] if is_alone else warm_thinslice()
     env = dict(os.environ) if home is None else {**os.environ, "THINSLICE_HOME": str(home)}
     return subprocess.run(
-        [sys.executable, "-m", "thinslice", *arguments],
+        [*command, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -122,7 +127,7 @@ def test_rm_removes_what_ls_showed(smollm2_path: Path, tmp_path: Path) -> None:
 
 def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None:
     fit = ("--memory", "400MiB", "--context", "1024", "--dtype", "bfloat16")
-    planned = thinslice("plan", "smollm2", *fit)
+    planned = thinslice("plan", "smollm2", *fit, is_alone=True)
     assert planned.returncode == 0, planned.stderr
     for part in (
         "runtime",
@@ -133,11 +138,11 @@ def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None
         "--dtype int4",
     ):
         assert part in planned.stdout
-    record = json.loads(thinslice("plan", "smollm2", *fit, "--json").stdout)
+    record = json.loads(thinslice("plan", "smollm2", *fit, "--json", is_alone=True).stdout)
     assert sum(record["parts"].values()) == record["peak_bytes"] <= 400 * MIB
     assert record["prediction"]["bound"] in ("disk", "memory", "attention", "overhead")
     assert record["streaming"]["num_pinned"] < record["streaming"]["num_slices"]
-    refused = thinslice("plan", "smollm2", "--memory", "100MiB")
+    refused = thinslice("plan", "smollm2", "--memory", "100MiB", is_alone=True)
     assert refused.returncode == 3
     assert refused.stdout == ""
 
@@ -145,13 +150,15 @@ def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None
 def test_plan_without_a_disk_to_measure_has_no_speeds(smollm2_path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     asked = ("plan", str(smollm2_path), "--memory", "400MiB")
-    planned = thinslice(*asked, home=tmp_path / "file" / "store")
+    planned = thinslice(*asked, home=tmp_path / "file" / "store", is_alone=True)
     assert planned.returncode == 0, planned.stderr
     assert planned.stderr.count("no speeds are predicted: ") == 1
     assert "cannot be made: " in planned.stderr
     assert "weight ring" in planned.stdout
     assert "tokens/s" not in planned.stdout
-    record = json.loads(thinslice(*asked, "--json", home=tmp_path / "file" / "store").stdout)
+    record = json.loads(
+        thinslice(*asked, "--json", home=tmp_path / "file" / "store", is_alone=True).stdout
+    )
     assert record["prediction"] is None
     assert record["peak_bytes"] <= 400 * MIB
 
@@ -195,7 +202,7 @@ def test_a_closed_stream_is_no_error(closed: str) -> None:
 
 def test_bench_tells_speed_and_memory(smollm2_path: Path) -> None:
     sizes = ("--prompt-tokens", "40", "--completion-tokens", "6", "--sequences", "3")
-    done = thinslice("bench", "smollm2", "--memory", "2GiB", *sizes, "--json")
+    done = thinslice("bench", "smollm2", "--memory", "2GiB", *sizes, "--json", is_alone=True)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert (record["prompt_tokens"], record["completion_tokens"], record["sequences"]) == (40, 6, 3)
@@ -207,15 +214,15 @@ def test_bench_tells_speed_and_memory(smollm2_path: Path) -> None:
     assert [name for name in record if f"`{name}`" not in documented] == []
 
 
-def test_bench_streamed_tells_what_a_sweep_reads(smollm2_path: Path) -> None:
-    sizes = ("--prompt-tokens", "20", "--completion-tokens", "3", "--memory", "450MiB")
+def test_bench_streamed_tells_what_a_sweep_reads(smollm2_path: Path, is_long: bool) -> None:
+    sizes = ("--prompt-tokens", "8", "--completion-tokens", "2", "--memory", "450MiB")
     sizes += ("--dtype", "bfloat16")
-    record = json.loads(thinslice("bench", "smollm2", *sizes, "--json").stdout)
+    record = json.loads(thinslice("bench", "smollm2", *sizes, "--json", is_alone=True).stdout)
     assert record["plan"]["streaming"] is not None
     assert record["streamed_bytes_per_sweep"] > 10 * MIB
     assert 0 <= record["slice_wait_share"] <= 1
-    shown = thinslice("bench", "smollm2", *sizes).stdout
-    assert "streamed per sweep" in shown
+    if is_long:
+        assert "streamed per sweep" in thinslice("bench", "smollm2", *sizes).stdout
 
 
 def test_bench_refuses_sizes_that_make_no_sense(smollm2_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_ceiling import memory_group, run_inside
+from tests.warm_start import warm_thinslice
 from thinslice.units import MIB, parse_bytes
 
 API = """
@@ -82,6 +83,7 @@ def test_more_than_the_machine_has_is_not_taken_in_silence(
     command: str, smollm2_path: Path, tmp_path: Path
 ) -> None:
     more = ("--dtype", "int8", "--out", str(tmp_path / "out")) if command == "pack" else ()
-    done = run_inside(None, command, "smollm2", "--memory", "1024TiB", *more, stdin="hi")
+    asked = [*warm_thinslice(), command, "smollm2", "--memory", "1024TiB", *more]
+    done = subprocess.run(asked, input="hi", capture_output=True, text=True, check=False)
     assert done.returncode == (0 if command == "plan" else 3)
     assert "is more than this machine has" in done.stderr

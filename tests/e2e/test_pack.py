@@ -2,10 +2,12 @@
 
 import json
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 from tests.e2e.test_ceiling import memory_group, run_inside
+from tests.warm_start import warm_thinslice
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.text.tokenizer import load_tokenizer
 from thinslice.units import gib, parse_bytes
@@ -59,7 +61,13 @@ def test_wrong_options_are_one_line_each(tmp_path: Path) -> None:
         (["smollm2", "--dtype", "int4", "--out", str(tmp_path), "--memory", "8G"], 2),
         ([str(tmp_path), "--dtype", "int4", "--out", str(tmp_path / "out")], 4),
     ):
-        refused = run_inside(None, "pack", *arguments, stdin="")
+        refused = subprocess.run(
+            [*warm_thinslice(), "pack", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert refused.returncode == code, refused.stderr
         assert refused.stderr.startswith("error: ")
         assert refused.stderr.count("\n") == 1

@@ -24,7 +24,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespa
 def test_rounds_of_load_with_the_model_closed_in_between_hold(options: argparse.Namespace) -> None:
     wrong: list[str] = []
     # From the first round on; the requests are run alone before it.
-    summary, peaks = soak.serve(options, time.monotonic() + 15.0, wrong)
+    summary, peaks = soak.serve(options, time.monotonic() + 8.0, wrong)
     assert wrong == []
     assert len(peaks) >= 1
     assert "length" in summary

@@ -27,6 +27,7 @@ from thinslice.errors import ContextError, RequestError, StoreError
 from thinslice.memory.give_back import give_back
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.predict import Prediction
+from thinslice.plan.weight_layout import FLOAT_BYTES
 from thinslice.process import bound_allocator, set_environment
 from thinslice.store.store import Store
 from thinslice.text.chat_template import ChatTemplate
@@ -154,6 +155,7 @@ class LLM(Closing):
             checkpoint, self.tokenizer = open_model(model, engine_settings, progress, device)
             planned = Model.of(checkpoint)
             self.plan = plan_model(planned, engine_settings, device=device)
+        bound_allocator(computes_floats=self.plan.dtype in FLOAT_BYTES)
         self._results = ResultsRoom(self.plan)
         self.notes = (*checkpoint.notes, *self.tokenizer.notes)
         self.sampling = checkpoint.sampling

@@ -2,7 +2,12 @@
 
 import ctypes
 import gc
+import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
 
 from thinslice.units import MIB
 
@@ -28,7 +33,8 @@ class KeptMemory:
 
     Pieces of a step are taken from what the last one left, so they cost no page faults; what is
     free beyond the bound goes back to the system when a step ends. Where the C library is not
-    glibc 2.33 or newer, its allocator returns pages by itself or keeps them.
+    glibc 2.33 or newer, its allocator returns pages by itself or keeps them. What torch's products
+    keep for a thread goes once another one runs a step: a MiB for each of those that take turns.
     """
 
     def __init__(self) -> None:
@@ -37,9 +43,15 @@ class KeptMemory:
         if self._heap_state is not None:
             self._heap_state.restype = _HeapState
         self._asked_at = 0.0
+        self._thread = threading.get_ident()
+        self._free_buffers = _buffers_of_products()
 
     def bound(self) -> None:
-        """Give back what is free beyond the bound; to be called when a step ends."""
+        """Give back what is free beyond the bound; to be called when a step ends, by its thread."""
+        thread = threading.get_ident()
+        if thread != self._thread:
+            self._thread = thread
+            self._free_buffers()
         now = time.perf_counter()
         if self._heap_state is None or now - self._asked_at < _SECONDS_APART:
             return
@@ -56,6 +68,16 @@ def give_back() -> None:
     """
     gc.collect()
     _trim()
+
+
+def _buffers_of_products() -> Callable[[], object]:
+    """What frees the buffers that MKL, where torch has it, keeps for each thread."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        free: Callable[[], object] = ctypes.CDLL(str(library)).mkl_serv_free_buffers
+    except (OSError, AttributeError):
+        return lambda: None
+    return free
 
 
 def _trim() -> None:

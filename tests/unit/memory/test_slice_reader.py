@@ -477,8 +477,10 @@ def test_an_interrupt_while_waiting_leaves_the_reader_usable(
     def slow_read(file: UncachedFile, view: memoryview, offset: int, num_needed: int) -> None:
         if not may_read.is_set():
             is_waiting.wait()
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            may_read.wait()
+            # Python may miss a signal that comes just before it waits, until the wait ends.
+            while not may_read.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                may_read.wait(0.5)
         read(file, view, offset, num_needed)
 
     monkeypatch.setattr(UncachedFile, "read", slow_read)

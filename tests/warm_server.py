@@ -1,0 +1,103 @@
+"""What forks the commands of warm_start: ``python -m tests.warm_server SOCKET``.
+
+It ends with its standard input.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+
+from tests.warm_start import STREAMS
+from thinslice.cli.app import main
+from thinslice.process import set_environment
+
+set_environment()  # before torch is imported
+import thinslice.cli.commands  # noqa: E402
+import thinslice.engine.compare  # noqa: E402
+import thinslice.engine.llm  # noqa: E402
+import thinslice.pack.pack  # noqa: E402, F401
+
+_LARGEST_ORDER = 1 << 20
+# Read when libraries are imported, so that they are those of this process.
+_SET_BEFORE_IMPORT = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+
+
+@dataclass
+class _Child:
+    """A command that runs, and who waits for it."""
+
+    pid: int
+    pid_fd: int
+    connection: socket.socket
+
+    def end(self) -> None:
+        """Tell how it ended."""
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.pid_fd)
+        with self.connection, suppress(OSError):  # nobody waits any more
+            self.connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+
+    def kill(self) -> None:
+        """End it for somebody who has gone away."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def serve(path: str) -> list[str]:
+    """Fork a child for each order until standard input ends; in a child, its arguments."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen()
+    print("ready", flush=True)
+    children: list[_Child] = []
+    while True:
+        watched = [0, listener, *(c.pid_fd for c in children), *(c.connection for c in children)]
+        ready = select.select(watched, [], [])[0]
+        for child in list(children):
+            if child.pid_fd in ready:
+                child.end()
+                children.remove(child)
+            elif child.connection in ready:
+                child.kill()
+        if listener in ready:
+            connection, _ = listener.accept()
+            content, streams, _, _ = socket.recv_fds(connection, _LARGEST_ORDER, len(STREAMS))
+            pid = os.fork()
+            if pid == 0:
+                for one in (listener, connection, *(c.connection for c in children)):
+                    one.close()
+                return _become(json.loads(content), streams)
+            for stream in streams:
+                os.close(stream)
+            children.append(_Child(pid, os.pidfd_open(pid), connection))
+        if 0 in ready:
+            os._exit(0)
+
+
+def _become(order: dict[str, object], streams: list[int]) -> list[str]:
+    """Take over the streams, the variables and the folder of whoever asked."""
+    for stream, given in zip(STREAMS, streams, strict=True):
+        os.dup2(given, stream)
+        os.close(given)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(0),  # noqa: SIM115
+        open(1, "w"),  # noqa: SIM115
+        open(2, "w", buffering=1),  # noqa: SIM115
+    )
+    environment, arguments = order["environment"], order["arguments"]
+    assert isinstance(environment, dict)
+    assert isinstance(arguments, list)
+    kept = {name: os.environ[name] for name in _SET_BEFORE_IMPORT}
+    os.environ.clear()
+    os.environ.update(environment | kept)
+    os.chdir(str(order["folder"]))
+    sys.argv = ["thinslice", *arguments]
+    return arguments
+
+
+if __name__ == "__main__":
+    main(serve(sys.argv[1]))
