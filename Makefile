@@ -6,13 +6,16 @@ PYTHON ?= python3
 # The package holds compiled code: a change to it installs the package again.
 NATIVE := $(wildcard thinslice/kernels/cpu/*)
 
+# Two processes, each a module at a time.
+TWO := --numprocesses 2 --dist loadfile
+
 .PHONY: run test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak mutants check-long clean
 
 run: $(VENV)/.run
 	$(BIN)/thinslice run smollm2 --memory 1GiB --temperature 0 "Explain in two sentences why the sky is blue."
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 check: lint types docs test
 
@@ -70,7 +73,7 @@ mutants: $(VENV)/.dev
 
 # The full forms of what check runs for a minute at most. Hours.
 check-long: lint types docs mutants soak
-	$(BIN)/python -m pytest --long
+	$(BIN)/python -m pytest $(TWO) --long
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

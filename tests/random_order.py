@@ -9,6 +9,7 @@ Modules are shuffled, and the tests within each, so that a module's own fixtures
 import random
 import time
 from itertools import groupby
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,14 @@ def pytest_configure(config: pytest.Config) -> None:
     given = config.getoption("--order-seed")
     if given not in (None, "file") and not str(given).isdigit():
         raise pytest.UsageError(f"--order-seed {given}: expected a number or file")
-    config.stash[_SEED] = str(time.time_ns() % 1_000_000) if given is None else str(given)
+    seed = str(time.time_ns() % 1_000_000) if given is None else str(given)
+    # With several processes each has to order the tests alike.
+    config.stash[_SEED] = getattr(config, "workerinput", {_NAME: seed})[_NAME]
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process of xdist the seed."""
+    node.workerinput[_NAME] = node.config.stash[_SEED]
 
 
 def pytest_terminal_summary(
@@ -42,4 +50,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [test for tests in modules for test in tests]
 
 
-_SEED = pytest.StashKey[str]()
+_SEED, _NAME = pytest.StashKey[str](), "order_seed"

@@ -129,8 +129,9 @@ def thinslice_in_terminal(
     *arguments: str, home: Path, columns: int = 80
 ) -> Iterator[TerminalProgram]:
     """The command line in a terminal; killed at the end where it still runs."""
+    # The size is the terminal's own, whatever a library has put into the environment.
     env = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")},
         "XDG_STATE_HOME": str(home / "state"),
         "TERM": "xterm-256color",
         "PROMPT_TOOLKIT_NO_CPR": "1",
