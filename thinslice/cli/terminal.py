@@ -26,6 +26,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 # Keys and answers of the terminal: CSI and SS3 sequences, and Alt with a key.
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
 _ERASE_LINE = "\x15"
+_INTERRUPT = b"\x03"
 _ERASE = ("\x7f", "\b")
 _LFLAG = 3
 
@@ -143,12 +144,15 @@ class Terminal:
         room = MOST_AHEAD_BYTES - len(self._ahead)
         self._ahead += data[:room]
         self._num_dropped += max(len(data) - room, 0)
+        if _INTERRUPT in data:  # typed while an editor had the terminal, for which it is a key
+            os.kill(os.getpid(), signal.SIGINT)
 
     def _own(self) -> None:
         """No echo and no lines; signals stay. Pastes are marked, and thus known to be whole."""
         attributes = termios.tcgetattr(self._fd)
         attributes[_LFLAG] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
-        attributes[_LFLAG] |= termios.ISIG
+        # An interrupt drops no keys: a thread that had seen some would wait for others.
+        attributes[_LFLAG] |= termios.ISIG | termios.NOFLSH
         termios.tcsetattr(self._fd, termios.TCSADRAIN, attributes)
         self._send(_BRACKETED_PASTE_ON)
 

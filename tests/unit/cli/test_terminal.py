@@ -59,6 +59,27 @@ def test_the_terminal_is_owned_drained_and_restored() -> None:
     os.close(terminal)
 
 
+def test_an_interrupt_drops_no_keys() -> None:
+    user, terminal = pty.openpty()
+    with Terminal(terminal) as owned:
+        with owned.lent():  # nobody reads
+            os.write(user, b"typed\x03")
+        assert owned.take_ahead() == "typed"
+    os.close(user)
+    os.close(terminal)
+
+
+def test_an_interrupt_that_an_editor_took_for_a_key_is_one() -> None:
+    user, terminal = pty.openpty()
+    with Terminal(terminal) as owned:
+        owned.loaded()
+        with pytest.raises(KeyboardInterrupt):
+            owned.put_ahead("ahead\x03")
+        assert owned.take_ahead() == "ahead"
+    os.close(user)
+    os.close(terminal)
+
+
 def test_the_terminal_is_restored_after_an_error() -> None:
     user, terminal = pty.openpty()
     before = termios.tcgetattr(terminal)
