@@ -7,7 +7,7 @@ PYTHON ?= python3
 NATIVE := $(wildcard thinslice/kernels/cpu/*)
 
 # Two processes, each a module at a time.
-TWO := --numprocesses 2 --dist loadfile
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak mutants check-long clean
 

@@ -3,7 +3,8 @@
     pytest --order-seed 7       the order of seed 7 again, which the end of a run prints
     pytest --order-seed file    the order of the files
 
-Modules are shuffled, and the tests within each, so that a module's own fixtures are made once.
+Modules are shuffled, and the tests within each, so that a module's own fixtures are made once. With
+two processes a seed gives the order of the modules, and chance which of the two runs each.
 """
 
 import random
@@ -27,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SEED] = getattr(config, "workerinput", {_NAME: seed})[_NAME]
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a process of xdist the seed."""
     node.workerinput[_NAME] = node.config.stash[_SEED]

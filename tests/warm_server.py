@@ -22,7 +22,6 @@ import thinslice.engine.compare  # noqa: E402
 import thinslice.engine.llm  # noqa: E402
 import thinslice.pack.pack  # noqa: E402, F401
 
-_LARGEST_ORDER = 1 << 20
 # Read when libraries are imported, so that they are those of this process.
 _SET_BEFORE_IMPORT = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
@@ -65,36 +64,40 @@ def serve(path: str) -> list[str]:
                 child.kill()
         if listener in ready:
             connection, _ = listener.accept()
-            content, streams, _, _ = socket.recv_fds(connection, _LARGEST_ORDER, len(STREAMS))
+            _, descriptors, _, _ = socket.recv_fds(connection, 16, len(STREAMS) + 1)
             pid = os.fork()
             if pid == 0:
                 for one in (listener, connection, *(c.connection for c in children)):
                     one.close()
-                return _become(json.loads(content), streams)
-            for stream in streams:
-                os.close(stream)
+                return _become(descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
             children.append(_Child(pid, os.pidfd_open(pid), connection))
         if 0 in ready:
+            for child in children:
+                child.kill()
             os._exit(0)
 
 
-def _become(order: dict[str, object], streams: list[int]) -> list[str]:
+def _become(descriptors: list[int]) -> list[str]:
     """Take over the streams, the variables and the folder of whoever asked."""
+    *streams, file = descriptors
+    with open(file, "rb") as content:
+        order = json.load(content)
     for stream, given in zip(STREAMS, streams, strict=True):
         os.dup2(given, stream)
         os.close(given)
     sys.stdin, sys.stdout, sys.stderr = (
         open(0),  # noqa: SIM115
         open(1, "w"),  # noqa: SIM115
-        open(2, "w", buffering=1),  # noqa: SIM115
+        open(2, "w", buffering=1, errors="backslashreplace"),  # noqa: SIM115
     )
-    environment, arguments = order["environment"], order["arguments"]
-    assert isinstance(environment, dict)
-    assert isinstance(arguments, list)
+    environment: dict[str, str] = order["environment"]
+    arguments: list[str] = order["arguments"]
     kept = {name: os.environ[name] for name in _SET_BEFORE_IMPORT}
     os.environ.clear()
     os.environ.update(environment | kept)
-    os.chdir(str(order["folder"]))
+    os.chdir(order["folder"])
     sys.argv = ["thinslice", *arguments]
     return arguments
 

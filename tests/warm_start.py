@@ -12,7 +12,6 @@ import atexit
 import functools
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +24,8 @@ STREAMS = (0, 1, 2)
 @functools.cache
 def warm_thinslice() -> list[str]:
     """What a command line begins with."""
+    if not hasattr(os, "pidfd_open"):  # Linux alone has it
+        return [sys.executable, "-m", "thinslice"]
     folder = tempfile.TemporaryDirectory(prefix="thinslice-warm-")
     path = str(Path(folder.name) / "socket")
     server = subprocess.Popen(
@@ -50,10 +51,15 @@ def ask(path: str, arguments: list[str]) -> None:
     order = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(path)
-        socket.send_fds(connection, [json.dumps(order).encode()], STREAMS)
-        code = int(connection.recv(16))
+        with tempfile.TemporaryFile() as file:  # an environment may be longer than a message
+            file.write(json.dumps(order).encode())
+            file.seek(0)
+            socket.send_fds(connection, [b"run"], [*STREAMS, file.fileno()])
+        told = connection.recv(16)
+    if not told:
+        sys.exit("the process that forks commands has ended")
+    code = int(told)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 

@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 import warnings
+from functools import cache
 
 from thinslice.units import KIB, MIB
 
@@ -48,10 +49,18 @@ def set_environment() -> None:
         )
 
 
-def bound_allocator(*, computes_floats: bool = False) -> None:
+@cache
+def bound_allocator_at_first() -> None:
+    """Before the first model of this process is planned, or packed."""
+    bound_allocator(computes_floats=False)
+
+
+def bound_allocator(*, computes_floats: bool) -> None:
     """Keep the C library's allocator from holding on to much that nobody uses.
 
-    Nothing is done where the C library has no ``mallopt``, as musl and macOS.
+    The bounds are the process's: with several models, those of the last one that was loaded, beside
+    which floats may be slower than alone. Nothing is done where the C library has no ``mallopt``,
+    as musl and macOS.
 
     Args:
         computes_floats: torch makes the products of the model that is loaded now.

@@ -60,8 +60,12 @@ plan = llm.plan
 print(peak_rss_bytes(), plan.peak_bytes, plan.budget_bytes, int(plan.streaming is not None))
 """.replace("CONTEXT", str(CONTEXT))
 ALL = list(product(DTYPES, (False, True), (1, 64), (1, 40), (49_152, 151_936)))
-# Two that have been hard to hold.
-DRAWN = (("bfloat16", False, 64, 40, 151_936), ("int4", True, 1, 40, 49_152))
+# Those that have been hard to hold.
+DRAWN = (
+    ("bfloat16", False, 64, 40, 151_936),
+    ("float32", False, 1, 40, 151_936),
+    ("int4", True, 1, 40, 49_152),
+)
 
 
 @pytest.fixture(scope="module")

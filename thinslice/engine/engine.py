@@ -25,6 +25,7 @@ from thinslice.engine.undo import Undo
 from thinslice.errors import ContextError, RequestError
 from thinslice.memory.give_back import KeptMemory
 from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.weight_layout import FLOAT_BYTES
 
 _LARGEST_SEED = (1 << 63) - 1
 CLOSED = "this model is closed; load it anew"
@@ -56,7 +57,8 @@ class Engine:
         self.scheduler = Scheduler(plan)
         self.metrics = Metrics(kv_blocks=plan.num_kv_blocks)
         self.clock: Callable[[], float] = time.perf_counter
-        self._kept_memory = KeptMemory()
+        # Packed models leave little, and process.bound_allocator bounds it.
+        self._kept_memory = KeptMemory() if plan.dtype in FLOAT_BYTES else None
         self._ids = itertools.count()
         self._turn = Turn()
         weakref.finalize(self, self._turn.keep)
@@ -249,7 +251,8 @@ class Engine:
         self._undo = None  # From here on the step holds, whatever comes.
         self._count_advances(advances)
         outputs = [self._hand_out(output) for output in outputs]
-        self._kept_memory.bound()
+        if self._kept_memory is not None:
+            self._kept_memory.bound()
         self.metrics.steps += 1
         self.metrics.schedule_s.observe(scheduled_at - start)
         self.metrics.run_s.observe(ran_at - scheduled_at)

@@ -28,7 +28,7 @@ from thinslice.memory.give_back import give_back
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.predict import Prediction
 from thinslice.plan.weight_layout import FLOAT_BYTES
-from thinslice.process import bound_allocator, set_environment
+from thinslice.process import bound_allocator, bound_allocator_at_first, set_environment
 from thinslice.store.store import Store
 from thinslice.text.chat_template import ChatTemplate
 
@@ -148,7 +148,7 @@ class LLM(Closing):
 
     def _load(self, model: str, progress: Progress | None, asked: EngineSettings) -> None:
         set_environment()
-        bound_allocator()
+        bound_allocator_at_first()
         device = open_device(asked)
         engine_settings, budget = with_budget(asked)
         with explaining(engine_settings, budget):
