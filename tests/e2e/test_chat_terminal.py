@@ -111,11 +111,13 @@ def test_a_full_context_is_not_the_end(model: Path, tmp_path: Path) -> None:
         assert "the message was not sent" in told
         assert "(/reset starts a new conversation)" in " ".join(told.split())
         program.wait_for("more")
-        program.type("\x03")
-        program.wait_for_prompt()
+        # A command takes the place of the message that is offered again.
         program.type("/undo\r")
         assert "0 left" in program.wait_for_prompt()
         program.wait_for("fill it")
+        program.type("/")
+        program.type("tokens\r")
+        assert "tokens of the context" in program.wait_for_prompt()
 
 
 def test_history_and_completion_across_starts(model: Path, tmp_path: Path) -> None:

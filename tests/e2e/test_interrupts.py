@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,24 @@ def test_an_interrupt_while_libraries_load_ends_at_once_and_quietly(delay_s: flo
     assert process.returncode in (130, 2), errors
     assert "Traceback" not in errors
     assert errors == "" or process.returncode == 2
+
+
+@pytest.mark.parametrize("delay_s", [0.7, 1.6, 2.2, 2.8])
+def test_a_second_interrupt_ends_at_once_and_quietly(delay_s: float, smollm2_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, "run", "smollm2", "--ignore-eos", "Count."],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(delay_s)  # the moment that is tried, not a wait for anything
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "ignored" not in errors

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     from thinslice.cli.exit_codes import run_command
 
     code = run_command(sys.argv[1:] if arguments is None else arguments)
-    if signal.getsignal(signal.SIGINT) is _interrupt:
+    if signal.getsignal(signal.SIGINT) in (_interrupt, signal.default_int_handler):
         # What is left is the interpreter's own end, which an exception would only confuse.
         signal.signal(signal.SIGINT, _leave)
     sys.exit(code)
@@ -34,7 +34,8 @@ def _take_interrupts() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End a command in order, by KeyboardInterrupt; end an import at once.
+    """End a command in order, by KeyboardInterrupt; end an import at once, and whatever is left at
+    a second one.
 
     A library that is interrupted while it is imported may swallow the exception, or take it for
     an error of its own. Nothing is half-written at that time.
@@ -43,6 +44,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             _leave(number, frame)
         frame = frame.f_back
+    signal.signal(signal.SIGINT, _leave)
     raise KeyboardInterrupt
 
 

@@ -209,6 +209,7 @@ class LineEditor:
         self._terminal = terminal
         self._history = history
         self._kept = KeptTexts()
+        self._offered = ""
         self._input = BurstInput()
         self._session: PromptSession[str] = PromptSession(
             history=history,
@@ -231,6 +232,7 @@ class LineEditor:
         self._kept.clear()
         shown = Buffer()
         self._kept.insert(shown, offered)
+        self._offered = shown.text
         with self._terminal.lent():
             try:
                 line = self._session.prompt(prompt, default=shown.text)
@@ -248,7 +250,7 @@ class LineEditor:
         @bindings.add(Keys.BracketedPaste, filter=in_line)
         def _paste(event: KeyPressEvent) -> None:
             event.current_buffer.save_to_undo_stack()
-            self._kept.insert(event.current_buffer, event.data)
+            self._insert(event)
 
         @bindings.add(Keys.BracketedPaste, filter=~in_line)
         def _search(event: KeyPressEvent) -> None:
@@ -257,7 +259,7 @@ class LineEditor:
 
         @bindings.add("<any>", filter=in_line, save_before=lambda event: not event.is_repeat)
         def _type(event: KeyPressEvent) -> None:
-            self._kept.insert(event.current_buffer, event.data)
+            self._insert(event)
 
         @bindings.add("backspace", filter=in_line, save_before=lambda event: not event.is_repeat)
         def _erase(event: KeyPressEvent) -> None:
@@ -265,6 +267,16 @@ class LineEditor:
                 event.current_buffer.delete_before_cursor(1)
 
         return bindings
+
+    def _insert(self, event: KeyPressEvent) -> None:
+        """Put what was typed into the line; a command takes the place of an offered text."""
+        buffer = event.current_buffer
+        is_untouched = self._offered and buffer.text == self._offered
+        if is_untouched and event.data.startswith("/") and buffer.document.is_cursor_at_the_end:
+            buffer.save_to_undo_stack()
+            buffer.text = ""
+        self._offered = ""
+        self._kept.insert(buffer, event.data)
 
 
 def _bound_undo(buffer: Buffer) -> None:

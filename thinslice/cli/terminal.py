@@ -109,16 +109,18 @@ class Terminal:
 
     def _start(self) -> None:
         if self._reader is None and self._wake is not None:
-            self._reader = threading.Thread(target=self._drain, daemon=True, name="keys")
-            self._reader.start()
+            with _interrupts_later():
+                self._reader = threading.Thread(target=self._drain, daemon=True, name="keys")
+                self._reader.start()
 
     def _stop(self) -> None:
         if self._reader is None or self._wake is None:
             return
-        os.write(self._wake[1], b"x")
-        self._reader.join()
-        os.read(self._wake[0], 1)
-        self._reader = None
+        with _interrupts_later():
+            os.write(self._wake[1], b"x")
+            self._reader.join()
+            os.read(self._wake[0], 1)
+            self._reader = None
 
     def _drain(self) -> None:
         """In the thread: read until woken, or until the terminal has gone."""
@@ -185,6 +187,19 @@ class Terminal:
         # Here only after SIGCONT.
         signal.signal(number, self._handle)
         self._own()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """For a few lines of the main thread that hang together: Ctrl-C comes behind them."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def typed_text(keys: str) -> str:

@@ -1,9 +1,13 @@
 """What keys typed ahead stand for, and a terminal that is restored."""
 
+import itertools
 import os
 import pty
 import signal
+import sys
 import termios
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -78,6 +82,47 @@ def test_an_interrupt_that_an_editor_took_for_a_key_is_one() -> None:
         assert owned.take_ahead() == "ahead"
     os.close(user)
     os.close(terminal)
+
+
+def test_an_interrupt_at_any_line_leaves_the_terminal_usable() -> None:
+    """Also where its thread is being started or stopped."""
+    for count in itertools.count(1):
+        user, terminal = pty.openpty()
+        left = count
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename != Terminal.__init__.__code__.co_filename:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGINT)
+            return trace
+
+        with Terminal(terminal) as owned:
+            owned.loaded()
+            before, was_interrupted = sys.gettrace(), False
+            sys.settrace(trace)
+            try:
+                with owned.lent():
+                    pass
+                owned.take_ahead()
+            except KeyboardInterrupt:
+                was_interrupted = True
+            finally:
+                sys.settrace(before)
+            assert was_interrupted == (left <= 0)
+            with owned.lent():
+                os.write(user, b"k")
+                assert os.read(terminal, 10) == b"k"
+            write_all(user, b"word " * 4000)
+            assert owned.take_ahead() == "word " * 4000
+        os.close(user)
+        os.close(terminal)
+        if left > 0:
+            break
+    assert count > 30
 
 
 def test_the_terminal_is_restored_after_an_error() -> None:
