@@ -260,6 +260,8 @@ class EngineSettings:
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
             if isinstance(size, int) and size <= 0:
                 raise ConfigError(f"{name} is {size}; expected bytes, as in 4GiB")
+            if isinstance(size, str):
+                parse_bytes(size)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown; one of {', '.join(DTYPES)}")
         if self.kv_dtype not in KV_DTYPES:

@@ -52,13 +52,7 @@ def plan(
         as_json: Print one JSON object instead of the tables.
     """
     from thinslice.config import EngineSettings
-    from thinslice.engine.planning import (
-        explaining,
-        model_to_run,
-        open_device,
-        plan_model,
-        residency_of,
-    )
+    from thinslice.store.store import Store
 
     asked = EngineSettings(
         memory=fit.memory,
@@ -72,6 +66,15 @@ def plan(
         draft_length=fit.draft_length,
         mtp_hidden=fit.mtp_hidden,
     )
+    Store().check_name(model)
+    from thinslice.engine.planning import (
+        explaining,
+        model_to_run,
+        open_device,
+        plan_model,
+        residency_of,
+    )
+
     # A device is opened first: what its libraries hold here is then counted.
     device = open_device(asked)
     settings, budget = _settled(asked)

@@ -103,6 +103,15 @@ class Store:
         return Path(os.path.abspath(self._root or default_root(os.environ)))
 
     @_errors_named
+    def check_name(self, text: str) -> None:
+        """Refuse what can be no model before anything slow is done for it.
+
+        Errors: ConfigError, CheckpointError from the name.
+        """
+        if self._copy(text) is None:
+            self._parse(text)
+
+    @_errors_named
     def resolve(self, text: str) -> Path:
         """What open_checkpoint takes for a name: a path of the user's, or of a stored model.
 

@@ -1,7 +1,7 @@
 """Pull a model again and again, each time killed (SIGKILL) one step later than the time before.
 
-A step is whatever the interpreter tells its audit hooks before it changes the file system, and each
-report of progress. After every kill the store is looked at and the pull is made once more, to its
+A step is whatever the interpreter tells its audit hooks before it changes the file system or opens
+a file of the store, and each report of progress. After every kill the store is looked at and the pull is made once more, to its
 end. Prints one JSON object for each kill. Run by test_crashes.py as a process of its own, because
 it forks and has no threads.
 """
@@ -45,7 +45,8 @@ def pull_is_killed_at(step: int, store: Store, name: str) -> bool:
 
         def hook(event: str, args: tuple[Any, ...]) -> None:
             flags = args[2] if event == "open" else 0
-            if event in _CHANGES or (isinstance(flags, int) and flags & _WRITES):
+            is_in_store = event == "open" and str(args[0]).startswith(str(store.root))
+            if event in _CHANGES or is_in_store or (isinstance(flags, int) and flags & _WRITES):
                 count()
 
         sys.addaudithook(hook)
