@@ -14,6 +14,7 @@ from thinslice.memory.device_copies import DeviceCopies, Source
 from thinslice.memory.measure_device import measure_device
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice
+from thinslice.plan.tensors import Origin, Role, Room, Tensor
 from thinslice.plan.weight_layout import Matrix, WeightSlice
 
 SIZE, NUM_SLICES = 4096, 7
@@ -24,7 +25,9 @@ def content(index: int) -> torch.Tensor:
 
 
 def slice_at(index: int) -> WeightSlice:
-    return WeightSlice(Matrix("a", NUM_SLICES, SIZE, "I8", SIZE, "I8"), index, index + 1)
+    origin = Origin("a", (0, NUM_SLICES), (0, SIZE))
+    tensor = Tensor("a", (NUM_SLICES, SIZE), Role.UP, Room.LAYERS, 0, origin)
+    return WeightSlice(Matrix(tensor, "I8", SIZE, "I8"), index, index + 1)
 
 
 @contextmanager

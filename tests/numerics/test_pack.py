@@ -139,7 +139,7 @@ def test_order_and_places_of_the_file(tmp_path: Path) -> None:
     assert matrices[1:] == [
         *(f"model.layers.{idx}.{name}.weight" for idx in range(2) for name in layer),
         "lm_head.weight",
-        *(f"model.mtp_layers.0.{name}.weight" for name in [*layer, "input_proj"]),
+        *(f"model.mtp_layers.0.{name}.weight" for name in ["input_proj", *layer]),
     ]
     assert all(packed.tensors[name].offset % 4096 == 0 for name in matrices)
 

@@ -17,8 +17,8 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.names import expected_tensors
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import ConfigError
-from thinslice.plan.cost import model_parameters, mtp_parameters
 from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.plan.tensors import tensors_of
 from thinslice.text.byte_level import BYTE_TO_CHARACTER
 from thinslice.text.tokenizer_files import read_tokenizer_files
 from thinslice.units import GIB
@@ -26,7 +26,7 @@ from tools import make_checkpoint
 from tools.make_checkpoint import CONFIGS, Job, main, write_checkpoint
 
 
-def tensors_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def tensors_in(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Read with the safetensors package."""
     tensors = {}
     for path in checkpoint.files:
@@ -49,7 +49,7 @@ def test_a_checkpoint_opens_and_holds_random_values(tmp_path: Path, shape: str, 
     assert main(["--shape", shape, "--out", str(out), "--dtype", dtype]) == 0
     checkpoint = open_checkpoint(out)
     assert checkpoint.shape.dtype == dtype
-    tensors = tensors_of(checkpoint)
+    tensors = tensors_in(checkpoint)
     assert set(tensors) == set(expected_tensors(checkpoint.shape)) == set(checkpoint.tensors)
     for name, tensor in tensors.items():
         assert str(tensor.dtype) == f"torch.{dtype}"
@@ -75,13 +75,13 @@ def test_shards_and_index_are_as_transformers_writes_them(tmp_path: Path) -> Non
     assert {name: entry.path.name for name, entry in checkpoint.tensors.items()} == index[
         "weight_map"
     ]
-    assert set(tensors_of(checkpoint)) == set(checkpoint.tensors)
+    assert set(tensors_in(checkpoint)) == set(checkpoint.tensors)
 
 
 def test_the_seed_decides_the_values_and_no_two_matrices_are_equal(tmp_path: Path) -> None:
     def content(name: str, seed: int) -> dict[str, torch.Tensor]:
         write_checkpoint(Job("tiny-mimo", tmp_path / name, seed=seed))
-        return tensors_of(open_checkpoint(tmp_path / name))
+        return tensors_in(open_checkpoint(tmp_path / name))
 
     first, again, other = content("first", 0), content("again", 0), content("other", 1)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -120,7 +120,7 @@ def test_a_cycle_that_cannot_be_is_refused(
 def test_mimo_has_the_published_number_of_parameters() -> None:
     """Source: 7833.409536 M as printed for MiMo-7B-RL-0530, prediction layer included."""
     shape = shape_from_config(CONFIGS["mimo-7b"])
-    assert model_parameters(shape) + mtp_parameters(shape) == 7_833_409_536
+    assert sum(tensor.numel for tensor in tensors_of(shape)) == 7_833_409_536
     job = Job("mimo-7b", Path("model"))
     assert len(make_checkpoint.split_into_shards(expected_tensors(shape), job)) == 4
 

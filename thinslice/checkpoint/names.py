@@ -8,6 +8,7 @@ from thinslice.checkpoint.index import TensorEntry
 from thinslice.errors import CheckpointError
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packing import Packing
+from thinslice.plan.tensors import HEAD, tensors_of
 
 _NUM_SHOWN = 10
 # Rotary frequencies, positions and masks that old checkpoints store although they follow from the
@@ -30,20 +31,7 @@ def expected_tensors(shape: ModelShape, packing: Packing | None = None) -> Shape
     Args:
         packing: of a packed checkpoint, whose feed-forwards are cut into blocks.
     """
-    hidden_size = shape.hidden_size
-    tensors: Shapes = {"model.embed_tokens.weight": (shape.vocab_size, hidden_size)}
-    for layer_idx in range(shape.num_hidden_layers):
-        tensors |= _layer_tensors(shape, f"model.layers.{layer_idx}", packing)
-    tensors["model.norm.weight"] = (hidden_size,)
-    if not shape.tie_word_embeddings:
-        tensors["lm_head.weight"] = (shape.vocab_size, hidden_size)
-    for layer_idx in range(shape.num_nextn_predict_layers):
-        prefix = f"model.mtp_layers.{layer_idx}"
-        tensors |= _layer_tensors(shape, prefix, packing)
-        tensors[f"{prefix}.input_proj.weight"] = (hidden_size, 2 * hidden_size)
-        for norm in ("token_layernorm", "hidden_layernorm", "final_layernorm"):
-            tensors[f"{prefix}.{norm}.weight"] = (hidden_size,)
-    return tensors
+    return {tensor.name: tensor.shape for tensor in tensors_of(shape, packing)}
 
 
 def check_names(
@@ -93,48 +81,8 @@ def left_out_note(shape: ModelShape, tensors: Mapping[str, TensorEntry]) -> tupl
     return (f"tensors of whole numbers are left out: {_listed('unknown', sorted(odd))}",)
 
 
-def _layer_tensors(shape: ModelShape, prefix: str, packing: Packing | None) -> Shapes:
-    """One decoder layer: attention, feed-forward and the norms before them."""
-    hidden_size, inner = shape.hidden_size, shape.intermediate_size
-    projections = {
-        "self_attn.q_proj": (shape.q_size, hidden_size, shape.attention_bias),
-        "self_attn.k_proj": (shape.kv_size, hidden_size, shape.attention_bias),
-        "self_attn.v_proj": (shape.kv_size, hidden_size, shape.attention_bias),
-        "self_attn.o_proj": (hidden_size, shape.q_size, shape.attention_out_bias),
-    }
-    if packing is None:
-        projections |= _mlp_projections(shape, "mlp", inner)
-    else:
-        for idx, (start, stop) in enumerate(packing.blocks(inner)):
-            projections |= _mlp_projections(shape, f"mlp.blocks.{idx}", stop - start, idx == 0)
-    tensors: Shapes = {
-        f"{prefix}.input_layernorm.weight": (hidden_size,),
-        f"{prefix}.post_attention_layernorm.weight": (hidden_size,),
-    }
-    if shape.use_qk_norm:
-        tensors[f"{prefix}.self_attn.q_norm.weight"] = (shape.head_dim,)
-        tensors[f"{prefix}.self_attn.k_norm.weight"] = (shape.head_dim,)
-    for name, (rows, columns, has_bias) in projections.items():
-        tensors[f"{prefix}.{name}.weight"] = (rows, columns)
-        if has_bias:
-            tensors[f"{prefix}.{name}.bias"] = (rows,)
-    return tensors
-
-
-def _mlp_projections(
-    shape: ModelShape, prefix: str, inner: int, has_out_bias: bool = True
-) -> dict[str, tuple[int, int, bool]]:
-    """Rows, columns and whether there is a bias, of ``inner`` features of a feed-forward."""
-    size, has_bias = shape.hidden_size, shape.mlp_bias
-    return {
-        f"{prefix}.gate_proj": (inner, size, has_bias),
-        f"{prefix}.up_proj": (inner, size, has_bias),
-        f"{prefix}.down_proj": (size, inner, has_bias and has_out_bias),
-    }
-
-
 def _is_ignorable(name: str, shape: ModelShape) -> bool:
-    if name == "lm_head.weight":  # not expected, so the embeddings are tied
+    if name == HEAD:  # not expected, so the embeddings are tied
         return True
     prediction_layer = _PREDICTION_LAYER.match(name)
     if prediction_layer is not None:

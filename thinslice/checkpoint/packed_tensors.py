@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from thinslice.checkpoint.index import TensorEntry
-from thinslice.checkpoint.names import check_names, expected_tensors
+from thinslice.checkpoint.names import check_names
 from thinslice.checkpoint.safetensors_header import MAX_TENSORS
 from thinslice.errors import CheckpointError
 from thinslice.plan.model_shape import ModelShape
@@ -23,6 +23,7 @@ from thinslice.plan.packed_format import (
     panel_bytes,
 )
 from thinslice.plan.packing import Packing
+from thinslice.plan.tensors import tensors_of
 
 # What direct I/O wants: a matrix can be read without its neighbours.
 FILE_ALIGNMENT = 4096
@@ -40,13 +41,6 @@ def stored_shape(fmt: PackedFormat, rows: int, columns: int) -> tuple[int, ...]:
         groups = columns // GROUP
         return (panels, groups, num_bytes // groups)
     return (panels, num_bytes)
-
-
-def format_of(name: str, shape: ModelShape, packing: Packing) -> PackedFormat | None:
-    """The format that the packing gives a matrix; None for one that stays in a float type."""
-    if name == "model.embed_tokens.weight":
-        return packing.head if shape.tie_word_embeddings else None
-    return packing.weights if name.startswith("model.layers.") else packing.head
 
 
 def check_packable(shape: ModelShape) -> None:
@@ -78,15 +72,15 @@ def check_packed_tensors(
             f"ffn_block is {packing.ffn_block} for an intermediate_size of "
             f"{shape.intermediate_size}: too many tensors"
         )
-    expected = expected_tensors(shape, packing)
+    expected = {tensor.name: tensor for tensor in tensors_of(shape, packing)}
     logical = {
-        name: _logical(entry, expected.get(name, ()))
+        name: _logical(entry, expected[name].shape if name in expected else ())
         for name, entry in tensors.items()
         if not _PADDING_NAME.fullmatch(name)
     }
     shape, found = check_names(shape, logical, packing)
-    for entry in found.values():
-        _check_format(entry, shape, packing)
+    for name, entry in found.items():
+        _check_format(entry, expected[name].format_in(packing))
     return shape, found
 
 
@@ -101,8 +95,7 @@ def _logical(entry: TensorEntry, size: tuple[int, ...]) -> TensorEntry:
     return entry
 
 
-def _check_format(entry: TensorEntry, shape: ModelShape, packing: Packing) -> None:
-    wanted = format_of(entry.name, shape, packing) if len(entry.shape) == 2 else None
+def _check_format(entry: TensorEntry, wanted: PackedFormat | None) -> None:
     allowed = _FLOAT_DTYPES if wanted is None else tuple(str(fmt) for fmt in PackedFormat)
     if entry.dtype not in allowed:
         raise CheckpointError(

@@ -29,6 +29,7 @@ from thinslice.plan.packed_format import PackedFormat, is_packable, most_common_
 from thinslice.plan.packing import Packing, packing_for
 from thinslice.plan.planner import Residency, plan, residency
 from thinslice.plan.predict import Prediction, predict
+from thinslice.plan.tensors import Room, tensors_of
 from thinslice.plan.weight_layout import (
     FLOAT_BYTES,
     Stored,
@@ -326,9 +327,9 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> str:
     if checkpoint.packing is not None:
         return str(checkpoint.packing.weights)
     most = most_common_format(
-        entry.dtype
-        for name, entry in checkpoint.tensors.items()
-        if len(entry.shape) == 2 and name.startswith("model.layers.")
+        checkpoint.tensors[tensor.name].dtype
+        for tensor in tensors_of(checkpoint.shape)
+        if tensor.is_matrix and tensor.room is Room.LAYERS
     )
     # Without the kernels packed matrices become numbers at each use: then rather once.
     if most is None or not is_native("int4", checkpoint.shape.head_dim):

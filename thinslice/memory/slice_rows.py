@@ -13,10 +13,11 @@ from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.slice_schedule import Slice
 from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.tensors import EMBEDDING, HEAD, Role
 from thinslice.plan.weight_layout import WeightSlice
 from thinslice.units import MIB
 
-_MAKE_KV = ("k_proj.weight", "v_proj.weight")
+_MAKE_KV = (Role.KEY, Role.VALUE)
 # What is converted at a time while slices are read that stay in memory.
 _CONVERTED_AT_ONCE = MIB
 
@@ -32,8 +33,7 @@ class PlacedSlice:
 
 def stored_name(name: str, placed: Collection[str]) -> str:
     """The name a matrix is stored under: a tied head is the embedding table."""
-    is_tied_head = name == "lm_head.weight" and name not in placed
-    return "model.embed_tokens.weight" if is_tied_head else name
+    return EMBEDDING if name == HEAD and name not in placed else name
 
 
 def slice_on_disk(checkpoint: Checkpoint, one: WeightSlice) -> Slice:
@@ -47,7 +47,7 @@ def rows_in(data: torch.Tensor, one: WeightSlice) -> Rows:
     """The bytes of a slice as rows of what it is kept as."""
     matrix, count = one.matrix, one.stop - one.start
     if matrix.is_packed:
-        makes_kv = matrix.name.endswith(_MAKE_KV)
+        makes_kv = matrix.tensor.role in _MAKE_KV
         return PackedWeight(data, PackedFormat(matrix.kept), count, matrix.columns, makes_kv)
     return data.view(FLOAT_DTYPES[matrix.kept]).view(count, matrix.columns)
 

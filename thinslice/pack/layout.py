@@ -6,30 +6,25 @@ that a packing that was broken off goes on at any budget.
 
 import json
 import math
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
-from thinslice.checkpoint.names import Shapes, expected_tensors
 from thinslice.checkpoint.packed_tensors import (
     BYTES_DTYPE,
     FILE_ALIGNMENT,
     PADDING,
     check_packable,
-    format_of,
     stored_shape,
 )
 from thinslice.checkpoint.safetensors_header import MAX_TENSORS
 from thinslice.errors import CheckpointError
-from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import PANEL_ROWS, PackedFormat, most_common_format, packed_bytes
 from thinslice.plan.packing import Packing, head_format, matrix_format
+from thinslice.plan.tensors import Role, Room, Tensor, tensors_of
 
 # Weights read and packed at a time: two MiB of bfloat16.
 _SLICE_WEIGHTS = 1 << 20
-_EMBEDDING = "model.embed_tokens.weight"
-_BLOCK = re.compile(r"(.+\.mlp)\.blocks\.(\d+)\.((gate|up|down)_proj\.(weight|bias))", re.ASCII)
 _FLOAT_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
@@ -97,26 +92,32 @@ def layout_of(source: Checkpoint, packing: Packing) -> PackedLayout:
 
     Errors: CheckpointError for a model that cannot be packed.
     """
-    shape = source.shape
-    check_packable(shape)
-    expected = expected_tensors(shape, packing)
-    formats: dict[str, PackedFormat | None] = {}
-    packed = matrix_formats(source, packing)
+    check_packable(source.shape)
+    formats = matrix_formats(source, packing)
+    tensors = _in_file_order(tensors_of(source.shape, packing), source)
     file = _File()
-    for name in _in_file_order(expected, shape, source, packing):
-        origin, _ = _origin(name, shape, packing)
-        entry, size = source.tensors[origin], expected[name]
-        fmt = packed.get(origin)
-        formats[origin] = fmt
+    for tensor in tensors:
+        entry = source.tensors[tensor.origin.name]
+        fmt = formats.get(entry.name)
         if fmt is not None:
-            stored = stored_shape(fmt, *size)
-            file.add(name, BYTES_DTYPE, stored, is_aligned=True)
+            file.add(tensor.name, BYTES_DTYPE, stored_shape(fmt, *tensor.shape), is_aligned=True)
         else:
-            file.add(name, _float_dtype(name, entry), size, is_aligned=len(size) == 2)
+            dtype = _float_dtype(tensor, entry)
+            file.add(tensor.name, dtype, tensor.shape, is_aligned=tensor.is_matrix)
     header = file.header()
-    return PackedLayout(
-        header, len(header) + file.end, _work(file, expected, source, (packing, formats))
+    targets: dict[str, list[Target]] = {}
+    dtypes = {}
+    for tensor in tensors:
+        origin = tensor.origin
+        start, stop = (len(header) + offset for offset in file.offsets[tensor.name])
+        target = Target(tensor.name, start, stop - start, origin.rows, origin.columns)
+        targets.setdefault(origin.name, []).append(target)
+        dtypes[origin.name] = _float_dtype(tensor, source.tensors[origin.name])
+    work = tuple(
+        Work(source.tensors[name], formats.get(name), dtypes[name], tuple(parts))
+        for name, parts in targets.items()
     )
+    return PackedLayout(header, len(header) + file.end, work)
 
 
 class _File:
@@ -124,7 +125,8 @@ class _File:
 
     def __init__(self) -> None:
         self.end = 0
-        self.tensors: dict[str, dict[str, object]] = {}
+        self.offsets: dict[str, tuple[int, int]] = {}
+        self._tensors: dict[str, dict[str, object]] = {}
         self._num_paddings = 0
         self._was_aligned = True
 
@@ -139,110 +141,49 @@ class _File:
 
     def header(self) -> bytes:
         """The length field and the JSON, filled up with spaces."""
-        if len(self.tensors) > MAX_TENSORS:
-            raise CheckpointError(f"{len(self.tensors)} tensors are too many for one file")
-        text = json.dumps(self.tensors, separators=(",", ":")).encode()
+        if len(self._tensors) > MAX_TENSORS:
+            raise CheckpointError(f"{len(self._tensors)} tensors are too many for one file")
+        text = json.dumps(self._tensors, separators=(",", ":")).encode()
         text += b" " * (-(len(text) + 8) % FILE_ALIGNMENT)
         return len(text).to_bytes(8, "little") + text
 
     def _place(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         stop = self.end + math.prod(shape) * _FLOAT_BYTES.get(dtype, 1)
+        self.offsets[name] = (self.end, stop)
         offsets = [self.end, stop]
-        self.tensors[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+        self._tensors[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
         self.end = stop
 
 
-def _in_file_order(
-    expected: Shapes, shape: ModelShape, source: Checkpoint, packing: Packing
-) -> Iterable[str]:
-    def itemsize(name: str) -> int:
-        origin, _ = _origin(name, shape, packing)
-        return _FLOAT_BYTES[_float_dtype(name, source.tensors[origin])]
+def _in_file_order(tensors: Sequence[Tensor], source: Checkpoint) -> list[Tensor]:
+    """A table that is read by rows, all vectors, matrices in the order of use."""
 
-    matrices = [name for name, size in expected.items() if len(size) == 2 and name != _EMBEDDING]
-    vectors = [name for name, size in expected.items() if len(size) == 1]
+    def itemsize(tensor: Tensor) -> int:
+        return _FLOAT_BYTES[_float_dtype(tensor, source.tensors[tensor.origin.name])]
+
+    by_rows = [one for one in tensors if one.role is Role.EMBEDDING]
     # Longer numbers first: then none lies at an odd place, which some readers do not take.
-    vectors.sort(key=itemsize, reverse=True)
-    if not shape.tie_word_embeddings:
-        return [_EMBEDDING, *vectors, *matrices]
-    layers = [name for name in matrices if name.startswith("model.layers.")]
-    return [*vectors, *layers, _EMBEDDING, *matrices[len(layers) :]]
-
-
-def _work(
-    file: _File,
-    expected: Shapes,
-    source: Checkpoint,
-    packed: tuple[Packing, dict[str, PackedFormat | None]],
-) -> tuple[Work, ...]:
-    """The source's tensors in the order in which the file first needs them.
-
-    Args:
-        packed: the packing, and the format of each tensor of the source.
-    """
-    shape, (packing, formats) = source.shape, packed
-    data_start = len(file.header())
-    targets: dict[str, list[Target]] = {}
-    for name, fields in file.tensors.items():
-        if name not in expected:
-            continue
-        origin, block = _origin(name, shape, packing)
-        offsets = fields["data_offsets"]
-        assert isinstance(offsets, list)
-        rows, columns = _part(name, expected[name], block)
-        start, stop = offsets
-        target = Target(name, data_start + start, stop - start, rows, columns)
-        targets.setdefault(origin, []).append(target)
-    return tuple(
-        Work(
-            source.tensors[origin],
-            formats[origin],
-            _float_dtype(origin, source.tensors[origin]),
-            tuple(parts),
-        )
-        for origin, parts in targets.items()
-    )
-
-
-def _origin(name: str, shape: ModelShape, packing: Packing) -> tuple[str, tuple[int, int] | None]:
-    """The source's tensor that one is made of, and the range of a block of a feed-forward."""
-    match = _BLOCK.fullmatch(name)
-    if match is None:
-        return name, None
-    start = int(match[2]) * packing.ffn_block
-    block = (start, min(start + packing.ffn_block, shape.intermediate_size))
-    return f"{match[1]}.{match[3]}", block
-
-
-def _part(
-    name: str, size: tuple[int, ...], block: tuple[int, int] | None
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns of the source: a block is rows of gate and up, and columns of down."""
-    rows, columns = (0, size[0]), (0, size[1] if len(size) == 2 else 1)
-    if block is None or name.endswith(".down_proj.bias"):
-        return rows, columns
-    if name.endswith(".down_proj.weight"):
-        return rows, block
-    return block, columns
+    vectors = sorted((one for one in tensors if not one.is_matrix), key=itemsize, reverse=True)
+    matrices = [one for one in tensors if one.is_matrix and one.role is not Role.EMBEDDING]
+    order = {Room.LAYERS: 0, Room.TABLES: 1, Room.PREDICTION: 2}  # a tied head is listed first
+    return [*by_rows, *vectors, *sorted(matrices, key=lambda one: order[one.room])]
 
 
 def matrix_formats(source: Checkpoint, packing: Packing) -> dict[str, PackedFormat]:
     """What each matrix that is packed is packed in, by its name in the source."""
-    matrices = {
-        name: entry.dtype
-        for name, entry in source.tensors.items()
-        if len(entry.shape) == 2 and format_of(name, source.shape, packing) is not None
-    }
-    of_layers = {name: one for name, one in matrices.items() if name.startswith("model.layers.")}
-    most = most_common_format(of_layers.values())
+    tensors = [one for one in tensors_of(source.shape) if one.format_in(packing) is not None]
+    dtypes = {one.name: source.tensors[one.name].dtype for one in tensors}
+    most = most_common_format(dtypes[one.name] for one in tensors if one.room is Room.LAYERS)
     return {
-        name: (matrix_format if name in of_layers else head_format)(dtype, packing, most)
-        for name, dtype in matrices.items()
+        one.name: (matrix_format if one.room is Room.LAYERS else head_format)(
+            dtypes[one.name], packing, most
+        )
+        for one in tensors
     }
 
 
-def _float_dtype(name: str, entry: TensorEntry) -> str:
-    if name == _EMBEDDING:
+def _float_dtype(tensor: Tensor, entry: TensorEntry) -> str:
+    if tensor.role is Role.EMBEDDING:
         return "BF16"
     return entry.dtype if entry.dtype in _FLOAT_BYTES else "F32"
 

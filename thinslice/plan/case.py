@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from thinslice.plan.cost import Computation, kv_bytes_per_token
 from thinslice.plan.memory_plan import DraftPlan
 from thinslice.plan.model_shape import ModelShape
+from thinslice.plan.tensors import Role
 from thinslice.plan.weight_layout import FLOAT_BYTES, WeightLayout
 
 
@@ -85,7 +86,7 @@ class Case:
     def how(self) -> Computation:
         """How a forward pass is computed, as far as it matters to its memory."""
         is_packed = self.workload.dtype not in FLOAT_BYTES
-        block = next(m.rows for m in self.layout.layers[0] if m.name.endswith("gate_proj.weight"))
+        block = next(m.rows for m in self.layout.layers[0] if m.tensor.role is Role.GATE)
         return Computation(
             itemsize=2 if self.workload.dtype == "bfloat16" else 4,
             ffn_block=block,

@@ -8,34 +8,6 @@ from thinslice.units import KIB, MIB
 KV_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
-def layer_parameters(shape: ModelShape) -> int:
-    """Parameters of one decoder layer."""
-    size, inner = shape.hidden_size, shape.intermediate_size
-    count = size * (shape.q_size + 2 * shape.kv_size) + shape.q_size * size + 3 * size * inner
-    count += 2 * size
-    if shape.attention_bias:
-        count += shape.q_size + 2 * shape.kv_size
-    if shape.attention_out_bias:
-        count += size
-    if shape.mlp_bias:
-        count += 2 * inner + size
-    if shape.use_qk_norm:
-        count += 2 * shape.head_dim
-    return count
-
-
-def model_parameters(shape: ModelShape) -> int:
-    """Parameters of the embedding, the layers, the final norm and an untied head; no MTP layer."""
-    num_tables = 1 if shape.tie_word_embeddings else 2
-    tables = num_tables * shape.vocab_size * shape.hidden_size
-    return tables + shape.num_hidden_layers * layer_parameters(shape) + shape.hidden_size
-
-
-def mtp_parameters(shape: ModelShape) -> int:
-    """Parameters of one multi-token-prediction layer."""
-    return layer_parameters(shape) + 2 * shape.hidden_size**2 + 3 * shape.hidden_size
-
-
 def kv_bytes_per_token(shape: ModelShape, kv_dtype: str, num_mtp_layers: int = 0) -> int:
     """K and V of one position in all layers, prediction layers too; int8 has an fp16 scale for each
     head."""

@@ -26,6 +26,7 @@ from thinslice.plan.memory_plan import DevicePlan, DraftPlan, MemoryPlan, Stream
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.refusal import suggested_size
 from thinslice.plan.sweep_bytes import SweepBytes
+from thinslice.plan.tensors import Role
 from thinslice.plan.weight_layout import WeightLayout
 from thinslice.units import KIB, MIB, gib, size_option
 
@@ -100,7 +101,7 @@ class _Case:
         layer = self.layout.layers[0]
         return Computation(
             itemsize=2 if self.workload.dtype == "bfloat16" else 4,
-            ffn_block=next(m.rows for m in layer if m.name.endswith("gate_proj.weight")),
+            ffn_block=next(m.rows for m in layer if m.tensor.role is Role.GATE),
             is_native=False,
             is_packed=False,
             num_threads=1,

@@ -6,8 +6,7 @@ head as well.
 """
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -25,6 +24,7 @@ from thinslice.plan.packed_format import (
 )
 from thinslice.plan.packing import Packing, packing_for
 from thinslice.plan.sweep_bytes import SweepBytes
+from thinslice.plan.tensors import Role, Room, Tensor, tensors_of
 from thinslice.units import MIB
 
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -37,20 +37,30 @@ class Matrix:
     """One matrix, as it lies on disk and as it is kept in memory.
 
     Attributes:
-        name: of its tensor in the checkpoint.
         stored: type on disk: BF16, F16, F32, a ggml block type or a PackedFormat.
         stored_row_bytes: bytes of a row there.
         kept: what it is computed with: bfloat16, float32 or a PackedFormat.
-        step: rows that cannot be parted, beside those of a panel.
     """
 
-    name: str
-    rows: int
-    columns: int
+    tensor: Tensor
     stored: str
     stored_row_bytes: int
     kept: str
-    step: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of its tensor in the checkpoint."""
+        return self.tensor.name
+
+    @property
+    def rows(self) -> int:
+        """Outputs of a product."""
+        return self.tensor.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Inputs of a product."""
+        return self.tensor.shape[1]
 
     @property
     def is_packed(self) -> bool:
@@ -79,8 +89,9 @@ class Matrix:
         return self._whole(rows, True) * row_bytes
 
     def ranges(self, max_bytes: int) -> list[tuple[int, int]]:
-        """First and last row of each slice of at most ``max_bytes`` (but at least one step)."""
-        step = math.lcm(self.step, PANEL_ROWS) if self.is_packed else self.step
+        """First and last row of each slice of at most ``max_bytes`` (but at least one grain)."""
+        grain = self.tensor.grain
+        step = math.lcm(grain, PANEL_ROWS) if self.is_packed else grain
         step_bytes = max(self.stored_bytes(step), self.kept_bytes(step))
         rows = max(max_bytes // step_bytes, 1) * step
         return [(start, min(start + rows, self.rows)) for start in range(0, self.rows, rows)]
@@ -92,7 +103,8 @@ class Matrix:
     @property
     def _signature(self) -> tuple[object, ...]:
         """All but the name: equal matrices of other layers are cut alike."""
-        return (self.rows, self.columns, self.stored, self.stored_row_bytes, self.kept, self.step)
+        tensor = self.tensor
+        return (tensor.shape, tensor.grain, self.stored, self.stored_row_bytes, self.kept)
 
 
 @dataclass(frozen=True)
@@ -251,49 +263,36 @@ def layout_of(
         packing: of a packed checkpoint.
     """
 
-    def matrix(name: str, rows: int, columns: int, step: int = 1) -> Matrix:
-        entry = stored[name]
-        kept = _kept(entry.dtype, columns, dtype)
-        return Matrix(name, rows, columns, entry.dtype, entry.row_bytes, kept, step)
-
-    layers = tuple(
-        tuple(
-            matrix(f"model.layers.{idx}.{name}.weight", rows, columns, step)
-            for name, rows, columns, step in _layer_matrices(shape, packing)
-        )
-        for idx in range(shape.num_hidden_layers)
-    )
-    table = "model.embed_tokens.weight"
+    matrices = []
+    for tensor in tensors_of(shape, packing):
+        if tensor.is_matrix:
+            entry = stored[tensor.name]
+            kept = _kept(entry.dtype, tensor.shape[1], dtype)
+            matrices.append(Matrix(tensor, entry.dtype, entry.row_bytes, kept))
+    layers: list[list[Matrix]] = [[] for _ in range(shape.num_hidden_layers)]
+    for matrix in matrices:
+        if matrix.tensor.room is Room.LAYERS:
+            layers[matrix.tensor.index].append(matrix)
+    tables = {one.tensor.role: one for one in matrices if one.tensor.room is Room.TABLES}
     is_read_by_rows = dtype not in FLOAT_BYTES
-    embedding = None
-    if not shape.tie_word_embeddings and not is_read_by_rows:
-        embedding = matrix(table, shape.vocab_size, shape.hidden_size)
-    prediction = tuple(matrix(*one) for one in _prediction_matrices(shape, packing))
     return WeightLayout(
-        layers=layers,
-        head=matrix(shape.head_name, shape.vocab_size, shape.hidden_size),
-        embedding=embedding,
-        vector_bytes=vector_numel(shape) * 4,
-        prediction=prediction,
-        prediction_vector_bytes=_prediction_vector_numel(shape) * 4,
+        layers=tuple(map(tuple, layers)),
+        head=tables[Role.HEAD],
+        embedding=None if is_read_by_rows else tables.get(Role.EMBEDDING),
+        vector_bytes=_vector_bytes(shape, (Room.TABLES, Room.LAYERS)),
+        prediction=tuple(one for one in matrices if one.tensor.room is Room.PREDICTION),
+        prediction_vector_bytes=_vector_bytes(shape, (Room.PREDICTION,)),
     )
 
 
 def stored_as(shape: ModelShape, dtype: str) -> Stored:
     """A checkpoint whose matrices are all of one float type (BF16, F16, F32), known by shape."""
-    columns = {name: matrix_columns for name, _, matrix_columns, _ in _layer_matrices(shape, None)}
     itemsize = STORED_FLOAT_BYTES[dtype]
-    stored = {
-        f"model.layers.{idx}.{name}.weight": StoredMatrix(dtype, count * itemsize)
-        for idx in range(shape.num_hidden_layers)
-        for name, count in columns.items()
+    return {
+        tensor.name: StoredMatrix(dtype, tensor.shape[1] * itemsize)
+        for tensor in tensors_of(shape)
+        if tensor.is_matrix
     }
-    stored |= {
-        name: StoredMatrix(dtype, count * itemsize)
-        for name, _, count, _ in _prediction_matrices(shape, None)
-    }
-    table = StoredMatrix(dtype, shape.hidden_size * itemsize)
-    return stored | {"model.embed_tokens.weight": table, "lm_head.weight": table}
 
 
 def packed_as(
@@ -304,28 +303,15 @@ def packed_as(
     Args:
         formats: of the source's matrices, by name, where they are not all the packing's.
     """
-
-    def format_of(name: str, default: PackedFormat) -> PackedFormat:
-        source = re.sub(r"\.blocks\.\d+", "", name)
-        return default if formats is None else formats[source]
-
-    def packed(fmt: PackedFormat, columns: int) -> StoredMatrix:
-        return StoredMatrix(fmt, panel_bytes(fmt, columns) // PANEL_ROWS)
-
-    stored = {
-        full_name: packed(format_of(full_name, packing.weights), columns)
-        for idx in range(shape.num_hidden_layers)
-        for name, _, columns, _ in _layer_matrices(shape, packing)
-        for full_name in [f"model.layers.{idx}.{name}.weight"]
-    }
-    stored |= {
-        name: packed(format_of(name, packing.head), columns)
-        for name, _, columns, _ in _prediction_matrices(shape, packing)
-    }
-    head = format_of(shape.head_name, packing.head)
-    stored[shape.head_name] = packed(head, shape.hidden_size)
-    if not shape.tie_word_embeddings:
-        stored["model.embed_tokens.weight"] = StoredMatrix("BF16", 2 * shape.hidden_size)
+    stored = {}
+    for tensor in tensors_of(shape, packing):
+        fmt = tensor.format_in(packing)
+        if fmt is not None:
+            fmt = fmt if formats is None else formats[tensor.origin.name]
+            row_bytes = panel_bytes(fmt, tensor.shape[1]) // PANEL_ROWS
+            stored[tensor.name] = StoredMatrix(fmt, row_bytes)
+        elif tensor.is_matrix:
+            stored[tensor.name] = StoredMatrix("BF16", 2 * tensor.shape[1])
     return stored
 
 
@@ -343,27 +329,10 @@ def packed_layout(shape: ModelShape, dtype: str) -> WeightLayout:
     return layout_of(shape, packed_as(shape, packing), dtype, packing)
 
 
-def vector_numel(shape: ModelShape) -> int:
-    """Weights in norms and biases, which are never streamed; no prediction layer's."""
-    return shape.num_hidden_layers * _layer_vector_numel(shape) + shape.hidden_size
-
-
-def _layer_vector_numel(shape: ModelShape) -> int:
-    per_layer = 2 * shape.hidden_size
-    if shape.attention_bias:
-        per_layer += shape.q_size + 2 * shape.kv_size
-    if shape.attention_out_bias:
-        per_layer += shape.hidden_size
-    if shape.mlp_bias:
-        per_layer += 2 * shape.intermediate_size + shape.hidden_size
-    if shape.use_qk_norm:
-        per_layer += 2 * shape.head_dim
-    return per_layer
-
-
-def _prediction_vector_numel(shape: ModelShape) -> int:
-    per_layer = _layer_vector_numel(shape) + 3 * shape.hidden_size
-    return shape.num_nextn_predict_layers * per_layer
+def _vector_bytes(shape: ModelShape, rooms: Collection[Room]) -> int:
+    """Norms and biases in float32, at most: they are never streamed."""
+    vectors = (tensor for tensor in tensors_of(shape) if not tensor.is_matrix)
+    return sum(4 * tensor.numel for tensor in vectors if tensor.room in rooms)
 
 
 def _kept(stored: str, columns: int, dtype: str) -> str:
@@ -373,44 +342,3 @@ def _kept(stored: str, columns: int, dtype: str) -> str:
         return "float32"
     # A float matrix among packed ones, such as an embedding table, loses nothing visible in int8.
     return packed_format_of(stored) or PackedFormat.INT8
-
-
-def _layer_matrices(shape: ModelShape, packing: Packing | None) -> list[tuple[str, int, int, int]]:
-    """Name, rows, columns and step of one layer's matrices in the order of use.
-
-    The rows of a head stay together in q, k and v, for a GGUF may keep them in another order.
-    """
-    size, inner, head = shape.hidden_size, shape.intermediate_size, shape.head_dim
-    attention = [
-        ("self_attn.q_proj", shape.q_size, size, head),
-        ("self_attn.k_proj", shape.kv_size, size, head),
-        ("self_attn.v_proj", shape.kv_size, size, head),
-        ("self_attn.o_proj", size, shape.q_size, 1),
-    ]
-    if packing is None:
-        return [
-            *attention,
-            ("mlp.gate_proj", inner, size, 1),
-            ("mlp.up_proj", inner, size, 1),
-            ("mlp.down_proj", size, inner, 1),
-        ]
-    for idx, (start, stop) in enumerate(packing.blocks(inner)):
-        attention += [
-            (f"mlp.blocks.{idx}.gate_proj", stop - start, size, 1),
-            (f"mlp.blocks.{idx}.up_proj", stop - start, size, 1),
-            (f"mlp.blocks.{idx}.down_proj", size, stop - start, 1),
-        ]
-    return attention
-
-
-def _prediction_matrices(
-    shape: ModelShape, packing: Packing | None
-) -> list[tuple[str, int, int, int]]:
-    """The same of all prediction layers, under their whole names."""
-    size = shape.hidden_size
-    matrices = [("input_proj", size, 2 * size, 1), *_layer_matrices(shape, packing)]
-    return [
-        (f"model.mtp_layers.{idx}.{name}.weight", rows, columns, step)
-        for idx in range(shape.num_nextn_predict_layers)
-        for name, rows, columns, step in matrices
-    ]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.candidates import BLOCK_SIZE
 from thinslice.plan.case import Workload
-from thinslice.plan.cost import model_parameters, mtp_parameters
 from thinslice.plan.memory_plan import DraftPlan, MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.planner import plan
+from thinslice.plan.tensors import Room, tensors_of
 from thinslice.plan.weight_layout import (
     Stored,
     StoredMatrix,
@@ -22,7 +22,6 @@ from thinslice.plan.weight_layout import (
     layout_of,
     packed_layout,
     stored_as,
-    vector_numel,
 )
 from thinslice.units import GIB, MIB, parse_bytes
 
@@ -173,7 +172,8 @@ def test_slices_cover_every_matrix_once_in_the_order_of_use(
     assert max(sweep.stored) == sweep.largest_stored
     numel = sum((one.stop - one.start) * one.matrix.columns for one in slices)
     embedding = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
-    assert numel + vector_numel(shape) + embedding == model_parameters(shape)
+    every = sum(tensor.numel for tensor in tensors_of(shape))
+    assert numel + layout.vector_bytes // 4 + embedding == every
     for one, following in pairwise(slices):
         is_next = following.matrix.name != one.matrix.name and following.start == 0
         assert is_next or following.start == one.stop
@@ -282,8 +282,8 @@ def mimo_plan(budget: str, draft: str = "auto") -> MemoryPlan:
 
 def test_a_prediction_layer_is_whole_and_in_int8() -> None:
     numel = sum(matrix.rows * matrix.columns for matrix in MIMO_INT4.prediction)
-    vectors = vector_numel(MIMO) // 36 + 3 * 4096
-    assert abs(numel + vectors - mtp_parameters(MIMO)) <= 4096
+    every = [tensor for tensor in tensors_of(MIMO) if tensor.room is Room.PREDICTION]
+    assert numel + MIMO_INT4.prediction_vector_bytes // 4 == sum(one.numel for one in every)
     assert {matrix.kept for matrix in MIMO_INT4.prediction} == {"int8"}
     assert not {matrix.name for matrix in MIMO_INT4.prediction} & {
         matrix.name for matrix in MIMO_INT4.sweep
