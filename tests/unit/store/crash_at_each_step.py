@@ -1,9 +1,9 @@
 """Pull a model again and again, each time killed (SIGKILL) one step later than the time before.
 
 A step is whatever the interpreter tells its audit hooks before it changes the file system or opens
-a file of the store, and each report of progress. After every kill the store is looked at and the pull is made once more, to its
-end. Prints one JSON object for each kill. Run by test_crashes.py as a process of its own, because
-it forks and has no threads.
+a file of the store, and each report of progress. After every kill the store is looked at and the
+pull is made once more, to its end. Prints one JSON object for each kill. Run by test_crashes.py as
+a process of its own, because it forks and has no threads.
 """
 
 import json
