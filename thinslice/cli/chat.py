@@ -241,4 +241,4 @@ def _plain_line(_prompt: str, _offered: str) -> str:
 def _cut_short(text: str) -> str:
     if not text:
         return "no answer yet: the completion ended while reasoning; /set max_tokens with more"
-    return "the answer ended at its longest; /set max_tokens with more, or none, for longer ones"
+    return "the answer reached its maximum length; /set max_tokens higher, or none, for longer ones"

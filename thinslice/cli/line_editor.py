@@ -9,6 +9,7 @@ one piece.
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.buffer import Buffer
@@ -31,14 +32,27 @@ LONGEST_MESSAGE = 1024 * 1024
 LONGEST_LINE = 2000
 _MOST_LINES = 20
 _MOST_UNDO = 50
+# A terminal is read 1,024 bytes at a time, of which a paste's mark may be some: behind a piece of
+# so many bytes the same paste may go on.
+_FULL_PIECE = 1000
 _REDRAW_S = 0.05
 _PASTE_START, _PASTE_END = "\x1b[200~", "\x1b[201~"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of a paste that was put into the line: where the paste began, and the line then."""
+
+    start: int
+    line: str
+    cursor: int
 
 
 class KeptTexts:
     """The texts that stand as marks in the line."""
 
     def __init__(self) -> None:
+        self._last: _Piece | None = None
         self._pieces: dict[int, list[str]] = {}
         self._lengths: dict[int, int] = {}
 
@@ -46,23 +60,34 @@ class KeptTexts:
         """Forget them."""
         self._pieces.clear()
         self._lengths.clear()
+        self._last = None
 
     def insert(self, buffer: Buffer, text: str) -> None:
         """Put text into the line at the cursor, or keep it aside where the line would be long."""
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+        line, cursor = buffer.text, buffer.cursor_position
+        last, is_full = self._last, len(text.encode(errors="replace")) >= _FULL_PIECE
+        goes_on = last is not None and len(text) > 1 and (last.line, last.cursor) == (line, cursor)
+        start = last.start if last is not None and goes_on else cursor
         number = self._mark_before(buffer.document)
         is_short = (
-            len(buffer.text) + len(text) <= LONGEST_LINE
-            and buffer.text.count("\n") + text.count("\n") <= _MOST_LINES
+            len(line) + len(text) <= LONGEST_LINE
+            and line.count("\n") + text.count("\n") <= _MOST_LINES
         )
-        if number is not None and (len(text) > 1 or not is_short):
-            # The same paste goes on.
+        if number is not None and (goes_on or not is_short):
             buffer.delete_before_cursor(len(self._mark(number)))
+            self._keep(buffer, number, text)
         elif is_short:
             buffer.insert_text(text)
-            return
         else:
-            number = self._new(buffer.text)
+            # Of a paste that goes on, the beginning stands in the line.
+            buffer.delete_before_cursor(cursor - start)
+            self._keep(buffer, self._new(buffer.text), line[start:cursor] + text)
+        piece = _Piece(start, buffer.text, buffer.cursor_position)
+        self._last = piece if is_full else None
+
+    def _keep(self, buffer: Buffer, number: int, text: str) -> None:
+        """Add to a text, and put its mark at the cursor."""
         room = LONGEST_MESSAGE + 1 - sum(self._lengths.values())
         self._pieces[number].append(text[:room])
         self._lengths[number] += len(text[:room])

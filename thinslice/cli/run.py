@@ -170,6 +170,8 @@ def load_model(model: str, load: LoadOptions, max_num_seqs: int = 1) -> "LLM":
 def summary(llm: "LLM", completion: "Completion") -> str:
     """Tokens, speed, and the measured peak beside the budget, on one line."""
     count, expected, drafts = len(completion.token_ids), "", ""
+    if count < 2:  # The speed is that of what follows the first token.
+        return f"{count} {'token' if count else 'tokens'}, peak {peaks(llm)}"
     predicted = predicted_tokens_per_s(llm, completion)
     if predicted is not None:
         drafting = "" if llm.plan.draft is None else " without drafts"
@@ -251,4 +253,4 @@ def warn_if_cut(completion: "Completion") -> None:
     if completion.reasoning and not completion.text:
         note("no answer yet: the completion ended while reasoning; raise --max-tokens or --context")
     else:
-        note("the completion ended at its longest; raise --max-tokens or --context for more")
+        note("the answer reached its maximum length; raise --max-tokens or --context for more")

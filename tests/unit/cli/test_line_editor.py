@@ -27,6 +27,22 @@ def test_a_long_text_is_kept_aside_and_comes_back_whole() -> None:
     assert kept.whole(buffer.text) == f"Sum up: {text}!"
 
 
+def test_a_paste_that_comes_in_pieces_is_one_mark_and_what_is_typed_behind_it_is_seen() -> None:
+    kept, buffer = KeptTexts(), Buffer()
+    kept.insert(buffer, "Sum up: ")
+    for length in (1000, 1000, 683):
+        kept.insert(buffer, "x" * length)
+    assert buffer.text == "Sum up: [text 1: 2,683 characters]"
+    kept.insert(buffer, " briefly,")
+    kept.insert(buffer, " please")
+    assert buffer.text == "Sum up: [text 1: 2,683 characters] briefly, please"
+    assert kept.whole(buffer.text) == "Sum up: " + "x" * 2683 + " briefly, please"
+    kept.erase_mark(buffer)
+    for length in (1000, 1000, 10):
+        kept.insert(buffer, "y" * length)
+    assert buffer.text.endswith(" briefly, please[text 2: 2,010 characters]")
+
+
 def test_many_lines_are_kept_aside_too() -> None:
     kept, buffer = KeptTexts(), Buffer()
     kept.insert(buffer, "a\r\n" * 50)
