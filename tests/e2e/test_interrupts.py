@@ -54,6 +54,7 @@ def test_a_second_interrupt_ends_at_once_and_quietly(delay_s: float, smollm2_pat
     time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    # At its very end the interpreter has no handlers any more. Shells call that 130 too.
+    assert process.returncode in (130, -signal.SIGINT), errors
     assert "Traceback" not in errors
     assert "ignored" not in errors

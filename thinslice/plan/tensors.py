@@ -94,9 +94,10 @@ class Tensor:
 
 @lru_cache(maxsize=8)
 def tensors_of(shape: ModelShape, packing: Packing | None = None) -> tuple[Tensor, ...]:
-    """Every tensor of a model in the order of use: embedding, layers, norm, head, prediction.
+    """Every tensor of a model: embedding, layers, norm, head, prediction.
 
-    A tied head is the embedding and is not listed again.
+    Matrices come in the order of use, the norms of a layer before them. A tied head is the embedding
+    and is not listed again.
 
     Args:
         packing: of a packed checkpoint, whose feed-forwards are cut into blocks.
@@ -150,9 +151,13 @@ class _Tensors:
 
 
 def _list_layer(layer: _Tensors, shape: ModelShape, packing: Packing | None) -> None:
-    """A decoder layer: attention, feed-forward and the norms before them."""
+    """A decoder layer: its norms, attention, and feed-forward."""
     size, head_dim = shape.hidden_size, shape.head_dim
     layer.add("input_layernorm.weight", (size,), Role.NORM)
+    layer.add("post_attention_layernorm.weight", (size,), Role.NORM)
+    if shape.use_qk_norm:
+        layer.add("self_attn.q_norm.weight", (head_dim,), Role.NORM)
+        layer.add("self_attn.k_norm.weight", (head_dim,), Role.NORM)
     for name, rows, role in (
         ("q_proj", shape.q_size, Role.QUERY),
         ("k_proj", shape.kv_size, Role.KEY),
@@ -161,13 +166,9 @@ def _list_layer(layer: _Tensors, shape: ModelShape, packing: Packing | None) -> 
         layer.add(f"self_attn.{name}.weight", (rows, size), role, grain=head_dim)
         if shape.attention_bias:
             layer.add(f"self_attn.{name}.bias", (rows,), Role.BIAS)
-    if shape.use_qk_norm:
-        layer.add("self_attn.q_norm.weight", (head_dim,), Role.NORM)
-        layer.add("self_attn.k_norm.weight", (head_dim,), Role.NORM)
     layer.add("self_attn.o_proj.weight", (size, shape.q_size), Role.OUTPUT)
     if shape.attention_out_bias:
         layer.add("self_attn.o_proj.bias", (size,), Role.BIAS)
-    layer.add("post_attention_layernorm.weight", (size,), Role.NORM)
     inner = shape.intermediate_size
     blocks = [("mlp", (0, inner))]
     if packing is not None:
