@@ -96,8 +96,8 @@ class Tensor:
 def tensors_of(shape: ModelShape, packing: Packing | None = None) -> tuple[Tensor, ...]:
     """Every tensor of a model: embedding, layers, norm, head, prediction.
 
-    Matrices come in the order of use, the norms of a layer before them. A tied head is the embedding
-    and is not listed again.
+    Matrices come in the order of use, the norms of a layer before them. A tied head is the
+    embedding and is not listed again.
 
     Args:
         packing: of a packed checkpoint, whose feed-forwards are cut into blocks.
