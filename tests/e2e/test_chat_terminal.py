@@ -146,6 +146,7 @@ def test_piped_chat_is_plain(model: Path) -> None:
     )
     assert done.returncode == 0
     assert b">>>" not in done.stdout
-    assert b"\x1b" not in done.stdout + done.stderr
+    # The answer is the model's, as it is: of random weights, one byte of it may be an escape.
+    assert b"\x1b[" not in done.stdout + done.stderr
     assert done.stderr == b""
     assert done.stdout.count(b"tokens of the context") == 1

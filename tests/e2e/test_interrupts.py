@@ -18,10 +18,10 @@ START = (
 )
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
-def test_an_interrupt_while_libraries_load_ends_at_once_and_quietly(delay_s: float) -> None:
+def begun(*arguments: str) -> "subprocess.Popen[str]":
+    """A command whose entry has been reached."""
     process = subprocess.Popen(
-        [sys.executable, "-c", START, "bench", "no-such-model", "--context", "64"],
+        [sys.executable, "-c", START, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -29,6 +29,12 @@ def test_an_interrupt_while_libraries_load_ends_at_once_and_quietly(delay_s: flo
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
+    return process
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
+def test_an_interrupt_while_libraries_load_ends_at_once_and_quietly(delay_s: float) -> None:
+    process = begun("bench", "no-such-model", "--context", "64")
     time.sleep(delay_s)  # the moment that is tried, not a wait for anything
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -40,15 +46,7 @@ def test_an_interrupt_while_libraries_load_ends_at_once_and_quietly(delay_s: flo
 
 @pytest.mark.parametrize("delay_s", [0.7, 1.6, 2.2, 2.8])
 def test_a_second_interrupt_ends_at_once_and_quietly(delay_s: float, smollm2_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, "run", "smollm2", "--ignore-eos", "Count."],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begun\n"
+    process = begun("run", "smollm2", "--ignore-eos", "Count.")
     time.sleep(delay_s)  # the moment that is tried, not a wait for anything
     process.send_signal(signal.SIGINT)
     time.sleep(0.02)

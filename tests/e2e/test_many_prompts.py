@@ -105,7 +105,7 @@ def test_the_plan_holds_by_the_library(
     dtype, is_streamed, num_seqs, num_threads, vocab_size = case
     model = models[vocab_size]
     memory = budget(model, dtype, num_seqs, is_streamed, home)
-    num_prompts = 1000 if is_long else 20
+    num_prompts = 1000 if is_long else 60
     numbers = [num_seqs, num_threads, num_prompts]
     program = [sys.executable, "-c", PROGRAM, str(model), f"{memory}", dtype, *map(str, numbers)]
     with memory_group(memory) as group:

@@ -1,14 +1,14 @@
 """thinslice bench: how fast a model runs within a budget, and what it takes."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import note_all, out, print_json, progress_bars, silence_notes
+from thinslice.cli.console import out, print_json
 from thinslice.cli.models import plain_table
 from thinslice.cli.options import Json, Load, LoadOptions
-from thinslice.cli.run import peaks
+from thinslice.cli.run import load_model, peaks
 from thinslice.errors import ConfigError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.units import format_bytes
@@ -56,30 +56,12 @@ def bench(
         model: Name of the model.
         as_json: Print one JSON object instead of the table.
     """
-    from thinslice.engine.benchmark import benchmark
-    from thinslice.engine.llm import LLM
-
     context = load.context
     if context is None:
         context = options.prompt_tokens + options.completion_tokens
-    silence_notes(load.quiet)
-    with progress_bars() as progress:
-        llm = LLM(
-            model,
-            progress=progress,
-            memory=load.memory,
-            device=load.device,
-            host_memory=load.host_memory,
-            context=context,
-            dtype=load.dtype,
-            kv_dtype=load.kv_dtype,
-            max_num_seqs=options.sequences,
-            draft=load.draft,
-            draft_length=load.draft_length,
-            mtp_hidden=load.mtp_hidden,
-            offline=load.offline,
-        )
-    note_all(llm.notes)
+    llm = load_model(model, replace(load, context=context), options.sequences)
+    from thinslice.engine.benchmark import benchmark
+
     result = benchmark(llm.engine, **asdict(options))
     if as_json:
         print_json(_report(model, options, llm, result))

@@ -1,12 +1,12 @@
 """Options that several commands share."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from thinslice.config import SamplingParams
+from thinslice.config import EngineSettings, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class FitOptions:
     draft: Literal["auto", "ngram", "mtp", "off"] = "auto"
     draft_length: int = 8
     mtp_hidden: Literal["pre-norm", "post-norm"] = "pre-norm"
+
+    def settings(self, max_num_seqs: int = 1) -> EngineSettings:
+        """What a model is planned or loaded with. Errors: ConfigError for what is out of range."""
+        names = {field.name for field in fields(EngineSettings)}
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.name in names}
+        return EngineSettings(**given, max_num_seqs=max_num_seqs)
 
 
 @dataclass(frozen=True)

@@ -51,21 +51,9 @@ def plan(
         sequences: Sequences that are to run at once.
         as_json: Print one JSON object instead of the tables.
     """
-    from thinslice.config import EngineSettings
     from thinslice.store.store import Store
 
-    asked = EngineSettings(
-        memory=fit.memory,
-        device=fit.device,
-        host_memory=fit.host_memory,
-        context=fit.context,
-        dtype=fit.dtype,
-        kv_dtype=fit.kv_dtype,
-        max_num_seqs=sequences,
-        draft=fit.draft,
-        draft_length=fit.draft_length,
-        mtp_hidden=fit.mtp_hidden,
-    )
+    asked = fit.settings(sequences)
     Store().check_name(model)
     from thinslice.engine.planning import (
         explaining,

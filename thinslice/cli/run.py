@@ -144,19 +144,7 @@ def system_prompt(model: str, given: str | None) -> str | None:
 def load_model(model: str, load: LoadOptions, max_num_seqs: int = 1) -> "LLM":
     """Load a model with progress bars, fetching it first where it is not in the store."""
     # What is wrong with these is told before torch is imported, which takes seconds.
-    settings = EngineSettings(
-        memory=load.memory,
-        device=load.device,
-        host_memory=load.host_memory,
-        context=load.context,
-        dtype=load.dtype,
-        kv_dtype=load.kv_dtype,
-        max_num_seqs=max_num_seqs,
-        draft=load.draft,
-        draft_length=load.draft_length,
-        mtp_hidden=load.mtp_hidden,
-        offline=load.offline,
-    )
+    settings = load.settings(max_num_seqs)
     Store().check_name(model)
     from thinslice.engine.llm import LLM
 

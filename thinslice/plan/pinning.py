@@ -41,6 +41,15 @@ def with_pinned_slices(chosen: MemoryPlan, sweep: SweepBytes) -> MemoryPlan:
     while (excess := sum(parts.values()) - room) > 0:
         count = max(count - max(excess * len(rest) // sum(rest), 1), last)
         parts = weight_parts(replace(streaming, num_pinned=count), sweep)
+    # That may have been too many: where the slices left out are the large ones, some fit again.
+    step = last + len(rest) - count
+    while (step := min(step, (room - sum(parts.values())) * len(rest) // sum(rest))) > 0:
+        grown = weight_parts(replace(streaming, num_pinned=count + step), sweep)
+        if sum(grown.values()) <= room:
+            count, parts = count + step, grown
+            step = last + len(rest) - count
+        else:
+            step -= max(step // 2, 1)
     more = {name: num_bytes - before[name] for name, num_bytes in parts.items()}
     return replace(
         chosen,

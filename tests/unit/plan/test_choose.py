@@ -141,6 +141,16 @@ def test_no_longer_context_is_faster_than_the_plan(
         assert planner.speed(chosen) > slowest * 0.98
 
 
+def test_slices_are_pinned_again_where_too_many_were_left_out() -> None:
+    """The first guess was 19 MiB too low here, so that a longer context was quicker."""
+    planner = Planner(("small", "bfloat16"))
+    chosen = planner.plan(553_337_239, 4096)
+    assert chosen is not None
+    assert chosen.streaming is not None
+    # What is pinned and what a layer holds go in steps of one slice each.
+    assert chosen.headroom_bytes < 2 * chosen.streaming.slice_bytes
+
+
 @given(st.data(), models, st.integers(1, 4096))
 @settings(max_examples=20)
 def test_a_request_of_one_context_never_takes_longer_with_more_memory(
