@@ -1,6 +1,7 @@
 """Bytes to text and back; the only file that knows 1024 from 1000."""
 
 import re
+from collections.abc import Iterable
 
 from thinslice.errors import ConfigError
 
@@ -63,6 +64,16 @@ def size_option(num_bytes: int) -> str:
         if num_bytes % _UNITS[unit] == 0:
             return f"{num_bytes // _UNITS[unit]}{unit}"
     return f"{num_bytes}B"
+
+
+def describe_need(parts: Iterable[tuple[str, int]]) -> str:
+    """What something takes, and of what it is the sum: ``needs 0.69 GiB: runtime 317.00 MiB, ...``.
+
+    Parts of no bytes are left out.
+    """
+    named = [(name, num_bytes) for name, num_bytes in parts if num_bytes]
+    shown = ", ".join(f"{name} {format_bytes(num_bytes)}" for name, num_bytes in named)
+    return f"needs {format_bytes(sum(num_bytes for _, num_bytes in named))}: {shown}"
 
 
 def gib(num_bytes: float) -> str:

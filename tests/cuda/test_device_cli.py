@@ -96,6 +96,12 @@ def test_below_the_floor_the_need_is_named_and_what_fits_does(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_more_than_the_device_has_is_refused(twin: TwinDevice, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.gguf")
+    with pytest.raises(BudgetError, match="is more than the device has"):
+        LLM(str(path), device="cuda", memory="2GiB", host_memory="4GiB")
+
+
 def test_without_a_card_one_line_says_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,9 @@ class TwinDevice:
     def current(self) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def total_bytes(self) -> int:
+        return self.context_bytes + self.memory_bytes
+
     def free_bytes(self) -> int:
         return self.memory_bytes
 

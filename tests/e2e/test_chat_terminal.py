@@ -70,10 +70,19 @@ def test_what_is_typed_during_an_answer_is_the_next_input_and_never_runs(
         shown = program.wait_for_prompt()
         assert "the context is full" not in shown, "the answer was not stopped"
         assert "ahead" not in shown
-        program.wait_for("[text 1:")
+        program.wait_for("/reset")
         program.type("\x03")
         program.wait_for_prompt()
-        program.type("/tokens\r")
+        # Both are dropped. Of what follows, each waits for an Enter of its own.
+        program.type("/set max_tokens 4\r")
+        program.wait_for_prompt()
+        program.type("go on\r/set\r/tokens\r")
+        program.wait_for_prompt()
+        program.wait_for("/set")
+        program.type("\r")
+        assert "temperature" in program.wait_for_prompt()
+        program.wait_for("/tokens")
+        program.type("\r")
         assert "tokens of the context" in program.wait_for_prompt()
         program.type("exit\r")
         assert program.end() == 0
@@ -129,9 +138,7 @@ def test_history_and_completion_across_starts(model: Path, tmp_path: Path) -> No
         program.type("/bye\r")
         assert program.end() == 0
     with chat(model, tmp_path) as program:
-        # Behind the word that left.
-        program.type("\x1b[A")
-        program.wait_for("/bye")
+        # The word that left is not kept.
         program.type("\x1b[A")
         program.wait_for("set temperature 0.5")
 

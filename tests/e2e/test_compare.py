@@ -63,8 +63,8 @@ def test_refusals_are_one_line_and_load_nothing(text: str, tmp_path: Path) -> No
     with (tmp_path / "large.txt").open("wb") as large:
         large.truncate(3 * MIB)
     refusals = (
-        (("--text", str(tmp_path / "none.txt")), 5, "none.txt cannot be read: No such file"),
-        (("--text", str(tmp_path)), 5, "cannot be read: Is a directory"),
+        (("--text", str(tmp_path / "none.txt")), 2, "none.txt cannot be read: No such file"),
+        (("--text", str(tmp_path)), 2, "cannot be read: Is a directory"),
         (("--text", str(tmp_path / "latin.txt")), 5, "is not UTF-8: see byte 3"),
         (("--text", str(tmp_path / "large.txt")), 5, "3.00 MiB; at most 2.00 MiB"),
         (("--text", text, "--context", "1"), 2, "--context 1 leaves no token to predict"),

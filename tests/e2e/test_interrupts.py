@@ -32,16 +32,16 @@ def begun(*arguments: str) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5])
 def test_an_interrupt_while_libraries_load_ends_at_once_and_quietly(delay_s: float) -> None:
-    process = begun("bench", "no-such-model", "--context", "64")
+    process = begun("doctor")
     time.sleep(delay_s)  # the moment that is tried, not a wait for anything
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    # Where the command had ended by then, its own code stands.
-    assert process.returncode in (130, 2), errors
-    assert "Traceback" not in errors
-    assert errors == "" or process.returncode == 2
+    # Where the command had ended by then, its own code stands, or that of an interpreter at its
+    # very end, which has no handlers any more. Shells call that 130 too.
+    assert process.returncode in (130, 0, -signal.SIGINT), errors
+    assert errors == ""
 
 
 @pytest.mark.parametrize("delay_s", [0.7, 1.6, 2.2, 2.8])

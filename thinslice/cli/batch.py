@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from thinslice.cli.console import ReaderGoneError, note, progress_bars
 from thinslice.config import SamplingParams
-from thinslice.errors import ConfigError, RequestError
+from thinslice.errors import ConfigError, RequestError, ThinsliceError
+from thinslice.store.store import Store
 from thinslice.units import MIB
 
 if TYPE_CHECKING:
@@ -58,6 +59,26 @@ class Batch:
             raise ConfigError(f"--out {self.out} is the file of the prompts; name another one")
         with _out_file(self.out):
             pass
+
+
+def is_answered(batch: Batch) -> bool:
+    """Whether the answers are all there already, told without loading the model.
+
+    Errors: as ``answer_all``.
+    """
+    from thinslice.checkpoint.open import open_checkpoint
+
+    if batch.out is None or batch.out.stat().st_size == 0:
+        return False
+    try:
+        advised = open_checkpoint(Store().resolve(batch.model)).sampling
+    except ThinsliceError:
+        return False  # loading it tells what is wrong
+    batch = replace(batch, sampling=batch.sampling.resolved(advised))
+    with _opened(batch.prompts, "rb") as prompts_file, _out_file(batch.out) as out:
+        lines = _lines(prompts_file)
+        _skip_done(out, lines, batch)
+        return next(lines, None) is None
 
 
 def answer_all(llm: "LLM", batch: Batch) -> int:

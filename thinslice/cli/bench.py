@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import out, print_json
-from thinslice.cli.models import plain_table
+from thinslice.cli.console import out, plain_table, print_json
 from thinslice.cli.options import Json, Load, LoadOptions
 from thinslice.cli.run import load_model, peaks
 from thinslice.errors import ConfigError

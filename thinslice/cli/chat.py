@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from thinslice.cli.answer_view import AnswerView
-from thinslice.cli.console import note, out, print_error, write
+from thinslice.cli.console import note, out, plain_table, print_error, show_text, write
 from thinslice.cli.conversation import Answer, Conversation
 from thinslice.cli.options import Load, LoadOptions, Sampling
 from thinslice.cli.run import load_model, summary, system_prompt
@@ -20,22 +20,27 @@ from thinslice.units import MIB
 if TYPE_CHECKING:
     from thinslice.cli.terminal import Terminal
 
-_HELP = """\
-/help or /?         this list
-/undo               take the last message and its answer back
-/regenerate         answer the last message anew
-/compact            make room: drop the oldest exchanges until half of the context is free
-/tokens             how much of the context the conversation uses
-/set NAME VALUE     change a sampling parameter; /set alone shows them all
-/system TEXT        set the system prompt and start anew; without TEXT an empty one
-/reset              forget the conversation, keep the system prompt
-/save FILE          write the conversation as JSON
-/load FILE          go on with a saved conversation
-/reasoning          show the last answer's reasoning in full
-/bye                leave (also /exit, /quit, exit, quit, Ctrl-D)
-Ctrl-C stops an answer. A line of three quotes (\"\"\") starts and ends a text of several lines. Tab
-completes commands. What you type during an answer is the beginning of your next message; Enter
-sends it. A long text is shown as a mark; Backspace removes it."""
+_HELP = {
+    "/help or /?": "this list",
+    "/undo": "take the last message and its answer back",
+    "/regenerate": "answer the last message anew",
+    "/compact": "make room: drop the oldest exchanges until half of the context is free",
+    "/tokens": "how much of the context the conversation uses",
+    "/set NAME VALUE": "change a sampling parameter; /set alone shows them all",
+    "/system TEXT": "set the system prompt and start anew; without TEXT an empty one",
+    "/reset": "forget the conversation, keep the system prompt",
+    "/save FILE": "write the conversation as JSON",
+    "/load FILE": "go on with a saved conversation",
+    "/reasoning": "show the last answer's reasoning in full",
+    "/bye": "leave (also /exit, /quit, exit, quit, Ctrl-D)",
+    "Ctrl-C": "stop an answer",
+    "Tab": "complete a command",
+    '""" ... """': "a text of several lines",
+}
+_MORE_HELP = (
+    "What you type during an answer is offered as your next messages, one by one: Enter sends "
+    "each, Ctrl-C drops all. A long text is shown as a mark; Backspace removes it."
+)
 _LEAVE = ("/bye", "/exit", "/quit", "exit", "quit")
 _FENCE = '"""'
 # Bytes of a piped line, and characters between fences.
@@ -83,12 +88,12 @@ class Chat:
         # What the next line begins with.
         self.offered = ""
         self.commands: dict[str, Callable[[str], None]] = {
-            "/help": lambda _: out.print(_HELP),
-            "/?": lambda _: out.print(_HELP),
+            "/help": lambda _: _show_help(),
+            "/?": lambda _: _show_help(),
             "/undo": lambda _: self._undo(),
             "/regenerate": lambda _: self._show(conversation.regenerate),
             "/compact": lambda _: note(conversation.compact()),
-            "/tokens": lambda _: out.print(conversation.tokens()),
+            "/tokens": lambda _: show_text(conversation.tokens()),
             "/set": lambda text: out.print(conversation.set_sampling(text)),
             "/system": conversation.set_system,
             "/reset": lambda _: conversation.reset(),
@@ -180,9 +185,16 @@ def completions(before: str) -> Iterator[str]:
         yield from _COMMANDS
 
 
-_COMMANDS = tuple(
-    sorted({word for line in _HELP.splitlines() for word in line.split()[:1] if word[0] == "/"})
-)
+_COMMANDS = tuple(sorted(key.split()[0] for key in _HELP if key.startswith("/")))
+
+
+def _show_help() -> None:
+    table = plain_table()
+    table.columns[0].no_wrap = True
+    for key, text in _HELP.items():
+        table.add_row(key, text)
+    out.print(table)
+    show_text(_MORE_HELP)
 
 
 @contextmanager
@@ -200,9 +212,11 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
     from thinslice.cli.chat_history import ChatHistory, history_path
     from thinslice.cli.line_editor import LineEditor
     from thinslice.cli.terminal import Terminal
+    from thinslice.cli.typed_ahead import TypedAhead
 
-    history = ChatHistory(history_path(os.environ))
+    history = ChatHistory(history_path(os.environ), _LEAVE)
     terminal = stack.enter_context(Terminal(sys.stdin.fileno()))
+    typed_ahead = TypedAhead(terminal)
     editor = LineEditor(terminal, history, completions)
     told: list[str] = []
 
@@ -210,19 +224,13 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
         if history.trouble is not None and not told:
             told.append(history.trouble)
             note(f"what you type is not kept across starts: {history.trouble}")
-        return editor.read(prompt, _with_typed_ahead(terminal, offered))
+        try:
+            return editor.read(prompt, typed_ahead.next(offered))
+        except KeyboardInterrupt:
+            typed_ahead.drop()
+            raise
 
     return terminal, read_line
-
-
-def _with_typed_ahead(terminal: "Terminal", offered: str) -> str:
-    ahead = terminal.take_ahead()
-    dropped = terminal.take_num_dropped()
-    if dropped:
-        note(f"{dropped:,} bytes typed meanwhile were too many and are not kept")
-    if ahead:
-        note("typed meanwhile; Enter sends it, Ctrl-C drops it:")
-    return "\n".join(part for part in (offered, ahead) if part)
 
 
 def _plain_line(_prompt: str, _offered: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from prompt_toolkit.history import History
@@ -30,13 +30,15 @@ class ChatHistory(History):
 
     Args:
         path: the file, made with mode 0600; None keeps the history in memory only.
+        unkept: lines that are not worth keeping.
 
     Attributes:
         trouble: why the history is not kept across starts; None where it is.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, unkept: Container[str] = ()) -> None:
         super().__init__()
+        self._unkept = unkept
         self._path = path
         self.trouble: str | None = None
 
@@ -48,9 +50,10 @@ class ChatHistory(History):
         """Nothing: prompt_toolkit's call, with the line as it is shown. See ``remember``."""
 
     def remember(self, text: str) -> None:
-        """Take in what was typed, unless it repeats the last entry or is too long to keep."""
+        """Take in what was typed, unless it repeats the last entry or is not to be kept."""
         is_repeated = bool(self._loaded_strings) and self._loaded_strings[0] == text
-        if is_repeated or not text.strip() or len(text) > LONGEST_ENTRY:
+        is_worth_it = bool(text.strip()) and text.strip() not in self._unkept
+        if is_repeated or not is_worth_it or len(text) > LONGEST_ENTRY:
             return
         super().append_string(text)
         del self._loaded_strings[len(_newest(self._loaded_strings)) :]

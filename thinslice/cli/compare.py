@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 from rich.table import Table
 
-from thinslice.cli.console import note, note_all, out, print_json, progress_bars
-from thinslice.cli.models import plain_table
-from thinslice.errors import RequestError
+from thinslice.cli.console import note, note_all, out, plain_table, print_json, progress_bars
+from thinslice.errors import ConfigError, RequestError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.units import MIB, format_bytes, gib
 
@@ -113,7 +112,7 @@ def _read_text(path: Path) -> str:
             )
         return path.read_bytes().decode()
     except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8: see byte {error.start}") from None
 

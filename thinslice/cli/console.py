@@ -24,6 +24,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from thinslice.errors import StoreError
@@ -176,7 +177,7 @@ def silence_notes(is_quiet: bool) -> None:
 
 def note(text: str) -> None:
     """Print one line about what happened, to standard error."""
-    notes.print(Text(safe(text, notes), style="dim"))
+    notes.print(Text(_in_lines(safe(text, notes), notes), style="dim"))
 
 
 def note_all(lines: Iterable[str]) -> None:
@@ -187,7 +188,36 @@ def note_all(lines: Iterable[str]) -> None:
 
 def print_error(text: str) -> None:
     """Print an error to standard error."""
-    err.print(Text.assemble(("error: ", "bold red"), safe(text, err)))
+    shown = Text(_in_lines(f"error: {safe(text, err)}", err))
+    shown.stylize("bold red", 0, len("error:"))
+    err.print(shown)
+
+
+def show_text(text: str) -> None:
+    """Print text of ours to standard output, a terminal's lines broken between words."""
+    out.print(_in_lines(text, out))
+
+
+def _in_lines(text: str, console: Console) -> str:
+    """Text for a terminal, broken between words; piped as it is."""
+    if not console.file.isatty():
+        return text
+    from thinslice.cli.word_wrap import WordWrap
+
+    wrap = WordWrap(lambda: console.width)
+    return wrap.push(text) + wrap.finish()
+
+
+def plain_table(*headings: str) -> Table:
+    """A table without lines, of two columns where none have a heading.
+
+    Where a terminal is too narrow for it, cells are broken into lines; nothing of them is left out.
+    """
+    columns = headings or ("", "")
+    table = Table(*columns, box=None, show_header=bool(headings), pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    return table
 
 
 class ProgressBars:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from thinslice.cli.console import out, print_json
+from thinslice.cli.console import out, print_json, show_text
 from thinslice.cli.options import Json
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def doctor(*, as_json: Json = False) -> int:
         print_json({"works": works, "findings": [asdict(f) for f in findings]})
     else:
         out.print(_table(findings))
-        out.print("thinslice will work here" if works else "thinslice will not work here as it is")
+        show_text("thinslice will work here" if works else "thinslice will not work here as it is")
     return 0 if works else 1
 
 

@@ -5,7 +5,7 @@ import sys
 import traceback
 from io import TextIOWrapper
 
-from cyclopts import CycloptsError, UnusedCliTokensError
+from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from thinslice.cli.app import INTERRUPTED
 from thinslice.cli.commands import make_app
@@ -45,12 +45,24 @@ def _run(arguments: list[str]) -> int:
         result = make_app()(_input_last(arguments), exit_on_error=False, print_error=False)
     except UnusedCliTokensError as error:
         surplus = " ".join(error.unused_tokens or ())
-        raise ConfigError(
-            f"unexpected: {surplus}; a text of several words goes in quotes"
-        ) from error
+        command = " ".join(("thinslice", *(error.command_chain or ())))
+        told = f"unexpected: {surplus}; `{command} --help` shows what it takes"
+        raise ConfigError(told) from error
+    except MissingArgumentError as error:
+        raise ConfigError(_missing(error, arguments)) from error
     except CycloptsError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     return result if isinstance(result, int) else 0
+
+
+def _missing(error: MissingArgumentError, arguments: list[str]) -> str:
+    """What was not given: a value, or an argument altogether."""
+    assert error.argument is not None, "an argument that is missing has a name"
+    name, choices = error.argument.name, error.argument.get_choices() or ()
+    hint = f": {' or '.join(choices)}" if choices else ""
+    if name in arguments:
+        return f"{name} needs a value{hint}"
+    return f"thinslice {' '.join(error.command_chain or ())} needs {name}{hint}"
 
 
 def _input_last(arguments: list[str]) -> list[str]:

@@ -262,7 +262,7 @@ class LineEditor:
             try:
                 line = self._session.prompt(prompt, default=shown.text)
             finally:
-                unused = "".join(key.data for key in get_typeahead(self._input))
+                unused = "".join(map(_as_typed, get_typeahead(self._input)))
                 self._terminal.put_ahead(unused)
         text = self._kept.whole(line)
         self._history.remember(text)
@@ -302,6 +302,13 @@ class LineEditor:
             buffer.text = ""
         self._offered = ""
         self._kept.insert(buffer, event.data)
+
+
+def _as_typed(key: KeyPress) -> str:
+    """What a terminal sent for a key."""
+    if key.key == Keys.BracketedPaste:
+        return f"{_PASTE_START}{key.data}{_PASTE_END}"
+    return key.data
 
 
 def _bound_undo(buffer: Buffer) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 
@@ -206,13 +207,22 @@ def _devices() -> list[Finding]:
     return findings
 
 
+def _unwritable(folder: Path) -> str | None:
+    """Why no file can be made there; found out by making one."""
+    try:
+        with TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or type(error).__name__
+
+
 def _disk() -> list[Finding]:
     try:
         root = Store().root
         existing = next(path for path in (root, *root.parents) if path.exists())
         free = shutil.disk_usage(existing).free
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            return [Finding("model store", f"{root} cannot be written", "bad")]
+        if (reason := _unwritable(existing)) is not None:
+            return [Finding("model store", f"{root} cannot be written: {reason}", "bad")]
         Store().list()
     except StoreError as error:
         return [Finding("model store", str(error), "bad")]

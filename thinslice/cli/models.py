@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from thinslice.cli.console import note, out, print_json, progress_bars
+from thinslice.cli.console import note, out, plain_table, print_json, progress_bars
 from thinslice.cli.options import Json
 from thinslice.store.known_models import KNOWN
 from thinslice.store.manifest import StoredModel
@@ -126,11 +126,3 @@ def rm(model: str, /) -> None:
 def as_record(model: StoredModel) -> dict[str, Any]:
     """A stored model for ``--json``."""
     return {**asdict(model), "path": str(model.path), "num_bytes": model.num_bytes}
-
-
-def plain_table(*headings: str) -> Table:
-    """A table without lines, that wraps nothing: it can be read by eye and cut by column."""
-    table = Table(*headings, box=None, show_header=bool(headings), pad_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
-    return table

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from thinslice.cli.console import note, note_all, out, print_json, progress_bars
-from thinslice.cli.models import plain_table
+from thinslice.cli.console import note, note_all, out, plain_table, print_json, progress_bars
 from thinslice.cli.options import Fit, FitOptions, Json
 from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.plan.available import known_bound
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
     from thinslice.plan.predict import Prediction
     from thinslice.store.store import Store
 
-_BAR_WIDTH = 32
+# Columns, and those of a part's name and size beside it.
+_LONGEST_BAR, _BESIDE_BAR = 32, 28
 
 
 def plan(
@@ -65,7 +65,7 @@ def plan(
 
     # A device is opened first: what its libraries hold here is then counted.
     device = open_device(asked)
-    settings, budget = _settled(asked)
+    settings, budget = _settled(asked, device)
     found, machine = _look_up(model, device)
     with explaining(settings, budget):
         to_run = model_to_run(found, settings, machine.runtime_bytes, device)
@@ -102,13 +102,13 @@ def _note_defaults(asked: "EngineSettings", budget: "Budget", chosen: "MemoryPla
         note(f"no --memory: planned for {size}, 80% of what the card has free")
 
 
-def _settled(asked: "EngineSettings") -> "tuple[EngineSettings, Budget]":
+def _settled(asked: "EngineSettings", device: "Device | None") -> "tuple[EngineSettings, Budget]":
     """The settings with their budget; a plan for more than this machine has is one for another."""
     from thinslice.engine.planning import budget_bytes, with_budget
     from thinslice.plan.available import Budget
 
     try:
-        return with_budget(asked)
+        return with_budget(asked, device)
     except BudgetError as error:
         note(f"planned for another machine: {str(error).splitlines()[0]}")
         return asked, Budget(budget_bytes(asked))
@@ -180,9 +180,11 @@ def _speeds(store: "Store", weights: Path | None) -> "HardwareProfile | None":
 
 def _parts_table(title: str, parts: tuple[tuple[str, int], ...], budget_bytes: int) -> Table:
     table = plain_table(title, "SIZE", "SHARE OF THE BUDGET")
+    table.columns[-1].no_wrap, table.columns[-1].overflow = True, "crop"
+    width = max(min(_LONGEST_BAR, out.width - _BESIDE_BAR), 1)
     headroom_bytes = budget_bytes - sum(num_bytes for _, num_bytes in parts)
     for name, num_bytes in [*parts, ("headroom", headroom_bytes)]:
-        bar = "█" * round(_BAR_WIDTH * num_bytes / budget_bytes)
+        bar = "█" * round(width * num_bytes / budget_bytes)
         table.add_row(name, format_bytes(num_bytes), bar)
     table.add_row("budget", format_bytes(budget_bytes), "")
     return table

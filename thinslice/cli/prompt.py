@@ -25,8 +25,8 @@ def read_prompt(prompt: str | None, piped: str | None, files: Sequence[Path]) ->
         piped: ``-`` where standard input follows the prompt; None where it is left alone.
         files: whose text stands between the two.
 
-    Errors: ConfigError for arguments that make no prompt; RequestError for text that is empty, too
-    large, not UTF-8 or cannot be read.
+    Errors: ConfigError for arguments that make no prompt and files that cannot be read;
+    RequestError for text that is empty, too large or not UTF-8.
     """
     if piped not in (None, PIPED):
         raise ConfigError(f"unexpected: {piped}; a text of several words goes in quotes")
@@ -69,7 +69,7 @@ def _read_file(path: Path) -> str:
         with path.open("rb") as file:
             return _decoded(_read(file, str(path)), str(path))
     except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _read(stream: BinaryIO, name: str) -> bytes:

@@ -115,7 +115,7 @@ def _run_prompts(
     load: LoadOptions,
     sampling: SamplingParams,
 ) -> int:
-    from thinslice.cli.batch import Batch, answer_all
+    from thinslice.cli.batch import Batch, answer_all, is_answered
 
     assert options.prompts is not None, "no file of prompts"
     if options.json:
@@ -124,6 +124,9 @@ def _run_prompts(
     dtypes = (load.dtype, load.kv_dtype)
     batch = Batch(model, options.prompts, options.out, system, options.raw, sampling, dtypes)
     batch.check()
+    if is_answered(batch):
+        note(f"all answers are in {options.out} already")
+        return 0
     llm = load_model(model, load, max_num_seqs=EngineSettings.max_num_seqs)
     code = answer_all(llm, batch)
     note(f"peak {peaks(llm)}")

@@ -6,7 +6,6 @@ never fills up, behind which even Ctrl-C would be lost.
 """
 
 import os
-import re
 import select
 import signal
 import termios
@@ -23,11 +22,7 @@ MOST_AHEAD_BYTES = 256 * 1024
 _PASTE_GAP_S, _OPEN_PASTE_GAP_S = 0.05, 0.5
 _BRACKETED_PASTE_ON, _BRACKETED_PASTE_OFF = b"\x1b[?2004h", b"\x1b[?2004l"
 _SHOW_CURSOR = b"\x1b[?25h"
-# Keys and answers of the terminal: CSI and SS3 sequences, and Alt with a key.
-_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
-_ERASE_LINE = "\x15"
 _INTERRUPT = b"\x03"
-_ERASE = ("\x7f", "\b")
 _LFLAG = 3
 
 
@@ -84,10 +79,7 @@ class Terminal:
         self._keep(text.encode("utf-8", "surrogateescape"))
 
     def take_ahead(self) -> str:
-        """What was typed ahead so far, and until a paste that is under way has ended.
-
-        Escape sequences are left out, and erased characters; lines stay lines.
-        """
+        """The keys typed ahead so far, and until a paste that is under way has ended."""
         self._stop()
         try:
             while self._is_ready(self._gap_s()) and self._read():
@@ -95,7 +87,7 @@ class Terminal:
             data, self._ahead = bytes(self._ahead), bytearray()
         finally:
             self._start()
-        return typed_text(data.decode("utf-8", "ignore"))
+        return data.decode("utf-8", "ignore")
 
     def take_num_dropped(self) -> int:
         """How many bytes typed ahead were let go since the last call."""
@@ -142,11 +134,12 @@ class Terminal:
         self._keep(data)
         return bool(data)
 
-    def _keep(self, data: bytes) -> None:
+    def _keep(self, received: bytes) -> None:
+        data = received.replace(_INTERRUPT, b"")
         room = MOST_AHEAD_BYTES - len(self._ahead)
         self._ahead += data[:room]
         self._num_dropped += max(len(data) - room, 0)
-        if _INTERRUPT in data:  # typed while an editor had the terminal, for which it is a key
+        if data != received:  # typed while an editor had the terminal, for which it is a key
             os.kill(os.getpid(), signal.SIGINT)
 
     def _own(self) -> None:
@@ -200,18 +193,3 @@ def _interrupts_later() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came:
             os.kill(os.getpid(), signal.SIGINT)
-
-
-def typed_text(keys: str) -> str:
-    """The text that keys stand for, as a terminal that edits lines would give it."""
-    kept: list[str] = []
-    for character in _ESCAPE.sub("", keys.replace("\r\n", "\n").replace("\r", "\n")):
-        if character in _ERASE:
-            if kept and kept[-1] != "\n":
-                kept.pop()
-        elif character == _ERASE_LINE:
-            while kept and kept[-1] != "\n":
-                kept.pop()
-        elif character in "\n\t" or character >= " ":
-            kept.append(character)
-    return "".join(kept).strip("\n")

@@ -150,7 +150,7 @@ class LLM(Closing):
         set_environment()
         bound_allocator_at_first()
         device = open_device(asked)
-        engine_settings, budget = with_budget(asked)
+        engine_settings, budget = with_budget(asked, device)
         with explaining(engine_settings, budget):
             checkpoint, self.tokenizer = open_model(model, engine_settings, progress, device)
             planned = Model.of(checkpoint)

@@ -18,7 +18,13 @@ from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_o
 from thinslice.memory.meter import rss_to_plan_from, touched_library_bytes
 from thinslice.pack.layout import matrix_formats
 from thinslice.pack.stored import bytes_to_pack
-from thinslice.plan.available import Budget, budget_for_process, default_budget, known_bound
+from thinslice.plan.available import (
+    Budget,
+    budget_for_process,
+    check_bound,
+    default_budget,
+    known_bound,
+)
 from thinslice.plan.case import Workload
 from thinslice.plan.device_plan import DeviceLimits, plan_on_device
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
@@ -242,12 +248,16 @@ def budget_bytes(settings: EngineSettings) -> int:
     return budget_for_process(None, _budget_option(settings)).num_bytes if named is None else named
 
 
-def with_budget(settings: EngineSettings) -> tuple[EngineSettings, Budget]:
+def with_budget(
+    settings: EngineSettings, device: Device | None = None
+) -> tuple[EngineSettings, Budget]:
     """The same settings with the budget of the machine's own memory settled: every step of loading
     a model then plans for the same number, and for one that the machine has.
 
-    Errors: as ``budget_for_process``.
+    Errors: as ``budget_for_process``; BudgetError for more than a device has of its own.
     """
+    if device is not None and settings.memory_bytes is not None:
+        check_bound(settings.memory_bytes, bound=(device.total_bytes(), "the device has"))
     budget = budget_for_process(_named_budget(settings), _budget_option(settings))
     if settings.device == "cpu":
         return replace(settings, memory=budget.num_bytes), budget

@@ -50,14 +50,16 @@ class CudaDevice:
     def current(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.place)
 
+    def total_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self.place)[1]
+
     def free_bytes(self) -> int:
         # What torch's allocator keeps of this process's own tensors is free to it as well.
         kept = torch.cuda.memory_reserved(self.place) - torch.cuda.memory_allocated(self.place)
         return torch.cuda.mem_get_info(self.place)[0] + kept
 
     def hold_to(self, num_bytes: int) -> None:
-        total = torch.cuda.mem_get_info(self.place)[1]
-        share = (num_bytes - self.context_bytes) / total
+        share = (num_bytes - self.context_bytes) / self.total_bytes()
         torch.cuda.set_per_process_memory_fraction(min(max(share, 0.0), 1.0), self.place)
 
     def peak_bytes(self) -> int:

@@ -29,6 +29,9 @@ class Device(Protocol):
     def current(self) -> AbstractContextManager[object]:
         """Inside, what this thread computes goes to this device."""
 
+    def total_bytes(self) -> int:
+        """All its memory."""
+
     def free_bytes(self) -> int:
         """Memory that is free now."""
 

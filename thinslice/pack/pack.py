@@ -36,7 +36,7 @@ from thinslice.store.pack_record import (
     write_record,
 )
 from thinslice.store.progress import Progress, silent
-from thinslice.units import MIB, gib, size_option
+from thinslice.units import MIB, describe_need, size_option
 
 LOCK = ".pack.lock"
 _MAX_THREADS = 4
@@ -145,11 +145,10 @@ def _num_threads(source: Checkpoint, layout: PackedLayout, memory_bytes: int | N
     parts = {"runtime": current_rss_bytes(), **packing_parts(source, layout)}
     floor = sum(parts.values())
     if floor > memory_bytes:
-        named = ", ".join(f"{name} {gib(num_bytes)}" for name, num_bytes in parts.items())
         fits = suggested_size(floor)
         raise BudgetError(
             f"packing does not fit --memory {size_option(memory_bytes)}\n"
-            f"  needs {gib(floor)} GiB: {named}; packed once, it runs in less\n"
+            f"  {describe_need(parts.items())}; packed once, it runs in less\n"
             f"  this fits: --memory {fits}"
         )
     return min(most, 1 + (memory_bytes - floor) // parts["scratch"])

@@ -83,10 +83,15 @@ def budget_for_process(named_bytes: int | None, option: str = "--memory") -> Bud
     return min(choices, key=lambda choice: choice.num_bytes)
 
 
-def check_bound(num_bytes: int, option: str = "--memory") -> None:
-    """Errors: BudgetError for more memory than this machine, or the tightest control group over
-    this process, has at all."""
-    bound = known_bound()
+def check_bound(
+    num_bytes: int, option: str = "--memory", bound: tuple[int, str] | None = None
+) -> None:
+    """Errors: BudgetError for more memory than there is at all.
+
+    Args:
+        bound: how much there is and what says so; by default ``known_bound``.
+    """
+    bound = bound or known_bound()
     if bound is not None and num_bytes > bound[0]:
         raise BudgetError(
             f"{option} {size_option(num_bytes)} is more than {bound[1]}: {format_bytes(bound[0])}; "

@@ -28,7 +28,7 @@ from thinslice.plan.refusal import suggested_size
 from thinslice.plan.sweep_bytes import SweepBytes
 from thinslice.plan.tensors import Role
 from thinslice.plan.weight_layout import WeightLayout
-from thinslice.units import KIB, MIB, gib, size_option
+from thinslice.units import KIB, MIB, describe_need, size_option
 
 # Slices and rings begin at multiples of this: what a card reads at once.
 DEVICE_ALIGNMENT = 256
@@ -387,7 +387,7 @@ def _budget_error(case: _Case, floors: list[MemoryPlan], on_host: MemoryPlan | N
         return BudgetError(
             f"no plan fits --memory {size_option(limits.device_bytes)} of {limits.name} at "
             f"--context {need.context}\n"
-            f"  needs {gib(need.peak_bytes)} GiB: {need.describe_parts()}\n"
+            f"  {describe_need(need.parts)}\n"
             f"  this fits the device: --memory {suggested_size(need.peak_bytes)}"
         )
     host = on_host.device
@@ -396,10 +396,6 @@ def _budget_error(case: _Case, floors: list[MemoryPlan], on_host: MemoryPlan | N
         hint = "\n  matrices that are converted cannot be copied from disk; thinslice pack first"
     return BudgetError(
         f"no plan fits --host-memory {size_option(limits.host_bytes)} beside {limits.name}\n"
-        f"  needs {gib(host.host_peak_bytes)} GiB: {_describe(host.host_parts)}{hint}\n"
+        f"  {describe_need(host.host_parts)}{hint}\n"
         f"  this fits: --host-memory {suggested_size(host.host_peak_bytes)}"
     )
-
-
-def _describe(parts: tuple[tuple[str, int], ...]) -> str:
-    return ", ".join(f"{name} {gib(num_bytes)}" for name, num_bytes in parts)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from thinslice.units import format_bytes, gib
+from thinslice.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,6 @@ class MemoryPlan:
     def headroom_bytes(self) -> int:
         """What the budget leaves over."""
         return self.budget_bytes - self.peak_bytes
-
-    def describe_parts(self) -> str:
-        """The parts in GiB on one line: ``runtime 0.25, weights 0.25, ...``."""
-        return ", ".join(f"{name} {gib(num_bytes)}" for name, num_bytes in self.parts)
 
     def describe_weights(self) -> str:
         """Where the weights live: ``resident``, or how many slices of a sweep are streamed."""

@@ -8,7 +8,7 @@ from thinslice.plan.candidates import floor
 from thinslice.plan.case import Case
 from thinslice.plan.choose import SMALLEST_CONTEXT, best_plan
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.units import MIB, gib, parse_bytes, size_option
+from thinslice.units import MIB, describe_need, format_bytes, parse_bytes, size_option
 
 _DTYPES = ("float32", "bfloat16", "int8", "int4")
 # What a process holds before the model differs from one start to the next by about a MiB; a
@@ -23,10 +23,10 @@ def budget_error(case: Case, budget_bytes: int) -> BudgetError:
     memory, dtype = size_option(budget_bytes), case.workload.dtype
     if budget_bytes < case.packing_floor_bytes > need.peak_bytes:
         first = f"--dtype {dtype} has to be packed first, which does not fit --memory {memory}"
-        needs = f"  needs {gib(case.packing_floor_bytes)} GiB; packed once, it runs in less"
+        needs = f"  needs {format_bytes(case.packing_floor_bytes)}; packed once, it runs in less"
     else:
         first = f"no plan fits --memory {memory} at --context {need.context}"
-        needs = f"  needs {gib(need.peak_bytes)} GiB: {need.describe_parts()}"
+        needs = f"  {describe_need(need.parts)}"
     lines, changes = [first, needs], [*_suggestions(case, budget_bytes, need)]
     if changes:
         lines += ["  any one of these fits:", *(f"    {change}" for change in changes)]

@@ -17,6 +17,7 @@ from thinslice.errors import ConfigError, StoreError
 from thinslice.plan.model_shape import ModelShape
 from thinslice.store.manifest import StoredModel, folder_in, read_manifest
 from thinslice.store.names import (
+    Embedded,
     HubModel,
     LocalPath,
     ModelName,
@@ -126,9 +127,10 @@ class Store:
 
     @_errors_named
     def locate(self, text: str, progress: Progress | None = None) -> Path | ModelShape:
-        """Like resolve, but of a model of the Hub that is not stored the shape.
+        """Like resolve, but of a model of the Hub that is not stored the shape, and the embedded
+        model is fetched.
 
-        Its settings are fetched, a few KB, and not kept.
+        Of a model of the Hub the settings are fetched, a few KB, and not kept.
 
         Errors: ConfigError, StoreError, CheckpointError; StoreError for a GGUF that is not stored,
         whose shape is in its weights' file.
@@ -136,6 +138,8 @@ class Store:
         if self._copy(text) is not None:
             return self.resolve(text)
         name = self._parse(text)
+        if isinstance(name, Embedded):
+            return self._pull(name, progress, offline=False).path
         is_stored = isinstance(name, LocalPath) or folder_in(self.root, name).is_dir()
         if is_stored or not isinstance(name, HubModel) or name.quant is not None:
             return self.resolve(text)
@@ -221,7 +225,7 @@ class Store:
             raise ConfigError(f"{text!r:.300} is not in the store; only stored models are removed")
         folder = folder_in(self.root, name)
         if not folder.is_dir():
-            raise StoreError(self._not_stored(name))
+            raise StoreError(f"{self._missing(name)}; `thinslice ls` lists what is")
         num_bytes = bytes_below(folder)
         for copy in self.packed():
             if copy.model == name.text:
@@ -260,9 +264,12 @@ class Store:
     def _not_stored(self, name: StoredName) -> str:
         if folder_in(self.root, name).is_dir():
             return f"the pull of {name.text} is unfinished; `thinslice pull {name.text}` ends it"
+        return f"{self._missing(name)}; `thinslice pull {name.text}` fetches it"
+
+    def _missing(self, name: StoredName) -> str:
         near = nearest_names(name.text, [stored for stored, _ in self._folders()])
-        guess = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{name.text} is not stored; {guess}`thinslice pull {name.text}` fetches it"
+        guess = f" (did you mean {' or '.join(near)}?)" if near else ""
+        return f"{name.text} is not stored{guess}"
 
     def _folders(self) -> Iterator[tuple[str, Path]]:
         """Name and folder of each model, complete or not. What else is there is not ours."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_llm import write_model
-from thinslice.cli.batch import Batch, answer_all
+from thinslice.cli.batch import Batch, answer_all, is_answered
 from thinslice.config import SamplingParams
 from thinslice.engine.in_order import complete_in_order
 from thinslice.engine.llm import LLM
@@ -84,6 +84,21 @@ def test_a_run_that_was_cut_anywhere_goes_on_and_gives_the_same_file(
         assert without_seed(batch.out) == expected
         kept = whole[:cut].rpartition(b"\n")[0]
         assert batch.out.read_bytes().startswith(kept), "an answer was made anew"
+
+
+def test_whether_all_answers_are_there_is_told_without_the_model(
+    llm: LLM, batch: Batch, tmp_path: Path
+) -> None:
+    stored = replace(batch, model=str(write_model(tmp_path / "tiny.gguf")))
+    stored.check()
+    assert not is_answered(stored)
+    answer_all(llm, stored)
+    assert is_answered(stored)
+    with pytest.raises(ConfigError, match="other settings"):
+        is_answered(replace(stored, raw=True))
+    lines = stored.out.read_bytes().splitlines(keepends=True)
+    stored.out.write_bytes(b"".join(lines[:-1]) + lines[-1][:-1])
+    assert not is_answered(stored)
 
 
 @pytest.mark.parametrize(

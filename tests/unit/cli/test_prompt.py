@@ -88,9 +88,9 @@ def test_a_terminal_is_not_waited_for_and_a_missing_file_is_named(
     monkeypatch.setattr("sys.stdin", Input(b"", is_terminal=True))
     with pytest.raises(ConfigError, match="no prompt"):
         read_prompt(None, None, ())
-    with pytest.raises(RequestError, match=r"absent\.txt cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"absent\.txt cannot be read: No such file"):
         read_prompt("asked", None, (tmp_path / "absent.txt",))
-    with pytest.raises(RequestError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_prompt("asked", None, (tmp_path,))
 
 

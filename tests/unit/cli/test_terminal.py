@@ -1,4 +1,4 @@
-"""What keys typed ahead stand for, and a terminal that is restored."""
+"""A terminal whose keys are kept, and which is restored."""
 
 import itertools
 import os
@@ -11,27 +11,9 @@ from typing import Any
 
 import pytest
 
-from thinslice.cli.terminal import MOST_AHEAD_BYTES, Terminal, typed_text
+from thinslice.cli.terminal import MOST_AHEAD_BYTES, Terminal
 
 _LFLAG = 3
-
-
-@pytest.mark.parametrize(
-    ("keys", "text"),
-    [
-        ("hello\r", "hello"),
-        ("two\rlines\r\n", "two\nlines"),
-        ("helpo\x7f\x7flo", "hello"),
-        ("\x7f\x7fa", "a"),
-        ("first\rwrong\x15right", "first\nright"),
-        ("a\x1b[Db\x1b[1;5Cc\x1bOPd", "abcd"),
-        ("\x1b[200~pasted\rtext\x1b[201~", "pasted\ntext"),
-        ("\x1b[24;80Ra\x04\x00b\x1b", "ab"),
-        ("नमस्ते👋", "नमस्ते👋"),
-    ],
-)
-def test_keys_are_text_as_a_terminal_that_edits_lines_gives_it(keys: str, text: str) -> None:
-    assert typed_text(keys) == text
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -108,7 +108,7 @@ def test_below_the_floor_what_is_named_fits(device: int, host: int, text: str) -
     size = int(str(caught.value).rpartition(f"{text} ")[2].removesuffix("MiB")) * MIB
     fits = (size, host) if text == "--memory" else (device, size)
     assert planned(*fits).headroom_bytes >= 0
-    assert "context 0.49" in str(caught.value) or "runtime" in str(caught.value)
+    assert "context 500.00 MiB" in str(caught.value) or "runtime" in str(caught.value)
 
 
 @pytest.mark.parametrize(("num_seqs", "length"), [(1, 8), (2, 7), (5, 2), (8, 1), (9, 0)])

