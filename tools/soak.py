@@ -37,6 +37,9 @@ from thinslice.units import MIB
 NUM_TASKS, NUM_KINDS = 12, 24
 # A round ends with the model closed under its streams. Of the whole time, children take this share.
 ROUND_S, CHILD_SHARE = 30.0, 0.3
+# Each load leaves some pieces of 1 MiB of Python's own allocator, held by a few small objects such
+# as names in the cache of types' attributes, until that has settled: seen over the first seven.
+WARM_UP_LOADS = 10
 # Of the peaks of the rounds, the last fifth against the first after the warm-up; judged where there
 # are enough of them.
 LARGEST_GROWTH, WARM_UP_SHARE, ROUNDS_TO_JUDGE = 0.01, 0.2, 10
@@ -212,6 +215,8 @@ def serve(options: argparse.Namespace, until: float, wrong: list[str]) -> tuple[
     """Rounds of load until a time; a summary, and the peak of each round."""
     rng, ends, peaks = random.Random(options.seed), Counter[str](), list[int]()
     kinds = [draw_kind(rng) for _ in range(NUM_KINDS)]
+    for _ in range(WARM_UP_LOADS):
+        load(options).close()
     llm = load(options)
     for kind in kinds:
         kind.alone = [one.token_ids for one in llm.generate(kind.prompt, kind.params)]

@@ -55,6 +55,22 @@ for turn in range(3):
         print(dict(llm.plan.parts)["runtime"], peak_rss_bytes(), llm.plan.peak_bytes)
     del llm  # which has its tokenizer still
 """
+# Two models at once: the second is planned before the first has run.
+TWO = """
+import sys
+from threading import Thread
+from thinslice import LLM, SamplingParams
+from thinslice.memory.meter import peak_rss_bytes
+memory, dtype = sys.argv[1:]
+models = [LLM("smollm2", memory=memory, dtype=dtype, context=1024, max_num_seqs=4) for _ in "ab"]
+def answer(llm, index):
+    prompt = ("one", "two", "six", "ten")[index] * 900
+    llm.generate([prompt], SamplingParams(max_tokens=8, seed=index))
+threads = [Thread(target=answer, args=(llm, index)) for llm in models for index in range(4)]
+for one in threads: one.start()
+for one in threads: one.join()
+print(peak_rss_bytes(), models[1].plan.peak_bytes, models[1].plan.budget_bytes)
+"""
 
 
 def run(program: str, *arguments: str) -> list[int]:
@@ -88,3 +104,9 @@ def test_a_model_after_another_is_planned_as_the_first(smollm2_path: Path) -> No
     assert max(runtimes) <= runtimes[0] + 6 * MIB
     assert min(runtimes) >= runtimes[0] - 2 * MIB
     assert all(peak <= most for peak, most in zip(peaks, planned, strict=True))
+
+
+def test_two_models_at_once(smollm2_path: Path) -> None:
+    """The second is planned above what the first will come to hold."""
+    peak, planned, budget = measure(TWO, "2500MiB", "float32")
+    assert peak <= planned <= budget

@@ -55,21 +55,16 @@ def plan(
 
     asked = fit.settings(sequences)
     Store().check_name(model)
-    from thinslice.engine.planning import (
-        explaining,
-        model_to_run,
-        open_device,
-        plan_model,
-        residency_of,
-    )
+    from thinslice.engine.planning import fit_model, open_device, residency_of
+    from thinslice.engine.prepare import explaining
 
     # A device is opened first: what its libraries hold here is then counted.
     device = open_device(asked)
     settings, budget = _settled(asked, device)
     found, machine = _look_up(model, device)
     with explaining(settings, budget):
-        to_run = model_to_run(found, settings, machine.runtime_bytes, device)
-        chosen = plan_model(to_run, settings, machine.runtime_bytes, device)
+        fitted = fit_model(found, settings, machine.runtime_bytes, device)
+    to_run, chosen = fitted.model, fitted.plan
     speed = machine.predict(to_run, chosen)
     resident = None
     if device is None:
@@ -104,7 +99,8 @@ def _note_defaults(asked: "EngineSettings", budget: "Budget", chosen: "MemoryPla
 
 def _settled(asked: "EngineSettings", device: "Device | None") -> "tuple[EngineSettings, Budget]":
     """The settings with their budget; a plan for more than this machine has is one for another."""
-    from thinslice.engine.planning import budget_bytes, with_budget
+    from thinslice.engine.planning import budget_bytes
+    from thinslice.engine.prepare import with_budget
     from thinslice.plan.available import Budget
 
     try:
@@ -163,7 +159,7 @@ def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
 
 
 def _speeds(store: "Store", weights: Path | None) -> "HardwareProfile | None":
-    from thinslice.engine.planning import measured_profile
+    from thinslice.memory.measure import measured_profile
 
     try:
         profile = measured_profile(store.root, weights)
@@ -238,18 +234,18 @@ def _neighbours_table(
     machine: _Machine,
 ) -> Table:
     """What one change would give: half and double the memory, other weights, more context."""
-    from thinslice.engine.planning import model_to_run, plan_model
+    from thinslice.engine.planning import fit_model
 
     table = plain_table("WITH", "WEIGHTS", "CONTEXT", "PEAK", "DECODE")
     for label, changed in _neighbours(found, settings, chosen):
         try:
-            to_run = model_to_run(found, changed, machine.runtime_bytes, machine.device)
-            other = plan_model(to_run, changed, machine.runtime_bytes, machine.device)
+            fitted = fit_model(found, changed, machine.runtime_bytes, machine.device)
         except (BudgetError, ConfigError) as error:
             reason = "does not fit" if isinstance(error, BudgetError) else "cannot be packed"
             table.add_row(label, reason, "", "", "")
             continue
-        predicted = machine.predict(to_run, other)
+        other = fitted.plan
+        predicted = machine.predict(fitted.model, other)
         speed = "" if predicted is None else _rate(predicted.decode_tokens_per_s)
         peak = format_bytes(other.peak_bytes)
         table.add_row(label, other.describe_weights(), str(other.context), peak, speed)

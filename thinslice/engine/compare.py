@@ -10,11 +10,13 @@ import torch
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_bytes
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import Progress, load_engine, open_model
-from thinslice.engine.planning import Model, plan_model, with_budget
+from thinslice.engine.load import Progress, load_engine
+from thinslice.engine.planning import Model, plan_model
+from thinslice.engine.prepare import prepare, with_budget
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
+from thinslice.memory.ledger import Ledger
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.refusal import JITTER_BYTES
@@ -199,22 +201,21 @@ def load_pair(
     # Whether a model must be packed to be streamed is decided for about what it will get.
     held = current_rss_bytes()
     halves = [replace(one, memory=held + max(total - held, 0) // 2) for one in each]
-    opened = [open_model(*one, progress) for one in zip(names, halves, strict=True)]
-    checkpoints, tokenizers = zip(*opened, strict=True)
+    opened = [
+        prepare(name, half, progress, Ledger()) for name, half in zip(names, halves, strict=True)
+    ]
+    tokenizers = [one.tokenizer for one in opened]
     check_same_vocabulary(*tokenizers)
     text_ids = tokenizers[0].encode(text, add_special_tokens=False)
     prefix_ids = tokenizers[0].special.prompt_prefix_ids
     windows = cut_windows(text_ids, prefix_ids, settings.context, settings.num_tokens)
-    models = [Model.of(checkpoint) for checkpoint in checkpoints]
-    plans = plan_pair(models, each, total)
+    plans = plan_pair([Model.of(one.checkpoint) for one in opened], each, total)
     engines = []
-    for checkpoint, chosen, name in zip(checkpoints, plans, "AB", strict=True):
+    for one, chosen, name in zip(opened, plans, "AB", strict=True):
         report = progress and partial(_named, progress, name)
-        engines.append(load_engine(checkpoint, chosen, frozenset(), report))
+        engines.append(load_engine(one.checkpoint, chosen, frozenset(), report))
     notes = [
-        f"{name}: {note}"
-        for name, (checkpoint, tokenizer) in zip("AB", opened, strict=True)
-        for note in (*checkpoint.notes, *tokenizer.notes)
+        f"{name}: {note}" for name, one in zip("AB", opened, strict=True) for note in one.notes
     ]
     return ModelPair(engines[0], engines[1], total, tuple(notes)), windows
 

@@ -2,34 +2,21 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Self, TypedDict, Unpack
 
 from thinslice.closing import Closing
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.engine.engine import CLOSED, Engine
-from thinslice.engine.load import Progress, load_engine, open_model
-from thinslice.engine.planning import (
-    Model,
-    explaining,
-    known_profile,
-    open_device,
-    plan_model,
-    predict_speed,
-    with_budget,
-)
+from thinslice.engine.load import Progress, load_engine
+from thinslice.engine.prepare import Prepared, prepare
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.engine.results import ResultsRoom
 from thinslice.engine.signature import errors_in_python, with_settings
-from thinslice.errors import ContextError, RequestError, StoreError
+from thinslice.errors import ContextError, RequestError
 from thinslice.memory.give_back import give_back
-from thinslice.plan.hardware import HardwareProfile
-from thinslice.plan.predict import Prediction
 from thinslice.plan.weight_layout import FLOAT_BYTES
-from thinslice.process import bound_allocator, bound_allocator_at_first, set_environment
-from thinslice.store.store import Store
+from thinslice.process import bound_allocator
 from thinslice.text.chat_template import ChatTemplate
 
 Message = dict[str, str]
@@ -144,29 +131,37 @@ class LLM(Closing):
         self, model: str, *, progress: Progress | None = None, **settings: Unpack[Settings]
     ) -> None:
         with errors_in_python():
-            self._load(model, progress, EngineSettings(**settings))
+            self._load(prepare(model, EngineSettings(**settings), progress), progress)
 
-    def _load(self, model: str, progress: Progress | None, asked: EngineSettings) -> None:
-        set_environment()
-        bound_allocator_at_first()
-        device = open_device(asked)
-        engine_settings, budget = with_budget(asked, device)
-        with explaining(engine_settings, budget):
-            checkpoint, self.tokenizer = open_model(model, engine_settings, progress, device)
-            planned = Model.of(checkpoint)
-            self.plan = plan_model(planned, engine_settings, device=device)
-        bound_allocator(computes_floats=self.plan.dtype in FLOAT_BYTES)
+    @classmethod
+    def of(cls, prepared: Prepared, progress: Progress | None = None) -> Self:
+        """Load what has been prepared, as it was planned; once.
+
+        Errors: CheckpointError from reading the weights.
+        """
+        llm = cls.__new__(cls)
+        llm._load(prepared, progress)
+        return llm
+
+    def _load(self, prepared: Prepared, progress: Progress | None) -> None:
+        self.plan, self.tokenizer = prepared.plan, prepared.tokenizer
+        self.notes, self.sampling = prepared.notes, prepared.checkpoint.sampling
+        self.device = prepared.device
+        self.prediction = prepared.prediction
+        self.is_prediction_busy = prepared.is_prediction_busy
         self._results = ResultsRoom(self.plan)
-        self.notes = (*checkpoint.notes, *self.tokenizer.notes)
-        self.sampling = checkpoint.sampling
-        profile = _known_profile(checkpoint.files[0])
-        self.prediction: Prediction | None = None
-        self.is_prediction_busy = profile is not None and profile.is_busy
-        if profile is not None and device is None:
-            self.prediction = predict_speed(planned, self.plan, profile)
+        self._reservation = prepared.reservation
+        bound_allocator(computes_floats=self.plan.dtype in FLOAT_BYTES)
         end_ids = self.tokenizer.special.eos_token_ids
-        self.device = device
-        self._engine: Engine | None = load_engine(checkpoint, self.plan, end_ids, progress, device)
+        try:
+            self._engine: Engine | None = load_engine(
+                prepared.checkpoint, self.plan, end_ids, progress, self.device
+            )
+        except BaseException:
+            self._reservation.release()
+            raise
+        on_host = [] if self.device is not None else self._engine.runner.kv_caches
+        self._reservation.taken([rows for cache in on_host for rows in (cache.k, cache.v)])
 
     @property
     def engine(self) -> Engine:
@@ -193,6 +188,7 @@ class LLM(Closing):
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+            self._reservation.release()
             give_back()
 
     def generate(
@@ -333,13 +329,6 @@ class LLM(Closing):
 
 # For help() and editors: what ``settings`` may be.
 LLM.__signature__ = with_settings(LLM.__init__)  # type: ignore[attr-defined]
-
-
-def _known_profile(weights: Path) -> HardwareProfile | None:
-    """The speeds that were measured before; None also where there is no store to keep them in."""
-    with suppress(StoreError, OSError):
-        return known_profile(Store().root, weights)
-    return None
 
 
 def _params_for_each(

@@ -1,19 +1,16 @@
 """From an opened checkpoint to an engine that fits the budget."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.config import EngineSettings
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.engine import Engine
 from thinslice.engine.mtp_drafter import MTPDrafter
-from thinslice.engine.planning import Model, budget_bytes, model_to_run, plan_model
+from thinslice.engine.planning import Model
 from thinslice.engine.runner import Runner
 from thinslice.kernels.dispatch import NATIVE, cuda_ops, ops_for
 from thinslice.kernels.dtypes import FLOAT_DTYPES
@@ -21,51 +18,15 @@ from thinslice.memory.device import Device
 from thinslice.memory.device_store import DeviceStore
 from thinslice.memory.forks import prepare_for_forks
 from thinslice.memory.fuse import fuse, fuse_prediction
-from thinslice.memory.give_back import give_back
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.load import LoadedDtypes, load_resident, load_vectors
 from thinslice.memory.spilled_kv import SpilledKv
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.decoder import Decoder
 from thinslice.model.mtp import MTPDecoder
-from thinslice.pack.stored import ensure_packed
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.plan.packed_format import PackedFormat
-from thinslice.store.progress import silent
-from thinslice.store.store import Store
-from thinslice.text.tokenizer import Tokenizer, load_tokenizer
 
 Progress = Callable[[str, int, int], None]
-
-
-def open_model(
-    name: str,
-    settings: EngineSettings,
-    progress: Progress | None = None,
-    device: Device | None = None,
-) -> tuple[Checkpoint, Tokenizer]:
-    """Open a model by name, fetching it first where it is not there; its packed copy, which is made
-    the first time, where it must be packed for ``settings.dtype`` or to be streamed. Its tokenizer
-    is loaded before that is decided, as it is there when the model is planned.
-
-    Errors: ConfigError, StoreError, CheckpointError; BudgetError before anything is packed.
-    """
-    path = Store().ensure(name, progress, offline=settings.offline)
-    # What is read later is found wherever the program has gone by then.
-    checkpoint = open_checkpoint(path.absolute())
-    tokenizer = load_tokenizer(checkpoint)
-    model = Model.of(checkpoint)
-    to_run = model_to_run(model, settings, device=device)
-    if to_run is model and not model.needs_packing(settings.dtype):
-        return checkpoint, tokenizer
-    plan_model(to_run, settings, device=device)
-    fmt = PackedFormat(model.dtype(settings.dtype))
-    budget = budget_bytes(settings)
-    packed = ensure_packed(checkpoint, fmt, progress or silent, memory_bytes=budget)
-    give_back()
-    opened = open_checkpoint(packed.absolute())
-    # A copy that an older version packed of a GGUF does not have what it advises.
-    return replace(opened, notes=checkpoint.notes, sampling=checkpoint.sampling), tokenizer
 
 
 def load_engine(

@@ -1,9 +1,6 @@
 """Plan a model for this process and this machine."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -14,14 +11,11 @@ from thinslice.kernels import native
 from thinslice.kernels.dispatch import is_native
 from thinslice.memory import cuda_device
 from thinslice.memory.device import Device
-from thinslice.memory.measure import SMALLEST_SAMPLE_BYTES, kept_profile, load_or_measure
 from thinslice.memory.meter import rss_to_plan_from, touched_library_bytes
 from thinslice.pack.layout import matrix_formats
 from thinslice.pack.stored import bytes_to_pack
 from thinslice.plan.available import (
-    Budget,
     budget_for_process,
-    check_bound,
     default_budget,
     known_bound,
 )
@@ -45,7 +39,7 @@ from thinslice.plan.weight_layout import (
     packed_layout,
     stored_as,
 )
-from thinslice.units import MIB, size_option
+from thinslice.units import MIB
 
 # What packing a model of floats takes that is not here yet; a slice has two MiB of them.
 _PACKING_BYTES = 64 * MIB
@@ -217,25 +211,42 @@ def open_device(settings: EngineSettings) -> Device | None:
     return None if settings.device == "cpu" else cuda_device.open_device(settings.device)
 
 
-def model_to_run(
+@dataclass(frozen=True)
+class FittedModel:
+    """A plan, and what it is of: the model, or the copy that it is packed into first.
+
+    Attributes:
+        is_to_be_packed: the files that are here do not run as they are.
+    """
+
+    model: Model
+    plan: MemoryPlan
+    is_to_be_packed: bool
+
+
+def fit_model(
     model: Model,
     settings: EngineSettings,
     runtime_bytes: int | None = None,
     device: Device | None = None,
-) -> Model:
-    """The model, or its packed copy where it has to be streamed and some of its blocks would be
+) -> FittedModel:
+    """Plan a model; its packed copy where it has to be streamed and some of its blocks would be
     quantised anew at each use; for a device, which takes them in once, where nothing else fits.
 
     Errors: as ``plan_model``.
     """
-    if model.packed_copy is None or model.dtype(settings.dtype) != model.own_dtype:
-        return model
+    copy = model.packed_copy if model.dtype(settings.dtype) == model.own_dtype else None
     try:
         chosen = plan_model(model, settings, runtime_bytes, device)
     except BudgetError:
-        return model.packed_copy
-    is_once = chosen.streaming is None or device is not None
-    return model if is_once else model.packed_copy
+        if copy is None:
+            raise
+    else:
+        if copy is None or chosen.streaming is None or device is not None:
+            return FittedModel(model, chosen, model.needs_packing(settings.dtype))
+    return FittedModel(
+        copy, plan_model(copy, settings, runtime_bytes, device), is_to_be_packed=True
+    )
 
 
 def budget_bytes(settings: EngineSettings) -> int:
@@ -244,45 +255,17 @@ def budget_bytes(settings: EngineSettings) -> int:
 
     Errors: ConfigError where none was named and the system does not tell what is free.
     """
-    named = _named_budget(settings)
-    return budget_for_process(None, _budget_option(settings)).num_bytes if named is None else named
+    named = named_budget(settings)
+    return budget_for_process(None, budget_option(settings)).num_bytes if named is None else named
 
 
-def with_budget(
-    settings: EngineSettings, device: Device | None = None
-) -> tuple[EngineSettings, Budget]:
-    """The same settings with the budget of the machine's own memory settled: every step of loading
-    a model then plans for the same number, and for one that the machine has.
-
-    Errors: as ``budget_for_process``; BudgetError for more than a device has of its own.
-    """
-    if device is not None and settings.memory_bytes is not None:
-        check_bound(settings.memory_bytes, bound=(device.total_bytes(), "the device has"))
-    budget = budget_for_process(_named_budget(settings), _budget_option(settings))
-    if settings.device == "cpu":
-        return replace(settings, memory=budget.num_bytes), budget
-    return replace(settings, host_memory=budget.num_bytes), budget
-
-
-@contextmanager
-def explaining(settings: EngineSettings, budget: Budget) -> Iterator[None]:
-    """Inside, an error about a budget that nobody named also says where the number comes from."""
-    try:
-        yield
-    except BudgetError as error:
-        if budget.source is None:
-            raise
-        size, option = size_option(budget.num_bytes), _budget_option(settings)
-        raise BudgetError(
-            f"{error}\n  {option} was not given: {size} is {budget.source}"
-        ) from error
-
-
-def _named_budget(settings: EngineSettings) -> int | None:
+def named_budget(settings: EngineSettings) -> int | None:
+    """The budget of the machine's own memory, where one was named."""
     return settings.memory_bytes if settings.device == "cpu" else settings.host_memory_bytes
 
 
-def _budget_option(settings: EngineSettings) -> str:
+def budget_option(settings: EngineSettings) -> str:
+    """The option that names it."""
     return "--memory" if settings.device == "cpu" else "--host-memory"
 
 
@@ -299,36 +282,6 @@ def predict_speed(
         return predict_on_device(chosen, model.shape, layout, device, disk)
     has_kernels = is_native(chosen.dtype, model.shape.head_dim)
     return predict(chosen, model.shape, layout, hardware, is_native=has_kernels)
-
-
-def measured_profile(store_root: Path, weights: Path | None) -> HardwareProfile:
-    """The machine's speeds and those of a disk, measured the first time, and again when they were
-    measured on a busy machine that is quieter now.
-
-    Args:
-        weights: a file of the model; its disk is measured where it is large enough to be read for
-            that, else the store's.
-
-    Errors: StoreError, CheckpointError.
-    """
-    try:
-        store_root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"the store {store_root} cannot be made: {error.strerror}") from error
-    path, folder = _profile_place(store_root, weights)
-    return load_or_measure(path, folder, None if folder == store_root else weights)
-
-
-def known_profile(store_root: Path, weights: Path) -> HardwareProfile | None:
-    """The profile that ``measured_profile`` has kept, or None if nothing was measured yet."""
-    return kept_profile(*_profile_place(store_root, weights))
-
-
-def _profile_place(store_root: Path, weights: Path | None) -> tuple[Path, Path]:
-    """Where a profile is kept, and the folder whose disk it is of."""
-    is_small = weights is None or weights.stat().st_size < SMALLEST_SAMPLE_BYTES
-    folder = store_root if weights is None or is_small else weights.parent
-    return store_root / f"hardware-{folder.stat().st_dev}.json", folder
 
 
 def checkpoint_dtype(checkpoint: Checkpoint) -> str:

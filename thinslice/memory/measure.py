@@ -53,6 +53,36 @@ _STAT = Path("/proc/stat")
 _log = logging.getLogger(__name__)
 
 
+def measured_profile(store_root: Path, weights: Path | None) -> HardwareProfile:
+    """The machine's speeds and those of a disk, measured the first time, and again when they were
+    measured on a busy machine that is quieter now.
+
+    Args:
+        weights: a file of the model; its disk is measured where it is large enough to be read for
+            that, else the store's.
+
+    Errors: StoreError, CheckpointError.
+    """
+    try:
+        store_root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the store {store_root} cannot be made: {error.strerror}") from error
+    path, folder = _profile_place(store_root, weights)
+    return load_or_measure(path, folder, None if folder == store_root else weights)
+
+
+def known_profile(store_root: Path, weights: Path) -> HardwareProfile | None:
+    """The profile that ``measured_profile`` has kept, or None if nothing was measured yet."""
+    return kept_profile(*_profile_place(store_root, weights))
+
+
+def _profile_place(store_root: Path, weights: Path | None) -> tuple[Path, Path]:
+    """Where a profile is kept, and the folder whose disk it is of."""
+    is_small = weights is None or weights.stat().st_size < SMALLEST_SAMPLE_BYTES
+    folder = store_root if weights is None or is_small else weights.parent
+    return store_root / f"hardware-{folder.stat().st_dev}.json", folder
+
+
 def load_or_measure(path: Path, folder: Path, sample: Path | None = None) -> HardwareProfile:
     """The profile kept at ``path`` if it is of this machine; else measure, and keep it there.
 

@@ -1,6 +1,7 @@
-"""What the system allows this process beside memory: threads, and a stack for signals."""
+"""What the system gives this process: pages of memory, threads, a stack for signals."""
 
 import ctypes
+import mmap
 import sys
 from pathlib import Path
 
@@ -28,6 +29,20 @@ def alternate_stack_bytes() -> int | None:
     if ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) != 0 or stack.flags & _DISABLED:
         return None
     return int(stack.size)
+
+
+def resident_bytes(address: int, num_bytes: int) -> int:
+    """Of some of this process's memory, the bytes of the pages that are there, as pages are
+    counted; 0 where nothing tells."""
+    if not sys.platform.startswith("linux") or num_bytes == 0:
+        return 0
+    page = mmap.PAGESIZE
+    start = address // page * page
+    count = -(-(address + num_bytes - start) // page)
+    states = (ctypes.c_ubyte * count)()
+    if ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(count * page), states):
+        return 0
+    return min(sum(state & 1 for state in bytes(states)) * page, num_bytes)
 
 
 def pid_rooms() -> list[tuple[int, str]]:

@@ -16,8 +16,8 @@ from tests.checkpoints import (
 from tests.engines import engine_of, logits_of
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import EngineSettings
-from thinslice.engine.load import open_model
-from thinslice.engine.planning import Model, model_to_run, plan_model
+from thinslice.engine.planning import Model, fit_model
+from thinslice.engine.prepare import prepare
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan import choose
 from thinslice.plan.packed_format import PackedFormat
@@ -99,14 +99,17 @@ def test_blocks_without_a_packed_twin_are_packed_once_to_be_streamed(
     monkeypatch.setenv("THINSLICE_HOME", str(tmp_path / "store"))
     path, told = write(tmp_path, options), list[str]()
     settings = EngineSettings(memory="2GiB", context=64)
-    opened, _ = open_model(str(path), settings, lambda what, done, total: told.append(what))
+    prepared = prepare(str(path), settings, lambda what, done, total: told.append(what))
+    opened = prepared.checkpoint
     assert opened.packing is not None
     assert any("packing" in what for what in told)
-    planned = model_to_run(Model.of(open_checkpoint(path)), settings)
-    assert planned.layout("auto") == Model.of(opened).layout("auto")
-    assert plan_model(planned, settings).streaming is not None
+    fitted = fit_model(Model.of(open_checkpoint(path)), settings)
+    assert fitted.is_to_be_packed
+    assert fitted.model.layout("auto") == Model.of(opened).layout("auto")
+    assert fitted.plan.streaming is not None
+    assert prepared.plan.streaming is not None
     told.clear()
-    assert open_model(str(path), settings)[0].path == opened.path
+    assert prepare(str(path), settings).checkpoint.path == opened.path
     expected = logits_of(engine_of(open_checkpoint(path), dtype), PROMPT)
     assert torch.equal(logits_of(engine_of(opened, dtype), PROMPT), expected)
 
@@ -115,7 +118,7 @@ def test_blocks_without_a_packed_twin_are_packed_once_to_be_streamed(
 def test_in_memory_a_model_runs_from_its_own_files(dtype: str, tmp_path: Path) -> None:
     path = write(tmp_path, GgufOptions(dtype=dtype))
     model = Model.of(open_checkpoint(path))
-    assert model_to_run(model, EngineSettings(memory="2GiB")) is model
+    assert fit_model(model, EngineSettings(memory="2GiB")).model is model
 
 
 @pytest.mark.usefixtures("streamed_only")
@@ -124,10 +127,10 @@ def test_what_can_be_streamed_as_it_is_runs_from_its_own_files(tmp_path: Path) -
     settings = EngineSettings(memory="2GiB")
     for dtype in ("Q4_0", "Q8_0", "F16"):
         model = Model.of(open_checkpoint(write(tmp_path, GgufOptions(dtype=dtype))))
-        assert model_to_run(model, settings) is model
+        assert fit_model(model, settings).model is model
     as_numbers = EngineSettings(memory="2GiB", dtype="float32")
     model = Model.of(open_checkpoint(write(tmp_path, GgufOptions(dtype="Q5_0"))))
-    assert model_to_run(model, as_numbers) is model
+    assert fit_model(model, as_numbers).model is model
     write_safetensors_model(tmp_path / "bf16", tiny_config())
     model = Model.of(open_checkpoint(tmp_path / "bf16"))
-    assert model_to_run(model, settings) is model
+    assert fit_model(model, settings).model is model

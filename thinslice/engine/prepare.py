@@ -1,0 +1,161 @@
+"""From a model's name to what loading it starts from: opened, fitted into the budget, reserved."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.open import open_checkpoint
+from thinslice.config import EngineSettings
+from thinslice.engine.load import Progress
+from thinslice.engine.planning import (
+    FittedModel,
+    Model,
+    budget_bytes,
+    budget_option,
+    fit_model,
+    named_budget,
+    open_device,
+    predict_speed,
+)
+from thinslice.errors import BudgetError, StoreError
+from thinslice.memory.device import Device
+from thinslice.memory.give_back import give_back
+from thinslice.memory.ledger import Ledger, Reservation, ledger
+from thinslice.memory.measure import known_profile
+from thinslice.pack.stored import ensure_packed
+from thinslice.plan.available import Budget, budget_for_process, check_bound
+from thinslice.plan.hardware import HardwareProfile
+from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.predict import Prediction
+from thinslice.process import bound_allocator_at_first, set_environment
+from thinslice.store.progress import silent
+from thinslice.store.store import Store
+from thinslice.text.tokenizer import Tokenizer, load_tokenizer
+from thinslice.units import size_option
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is opened and planned, and not loaded.
+
+    Attributes:
+        checkpoint: the files that run; those of the packed copy where the model needs one.
+        plan: the only one that loading it follows.
+        reservation: what the plan promises it of this process's memory.
+        device: that it is planned for; None for the processor.
+        prediction: how fast it will be; None where the machine was never measured.
+        is_prediction_busy: other programs computed while the machine was measured.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    plan: MemoryPlan
+    reservation: Reservation
+    device: Device | None
+    prediction: Prediction | None
+    is_prediction_busy: bool
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its user should know of the model's files, one line each."""
+        return (*self.checkpoint.notes, *self.tokenizer.notes)
+
+
+def prepare(
+    name: str,
+    asked: EngineSettings,
+    progress: Progress | None = None,
+    own_ledger: Ledger | None = None,
+) -> Prepared:
+    """Open a model by name, fetching it first where it is not there, and plan it.
+
+    A model that must be packed for ``asked.dtype``, or to be streamed, is packed the first time,
+    and planned again as it lies in its copy.
+
+    Args:
+        own_ledger: takes the reservation in place of the process's.
+
+    Errors: ConfigError, StoreError, CheckpointError, BudgetError, each before anything large is
+    allocated or packed.
+    """
+    set_environment()
+    bound_allocator_at_first()
+    device = open_device(asked)
+    settings, budget = with_budget(asked, device)
+    reservations = own_ledger or ledger()
+    with explaining(settings, budget):
+        path = Store().ensure(name, progress, offline=settings.offline)
+        # What is read later is found wherever the program has gone by then.
+        checkpoint = open_checkpoint(path.absolute())
+        # Loaded before the plan, which begins above it.
+        tokenizer = load_tokenizer(checkpoint)
+        found, reservation = _reserved(reservations, Model.of(checkpoint), settings, device)
+        if found.is_to_be_packed:
+            reservation.release()
+            checkpoint = _packed(checkpoint, found, settings, progress)
+            found, reservation = _reserved(reservations, Model.of(checkpoint), settings, device)
+    profile = _known_profile(checkpoint)
+    prediction = None
+    if profile is not None and device is None:
+        prediction = predict_speed(found.model, found.plan, profile)
+    is_busy = profile is not None and profile.is_busy
+    return Prepared(checkpoint, tokenizer, found.plan, reservation, device, prediction, is_busy)
+
+
+def _reserved(
+    reservations: Ledger, model: Model, settings: EngineSettings, device: Device | None
+) -> tuple[FittedModel, Reservation]:
+    with reservations.planning() as runtime_bytes:
+        found = fit_model(model, settings, runtime_bytes, device)
+        return found, reservations.reserve(found.plan)
+
+
+def _packed(
+    source: Checkpoint, found: FittedModel, settings: EngineSettings, progress: Progress | None
+) -> Checkpoint:
+    fmt = PackedFormat(found.plan.dtype)
+    budget = budget_bytes(settings)
+    packed = ensure_packed(source, fmt, progress or silent, memory_bytes=budget)
+    give_back()
+    opened = open_checkpoint(packed.absolute())
+    # A copy that an older version packed of a GGUF does not have what it advises.
+    return replace(opened, notes=source.notes, sampling=source.sampling)
+
+
+def with_budget(
+    settings: EngineSettings, device: Device | None = None
+) -> tuple[EngineSettings, Budget]:
+    """The same settings with the budget of the machine's own memory settled: every step of loading
+    a model then plans for the same number, and for one that the machine has.
+
+    Errors: as ``budget_for_process``; BudgetError for more than a device has of its own.
+    """
+    if device is not None and settings.memory_bytes is not None:
+        check_bound(settings.memory_bytes, bound=(device.total_bytes(), "the device has"))
+    budget = budget_for_process(named_budget(settings), budget_option(settings))
+    if settings.device == "cpu":
+        return replace(settings, memory=budget.num_bytes), budget
+    return replace(settings, host_memory=budget.num_bytes), budget
+
+
+@contextmanager
+def explaining(settings: EngineSettings, budget: Budget) -> Iterator[None]:
+    """Inside, an error about a budget that nobody named also says where the number comes from."""
+    try:
+        yield
+    except BudgetError as error:
+        if budget.source is None:
+            raise
+        size, option = size_option(budget.num_bytes), budget_option(settings)
+        raise BudgetError(
+            f"{error}\n  {option} was not given: {size} is {budget.source}"
+        ) from error
+
+
+def _known_profile(checkpoint: Checkpoint) -> HardwareProfile | None:
+    """The speeds that were measured before; None also where there is no store to keep them in."""
+    with suppress(StoreError, OSError):
+        return known_profile(Store().root, checkpoint.files[0])
+    return None
