@@ -21,6 +21,8 @@ _UNITS = {
     "TiB": 1024**4,
 }
 _LONGEST_NUMBER = 18
+# A number without a unit is taken to mean no more than so many GiB.
+_LARGEST_GIB = 256
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
 
 
@@ -35,7 +37,8 @@ def parse_bytes(text: str) -> int:
     number, unit = match.groups()
     if unit not in _UNITS and float(number) > 0:
         prefix = unit[:1].upper()
-        letter = prefix if prefix in ("K", "M", "G", "T") else "G"
+        likely = "G" if float(number) < _LARGEST_GIB else "M"
+        letter = prefix if prefix in ("K", "M", "G", "T") else likely
         raise ConfigError(
             f"{text!r} is not a size: write {number}{letter}iB (1024-based) "
             f"or {number}{letter}B (1000-based)"

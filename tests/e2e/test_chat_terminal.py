@@ -70,10 +70,9 @@ def test_what_is_typed_during_an_answer_is_the_next_input_and_never_runs(
         shown = program.wait_for_prompt()
         assert "the context is full" not in shown, "the answer was not stopped"
         assert "ahead" not in shown
-        program.wait_for("/reset")
         program.type("\x03")
         program.wait_for_prompt()
-        # Both are dropped. Of what follows, each waits for an Enter of its own.
+        # All is dropped. Of what follows, each waits for an Enter of its own.
         program.type("/set max_tokens 4\r")
         program.wait_for_prompt()
         program.type("go on\r/set\r/tokens\r")
@@ -127,6 +126,8 @@ def test_a_full_context_is_not_the_end(model: Path, tmp_path: Path) -> None:
         program.type("/")
         program.type("tokens\r")
         assert "tokens of the context" in program.wait_for_prompt()
+        # It comes again behind the command, until it is sent or dropped.
+        program.wait_for("fill it")
 
 
 def test_history_and_completion_across_starts(model: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_table_says_what_was_scored(smollm2_path: Path, text: str) -> None:
     assert done.returncode == 0, done.stderr
     for part in ("PERPLEXITY", "float32", "bfloat16", "KL(A||B) per token", "± ", " nats"):
         assert part in done.stdout
-    assert "63 tokens scored: 64 of the text's 205 used, in 1 windows of 512" in done.stderr
+    assert "63 tokens scored: 64 of the text's 205 used, in 1 window of 512" in done.stderr
 
 
 def test_refusals_are_one_line_and_load_nothing(text: str, tmp_path: Path) -> None:

@@ -177,7 +177,8 @@ def _skip_done(out: IO[bytes], lines: Iterator[bytes], batch: Batch) -> int:
         if line is None or _digest_in(answer) != _digest(line, batch):
             raise ConfigError(
                 f"{batch.out} holds answers to other prompts, or of other settings, from line "
-                f"{done + 1} on; name another file with --out"
+                f"{done + 1} on; delete what is there from that line on, or name another file with "
+                "--out"
             )
         done, whole = done + 1, out.tell()
     out.seek(whole)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import out, plain_table, print_json
+from thinslice.cli.console import plain_table, print_json, print_table
 from thinslice.cli.options import Json, Load, LoadOptions
 from thinslice.cli.run import load_model, peaks
 from thinslice.errors import ConfigError
@@ -108,4 +108,4 @@ def _print_table(llm: "LLM", result: "BenchmarkResult") -> None:
     table.add_row("preemptions", str(result.preemptions))
     table.add_row("peak", peaks(llm))
     table.add_row("weights", f"{plan.dtype}, {plan.describe_weights()}")
-    out.print(table)
+    print_table(table)

@@ -8,13 +8,14 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from thinslice.cli.answer_view import AnswerView
-from thinslice.cli.console import note, out, plain_table, print_error, show_text, write
+from thinslice.cli.console import note, out, plain_table, print_error, print_table, show_text, write
 from thinslice.cli.conversation import Answer, Conversation
 from thinslice.cli.options import Load, LoadOptions, Sampling
 from thinslice.cli.run import load_model, summary, system_prompt
 from thinslice.cli.sampling_text import NAMES
 from thinslice.config import SamplingParams
 from thinslice.errors import RequestError, ThinsliceError
+from thinslice.store.names import nearest_names
 from thinslice.units import MIB
 
 if TYPE_CHECKING:
@@ -95,11 +96,11 @@ class Chat:
             "/compact": lambda _: note(conversation.compact()),
             "/tokens": lambda _: show_text(conversation.tokens()),
             "/set": lambda text: out.print(conversation.set_sampling(text)),
-            "/system": conversation.set_system,
-            "/reset": lambda _: conversation.reset(),
+            "/system": lambda text: note(conversation.set_system(text)),
+            "/reset": lambda _: note(conversation.reset()),
             "/save": lambda file: note(conversation.save(file)),
             "/load": self._load,
-            "/reasoning": lambda _: write(conversation.last_reasoning + "\n", dim=True),
+            "/reasoning": lambda _: write(f"{conversation.shown_reasoning()}\n", dim=True),
         }
 
     def loop(self, read_line: ReadLine) -> None:
@@ -121,9 +122,13 @@ class Chat:
         name, _, rest = text.partition(" ")
         try:
             if name in self.commands:
+                if rest.strip() and name not in _TAKING_TEXT:
+                    raise RequestError(f"{name} takes nothing behind it; {name} alone does it")
                 self.commands[name](rest.strip())
             elif name.startswith("/") and name.count("/") == 1 and "\n" not in name:
-                raise RequestError(f"unknown command {name}; /help lists the commands")
+                near = nearest_names(name, _COMMANDS)
+                guess = f"; did you mean {near[0]}?" if near else ";"
+                raise RequestError(f"unknown command {name}{guess} /help lists the commands")
             else:
                 self._show(lambda view: self.conversation.ask(text, view))
         except ThinsliceError as error:
@@ -185,6 +190,7 @@ def completions(before: str) -> Iterator[str]:
         yield from _COMMANDS
 
 
+_TAKING_TEXT = ("/set", "/system", "/save", "/load")
 _COMMANDS = tuple(sorted(key.split()[0] for key in _HELP if key.startswith("/")))
 
 
@@ -193,7 +199,7 @@ def _show_help() -> None:
     table.columns[0].no_wrap = True
     for key, text in _HELP.items():
         table.add_row(key, text)
-    out.print(table)
+    print_table(table)
     show_text(_MORE_HELP)
 
 
@@ -225,10 +231,13 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
             told.append(history.trouble)
             note(f"what you type is not kept across starts: {history.trouble}")
         try:
-            return editor.read(prompt, typed_ahead.next(offered))
+            text = editor.read(prompt, typed_ahead.next(offered))
         except KeyboardInterrupt:
             typed_ahead.drop()
             raise
+        if editor.replaced:
+            typed_ahead.put_back(editor.replaced)
+        return text
 
     return terminal, read_line
 

@@ -1,8 +1,9 @@
 """The commands of the command line, put together."""
 
+import re
 from collections.abc import Callable
 
-from cyclopts import App, Parameter
+from cyclopts import App, ArgumentCollection, Parameter
 
 from thinslice import __version__
 from thinslice.cli.bench import bench
@@ -14,6 +15,7 @@ from thinslice.cli.models import ls, pull, rm, show
 from thinslice.cli.pack import pack
 from thinslice.cli.plan import plan
 from thinslice.cli.run import run
+from thinslice.errors import ConfigError
 
 _HELP = """Run compact reasoning models inside a memory budget you name.
 
@@ -26,6 +28,7 @@ _EPILOGUE = (
     "4 a bad checkpoint, 5 a bad prompt or sampling parameter, 6 the store or the network, "
     "130 interrupted."
 )
+_WHOLE = (int, int | None, tuple[int, ...])
 _COMMANDS: tuple[Callable[..., int | None], ...] = (
     run,
     chat,
@@ -41,6 +44,19 @@ _COMMANDS: tuple[Callable[..., int | None], ...] = (
 )
 
 
+def check_whole_numbers(_app: App, _commands: tuple[str, ...], given: ArgumentCollection) -> None:
+    """Refuse 1.5 where a whole number is expected, which would be rounded without a word.
+
+    Errors: ConfigError.
+    """
+    for argument in given:
+        if argument.hint not in _WHOLE:
+            continue
+        for token in argument.tokens:
+            if not re.fullmatch(r"[+-]?[0-9]+", token.value):
+                raise ConfigError(f"{argument.name} {token.value}: expected a whole number")
+
+
 def make_app() -> App:
     """The command-line application."""
     app = App(
@@ -53,6 +69,7 @@ def make_app() -> App:
         default_parameter=Parameter(negative=()),
         help_format="markdown",
         result_action="return_value",
+        config=check_whole_numbers,
     )
     for position, command in enumerate(_COMMANDS):
         app.command(command, sort_key=position)

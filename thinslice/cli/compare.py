@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 from rich.table import Table
 
-from thinslice.cli.console import note, note_all, out, plain_table, print_json, progress_bars
+from thinslice.cli.console import (
+    note,
+    note_all,
+    plain_table,
+    print_json,
+    print_table,
+    progress_bars,
+)
 from thinslice.errors import ConfigError, RequestError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.units import MIB, format_bytes, gib
@@ -97,8 +104,8 @@ def compare(a: str, b: str, /, *, options: Options) -> None:
     if options.json:
         print_json(_report(options, (a, b), pair, windows, divergence))
         return
-    out.print(_models_table((a, b), pair, divergence))
-    out.print(_divergence_table(divergence))
+    print_table(_models_table((a, b), pair, divergence))
+    print_table(_divergence_table(divergence))
     note(_summary(pair, windows))
 
 
@@ -147,9 +154,13 @@ def _summary(pair: "ModelPair", windows: "Windows") -> str:
     """How much of the text was used, and the measured peak beside the budget, on one line."""
     return (
         f"{windows.num_scored} tokens scored: {windows.num_used} of the text's "
-        f"{windows.num_text_tokens} used, in {len(windows.token_ids)} windows of "
+        f"{windows.num_text_tokens} used, in {_windows(len(windows.token_ids))} of "
         f"{windows.context}; peak {gib(peak_rss_bytes())} of {gib(pair.budget_bytes)} GiB"
     )
+
+
+def _windows(count: int) -> str:
+    return "1 window" if count == 1 else f"{count} windows"
 
 
 def _report(

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.file_proxy import FileProxy
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -209,15 +210,33 @@ def _in_lines(text: str, console: Console) -> str:
 
 
 def plain_table(*headings: str) -> Table:
-    """A table without lines, of two columns where none have a heading.
-
-    Where a terminal is too narrow for it, cells are broken into lines; nothing of them is left out.
-    """
+    """A table without lines, of two columns where none have a heading. See ``print_table``."""
     columns = headings or ("", "")
     table = Table(*columns, box=None, show_header=bool(headings), pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"
     return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output; nothing of it is left out where a terminal is narrow.
+
+    There each row of more than two columns comes as lines of its own, a heading before each cell;
+    in two columns the cells are broken into lines.
+    """
+    is_narrow = (
+        Measurement.get(out, out.options.update(width=_PIPE_WIDTH), table).maximum > out.width
+    )
+    if not is_narrow or len(table.columns) < 3:
+        out.print(table)
+        return
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        out.print(_in_lines(str(cells[0]), out))
+        rest = plain_table()
+        for column, cell in zip(table.columns[1:], cells[1:], strict=True):
+            if cell:
+                rest.add_row(f"  {column.header}", cell)
+        out.print(rest)
 
 
 class ProgressBars:

@@ -118,14 +118,16 @@ class Conversation:
             num_dropped += 1
         return f"dropped the {_counted(num_dropped, 'oldest exchange')}; {self.tokens()}"
 
-    def reset(self) -> None:
+    def reset(self) -> str:
         """Forget the conversation, keep the system prompt."""
-        self.messages = self._opening()
+        count, self.messages = self.num_exchanges, self._opening()
+        forgotten = f"; {count} exchange{'s' * (count > 1)} forgotten" if count else ""
+        return f"a new conversation begins{forgotten}"
 
-    def set_system(self, text: str) -> None:
+    def set_system(self, text: str) -> str:
         """Set the system prompt and start anew."""
         self.system = text
-        self.reset()
+        return f"{self.reset()}; the system prompt is {text!r:.60}"
 
     def set_sampling(self, text: str) -> str:
         """Change one sampling parameter, as in ``temperature 0.2``; without text show all."""
@@ -134,6 +136,12 @@ class Conversation:
         return described(
             self.sampling.resolved(self.llm.sampling), text.split()[0] if text else None
         )
+
+    def shown_reasoning(self) -> str:
+        """The last answer's reasoning. Errors: RequestError where it had none."""
+        if not self.last_reasoning:
+            raise RequestError("the last answer has no reasoning")
+        return self.last_reasoning
 
     def tokens(self) -> str:
         """How much of the context the conversation uses."""
@@ -157,8 +165,10 @@ class Conversation:
         return f"the context is full ({context} of {context} tokens){self._room_advice()}"
 
     def save(self, file: str) -> str:
-        """Write the conversation as JSON, whole or not at all."""
+        """Write the conversation as JSON, whole or not at all; over a saved one, and no other."""
         path = _path(file)
+        if path.exists():
+            self._saved(path, "; name another file to save to")
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         messages = [*self.messages]
         if self.unsent:
@@ -177,6 +187,17 @@ class Conversation:
     def load(self, file: str) -> str:
         """Go on with a saved conversation; the present one stays where the file is no good."""
         path = _path(file)
+        messages = self._saved(path)
+        # A message at the end that has no answer was not sent.
+        self.unsent = messages.pop()["content"] if _ends_unanswered(messages) else ""
+        self.messages = messages
+        opening = self._opening_of(messages)
+        self.system = opening[0]["content"] if opening else None
+        return f"{len(messages)} messages read from {path}"
+
+    @staticmethod
+    def _saved(path: Path, advice: str = "") -> list["Message"]:
+        """The messages of a saved conversation. Errors: RequestError for any other file."""
         try:
             if path.stat().st_size > _LARGEST_SAVE:
                 raise RequestError(f"{path} is over {_LARGEST_SAVE >> 20} MiB: not a conversation")
@@ -184,14 +205,9 @@ class Conversation:
         except OSError as error:
             raise RequestError(f"cannot read {path}: {error.strerror}") from None
         except (ValueError, RecursionError):
-            raise RequestError(f"{path} is not a saved conversation: not JSON") from None
-        messages = _checked_messages(saved, path)
-        # A message at the end that has no answer was not sent.
-        self.unsent = messages.pop()["content"] if _ends_unanswered(messages) else ""
-        self.messages = messages
-        opening = self._opening_of(messages)
-        self.system = opening[0]["content"] if opening else None
-        return f"{len(messages)} messages read from {path}"
+            told = f"{path} is not a saved conversation: not JSON{advice}"
+            raise RequestError(told) from None
+        return _checked_messages(saved, path, advice)
 
     def _without_last_exchange(self, nothing: str) -> str:
         """Drop the last message of the user and what follows it; returns its text."""
@@ -207,9 +223,10 @@ class Conversation:
         context = self.llm.plan.context
         alone: list[Message] = [*self._opening(), {"role": "user", "content": text}]
         if self._num_tokens(alone) >= context:
+            larger = f", or start chat with --context up to {self.llm.longest_context}"
             return RequestError(
                 f"the message is too long for the context of {context} tokens and was not sent; "
-                "shorten it, or start chat with a larger --context"
+                f"shorten it{larger * (self.llm.longest_context > context)}"
             )
         used = self.num_tokens()
         return RequestError(
@@ -253,10 +270,10 @@ def _path(file: str) -> Path:
     return Path(os.path.expanduser(file)).absolute()
 
 
-def _checked_messages(saved: object, path: Path) -> list["Message"]:
+def _checked_messages(saved: object, path: Path, advice: str) -> list["Message"]:
     messages = saved.get("messages") if isinstance(saved, dict) else None
     if not isinstance(messages, list):
-        raise RequestError(f"{path} is not a saved conversation: no list of messages")
+        raise RequestError(f"{path} is not a saved conversation: no list of messages{advice}")
     for message in messages:
         is_message = (
             isinstance(message, dict)
@@ -265,5 +282,6 @@ def _checked_messages(saved: object, path: Path) -> list["Message"]:
             and isinstance(message["content"], str)
         )
         if not is_message:
-            raise RequestError(f"{path} is not a saved conversation: a message is malformed")
+            told = f"{path} is not a saved conversation: a message is malformed{advice}"
+            raise RequestError(told)
     return messages

@@ -35,6 +35,9 @@ def doctor(*, as_json: Json = False) -> int:
 
 def _table(findings: "list[Finding]") -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column()
+    table.add_column(overflow="fold")
     for finding in findings:
         mark = Text(finding.state, style=_STYLES[finding.state])
         table.add_row(mark, finding.name, finding.value)

@@ -3,17 +3,21 @@
 import os
 import sys
 import traceback
+from dataclasses import fields
 from io import TextIOWrapper
 
-from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
+from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
 from thinslice.cli.app import INTERRUPTED
 from thinslice.cli.commands import make_app
 from thinslice.cli.console import ReaderGoneError, err, out, print_error
+from thinslice.cli.options import FitOptions
 from thinslice.cli.prompt import PIPED
+from thinslice.config import SamplingParams
 from thinslice.errors import ConfigError, ThinsliceError, own_error
 
 _BUG = 1
+_SETTINGS = {one.name for kind in (SamplingParams, FitOptions) for one in fields(kind)}
 
 
 def run_command(arguments: list[str]) -> int:
@@ -50,6 +54,10 @@ def _run(arguments: list[str]) -> int:
         raise ConfigError(told) from error
     except MissingArgumentError as error:
         raise ConfigError(_missing(error, arguments)) from error
+    except UnknownOptionError as error:
+        hint = "; a prompt that begins with - goes behind --"
+        told = " ".join(str(error).split())
+        raise ConfigError(told + hint * (arguments[0] == "run")) from error
     except CycloptsError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     return result if isinstance(result, int) else 0
@@ -61,6 +69,9 @@ def _missing(error: MissingArgumentError, arguments: list[str]) -> str:
     name, choices = error.argument.name, error.argument.get_choices() or ()
     hint = f": {' or '.join(choices)}" if choices else ""
     if name in arguments:
+        behind = arguments[arguments.index(name) + 1 :][:1]
+        if behind and not behind[0].startswith("--"):
+            return f"{name} {behind[0]}: this is no value{hint}"
         return f"{name} needs a value{hint}"
     return f"thinslice {' '.join(error.command_chain or ())} needs {name}{hint}"
 
@@ -74,8 +85,14 @@ def _input_last(arguments: list[str]) -> list[str]:
 
 
 def _report(error: ThinsliceError) -> int:
-    print_error(error.with_options or str(error))
+    print_error(_as_option(error.with_options or str(error)))
     return error.exit_code
+
+
+def _as_option(text: str) -> str:
+    """An error about a setting, under the option's name."""
+    name, _, rest = text.partition(" ")
+    return f"--{name.replace('_', '-')} {rest}" if name in _SETTINGS else text
 
 
 def _discard_output() -> None:

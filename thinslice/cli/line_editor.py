@@ -226,6 +226,9 @@ class LineEditor:
 
     Args:
         words_for: gives the words that can follow a text, for completion.
+
+    Attributes:
+        replaced: the offered text, where a command was typed in its place.
     """
 
     def __init__(
@@ -235,6 +238,7 @@ class LineEditor:
         self._history = history
         self._kept = KeptTexts()
         self._offered = ""
+        self.replaced = ""
         self._input = BurstInput()
         self._session: PromptSession[str] = PromptSession(
             history=history,
@@ -257,7 +261,7 @@ class LineEditor:
         self._kept.clear()
         shown = Buffer()
         self._kept.insert(shown, offered)
-        self._offered = shown.text
+        self._offered, self.replaced = shown.text, ""
         with self._terminal.lent():
             try:
                 line = self._session.prompt(prompt, default=shown.text)
@@ -299,8 +303,8 @@ class LineEditor:
         is_untouched = self._offered and buffer.text == self._offered
         if is_untouched and event.data.startswith("/") and buffer.document.is_cursor_at_the_end:
             buffer.save_to_undo_stack()
-            buffer.text = ""
-        self._offered = ""
+            self.replaced = self._kept.whole(self._offered)
+            buffer.text = self._offered = ""
         self._kept.insert(buffer, event.data)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from thinslice.cli.console import note, out, plain_table, print_json, progress_bars
+from thinslice.cli.console import note, plain_table, print_json, print_table, progress_bars
 from thinslice.cli.options import Json
 from thinslice.store.known_models import KNOWN
 from thinslice.store.manifest import StoredModel
@@ -59,7 +59,7 @@ def ls(*, known: bool = False, as_json: Json = False) -> None:
         table.add_row(pull.name, format_bytes(pull.num_bytes), "", "", "unfinished pull")
     names = {model.name for model in models}
     _add_copies(table, [copy for copy in packed if copy.model not in names])
-    out.print(table)
+    print_table(table)
 
 
 def _list_known(as_json: bool) -> None:
@@ -69,7 +69,7 @@ def _list_known(as_json: bool) -> None:
     table = plain_table("NAME", "PARAMETERS", "LICENCE", "REPOSITORY")
     for name, model in KNOWN.items():
         table.add_row(name, model.parameters, model.licence, model.repo_id)
-    out.print(table)
+    print_table(table)
 
 
 def _add_copies(table: Table, copies: list[PackedCopy]) -> None:
@@ -110,7 +110,7 @@ def show(model: str, /, *, as_json: Json = False) -> None:
     for file in stored.files:
         digest = f"sha256 {file.sha256}" if file.sha256 else ""
         table.add_row("file", f"{file.path}  {format_bytes(file.num_bytes)}  {digest}".rstrip())
-    out.print(table)
+    print_table(table)
 
 
 def rm(model: str, /) -> None:

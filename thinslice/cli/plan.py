@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.table import Table
 
-from thinslice.cli.console import note, note_all, out, plain_table, print_json, progress_bars
+from thinslice.cli.console import (
+    note,
+    note_all,
+    out,
+    plain_table,
+    print_json,
+    print_table,
+    progress_bars,
+)
 from thinslice.cli.options import Fit, FitOptions, Json
 from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.plan.available import known_bound
@@ -82,8 +90,8 @@ def plan(
     if chosen.device is not None:
         host = chosen.device
         out.print(_parts_table("ON THE HOST", host.host_parts, host.host_budget_bytes))
-    out.print(_sizes_table(chosen, speed, resident, is_asked=fit.context is not None))
-    out.print(_neighbours_table(found, settings, chosen, machine))
+    print_table(_sizes_table(chosen, speed, resident, is_asked=fit.context is not None))
+    print_table(_neighbours_table(found, settings, chosen, machine))
 
 
 def _note_defaults(asked: "EngineSettings", budget: "Budget", chosen: "MemoryPlan") -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from thinslice.cli.console import note
 from thinslice.errors import ConfigError, RequestError
 from thinslice.units import MIB
 
@@ -38,10 +39,13 @@ def read_prompt(prompt: str | None, piped: str | None, files: Sequence[Path]) ->
             "no prompt; give it as an argument or on standard input, "
             "or start a conversation with thinslice chat"
         )
-    parts = [] if prompt in (None, PIPED) else [str(prompt)]
+    parts = [] if prompt in (None, PIPED) else [_as_typed(str(prompt))]
     parts += [_read_file(file) for file in files]
     if is_input:
-        parts.append(_decoded(_read(sys.stdin.buffer, "standard input"), "standard input"))
+        piped_text = _decoded(_read(sys.stdin.buffer, "standard input"), "standard input")
+        if not piped_text and any(parts):
+            note("standard input is empty")
+        parts.append(piped_text)
     text = "\n\n".join(part for part in parts if part)
     if not text.strip():
         raise RequestError("the prompt is empty; give it as an argument or on standard input")
@@ -62,6 +66,11 @@ def has_unread_input() -> bool:
         return any(events & select.POLLIN for _, events in poll.poll(0))
     except (OSError, ValueError, AttributeError):  # closed, or a system without poll
         return False
+
+
+def _as_typed(argument: str) -> str:
+    """An argument as the UTF-8 that it was typed in, whatever the locale took it for."""
+    return _decoded(os.fsencode(argument), "the prompt")
 
 
 def _read_file(path: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from thinslice.cli.options import FOR_ONE
 from thinslice.config import ADVISABLE, SamplingParams
 from thinslice.errors import RequestError
+from thinslice.store.names import nearest_names
 
 NAMES = tuple(field.name for field in fields(SamplingParams) if FOR_ONE.match(field.name))
 _OPTIONAL = ("seed", "max_tokens", *ADVISABLE)
@@ -25,7 +26,9 @@ def changed(params: SamplingParams, text: str, advised: Mapping[str, float]) -> 
     name, _, value = text.partition(" ")
     name, value = name.replace("-", "_"), value.strip()
     if name not in NAMES:
-        raise RequestError(f"there is no parameter {name}; /set alone shows them all")
+        near = nearest_names(name, NAMES)
+        guess = f"; did you mean {near[0]}?" if near else ";"
+        raise RequestError(f"there is no parameter {name}{guess} /set alone shows them all")
     if not value:
         example = _example(params.resolved(advised), name)
         raise RequestError(f"which value? write for example /set {name} {example}")

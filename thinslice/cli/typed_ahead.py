@@ -22,17 +22,22 @@ class TypedAhead:
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._keys = ""
+        self._held = ""
+        self._is_typed = False
 
     def next(self, offered: str) -> str:
         """What the next line begins with: the text offered, or else the first message.
 
         Nothing typed ahead is ever sent by itself. Messages behind the first wait for their turn.
+        What a command took the place of comes again; one that was offered gives way to another.
         """
         keys = self._keys + self._terminal.take_ahead()
         self._keys = keys[:MOST_AHEAD_BYTES]
         dropped = self._terminal.take_num_dropped() + len(keys[MOST_AHEAD_BYTES:].encode())
         if dropped:
             note(f"{dropped:,} bytes typed meanwhile were too many and are not kept")
+        offered, self._held = offered or self._held, ""
+        self._is_typed = not offered
         if offered:
             return offered
         text = ""
@@ -45,9 +50,16 @@ class TypedAhead:
             note(f"typed meanwhile; Enter sends it, Ctrl-C drops it{behind}:")
         return text
 
+    def put_back(self, text: str) -> None:
+        """Keep what the last line began with: a command has taken its place."""
+        if self._is_typed:
+            self._keys = f"\x1b[200~{text}\x1b[201~\r{self._keys}"
+        else:
+            self._held = text
+
     def drop(self) -> None:
         """Forget them."""
-        self._keys = ""
+        self._keys, self._held = "", ""
 
 
 def typed_text(keys: str) -> str:

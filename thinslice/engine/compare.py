@@ -7,16 +7,16 @@ from functools import partial
 
 import torch
 
+from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_bytes
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import Progress, load_engine
-from thinslice.engine.planning import Model, plan_model
-from thinslice.engine.prepare import prepare, with_budget
+from thinslice.engine.planning import Model, fit_model, plan_model
+from thinslice.engine.prepare import open_model, packed, with_budget
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
-from thinslice.memory.ledger import Ledger
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.refusal import JITTER_BYTES
@@ -123,7 +123,7 @@ def cut_windows(
     windows = Windows(token_ids, first_scored, context, len(text_ids), len(used_ids))
     if windows.num_scored < 2:
         needed = 2 if prefix_ids else 3
-        raise RequestError(f"the text has {len(text_ids)} tokens; at least {needed} are needed")
+        raise RequestError(f"--text has {len(text_ids)} of at least {needed} tokens")
     return windows
 
 
@@ -201,23 +201,36 @@ def load_pair(
     # Whether a model must be packed to be streamed is decided for about what it will get.
     held = current_rss_bytes()
     halves = [replace(one, memory=held + max(total - held, 0) // 2) for one in each]
-    opened = [
-        prepare(name, half, progress, Ledger()) for name, half in zip(names, halves, strict=True)
-    ]
-    tokenizers = [one.tokenizer for one in opened]
+    opened = [_opened(*one, progress) for one in zip(names, halves, strict=True)]
+    checkpoints, tokenizers = zip(*opened, strict=True)
     check_same_vocabulary(*tokenizers)
     text_ids = tokenizers[0].encode(text, add_special_tokens=False)
     prefix_ids = tokenizers[0].special.prompt_prefix_ids
     windows = cut_windows(text_ids, prefix_ids, settings.context, settings.num_tokens)
-    plans = plan_pair([Model.of(one.checkpoint) for one in opened], each, total)
+    plans = plan_pair([Model.of(checkpoint) for checkpoint in checkpoints], each, total)
     engines = []
-    for one, chosen, name in zip(opened, plans, "AB", strict=True):
+    for checkpoint, chosen, name in zip(checkpoints, plans, "AB", strict=True):
         report = progress and partial(_named, progress, name)
-        engines.append(load_engine(one.checkpoint, chosen, frozenset(), report))
+        engines.append(load_engine(checkpoint, chosen, frozenset(), report))
     notes = [
-        f"{name}: {note}" for name, one in zip("AB", opened, strict=True) for note in one.notes
+        f"{name}: {note}"
+        for name, (checkpoint, tokenizer) in zip("AB", opened, strict=True)
+        for note in (*checkpoint.notes, *tokenizer.notes)
     ]
     return ModelPair(engines[0], engines[1], total, tuple(notes)), windows
+
+
+def _opened(
+    name: str, settings: EngineSettings, progress: Progress | None
+) -> tuple[Checkpoint, Tokenizer]:
+    """A model's files; those of its packed copy where it needs one."""
+    checkpoint, tokenizer = open_model(name, settings, progress)
+    model = Model.of(checkpoint)
+    if model.packed_copy is not None or model.needs_packing(settings.dtype):
+        found = fit_model(model, settings)
+        if found.is_to_be_packed:
+            checkpoint = packed(checkpoint, found, settings, progress)
+    return checkpoint, tokenizer
 
 
 def check_same_vocabulary(a: Tokenizer, b: Tokenizer) -> None:

@@ -12,7 +12,7 @@ from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.engine.results import ResultsRoom
-from thinslice.engine.signature import errors_in_python, with_settings
+from thinslice.engine.signature import check_settings, errors_in_python, with_settings
 from thinslice.errors import ContextError, RequestError
 from thinslice.memory.give_back import give_back
 from thinslice.plan.weight_layout import FLOAT_BYTES
@@ -20,6 +20,8 @@ from thinslice.process import bound_allocator
 from thinslice.text.chat_template import ChatTemplate
 
 Message = dict[str, str]
+# A template would leave a message of any other role out, or show it as anything.
+_ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
 
 
 class Settings(TypedDict, total=False):
@@ -116,6 +118,7 @@ class LLM(Closing):
         settings: the fields of EngineSettings.
 
     Attributes:
+        longest_context: the most tokens that the model was made for.
         device: that it lies on; None where the processor computes.
         notes: what its user should know of the model's files, one line each.
         sampling: the sampling parameters that the model's files advise, by name, which hold where
@@ -130,6 +133,7 @@ class LLM(Closing):
     def __init__(
         self, model: str, *, progress: Progress | None = None, **settings: Unpack[Settings]
     ) -> None:
+        check_settings(settings)
         with errors_in_python():
             self._load(prepare(model, EngineSettings(**settings), progress), progress)
 
@@ -146,6 +150,7 @@ class LLM(Closing):
     def _load(self, prepared: Prepared, progress: Progress | None) -> None:
         self.plan, self.tokenizer = prepared.plan, prepared.tokenizer
         self.notes, self.sampling = prepared.notes, prepared.checkpoint.sampling
+        self.longest_context = prepared.checkpoint.shape.max_position_embeddings
         self.device = prepared.device
         self.prediction = prepared.prediction
         self.is_prediction_busy = prepared.is_prediction_busy
@@ -248,7 +253,7 @@ class LLM(Closing):
 
         Errors: RequestError as ``generate`` and ``chat``, at once and not on iteration.
         """
-        params = params or SamplingParams()
+        params = _checked_params(params)
         if params.n != 1:
             raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
         return Stream(self.add_requests(self.prepare(prompt), params)[0], progress)
@@ -320,9 +325,11 @@ class LLM(Closing):
         # A chat template writes the special tokens itself.
         ids = self.tokenizer.encode(text, add_special_tokens=is_plain, limit=context)
         if len(ids) > context:
+            more = f"; a context of up to {self.longest_context} is possible"
             raise ContextError(
                 f"the prompt has {len(text)} characters, which are more than {context} tokens, and "
                 f"the context is {context}; at most {context - 1} leave room for an answer"
+                f"{more * (self.longest_context > context)}"
             )
         return ids
 
@@ -334,10 +341,17 @@ LLM.__signature__ = with_settings(LLM.__init__)  # type: ignore[attr-defined]
 def _params_for_each(
     params: SamplingParams | Sequence[SamplingParams] | None, count: int
 ) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
+    if not isinstance(params, list | tuple):
+        return [_checked_params(params)] * count
     if len(params) != count:
         raise RequestError(f"{len(params)} params for {count} prompts; give one for each, or one")
+    return [_checked_params(one) for one in params]
+
+
+def _checked_params(params: object) -> SamplingParams:
+    params = SamplingParams() if params is None else params
+    if not isinstance(params, SamplingParams):
+        raise RequestError(f"params is {params!r:.60}; expected SamplingParams(...)")
     return params
 
 
@@ -347,6 +361,10 @@ def _check_messages(messages: Sequence[Message]) -> None:
         raise RequestError(
             'a conversation is a list of messages such as {"role": "user", "content": "Hello"}'
         )
+    for message in messages:
+        if message["role"] not in _ROLES:
+            role = message["role"]
+            raise RequestError(f"the role {role!r:.60} is unknown; one of {', '.join(_ROLES)}")
 
 
 def _is_message(message: object) -> bool:

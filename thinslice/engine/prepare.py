@@ -21,7 +21,7 @@ from thinslice.engine.planning import (
 from thinslice.errors import BudgetError, StoreError
 from thinslice.memory.device import Device
 from thinslice.memory.give_back import give_back
-from thinslice.memory.ledger import Ledger, Reservation, ledger
+from thinslice.memory.ledger import Reservation, ledger
 from thinslice.memory.measure import known_profile
 from thinslice.pack.stored import ensure_packed
 from thinslice.plan.available import Budget, budget_for_process, check_bound
@@ -63,19 +63,11 @@ class Prepared:
         return (*self.checkpoint.notes, *self.tokenizer.notes)
 
 
-def prepare(
-    name: str,
-    asked: EngineSettings,
-    progress: Progress | None = None,
-    own_ledger: Ledger | None = None,
-) -> Prepared:
+def prepare(name: str, asked: EngineSettings, progress: Progress | None = None) -> Prepared:
     """Open a model by name, fetching it first where it is not there, and plan it.
 
     A model that must be packed for ``asked.dtype``, or to be streamed, is packed the first time,
     and planned again as it lies in its copy.
-
-    Args:
-        own_ledger: takes the reservation in place of the process's.
 
     Errors: ConfigError, StoreError, CheckpointError, BudgetError, each before anything large is
     allocated or packed.
@@ -84,18 +76,13 @@ def prepare(
     bound_allocator_at_first()
     device = open_device(asked)
     settings, budget = with_budget(asked, device)
-    reservations = own_ledger or ledger()
     with explaining(settings, budget):
-        path = Store().ensure(name, progress, offline=settings.offline)
-        # What is read later is found wherever the program has gone by then.
-        checkpoint = open_checkpoint(path.absolute())
-        # Loaded before the plan, which begins above it.
-        tokenizer = load_tokenizer(checkpoint)
-        found, reservation = _reserved(reservations, Model.of(checkpoint), settings, device)
+        checkpoint, tokenizer = open_model(name, settings, progress)
+        found, reservation = _reserved(Model.of(checkpoint), settings, device)
         if found.is_to_be_packed:
             reservation.release()
-            checkpoint = _packed(checkpoint, found, settings, progress)
-            found, reservation = _reserved(reservations, Model.of(checkpoint), settings, device)
+            checkpoint = packed(checkpoint, found, settings, progress)
+            found, reservation = _reserved(Model.of(checkpoint), settings, device)
     profile = _known_profile(checkpoint)
     prediction = None
     if profile is not None and device is None:
@@ -104,22 +91,40 @@ def prepare(
     return Prepared(checkpoint, tokenizer, found.plan, reservation, device, prediction, is_busy)
 
 
+def open_model(
+    name: str, settings: EngineSettings, progress: Progress | None = None
+) -> tuple[Checkpoint, Tokenizer]:
+    """Open a model's files, fetching them first where they are not here.
+
+    The tokenizer is loaded with them: plans begin above what it holds.
+    Errors: ConfigError, StoreError, CheckpointError.
+    """
+    path = Store().ensure(name, progress, offline=settings.offline)
+    # What is read later is found wherever the program has gone by then.
+    checkpoint = open_checkpoint(path.absolute())
+    return checkpoint, load_tokenizer(checkpoint)
+
+
 def _reserved(
-    reservations: Ledger, model: Model, settings: EngineSettings, device: Device | None
+    model: Model, settings: EngineSettings, device: Device | None
 ) -> tuple[FittedModel, Reservation]:
-    with reservations.planning() as runtime_bytes:
+    with ledger().planning() as runtime_bytes:
         found = fit_model(model, settings, runtime_bytes, device)
-        return found, reservations.reserve(found.plan)
+        return found, ledger().reserve(found.plan)
 
 
-def _packed(
+def packed(
     source: Checkpoint, found: FittedModel, settings: EngineSettings, progress: Progress | None
 ) -> Checkpoint:
+    """The packed copy of a model's files, made where it is not in the store yet.
+
+    Errors: CheckpointError, StoreError; BudgetError before anything is packed.
+    """
     fmt = PackedFormat(found.plan.dtype)
     budget = budget_bytes(settings)
-    packed = ensure_packed(source, fmt, progress or silent, memory_bytes=budget)
+    folder = ensure_packed(source, fmt, progress or silent, memory_bytes=budget)
     give_back()
-    opened = open_checkpoint(packed.absolute())
+    opened = open_checkpoint(folder.absolute())
     # A copy that an older version packed of a GGUF does not have what it advises.
     return replace(opened, notes=source.notes, sampling=source.sampling)
 

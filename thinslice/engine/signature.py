@@ -1,7 +1,7 @@
 """How Python sees LLM: its options in its signature, and errors in Python's words."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from inspect import Parameter, Signature, signature
@@ -9,6 +9,7 @@ from typing import Any
 
 from thinslice.config import EngineSettings
 from thinslice.errors import ThinsliceError
+from thinslice.store.names import nearest_names
 
 # Options whose names are not simply those of the fields.
 _OTHER_NAMES = {"sequences": "max_num_seqs"}
@@ -28,6 +29,16 @@ def with_settings(init: Callable[..., None]) -> Signature:
         for field in fields(EngineSettings)
     ]
     return Signature([*named, *settings])
+
+
+def check_settings(given: Mapping[str, object]) -> None:
+    """Errors: TypeError for what is no field of EngineSettings, as Python has it for arguments."""
+    known = [field.name for field in fields(EngineSettings)]
+    for name in given:
+        if name not in known:
+            near = nearest_names(name, known)
+            guess = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"LLM() has no argument {name!r}{guess}")
 
 
 @contextmanager

@@ -38,6 +38,7 @@ _FOLDER = re.compile(
 # With "--" for "/" and "%2F" for each "/" of a revision, a folder stays below 255 characters.
 _LONGEST_NAME = 200
 _PATH_STARTS = ("./", "../", "/", "~")
+_FILE_ENDS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _OTHER_KINDS = (
     "the short names of thinslice ls --known, a folder, a .gguf file, "
     "org/name on the Hugging Face Hub"
@@ -123,7 +124,8 @@ def parse_model_name(text: str, stored: Iterable[str] = ()) -> ModelName:
     path = os.path.expanduser(text)
     if os.path.exists(path):
         return LocalPath(Path(path))
-    if text.startswith(_PATH_STARTS) or text.lower().endswith(".gguf") or os.path.isabs(path):
+    is_file = text.lower().endswith(_FILE_ENDS)
+    if text.startswith(_PATH_STARTS) or is_file or os.path.isabs(path):
         raise CheckpointError(f"no such file or folder: {text:.300}")
     hub_model = _parse_hub_name(text)
     if hub_model is not None:
@@ -177,8 +179,11 @@ def _unknown(text: str, stored: Iterable[str]) -> str:
 
 
 def nearest_names(text: str, names: Iterable[str]) -> list[str]:
-    """Up to three of the names that are nearly this text, the nearest first."""
+    """Up to three of the names that are nearly this text, the nearest first; the one alone that
+    differs in capitals only."""
     by_folded = {name.casefold(): name for name in names}
+    if text.casefold() in by_folded:
+        return [by_folded[text.casefold()]]
     return [by_folded[near] for near in difflib.get_close_matches(text.casefold(), by_folded)]
 
 

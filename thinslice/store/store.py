@@ -123,7 +123,7 @@ class Store:
         if (copy := self._copy(text)) is not None:
             return _whole(copy).path
         name = self._parse(text)
-        return name.path if isinstance(name, LocalPath) else self._stored(name).path
+        return name.path if isinstance(name, LocalPath) else self._stored(name, text).path
 
     @_errors_named
     def locate(self, text: str, progress: Progress | None = None) -> Path | ModelShape:
@@ -139,7 +139,7 @@ class Store:
             return self.resolve(text)
         name = self._parse(text)
         if isinstance(name, Embedded):
-            return self._pull(name, progress, offline=False).path
+            return self._pull(text, progress, offline=False).path
         is_stored = isinstance(name, LocalPath) or folder_in(self.root, name).is_dir()
         if is_stored or not isinstance(name, HubModel) or name.quant is not None:
             return self.resolve(text)
@@ -154,7 +154,7 @@ class Store:
         name = self._parse(text)
         if isinstance(name, LocalPath):
             return name.path
-        return self._pull(name, progress, offline).path
+        return self._pull(text, progress, offline).path
 
     @_errors_named
     def pull(
@@ -172,7 +172,7 @@ class Store:
         name = self._parse(text)
         if isinstance(name, LocalPath):
             raise ConfigError(f"{text!r:.300} is here already: a path needs no pull")
-        return self._pull(name, progress, offline)
+        return self._pull(text, progress, offline)
 
     @_errors_named
     def list(self) -> tuple[StoredModel, ...]:
@@ -207,7 +207,7 @@ class Store:
         if isinstance(name, LocalPath):
             model: StoredModel = import_module(_CHANGES).describe_path(name.path)
             return model
-        return self._stored(name)
+        return self._stored(name, text)
 
     @_errors_named
     def remove(self, text: str) -> int:
@@ -245,26 +245,28 @@ class Store:
         with suppress(StoreError, OSError):
             yield from (name for name, _ in self._folders())
 
-    def _pull(self, name: StoredName, progress: Progress | None, offline: bool) -> StoredModel:
+    def _pull(self, text: str, progress: Progress | None, offline: bool) -> StoredModel:
+        name = self._parse(text)
+        assert not isinstance(name, LocalPath), "a path is here"
         stored = read_manifest(folder_in(self.root, name), name.text)
         if stored is not None:
             return stored
         if offline:
-            raise StoreError(f"{self._not_stored(name)}, but not offline")
+            raise StoreError(f"{self._not_stored(name, text)}, but not offline")
         model: StoredModel = import_module(_CHANGES).pull(self.root, name, progress or silent)
         return model
 
-    def _stored(self, name: StoredName) -> StoredModel:
+    def _stored(self, name: StoredName, text: str) -> StoredModel:
         folder = folder_in(self.root, name)
         model = read_manifest(folder, name.text)
         if model is None:
-            raise StoreError(self._not_stored(name))
+            raise StoreError(self._not_stored(name, text))
         return model
 
-    def _not_stored(self, name: StoredName) -> str:
+    def _not_stored(self, name: StoredName, text: str) -> str:
         if folder_in(self.root, name).is_dir():
-            return f"the pull of {name.text} is unfinished; `thinslice pull {name.text}` ends it"
-        return f"{self._missing(name)}; `thinslice pull {name.text}` fetches it"
+            return f"the pull of {name.text} is unfinished; `thinslice pull {text}` ends it"
+        return f"{self._missing(name)}; `thinslice pull {text}` fetches it"
 
     def _missing(self, name: StoredName) -> str:
         near = nearest_names(name.text, [stored for stored, _ in self._folders()])

@@ -52,6 +52,7 @@ class ScriptedLLM:
     """Answers each message with the next script; remembers what it was asked."""
 
     plan = PLAN
+    longest_context = 128
     prediction = None
     device = None
     sampling: ClassVar = {"top_p": 0.8}
@@ -186,7 +187,8 @@ def test_save_to_a_place_that_cannot_be_written_says_so(
 ) -> None:
     talk(ScriptedLLM(), [f"/save {tmp_path}/none/talk.json", f"/save {tmp_path}", "/save"])
     errors = capsys.readouterr().err
-    assert errors.count("cannot write") == 2
+    assert errors.count("cannot write") == 1
+    assert f"{tmp_path}: Is a directory" in errors
     assert "which file?" in errors
     assert list(tmp_path.iterdir()) == []
     assert not list(tmp_path.parent.glob(".*.part"))
@@ -267,6 +269,23 @@ def test_compact_drops_the_oldest_until_half_is_free(capsys: pytest.CaptureFixtu
     shown = capsys.readouterr()
     assert "dropped the 3 oldest exchanges" in shown.err
     assert f"{3 * len(piece) + 1} of {CONTEXT} tokens" in shown.out
+
+
+def test_slips_of_the_fingers_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    llm = ScriptedLLM(said("a"))
+    mine = tmp_path / "mine.txt"
+    mine.write_text("questions")
+    typed = ["hello", "/undo 3", "/regen", "/set temprature 1", f"/save {mine}", "/reasoning"]
+    talk(llm, [*typed, "/system Be brief.", "/reset"])
+    told = capsys.readouterr().err
+    assert "/undo takes nothing behind it" in told
+    assert "unknown command /regen; did you mean /regenerate?" in told
+    assert "no parameter temprature; did you mean temperature?" in told
+    assert "mine.txt is not a saved conversation: not JSON; name another file" in told
+    assert mine.read_text() == "questions"
+    assert "the last answer has no reasoning" in told
+    assert "begins; 1 exchange forgotten; the system prompt is 'Be brief.'" in told
+    assert told.endswith("a new conversation begins\n")
 
 
 def test_compact_and_undo_say_so_where_there_is_nothing(

@@ -94,6 +94,23 @@ def test_a_terminal_is_not_waited_for_and_a_missing_file_is_named(
         read_prompt("asked", None, (tmp_path,))
 
 
+def test_an_argument_is_the_utf8_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the locale took its bytes for."""
+    monkeypatch.setattr("sys.stdin", Input(b""))
+    typed = "你好".encode().decode("ascii", "surrogateescape")
+    assert read_prompt(typed, None, ()) == "你好"
+    with pytest.raises(RequestError, match="the prompt is not UTF-8: byte 0xff at 4"):
+        read_prompt("bad \udcff", None, ())
+
+
+def test_an_empty_pipe_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", Input(b""))
+    assert read_prompt("Summarise:", "-", ()) == "Summarise:"
+    assert "standard input is empty" in capsys.readouterr().err
+
+
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Standard input as a pipe that stays open; the end to write to."""

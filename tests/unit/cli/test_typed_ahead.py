@@ -68,6 +68,22 @@ def test_a_message_that_was_not_sent_comes_first() -> None:
     assert ahead.next("") == "two"
 
 
+def test_what_a_command_took_the_place_of_is_offered_again() -> None:
+    ahead = typed("one\rtwo\r")
+    first = ahead.next("")
+    ahead.put_back(f"{first}\nwhole")
+    assert [ahead.next("") for _ in range(3)] == ["one\nwhole", "two", ""]
+
+
+def test_a_message_taken_back_is_offered_again_unless_another_is() -> None:
+    ahead = typed()
+    for offered, expected in (("second", "second"), ("", "second"), ("first", "first")):
+        assert ahead.next(offered) == expected
+        ahead.put_back(expected)
+    assert ahead.next("") == "first"
+    assert ahead.next("") == ""
+
+
 def test_what_is_dropped_is_not_offered() -> None:
     ahead = typed("one\rtwo\r", "three\r")
     assert ahead.next("") == "one"

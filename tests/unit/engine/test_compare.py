@@ -182,7 +182,7 @@ def test_what_must_be_packed_first_is_packed_once(
 
 
 def test_a_text_too_short_is_refused(model: str) -> None:
-    with pytest.raises(RequestError, match="the text has 1 tokens"):
+    with pytest.raises(RequestError, match="--text has 1 of at least 3 tokens"):
         load_pair(settings_of(model, model), "a")
 
 

@@ -196,6 +196,15 @@ def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any) -> None:
     assert_idle(llm)
 
 
+def test_a_message_of_an_unknown_role_and_params_of_another_type_are_refused(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="the role 'usr' is unknown; one of system"):
+        llm.chat([{"role": "usr", "content": "x"}])
+    for params in ({"temperature": 0}, [{"temperature": 0}], "greedy"):
+        with pytest.raises(RequestError, match=r"expected SamplingParams\(\.\.\.\)"):
+            llm.generate(["a"], params)  # type: ignore[arg-type]
+    assert_idle(llm)
+
+
 def test_one_bad_prompt_among_several_leaves_nothing_behind(llm: LLM) -> None:
     with pytest.raises(RequestError):
         llm.generate(["good", "x" * 500], LONG)
@@ -244,6 +253,8 @@ def test_settings_out_of_range_are_refused_before_anything_is_loaded(model: str)
         LLM(model, memory=0)
     with pytest.raises(StoreError, match="org/none"):
         LLM("org/none", offline=True)
+    with pytest.raises(TypeError, match="no argument 'memry'; did you mean 'memory'"):
+        LLM(model, memry="1GiB")  # type: ignore[call-arg]
 
 
 def test_an_interrupt_while_sampling_leaves_every_sequence_where_it_was(

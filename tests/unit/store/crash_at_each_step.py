@@ -1,7 +1,8 @@
 """Pull a model again and again, each time killed (SIGKILL) one step later than the time before.
 
-A step is whatever the interpreter tells its audit hooks before it changes the file system or opens
-a file of the store, and each report of progress. After every kill the store is looked at and the
+A step is a report of progress, or whatever the interpreter tells its audit hooks before it changes
+the file system or opens a file of the store. The two are counted apart, for of the first there are
+more or fewer from one time to the next. After every kill the store is looked at and the
 pull is made once more, to its end. Prints one JSON object for each kill. Run by test_crashes.py as
 a process of its own, because it forks and has no threads.
 """
@@ -26,13 +27,16 @@ def main() -> None:
     base, name, model = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     known = {"tiny": EmbeddedModel(**model)} if model else {}
     with patch("thinslice.store.names.EMBEDDED", known):
-        step = 0
-        while pull_is_killed_at(step, store := Store(base / str(step)), name):
-            print(json.dumps(look_and_pull_again(store, name)), flush=True)
-            step += 1
+        for is_report in (False, True):
+            step = 0
+            while pull_is_killed_at(
+                step, is_report, store := Store(base / f"{is_report}-{step}"), name
+            ):
+                print(json.dumps(look_and_pull_again(store, name)), flush=True)
+                step += 1
 
 
-def pull_is_killed_at(step: int, store: Store, name: str) -> bool:
+def pull_is_killed_at(step: int, is_report: bool, store: Store, name: str) -> bool:
     child = os.fork()
     if child == 0:
         steps_left = step
@@ -49,8 +53,11 @@ def pull_is_killed_at(step: int, store: Store, name: str) -> bool:
             if event in _CHANGES or is_in_store or (isinstance(flags, int) and flags & _WRITES):
                 count()
 
-        sys.addaudithook(hook)
-        store.pull(name, count)
+        if is_report:
+            store.pull(name, count)
+        else:
+            sys.addaudithook(hook)
+            store.pull(name)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     return os.WIFSIGNALED(status)

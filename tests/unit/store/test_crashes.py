@@ -40,7 +40,7 @@ def test_an_embedded_pull_killed_at_any_step_is_ended_by_the_next(
     assert all(kill["hashes"] == [tiny.model.member_sha256] for kill in kills)
     left = [" ".join(kill["left"]) for kill in kills]
     assert len(kills) > 12
-    assert kills[-1]["listed"] == ["tiny"], "no kill came after the manifest"
+    assert any(kill["listed"] == ["tiny"] for kill in kills), "no kill came after the manifest"
     for state in ("", ".locks", "scratch", ".whl", "tiny.gguf.part", "manifest.json.part"):
         assert any(state in files for files in left), f"no kill left {state}"
 
