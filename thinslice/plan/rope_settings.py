@@ -39,6 +39,8 @@ _SETTINGS_OF: dict[str, tuple[str, ...]] = {
 # Known not to matter: the first says how the model was trained; the second cuts the frequencies
 # into bands for a picture's axes, which have equal positions where there is only text.
 _INERT = ("finetuned", "mrope_section")
+# Turns within the original context; far less than one of them would be no finite wavelength.
+_LEAST_BETA = 1e-9
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def read_rope(
         factors = factors_scaling(merged.get("freq_factors"), head_dim)
         return RopeSettings(theta, factors, max_positions)
     scaling = _scaling(config, fields, rope_type, max_positions)
+    check_yarn_theta(scaling, theta)
     return RopeSettings(theta, scaling, scaled_context(scaling, max_positions))
 
 
@@ -121,6 +124,15 @@ def factors_scaling(factors: Any, head_dim: int) -> RopeScaling:
     return RopeScaling(rope_type="factors", freq_factors=tuple(map(float, factors)))
 
 
+def check_yarn_theta(scaling: RopeScaling | None, theta: float) -> None:
+    """Refuse a theta that YaRN cannot be computed with: its logarithm tells which dimensions turn.
+
+    Errors: CheckpointError naming the setting.
+    """
+    if scaling is not None and scaling.rope_type == "yarn" and not theta > 1.0:
+        raise CheckpointError(f"rotary scaling: yarn with rope_theta {theta}; expected more than 1")
+
+
 def check_rope_scaling(scaling: RopeScaling) -> None:
     """Refuse factors that rotary scaling cannot be computed with.
 
@@ -137,7 +149,7 @@ def check_rope_scaling(scaling: RopeScaling) -> None:
             f"rotary scaling: low_freq_factor {scaling.low_freq_factor} with "
             f"high_freq_factor {scaling.high_freq_factor}"
         )
-    if not 0.0 < scaling.beta_slow <= scaling.beta_fast:
+    if not _LEAST_BETA <= scaling.beta_slow <= scaling.beta_fast:
         raise CheckpointError(
             f"rotary scaling: beta_slow {scaling.beta_slow} with beta_fast {scaling.beta_fast}"
         )

@@ -13,7 +13,12 @@ from thinslice.errors import CheckpointError
 from thinslice.plan.header_fields import HeaderFields
 from thinslice.plan.known_keys import check_gguf_keys
 from thinslice.plan.model_shape import ModelShape, RopeScaling
-from thinslice.plan.rope_settings import check_rope_scaling, factors_scaling, scaled_context
+from thinslice.plan.rope_settings import (
+    check_rope_scaling,
+    check_yarn_theta,
+    factors_scaling,
+    scaled_context,
+)
 
 # Mistral and SmolLM2 are written as llama, MiMo as qwen2 (without its prediction layers).
 _ARCHITECTURES = {
@@ -55,6 +60,8 @@ def shape_from_gguf(
     head_dim = _head_dim(fields, num_heads)
     _check_attention_scale(fields, head_dim)
     scaling = _rope_scaling(fields, max_positions, freq_factors, head_dim)
+    theta = fields.short_number("rope.freq_base", _ROPE_THETA)
+    check_yarn_theta(scaling, theta)
     window = _sliding_window(fields, architecture)
     has_layers = 0 < num_layers <= 1024
     return ModelShape(
@@ -67,7 +74,7 @@ def shape_from_gguf(
         num_key_value_heads=fields.layer_integer("attention.head_count_kv", num_heads),
         head_dim=head_dim,
         rms_norm_eps=fields.short_number("attention.layer_norm_rms_epsilon"),
-        rope_theta=fields.short_number("rope.freq_base", _ROPE_THETA),
+        rope_theta=theta,
         max_position_embeddings=scaled_context(scaling, max_positions),
         rope_scaling=scaling,
         attention_bias="blk.0.attn_q.bias" in tensor_shapes,

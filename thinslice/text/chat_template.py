@@ -29,8 +29,10 @@ _FUEL_PER_MESSAGE_BYTE = 32
 _MAX_SECONDS = 2.0
 
 # How the models here write what begins and ends a turn. [INST] and the like are left out: where
-# they are written, they are mostly meant to be text.
-_MARKER = re.compile(r"<[|\uff5c][^<>|\uff5c\s\"'{}\\]{1,60}[|\uff5c]>|<(?:start|end)_of_turn>")
+# they are written, they are mostly meant to be text. Half of a surrogate pair is in no token.
+_MARKER = re.compile(
+    r"<[|\uff5c][^<>|\uff5c\s\"'{}\\\ud800-\udfff]{1,60}[|\uff5c]>|<(?:start|end)_of_turn>"
+)
 
 # What rendering can raise by what a template does with the messages: type errors and the like.
 _MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, TemplateError)

@@ -1,12 +1,15 @@
 """What the tokenizers library raises, as thinslice's own errors.
 
 It is written in Rust. Where it panics, what arrives in Python is no Exception but a BaseException
-of a class that cannot be imported; its other errors are plain Exceptions.
+of a class that cannot be imported; its other errors are plain Exceptions. What it is given may also
+not fit its own types: text with half of a surrogate pair, a number beyond 32 bits.
 """
 
 from types import TracebackType
 
 from thinslice.errors import ThinsliceError
+
+_KINDS = (Exception, ValueError, UnicodeEncodeError, OverflowError)
 
 
 class named_library_errors:  # noqa: N801 - used like a function, as contextlib's are
@@ -25,7 +28,7 @@ class named_library_errors:  # noqa: N801 - used like a function, as contextlib'
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None and (is_panic(error) or type(error) in (Exception, ValueError)):
+        if error is not None and (is_panic(error) or type(error) in _KINDS):
             first_line = str(error).partition("\n")[0]
             raise self._error_type(f"{self._what}: {first_line:.160}") from error
 

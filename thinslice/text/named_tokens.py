@@ -7,6 +7,8 @@ added_tokens.json. A token that is named, by bos_token say, is special whatever 
 except where there is an added_tokens_decoder without it and tokenizer.json has it.
 """
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -24,6 +26,8 @@ SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 _ADDED_TOKENS = "added_tokens.json"
 _EXTRA, _EXTRA_BEFORE = "extra_special_tokens", "additional_special_tokens"
 _MODEL = "model_specific_special_tokens"
+_DECODER = "added_tokens_decoder"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_BYTES = 8 << 20
 # Gemma 3 has 6,415. The library compares each added token with all that are there.
 _MAX_TOKENS = 16_384
@@ -33,7 +37,7 @@ _T = TypeVar("_T")
 def read_special_tokens_map(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """special_tokens_map.json where it is read; nothing beside added_tokens_decoder."""
     path = folder / SPECIAL_TOKENS_MAP
-    if "added_tokens_decoder" in config or not path.exists():
+    if _DECODER in config or not path.exists():
         return {}
     return read_json_object(path, _MAX_BYTES)
 
@@ -46,9 +50,12 @@ def settings_with_special_tokens(
     The map's bos_token and the like go before the config's; its further tokens only stand where the
     config has none.
 
-    Errors: CheckpointError where further tokens are neither a list nor an object.
+    Errors: CheckpointError where further tokens are neither a list nor an object, and for a token
+    that is no text.
     """
     for source, values in ((_CONFIG, config), (SPECIAL_TOKENS_MAP, special_tokens_map)):
+        for key in filter(_names_tokens, values):
+            _refuse_half_pairs(source, key, values[key])
         for key in (_EXTRA, _EXTRA_BEFORE):
             if not isinstance(values.get(key) or [], list | dict):
                 raise CheckpointError(
@@ -72,6 +79,20 @@ def settings_with_special_tokens(
         elif key in NAMES or not isinstance(settings.get(key), str):
             settings[key] = value
     return settings
+
+
+def _names_tokens(key: str) -> bool:
+    return key.endswith("_token") or key in (_EXTRA, _EXTRA_BEFORE, _MODEL, _DECODER)
+
+
+def _refuse_half_pairs(source: str, key: str, value: object) -> None:
+    """Refuse halves of surrogate pairs, which JSON can hold and no text can."""
+    half = _SURROGATE.search(json.dumps([key, value], ensure_ascii=False))
+    if half is not None:
+        raise CheckpointError(
+            f"{source}: {key!r:.60} holds half of a surrogate pair, {half[0]!r}; it is not valid "
+            "Unicode"
+        )
 
 
 def _key_of(value: object) -> object:
@@ -154,7 +175,7 @@ def _check_embedding(backend: Tokenizer, folder: Path, text: str, vocab_size: in
 def _add_numbered(backend: Tokenizer, folder: Path, settings: Mapping[str, Any]) -> frozenset[str]:
     """Returns the tokens of which tokenizer.json has the last word."""
     held = set(_added(backend))
-    is_decoder = isinstance(settings.get("added_tokens_decoder"), dict)
+    is_decoder = isinstance(settings.get(_DECODER), dict)
     named = (_of_decoder if is_decoder else _of_added_tokens)(folder, settings)
     numbered = sorted(_capped(named, folder), key=lambda one: one[0])
     backend.add_tokens([token for _, token in numbered if is_decoder or token.content not in held])
@@ -170,9 +191,9 @@ def _add_numbered(backend: Tokenizer, folder: Path, settings: Mapping[str, Any])
 
 
 def _of_decoder(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, AddedToken]]:
-    for key, value in settings["added_tokens_decoder"].items():
+    for key, value in settings[_DECODER].items():
         if not (key.isdecimal() and isinstance(value, dict)):
-            raise CheckpointError(f"{folder}: added_tokens_decoder has {key!r:.40}; no token")
+            raise CheckpointError(f"{folder}: {_DECODER} has {key!r:.40}; no token")
         yield int(key), _token(value, folder, is_special=value.get("special", False))
 
 
@@ -184,6 +205,7 @@ def _of_added_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[tupl
     for text, token_id in read_json_object(path, _MAX_BYTES).items():
         if type(token_id) is not int:
             raise CheckpointError(f"{path}: {text!r:.60} has the id {token_id!r:.40}")
+        _refuse_half_pairs(str(path), text, token_id)
         is_special = text in special
         yield token_id, AddedToken(text, normalized=not is_special, special=is_special)
 

@@ -136,8 +136,8 @@ def _read_folder(checkpoint: Checkpoint) -> TokenizerFiles:
     bos_token, eos_token = (_token_text(settings, name) for name in ("bos_token", "eos_token"))
     if not path.exists():
         shape = checkpoint.shape
-        bos_token = bos_token or _first_token(backend, (shape.bos_token_id,))
-        eos_token = eos_token or _first_token(backend, shape.eos_token_ids)
+        bos_token = bos_token or _first_token(backend, (shape.bos_token_id,), shape.vocab_size)
+        eos_token = eos_token or _first_token(backend, shape.eos_token_ids, shape.vocab_size)
     with named_library_errors(CheckpointError, f"{folder}: its added tokens are no good"):
         add_named_tokens(backend, folder, settings, checkpoint.shape.vocab_size)
     prefix_ids = _template_prefix_ids(backend)
@@ -240,9 +240,10 @@ def _token_text(config: Mapping[str, Any], name: str) -> str | None:
     return text
 
 
-def _first_token(backend: Tokenizer, ids: tuple[int | None, ...]) -> str | None:
+def _first_token(backend: Tokenizer, ids: tuple[int | None, ...], vocab_size: int) -> str | None:
+    """The text of the first of the ids; None for one that no token of the model can have."""
     token_id = next(iter(ids), None)
-    if token_id is None or token_id < 0:
+    if token_id is None or not 0 <= token_id < vocab_size:
         return None
     return backend.id_to_token(token_id)
 
@@ -258,10 +259,11 @@ def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | Checkpoin
             return CheckpointError(f"{path} is not UTF-8 text")
     value = config.get("chat_template")
     if isinstance(value, list):
-        named = {entry.get("name"): entry for entry in value if isinstance(entry, dict)}
-        if "default" not in named:
+        entries = [entry for entry in value if isinstance(entry, dict)]
+        named = [entry.get("template") for entry in entries if entry.get("name") == "default"]
+        if not named:
             return CheckpointError("tokenizer_config.json: no chat_template is named default")
-        value = named["default"].get("template")
+        value = named[-1]
     if isinstance(value, dict):
         if "default" not in value:
             return CheckpointError("tokenizer_config.json: no chat_template is named default")

@@ -199,6 +199,12 @@ def test_other_scalings_leave_the_context_alone() -> None:
         ({"rope_scaling": {"type": "llama3", "factor": 4.0}}, "low_freq_factor is missing"),
         ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "'longrope' is not supported"),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "is not supported"),
+        ({"rope_scaling": YARN | {"rope_theta": 1.0}, "rope_theta": None}, "rope_theta 1.0; "),
+        ({"rope_scaling": YARN | {"rope_theta": 0.5}, "rope_theta": None}, "rope_theta 0.5; "),
+        ({"rope_theta": 0.0}, "rope_theta 0.0 is out of range"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan"),
+        ({"rope_scaling": {**YARN, "rope_theta": None, "beta_slow": 5e-324}}, "beta_slow 5e-324"),
     ],
 )
 def test_what_is_not_computed_is_refused(changes: dict[str, Any], message: str) -> None:

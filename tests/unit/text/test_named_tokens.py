@@ -220,6 +220,29 @@ def test_contradictions_and_damage_are_refused(
         read(tmp_path)
 
 
+HALF = "a\ud800"
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        *[({CONFIG: {name: HALF}}, f"{CONFIG}: '{name}'") for name in ("eos_token", "image_token")],
+        ({CONFIG: {"pad_token": token(HALF)}}, f"{CONFIG}: 'pad_token'"),
+        ({CONFIG: {"extra_special_tokens": [HALF]}}, f"{CONFIG}: 'extra_special_tokens'"),
+        ({CONFIG: {"extra_special_tokens": {"a": HALF}}}, f"{CONFIG}: 'extra_special_tokens'"),
+        ({CONFIG: decoder(content=HALF)}, f"{CONFIG}: 'added_tokens_decoder'"),
+        ({CONFIG: {}, MAP: {"bos_token": HALF}}, f"{MAP}: 'bos_token'"),
+        ({CONFIG: {}, ADDED: {HALF: IM_END}}, f"{ADDED}: 'a.ud800'"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_no_token(
+    tmp_path: Path, files: dict[str, Any], reason: str
+) -> None:
+    write(tmp_path, files, [])
+    with pytest.raises(CheckpointError, match=f"{reason} holds half of a surrogate pair"):
+        read(tmp_path)
+
+
 def test_a_token_of_pictures_without_an_embedding_is_left_out(tmp_path: Path) -> None:
     write(tmp_path, {CONFIG: {"image_token": "<image>"}}, [])
     assert table(read(tmp_path).backend) == {}

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError, RequestError
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer
+from thinslice.text.library_errors import named_library_errors
 from thinslice.text.tokenizer import Tokenizer, load_tokenizer
 
 VOCAB_SIZE = 300
@@ -216,6 +218,16 @@ def test_without_a_tokenizer_config_the_models_ids_tell_bos_and_eos(tmp_path: Pa
     assert (special.bos_token, special.eos_token) == ("<|im_start|>", "<|im_end|>")
 
 
+@pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE, 1 << 32, 10**40])
+def test_without_a_tokenizer_config_ids_of_no_token_have_no_text(
+    tmp_path: Path, token_id: int
+) -> None:
+    checkpoint = folder(tmp_path, None)
+    shape = replace(SHAPE, bos_token_id=token_id, eos_token_ids=(token_id,))
+    special = load_tokenizer(replace(checkpoint, shape=shape)).special
+    assert (special.bos_token, special.eos_token) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("config", "file", "expected"),
     [
@@ -364,7 +376,8 @@ def test_a_damaged_tokenizer_json_gives_a_checkpoint_error_or_works(tmp_path: Pa
 
 
 def test_a_template_that_is_none_blocks_no_plain_prompt(tmp_path: Path) -> None:
-    for template in ([{"name": "rag", "template": "x"}], {"rag": "x"}, 1, "{% endif %}"):
+    other = [{"name": name, "template": "x"} for name in ("rag", [], {}, None)]
+    for template in (other, {"rag": "x"}, 1, "{% endif %}"):
         tokenizer = load_tokenizer(folder(tmp_path, {"chat_template": template}))
         assert tokenizer.encode("a", add_special_tokens=True)
         with pytest.raises(CheckpointError, match=r"chat.template"):
@@ -434,6 +447,15 @@ def test_a_stop_string_that_is_a_special_token_is_its_id(tokenizer: Tokenizer) -
         tokenizer.stop_ids(["x<|im_end|>"])
 
 
+@pytest.mark.parametrize(
+    "call", [lambda one: one.token_to_id("\ud800"), lambda one: one.id_to_token(1 << 32)]
+)
+def test_what_does_not_fit_the_librarys_types_is_named(call: Callable[[Backend], Any]) -> None:
+    with pytest.raises(CheckpointError, match="a file: "):  # noqa: SIM117
+        with named_library_errors(CheckpointError, "a file"):
+            call(build_gguf_tokenizer(BYTE_LEVEL))
+
+
 def test_a_panic_of_the_library_is_a_request_error(tmp_path: Path) -> None:
     backend = build_gguf_tokenizer(BYTE_LEVEL)
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
@@ -445,6 +467,7 @@ def test_a_panic_of_the_library_is_a_request_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
+        ("{{ '<|\ud800|>' }}<|x\udc00|>", ()),
         ("<|im_start|>{{ messages[0].content }}<|im_end|>", ()),
         ("{{ '<|im_start|>' + messages[0].role }}", ()),
         ("{% for m in messages %}<|user|>{{ m.content }}<|user|>{% endfor %}", ("<|user|>",)),
