@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thinslice.errors import CheckpointError
+from thinslice.plan.known_keys import CONFIG_READ, key_set
 
 # model_type, as transformers and the models' own files have it, for each class.
 _MODEL_TYPES = {
@@ -18,6 +19,8 @@ _MODEL_TYPES = {
     "MiMoForCausalLM": "mimo",
 }
 SUPPORTED_ARCHITECTURES = tuple(_MODEL_TYPES)
+# MiMo's own class extends Qwen2's, whose type stands in its place in some files.
+_MORE_MODEL_TYPES = {"MiMoForCausalLM": ("qwen2",)}
 _ARCHITECTURE_OF = {model_type: name for name, model_type in _MODEL_TYPES.items()}
 # MiMo-VL-7B and MiMo-Embodied-7B are of the first class, as their model cards say. The second is
 # named in MiMo-Audio-7B's config.json, the third in its code (XiaomiMiMo/MiMo-Audio,
@@ -30,10 +33,20 @@ _TRUNKS = {
     "MiMoAudioForCausalLM": "Qwen2ForCausalLM",
 }
 _TRUNK_MODEL_TYPES = {"qwen2_5_vl": _QWEN2_5_VL}
+# The configuration class of MiMo-Audio's own code is Qwen2's, with a few keys more.
+_TYPES_OF_TRUNKS = {
+    _QWEN2_5_VL: ("qwen2_5_vl",),
+    "MiMoAudioModel": ("qwen2", "mimo_audio"),
+    "MiMoAudioForCausalLM": ("qwen2", "mimo_audio"),
+}
 # Where Qwen2_5_VLTextConfig of transformers has other defaults than Qwen2Config.
 _QWEN2_5_VL_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "max_window_layers": 80}
 _SILU = ("silu", "swish")
 _ROPE_PLACES = ("rope_scaling", "rope_parameters")
+# Of the top level, what holds for the whole model also where there is a text_config.
+_OF_THE_WHOLE = key_set(
+    "architectures bos_token_id dtype eos_token_id model_type quantization_config torch_dtype"
+)
 
 
 def read_architecture(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -46,6 +59,7 @@ def read_architecture(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]
     """
     name = _class_name(config)
     if name in _TRUNKS:
+        _check_model_type(config, name, _TYPES_OF_TRUNKS[name])
         return _TRUNKS[name], _trunk_settings(config, name)
     if name not in _MODEL_TYPES:
         found = name or config.get("model_type")
@@ -58,14 +72,18 @@ def read_architecture(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]
             f"architecture {found!s:.80} is not supported{_what_it_takes(config)}; "
             f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
+    _check_model_type(config, name, (_MODEL_TYPES[name], *_MORE_MODEL_TYPES.get(name, ())))
+    return name, config
+
+
+def _check_model_type(config: Mapping[str, Any], name: str, known: tuple[str, ...]) -> None:
+    """Refuse a model_type that is not the class's: it is what transformers chooses the model by."""
     model_type = config.get("model_type")
-    by_type = _ARCHITECTURE_OF.get(model_type) if isinstance(model_type, str) else None
-    if by_type is not None and by_type != name and name != "MiMoForCausalLM":
+    if model_type is not None and model_type not in known:
         raise CheckpointError(
-            f"config.json: architectures says {name} and model_type says {model_type}; "
+            f"config.json: architectures says {name} and model_type says {model_type!s:.40}; "
             "make them agree"
         )
-    return name, config
 
 
 def text_trunk_of(config: Mapping[str, Any]) -> str | None:
@@ -88,21 +106,17 @@ def _class_name(config: Mapping[str, Any]) -> str | None:
 
 
 def _trunk_settings(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The decoder's settings, which stand at the top level or in text_config.
+    """The decoder's settings: those of text_config where there is one, else of the top level.
 
     With text alone the three axes of multimodal rotary positions are equal, so that its frequencies
     are those of plain rotary embedding.
+
+    Source: Qwen2_5_VLConfig of transformers 5.23, which reads no more of the top level than the tie
+    of the embeddings where there is a text_config; MiMo-Audio's own code knows none.
     """
-    nested = config.get("text_config")
-    if nested is not None and not isinstance(nested, dict):
-        raise CheckpointError("config.json: text_config is not an object")
-    settings = {key: value for key, value in config.items() if key != "text_config"}
-    settings |= {key: value for key, value in (nested or {}).items() if value is not None}
-    settings["tie_word_embeddings"] = bool(
-        config.get("tie_word_embeddings") or (nested or {}).get("tie_word_embeddings")
-    )
     if name != _QWEN2_5_VL:
-        return settings
+        return config
+    settings = _merged_settings(config)
     for key in _ROPE_PLACES:
         if isinstance(settings.get(key), dict):
             settings[key] = {
@@ -113,6 +127,24 @@ def _trunk_settings(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     for key, value in _QWEN2_5_VL_DEFAULTS.items():
         if settings.get(key) is None and not (key == "rope_theta" and has_theta):
             settings[key] = value
+    return settings
+
+
+def _merged_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """text_config, and of the top level what holds for the whole model, or the decoder lacks."""
+    nested = config.get("text_config")
+    if nested is not None and not isinstance(nested, dict):
+        raise CheckpointError("config.json: text_config is not an object")
+    settings = {key: value for key, value in config.items() if key != "text_config"}
+    if nested is None:
+        return settings
+    of_decoder = CONFIG_READ - _OF_THE_WHOLE
+    settings = {key: value for key, value in settings.items() if key not in of_decoder}
+    settings |= {
+        key: value for key, value in nested.items() if not (value is None and key in _OF_THE_WHOLE)
+    }
+    tie = "tie_word_embeddings"
+    settings[tie] = config.get(tie) or nested.get(tie)
     return settings
 
 

@@ -29,11 +29,12 @@ CONFIG_READ = key_set(
     intermediate_size layer_types max_position_embeddings max_window_layers mlp_bias model_type
     num_attention_heads num_hidden_layers num_key_value_heads num_nextn_predict_layers
     original_max_position_embeddings partial_rotary_factor quantization_config rms_norm_eps
-    rope_parameters rope_scaling rope_theta sliding_window text_config tie_word_embeddings
-    torch_dtype use_sliding_window vocab_size
+    rope_parameters rope_scaling rope_theta sliding_window tie_word_embeddings torch_dtype
+    use_sliding_window vocab_size
     """
 )
 # The values at which a key changes nothing; null is always one, and any other value is refused.
+# Of a model with a text trunk, read_architecture takes text_config apart.
 CONFIG_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "add_full_attention_sink_bias": (False,),
@@ -74,6 +75,7 @@ CONFIG_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "scale_depth": (),
     "scale_emb": (1,),
     "sliding_window_pattern": (),
+    "text_config": ({},),
     "tie_encoder_decoder": (False,),
     "use_bidirectional_attention": (False,),
     "use_mrope": (False,),
@@ -110,18 +112,18 @@ _CONFIG_OTHER_PARTS = key_set(
 GENERATION_READ = key_set("do_sample eos_token_id min_p repetition_penalty temperature top_k top_p")
 _GENERATION_SAMPLING = key_set(
     """
-    max_length max_new_tokens typical_p epsilon_cutoff eta_cutoff top_h min_length min_new_tokens
-    max_time num_return_sequences
+    max_length max_new_tokens max_time num_return_sequences
     """
 )
+# Penalties and the early end of beams mean nothing without them, and num_beams is named.
 _GENERATION_OTHER = key_set(
     """
     _from_model_config assistant_confidence_threshold assistant_early_exit
     assistant_ensemble_weight assistant_lookbehind bos_token_id cache_config cache_implementation
     chat_format compile_config continuous_batching_config decoder_start_token_id disable_compile
-    diversity_penalty early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty
-    is_assistant length_penalty low_memory max_cache_len max_matching_ngram_size max_window_size
-    num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams output_attentions
+    diversity_penalty early_stopping is_assistant length_penalty low_memory max_cache_len
+    max_matching_ngram_size max_window_size
+    num_assistant_tokens num_assistant_tokens_schedule num_beam_groups output_attentions
     output_hidden_states output_logits output_scores pad_token_id prefill_chunk_size
     prompt_lookup_num_tokens remove_invalid_values renormalize_logits return_dict_in_generate
     speculation_type target_lookbehind transformers_version trust_remote_code use_cache use_mtp
@@ -134,17 +136,26 @@ GENERATION_NOT_APPLIED: Mapping[str, tuple[Any, ...]] = {
     "begin_suppress_tokens": ([],),
     "constraints": ([],),
     "dola_layers": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
     "exponential_decay_length_penalty": (),
     "force_words_ids": ([],),
     "forced_bos_token_id": (),
     "forced_eos_token_id": (),
     "guidance_scale": (1,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
     "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
     "penalty_alpha": (0,),
     "sequence_bias": ({}, []),
     "stop_strings": ([],),
     "suppress_tokens": ([],),
     "token_healing": (False,),
+    "top_h": (),
+    "typical_p": (1,),
     "watermarking_config": (),
 }
 # Sampling settings that older files keep in config.json are not read there.
@@ -244,7 +255,10 @@ def config_notes(
         ),
     ]
     if not_applied:
-        notes.append(f"generation_config.json sets {named_keys(not_applied)}, which is not applied")
+        verb = "is" if len(not_applied) == 1 else "are"
+        notes.append(
+            f"generation_config.json sets {named_keys(not_applied)}, which {verb} not applied"
+        )
     return tuple(note for note in notes if note)
 
 

@@ -1,8 +1,10 @@
 """Which model a config.json describes: by its class, by its type, or by the trunk within it."""
 
+import copy
 from typing import Any
 
 import pytest
+from transformers import Qwen2_5_VLConfig
 
 from tests.checkpoints import tiny_config
 from tests.unit.plan.test_shape_from_config import MIMO_CONFIG
@@ -31,6 +33,19 @@ def test_a_class_and_a_type_that_contradict_each_other() -> None:
     assert shape_from_config(tiny_config("MiMoForCausalLM", model_type="qwen2"))
     with pytest.raises(CheckpointError, match="says LlamaForCausalLM and model_type says qwen2"):
         shape_from_config(tiny_config(model_type="qwen2"))
+
+
+@pytest.mark.parametrize(
+    "architecture", [*SUPPORTED_ARCHITECTURES, "Qwen2_5_VLForConditionalGeneration"]
+)
+@pytest.mark.parametrize(
+    "model_type", ["helium", "granite", "gemma2", "olmo", "stablelm", "", "LLAMA", 1, ["llama"]]
+)
+def test_a_type_of_another_family_is_refused(architecture: str, model_type: Any) -> None:
+    """It is what transformers goes by; a class of our families beside it is not computed alike."""
+    config = tiny_config(architecture, model_type=model_type)
+    with pytest.raises(CheckpointError, match=f"says {architecture} and model_type says "):
+        shape_from_config(config)
 
 
 # Sizes of XiaomiMiMo/MiMo-7B-RL's decoder, as Qwen2.5-VL's config.json has the keys.
@@ -109,8 +124,53 @@ def test_defaults_of_a_trunk_are_those_of_its_own_class() -> None:
 def test_a_tie_may_stand_in_either_place() -> None:
     flat = tiny_config(**_VL_ONLY)
     assert shape_from_config({**flat, "tie_word_embeddings": True}).tie_word_embeddings
-    nested = {**flat, "text_config": {"tie_word_embeddings": True}}
+    nested = {**flat, "text_config": {**tiny_config(), "tie_word_embeddings": True}}
     assert shape_from_config(nested).tie_word_embeddings
+    nested["tie_word_embeddings"] = True
+    nested["text_config"]["tie_word_embeddings"] = False
+    assert shape_from_config(nested).tie_word_embeddings
+    assert Qwen2_5_VLConfig(**copy.deepcopy(nested)).tie_word_embeddings
+
+
+# What the top level says, and what text_config does, of what the decoder is computed by.
+LEAKS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, {}),
+    (
+        {"sliding_window": 8},
+        {"sliding_window": None, "use_sliding_window": True, "max_window_layers": 0},
+    ),
+    ({"rope_theta": 500.0, "rms_norm_eps": 0.5}, {}),
+    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, {}),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, {"rope_theta": 70000.0}),
+    ({"rope_theta": 500.0}, {"rope_scaling": {"type": "mrope", "mrope_section": [1, 2, 5]}}),
+    ({"num_key_value_heads": 4, "hidden_size": 128, "head_dim": 32}, {}),
+]
+
+
+@pytest.mark.parametrize(("top", "inner"), LEAKS)
+def test_a_text_config_is_all_that_the_trunk_is_made_of(
+    top: dict[str, Any], inner: dict[str, Any]
+) -> None:
+    text = {**tiny_config(), **inner}
+    for key in ("architectures", "rms_norm_eps", "rope_theta", "head_dim", "sliding_window"):
+        if key not in inner:
+            del text[key]
+    config = {key: value for key, value in _VL_ONLY.items() if key != "rope_scaling"}
+    shape = shape_from_config(config | {**top, "text_config": text})
+    theirs = Qwen2_5_VLConfig(text_config=copy.deepcopy(text), **copy.deepcopy(top)).text_config
+    assert shape.rms_norm_eps == theirs.rms_norm_eps
+    assert shape.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert (shape.rope_scaling is None) == (theirs.rope_parameters["rope_type"] == "default")
+    assert shape.sliding_window == theirs.sliding_window
+    assert shape.hidden_size == theirs.hidden_size
+    assert shape.num_key_value_heads == theirs.num_key_value_heads
+
+
+def test_a_text_config_that_no_code_of_the_model_reads_is_refused() -> None:
+    config = tiny_config(**_AUDIO_ONLY, text_config={"hidden_size": 32})
+    config["layer_types"] = None
+    with pytest.raises(CheckpointError, match="text_config is"):
+        shape_from_config(config)
 
 
 # The keys of MiMoV2FlashConfig in transformers 5.23 that set it apart.

@@ -74,10 +74,6 @@ READ: dict[str, tuple[dict[str, Any], Any]] = {
     "rope_scaling": ({}, {"rope_type": "linear", "factor": 2.0}),
     "rope_theta": ({}, 500000.0),
     "sliding_window": ({"architectures": ["MistralForCausalLM"]}, 8),
-    "text_config": (
-        {"architectures": ["Qwen2_5_VLForConditionalGeneration"]},
-        {"intermediate_size": 128},
-    ),
     "tie_word_embeddings": ({}, True),
     "torch_dtype": ({}, "float32"),
     "use_sliding_window": (
@@ -149,7 +145,39 @@ def test_other_keys_are_named_on_one_line_for_each_file() -> None:
         "config.json sets new_0, new_1, new_2, new_3, new_4, new_5, new_6, new_7 and 2 more, which "
         "are not known to thinslice and not read",
         "generation_config.json sets novel, which is not known to thinslice and not read",
-        "generation_config.json sets stop_strings, suppress_tokens, which is not applied",
+        "generation_config.json sets stop_strings, suppress_tokens, which are not applied",
+    )
+
+
+@pytest.mark.parametrize("key", GENERATION_NOT_APPLIED)
+def test_generation_settings_are_named_where_they_would_change_an_answer(key: str) -> None:
+    for neutral in (None, *GENERATION_NOT_APPLIED[key]):
+        assert notes_of_config(tiny_config(), {key: neutral, "length_penalty": 2.0}) == ()
+    assert notes_of_config(tiny_config(), {key: OTHER}) == (
+        f"generation_config.json sets {key}, which is not applied",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("typical_p", 0.9),
+        ("epsilon_cutoff", 1e-4),
+        ("eta_cutoff", 1e-4),
+        ("top_h", 0.4),
+        ("min_new_tokens", 5),
+        ("min_length", 5),
+        ("num_beams", 4),
+        ("encoder_repetition_penalty", 1.2),
+    ],
+)
+def test_what_transformers_samples_by_and_thinslice_does_not_is_named(
+    key: str, value: float
+) -> None:
+    defaults = GenerationConfig().to_dict()
+    assert notes_of_config(tiny_config(), defaults) == ()
+    assert notes_of_config(tiny_config(), {**defaults, key: value}) == (
+        f"generation_config.json sets {key}, which is not applied",
     )
 
 
