@@ -64,10 +64,24 @@ class HeaderFields:
             raise self._error(key, "a string")
         return value
 
+    def flag(self, key: str) -> bool:
+        """True or false; false if absent. Errors: CheckpointError for another type."""
+        value = self._value(key, False)
+        if not isinstance(value, bool):
+            raise self._error(key, "true or false")
+        return value
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        """One whole number or a list of them; none if absent. Errors: as ``flag``."""
+        value = self._value(key, [])
+        values = value if isinstance(value, list) else [value]
+        if not all(type(one) is int for one in values):
+            raise self._error(key, "a whole number or a list of them")
+        return tuple(values)
+
     def optional_integer(self, key: str) -> int | None:
-        """A whole number, or None if absent or of another type."""
-        value = self.get(key)
-        return value if type(value) is int else None
+        """A whole number, or None if absent. Errors: CheckpointError for another type."""
+        return None if self.get(key) is None else self.integer(key)
 
     def optional_number(self, key: str) -> float | None:
         """A finite number, or None if absent. Errors: CheckpointError for another type."""

@@ -73,6 +73,7 @@ def read_rope(
             f"config.json: partial_rotary_factor is {merged['partial_rotary_factor']}; only rotary "
             "embedding of the whole head is supported"
         )
+    _refuse_null_type(config, merged)
     rope_type = merged.get("rope_type", "default")
     if rope_type not in tuple(_SETTINGS_OF):
         raise CheckpointError(
@@ -175,7 +176,7 @@ def _scaling(
         more = {key: fields.optional_number(key) for key in factors}
         more["beta_fast"] = fields.number("beta_fast", 32.0)
         more["beta_slow"] = fields.number("beta_slow", 1.0)
-        more["truncate"] = bool(fields.values.get("truncate", True))
+        more["truncate"] = fields.flag("truncate") if "truncate" in fields.values else True
     scaling = RopeScaling(rope_type, factor, original, **more)
     check_rope_scaling(scaling)
     return scaling
@@ -214,6 +215,20 @@ def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
                 if not isinstance(inner, dict):
                     raise CheckpointError(f"config.json: {name}.{layer_type} is not an object")
                 yield f"{name}.{layer_type}", inner
+
+
+def _refuse_null_type(config: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
+    """Refuse a type of null beside what a scaling is computed from: nobody could know which."""
+    names_none = any(
+        settings.get(name, "") is None
+        for _, settings in _places(config)
+        for name in ("type", "rope_type")
+    )
+    beside = [key for key in merged if key not in (*_TOP_LEVEL, *_INERT)]
+    if names_none and beside and "rope_type" not in merged:
+        raise CheckpointError(
+            f"config.json: the type of rotary scaling is null beside {beside[0]!r:.60}; name it"
+        )
 
 
 def _has_null_factor(config: Mapping[str, Any]) -> bool:

@@ -42,17 +42,16 @@ def shape_from_config(
     _check_not_quantised(config)
     check_config_keys(config)
     fields = HeaderFields("config.json", config)
-    if fields.text("hidden_act", "silu") not in ("silu", "swish"):
-        raise CheckpointError(
-            f"hidden_act {config['hidden_act']!r:.40} is not supported; only silu is"
-        )
+    activation = config.get("hidden_act", "silu")  # where null is none of transformers' names
+    if activation is None or fields.text("hidden_act", "silu") not in ("silu", "swish"):
+        raise CheckpointError(f"hidden_act {activation!r:.40} is not supported; only silu is")
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
     max_positions = fields.integer("max_position_embeddings")
     num_layers = fields.integer("num_hidden_layers")
     is_llama = architecture == "LlamaForCausalLM"
     is_qwen3 = architecture == "Qwen3ForCausalLM"
-    has_bias = bool(config.get("attention_bias", False)) and (is_llama or is_qwen3)
+    has_bias = fields.flag("attention_bias") and (is_llama or is_qwen3)
     window, window_layers = _sliding_window(fields, architecture, num_layers)
     default_head_dim = _QWEN3_HEAD_DIM if is_qwen3 else hidden_size // max(num_heads, 1)
     head_dim = fields.integer("head_dim", default_head_dim)
@@ -72,16 +71,16 @@ def shape_from_config(
         rope_scaling=rope.scaling,
         attention_bias=has_bias or architecture in ("Qwen2ForCausalLM", "MiMoForCausalLM"),
         attention_out_bias=has_bias,
-        mlp_bias=bool(config.get("mlp_bias", False)) and is_llama,
+        mlp_bias=fields.flag("mlp_bias") and is_llama,
         use_qk_norm=is_qwen3,
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tie_word_embeddings=fields.flag("tie_word_embeddings"),
         num_nextn_predict_layers=fields.integer("num_nextn_predict_layers", 0)
         if architecture == "MiMoForCausalLM"
         else 0,
         sliding_window=window,
         sliding_layers=window_layers,
         bos_token_id=fields.optional_integer("bos_token_id"),
-        eos_token_ids=_eos_ids(config, generation_config or {}),
+        eos_token_ids=_eos_ids(fields, generation_config or {}),
         dtype=_dtype(config),
     )
 
@@ -121,14 +120,11 @@ def _dtype(config: Mapping[str, Any]) -> str:
     return dtype if dtype in _DTYPES else "bfloat16"
 
 
-def _eos_ids(config: Mapping[str, Any], generation_config: Mapping[str, Any]) -> tuple[int, ...]:
-    ids: list[int] = []
-    for source in (config, generation_config):
-        value = source.get("eos_token_id")
-        for token_id in value if isinstance(value, list) else [value]:
-            if type(token_id) is int and token_id not in ids:
-                ids.append(token_id)
-    return tuple(ids)
+def _eos_ids(fields: HeaderFields, generation_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Those of both files, each once."""
+    generation = HeaderFields("generation_config.json", generation_config)
+    ids = (*fields.integers("eos_token_id"), *generation.integers("eos_token_id"))
+    return tuple(dict.fromkeys(ids))
 
 
 def _sliding_window(
@@ -141,8 +137,9 @@ def _sliding_window(
     if not 0 < num_layers <= 1024:  # ModelShape refuses it
         return None, frozenset()
     window = fields.values.get("sliding_window", _SLIDING_WINDOW)
+    is_asked = fields.flag("use_sliding_window")
     is_active = architecture == "MistralForCausalLM" or (
-        architecture != "LlamaForCausalLM" and bool(fields.values.get("use_sliding_window"))
+        architecture != "LlamaForCausalLM" and is_asked
     )
     sliding = _sliding_layers(fields, num_layers)
     if not is_active or window is None:
@@ -155,6 +152,8 @@ def _sliding_window(
     if sliding is None:
         first = 0
         if architecture != "MistralForCausalLM":
+            if fields.values.get("max_window_layers", _MAX_WINDOW_LAYERS) is None:
+                raise CheckpointError("config.json: max_window_layers is null beside a window")
             first = max(fields.integer("max_window_layers", _MAX_WINDOW_LAYERS), 0)
         sliding = frozenset(range(first, num_layers))
     if type(window) is not int or window <= 0:

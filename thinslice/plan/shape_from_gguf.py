@@ -136,8 +136,9 @@ def _sliding_window(fields: HeaderFields, architecture: str) -> int | None:
 
 def _eos_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
     """Ids of end of sequence, end of turn and end of message, as far as they are given."""
-    ids = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-    return tuple(dict.fromkeys(token_id for token_id in ids if type(token_id) is int))
+    fields = HeaderFields("GGUF", metadata, "tokenizer.ggml.")
+    ids = (fields.optional_integer(f"{name}_token_id") for name in ("eos", "eot", "eom"))
+    return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
 
 
 def _rope_scaling(

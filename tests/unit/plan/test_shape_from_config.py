@@ -207,7 +207,7 @@ def test_no_rotary_scaling(scaling: Any) -> None:
         ([7, 8, 7], {"eos_token_id": 9}, (7, 8, 9)),
         (None, {"eos_token_id": 9}, (9,)),
         (None, {}, ()),
-        ("2", {"eos_token_id": [True, 3]}, (3,)),
+        (None, {"eos_token_id": None}, ()),
     ],
 )
 def test_every_end_of_sequence_id(in_config: Any, in_generation_config: Any, ids: tuple) -> None:
@@ -237,6 +237,19 @@ REFUSALS = [
     ({"architectures": [["LlamaForCausalLM"]]}, "is not supported"),
     ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; only silu is"),
     ({"hidden_act": ["silu"]}, "hidden_act is .* expected a string"),
+    ({"hidden_act": None}, "hidden_act None is not supported; only silu is"),
+    *[
+        ({key: value}, f"config.json: {key} is .*; expected true or false")
+        for key in ("tie_word_embeddings", "use_sliding_window", "attention_bias", "mlp_bias")
+        for value in ("false", 1, [True])
+    ],
+    *[
+        ({"eos_token_id": value}, "config.json: eos_token_id is .*; expected a whole number or a")
+        for value in ("2", 2.0, True, [2.5, "x"], [[1]], {}, [2, None])
+    ],
+    ({"bos_token_id": [1]}, "bos_token_id is .1.; expected a whole number"),
+    ({"rope_scaling": {"type": None, "factor": 8.0}}, "scaling is null beside 'factor'; name it"),
+    ({"text_config": {"hidden_size": 32}}, "text_config is .*in a way that is not supported"),
     ({"hidden_size": None}, "config.json: hidden_size is None; expected a whole number"),
     ({"hidden_size": 64.0}, "hidden_size is 64.0; expected a whole number"),
     ({"num_hidden_layers": True}, "num_hidden_layers is True; expected a whole number"),
@@ -274,10 +287,21 @@ def test_refusals_say_what_and_why(changes: dict[str, Any], message: str) -> Non
         shape_from_config(tiny_config(**changes))
 
 
+def test_an_end_of_another_type_is_refused_in_either_file() -> None:
+    message = "generation_config.json: eos_token_id is '2'; expected a whole number or a list"
+    with pytest.raises(CheckpointError, match=message):
+        shape_from_config(tiny_config(), {"eos_token_id": "2"})
+
+
 def test_refused_windows_and_prediction_layers() -> None:
     for window in (0, -4, "8", 1.5):
         with pytest.raises(CheckpointError, match="sliding_window is"):
             shape_from_config(tiny_config("MistralForCausalLM", sliding_window=window))
+    active = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": None}
+    with pytest.raises(CheckpointError, match="max_window_layers is null beside a window"):
+        shape_from_config(tiny_config("Qwen2ForCausalLM", **active))
+    idle = active | {"use_sliding_window": False}
+    assert shape_from_config(tiny_config("Qwen2ForCausalLM", **idle)).sliding_window is None
     with pytest.raises(CheckpointError, match=r"num_nextn_predict_layers is 17; expected 0\.\.16"):
         shape_from_config(tiny_config("MiMoForCausalLM", num_nextn_predict_layers=17))
 
