@@ -11,6 +11,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from tokenizers import processors
+
 from thinslice.checkpoint.file_names import CONFIG, GENERATION_CONFIG, MODEL_CARD
 from thinslice.checkpoint.files import file_size, os_errors_named, read_json_object
 from thinslice.checkpoint.index import Checkpoint
@@ -141,6 +143,16 @@ def _write_tokenizer(files: TokenizerFiles, folder: Path) -> None:
     if special.prompt_prefix_ids and special.bos_token is None:
         raise CheckpointError(
             f"GGUF: a prompt begins with token {special.prompt_prefix_ids[0]}, which has no text"
+        )
+    if special.prompt_prefix_ids:
+        # As a folder's own tokenizer.json says it; add_bos_token alone is not all that reads it.
+        bos = {
+            "id": "bos",
+            "ids": [*special.prompt_prefix_ids],
+            "tokens": [special.bos_token] * len(special.prompt_prefix_ids),
+        }
+        files.backend.post_processor = processors.TemplateProcessing(
+            single="bos $A", special_tokens=[bos]
         )
     part = folder / ".tokenizer.json.part"
     files.backend.save(str(part), pretty=False)

@@ -65,21 +65,19 @@ class ChatTemplate:
     """A compiled chat template.
 
     Args:
-        bos_token, eos_token: as text; None where the tokenizer has none.
+        tokens: the texts of the tokenizer's special tokens by name, such as bos_token. One with
+            the name of something else that a template is given stands behind it.
 
     Errors: CheckpointError for a template that does not compile.
     """
 
-    def __init__(
-        self, source: str, bos_token: str | None = None, eos_token: str | None = None
-    ) -> None:
+    def __init__(self, source: str, tokens: Mapping[str, str] | None = None) -> None:
         if len(source) > _MAX_SOURCE_CHARACTERS:
             raise CheckpointError(
                 f"the model's chat template has {len(source)} characters; "
                 f"at most {_MAX_SOURCE_CHARACTERS} are expected"
             )
-        tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self._tokens = {name: text for name, text in tokens.items() if text is not None}
+        self._tokens = {**(tokens or {})}
         self._sandbox = TemplateSandbox()
         self._lock = threading.Lock()
         try:
@@ -116,11 +114,13 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
         try:
             return self._template.render(
-                messages=messages,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._tokens,
+                {
+                    **self._tokens,
+                    "messages": messages,
+                    "add_generation_prompt": add_generation_prompt,
+                    "tools": None,
+                    "documents": None,
+                }
             )
         except RaisedByTemplateError as error:
             raise RequestError(f"the chat template refuses the messages: {error}") from error

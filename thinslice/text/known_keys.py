@@ -105,6 +105,9 @@ def check_tokenizer_settings(settings: Mapping[str, Any]) -> None:
 
     Errors: CheckpointError naming the key.
     """
+    asked = settings.get("add_bos_token")
+    if not isinstance(asked, bool | None):
+        raise CheckpointError(f"{_CONFIG}: add_bos_token is {asked!r:.60}; expected true or false")
     for key, neutral in CONFIG_NEUTRAL.items():
         if not is_neutral(settings.get(key), neutral):
             raise CheckpointError(

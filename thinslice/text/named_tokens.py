@@ -24,6 +24,8 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 _ADDED_TOKENS = "added_tokens.json"
+# Settings that end as names of tokens do.
+_SETTINGS = ("add_bos_token", "add_eos_token")
 _EXTRA, _EXTRA_BEFORE = "extra_special_tokens", "additional_special_tokens"
 _MODEL = "model_specific_special_tokens"
 _DECODER = "added_tokens_decoder"
@@ -105,7 +107,7 @@ def _key_of(value: object) -> object:
 def add_named_tokens(
     backend: Tokenizer, folder: Path, settings: Mapping[str, Any], vocab_size: int
 ) -> None:
-    """Add the tokens that the settings name, with the ids that they name.
+    """Add the tokens that the settings name, with the ids that they name, or else the next ones.
 
     Args:
         settings: as ``settings_with_special_tokens`` gives them.
@@ -119,22 +121,16 @@ def add_named_tokens(
     settled = _add_numbered(backend, folder, settings)
     held = _added(backend)
     named = list(_named(settings, folder))
-    for token in named:
-        if token.content not in held:
-            _check_embedding(backend, folder, token.content, vocab_size)
+    new = [token for token in named if token.content not in held]
     _make_special(backend, held, named, settled)
+    _check_embeddings(backend, folder, new, vocab_size)
+    # Such as those of pictures and sound, which a text model may lack.
+    of_model = _with_embeddings(backend, _capped(_of_model(settings, folder), folder), vocab_size)
+    _make_special(backend, _added(backend), of_model, settled)
     held = _added(backend)
     extra = [one for one in _capped(_extra(settings, folder), folder) if one.content not in held]
-    for token in extra:
-        _check_embedding(backend, folder, token.content, vocab_size)
     backend.add_tokens(extra)
-    of_model = []
-    for token in _capped(_of_model(settings, folder), folder):
-        # Such as those of pictures and sound, which a text model may lack.
-        found = backend.token_to_id(token.content)
-        if found is not None and found < vocab_size:
-            of_model.append(token)
-    _make_special(backend, _added(backend), of_model, settled)
+    _check_embeddings(backend, folder, extra, vocab_size)
 
 
 def _make_special(
@@ -163,13 +159,34 @@ def _capped(tokens: Iterable[_T], folder: Path) -> list[_T]:
     return found
 
 
-def _check_embedding(backend: Tokenizer, folder: Path, text: str, vocab_size: int) -> None:
-    found = backend.token_to_id(text)
-    if found is None or found >= vocab_size:
-        raise CheckpointError(
-            f"{folder}: the special token {text!r:.60} is in no vocabulary, so that it "
-            f"has no embedding among {vocab_size}"
-        )
+def _with_embeddings(
+    backend: Tokenizer, tokens: Iterable[AddedToken], vocab_size: int
+) -> list[AddedToken]:
+    """Those that have an id with an embedding, or would be given one by being added."""
+    size = backend.get_vocab_size(with_added_tokens=False)
+    next_id = max(size, max(backend.get_added_tokens_decoder(), default=-1) + 1)
+    found: list[AddedToken] = []
+    new: set[str] = set()
+    for token in tokens:
+        token_id = backend.token_to_id(token.content)
+        if token_id is None and token.content not in new and next_id < vocab_size:
+            new.add(token.content)
+            next_id += 1
+        if token.content in new or (token_id is not None and token_id < vocab_size):
+            found.append(token)
+    return found
+
+
+def _check_embeddings(
+    backend: Tokenizer, folder: Path, tokens: Iterable[AddedToken], vocab_size: int
+) -> None:
+    for token in tokens:
+        found = backend.token_to_id(token.content)
+        if found is None or found >= vocab_size:
+            raise CheckpointError(
+                f"{folder}: the special token {token.content!r:.60} is in no vocabulary, so that "
+                f"it has no embedding among {vocab_size}"
+            )
 
 
 def _add_numbered(backend: Tokenizer, folder: Path, settings: Mapping[str, Any]) -> frozenset[str]:
@@ -233,9 +250,29 @@ def _of_model(settings: Mapping[str, Any], folder: Path) -> Iterator[AddedToken]
             yield _token(value, folder, is_special=True)
 
 
+def further_texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of the tokens that have a name, by name, without those of BOS and EOS.
+
+    Args:
+        settings: as ``settings_with_special_tokens`` gives them.
+    """
+    own = {key: value for key, value in settings.items() if is_model_token(key, value)}
+    named = {**{name: settings.get(name) for name in NAMES}, **own, **_model_tokens(settings)}
+    texts = {
+        name: value.get("content") if isinstance(value, dict) else value
+        for name, value in named.items()
+    }
+    ends = ("bos_token", "eos_token")
+    return {
+        name: text for name, text in texts.items() if isinstance(text, str) and name not in ends
+    }
+
+
 def is_model_token(key: str, value: object) -> bool:
     """Whether a setting names a token under a name of the model's own."""
-    return key.endswith("_token") and key not in NAMES and isinstance(value, str | dict)
+    return (
+        key.endswith("_token") and key not in (*NAMES, *_SETTINGS) and isinstance(value, str | dict)
+    )
 
 
 def _model_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ become U+FFFD. It does not stream: that is detokenizer.py.
 """
 
 import json
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Far above any template's.
 _MAX_MARKERS = 256
+# What SentencePiece's Llama tokenizers decode by; the last is left out where no space is added.
+_SENTENCEPIECE = (
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+)
 # Text to whoever reads the completion, also where a file calls them special.
 _REASONING_TAGS = ("<think>", "</think>")
 
@@ -73,7 +81,7 @@ class Tokenizer:
             return None
         if isinstance(self._template_source, CheckpointError):
             raise self._template_source
-        return ChatTemplate(self._template_source, self.special.bos_token, self.special.eos_token)
+        return ChatTemplate(self._template_source, self.special.named)
 
     def _marker_notes(self) -> tuple[str, ...]:
         """A line naming the chat template's control markers that would be split into text."""
@@ -186,10 +194,13 @@ def _decoding_of(backend: tokenizers.Tokenizer) -> _Decoding:
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"]:
         return _Decoding(is_byte_level=True, strips_leading_space=False)
-    if kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and kinds[3:] in ([], ["Strip"]):
+    if len(steps) in (3, 4) and all(map(operator.eq, steps, _SENTENCEPIECE)):
         return _Decoding(is_byte_level=False, strips_leading_space=len(kinds) == 4)
+    others = [one for one, known in zip(steps, _SENTENCEPIECE, strict=False) if one != known]
+    known_kinds = [step["type"] for step in _SENTENCEPIECE]
+    found = others[0] if kinds in (known_kinds[:3], known_kinds) else kinds
     raise CheckpointError(
-        f"the tokenizer's decoder {kinds!r:.120} is not supported; supported: ByteLevel, and "
+        f"the tokenizer's decoder {found!r:.120} is not supported; supported: ByteLevel, and "
         "SentencePiece's Replace, ByteFallback, Fuse, Strip"
     )
 

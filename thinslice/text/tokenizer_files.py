@@ -1,10 +1,8 @@
 """Read what a model's files say about its tokenizer; nothing in them is trusted."""
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from thinslice.checkpoint.files import (
 )
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
+from thinslice.plan.known_keys import named_keys
 from thinslice.text.end_tokens import end_texts, fill_end_ids
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer, prepends_bos
 from thinslice.text.known_keys import (
@@ -29,9 +28,11 @@ from thinslice.text.known_keys import (
 from thinslice.text.library_errors import named_library_errors
 from thinslice.text.named_tokens import (
     add_named_tokens,
+    further_texts,
     read_special_tokens_map,
     settings_with_special_tokens,
 )
+from thinslice.text.post_processor import tokens_around
 from thinslice.units import MIB, format_bytes
 
 # Qwen3's tokenizer.json has 11 MiB, Gemma's 33 MiB.
@@ -52,12 +53,21 @@ class SpecialTokens:
         eos_token_ids: every id that ends a generation: the configuration's, the tokenizer's, and
             what the vocabulary has of the supported families' end tokens.
         bos_token, eos_token: as text, for the chat template; None where the files name none.
+        further: texts of the other tokens that the files name, by name, for the chat template. Of
+            a GGUF none, as llama.cpp has it.
     """
 
     prompt_prefix_ids: tuple[int, ...]
     eos_token_ids: frozenset[int]
     bos_token: str | None
     eos_token: str | None
+    further: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The texts of all tokens that have a name."""
+        ends = {"bos_token": self.bos_token, "eos_token": self.eos_token}
+        return {**self.further, **{name: text for name, text in ends.items() if text is not None}}
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,6 @@ def _read_gguf(checkpoint: Checkpoint) -> TokenizerFiles:
     with named_library_errors(CheckpointError, "GGUF: no tokenizer can be made of its metadata"):
         backend = build_gguf_tokenizer(metadata)
     bos_token, eos_token = (_gguf_token(metadata, backend, name) for name in ("bos", "eos"))
-    source = metadata.get("tokenizer.chat_template")
     prefix_ids: tuple[int, ...] = ()
     if prepends_bos(metadata):
         if bos_token is None:
@@ -105,9 +114,16 @@ def _read_gguf(checkpoint: Checkpoint) -> TokenizerFiles:
             bos_token=bos_token,
             eos_token=eos_token,
         ),
-        chat_template_source=_template_text(source, "GGUF"),
+        chat_template_source=_gguf_template(metadata),
         notes=gguf_tokenizer_notes(metadata),
     )
+
+
+def _gguf_template(metadata: Mapping[str, Any]) -> str | CheckpointError | None:
+    try:
+        return _template_text(metadata.get("tokenizer.chat_template"), "GGUF")
+    except CheckpointError as error:  # what is not UTF-8 is refused where it is asked for
+        return error
 
 
 def _gguf_token(metadata: Mapping[str, Any], backend: Tokenizer, name: str) -> str | None:
@@ -140,16 +156,18 @@ def _read_folder(checkpoint: Checkpoint) -> TokenizerFiles:
         eos_token = eos_token or _first_token(backend, shape.eos_token_ids, shape.vocab_size)
     with named_library_errors(CheckpointError, f"{folder}: its added tokens are no good"):
         add_named_tokens(backend, folder, settings, checkpoint.shape.vocab_size)
-    prefix_ids = _template_prefix_ids(backend)
+    around = tokens_around(backend, checkpoint.shape.vocab_size)
+    if around.after:
+        notes += (_after_note(around.after),)
     # One whose template leaves out the text drops it, and one with missing parts panics.
-    had_processor, backend.post_processor = backend.post_processor is not None, None
-    if settings.get("add_bos_token") is not None:
+    backend.post_processor = None
+    prefix_ids, asked = around.before, settings.get("add_bos_token")
+    if asked is not None:
         # As in llama.cpp and transformers 4; transformers 5 takes the post-processor's word.
         bos_id = None if bos_token is None else backend.token_to_id(bos_token)
-        asked = (bos_id,) if settings["add_bos_token"] and bos_id is not None else ()
-        if had_processor and asked != prefix_ids:
-            notes += (_bos_note(settings["add_bos_token"], prefix_ids),)
-        prefix_ids = asked
+        prefix_ids = (bos_id,) if asked and bos_id is not None else ()
+        if prefix_ids != around.before:
+            notes += (_bos_note(asked, around.before),)
     return TokenizerFiles(
         backend,
         SpecialTokens(
@@ -157,16 +175,22 @@ def _read_folder(checkpoint: Checkpoint) -> TokenizerFiles:
             eos_token_ids=_end_ids(backend, checkpoint, eos_token),
             bos_token=bos_token,
             eos_token=eos_token,
+            further=further_texts(settings),
         ),
         chat_template_source=_folder_template(folder, settings),
         notes=notes,
     )
 
 
-def _bos_note(add_bos_token: object, prefix_ids: tuple[int, ...]) -> str:
+def _after_note(names: tuple[str, ...]) -> str:
+    verb = "is" if len(names) == 1 else "are"
+    return f"tokenizer.json ends a text with {named_keys(list(names))}, which {verb} not applied"
+
+
+def _bos_note(add_bos_token: bool, prefix_ids: tuple[int, ...]) -> str:
     begins = f"with token {prefix_ids[0]}" if prefix_ids else "with no token of its own"
     return (
-        f"tokenizer_config.json sets add_bos_token to {str(add_bos_token).lower():.40}, and "
+        f"tokenizer_config.json sets add_bos_token to {str(add_bos_token).lower()}, and "
         f"tokenizer.json begins a prompt {begins}; tokenizer_config.json is followed"
     )
 
@@ -202,24 +226,6 @@ def _read_capped(path: Path, max_bytes: int) -> bytes:
         content = file.read(max_bytes)
     refuse_lfs_pointer(path, content)
     return content
-
-
-def _template_prefix_ids(backend: Tokenizer) -> tuple[int, ...]:
-    """The special tokens that the post-processor puts before a text.
-
-    What it would put after a text is left out: it would end the prompt.
-    """
-    if backend.post_processor is None:
-        return ()
-    state = json.loads(backend.post_processor.__getstate__())
-    for step in state.get("processors", [state]):
-        if step["type"] == "TemplateProcessing":
-            pieces = takewhile(lambda piece: "SpecialToken" in piece, step["single"])
-            names = [piece["SpecialToken"]["id"] for piece in pieces]
-            if not all(name in step["special_tokens"] for name in names):
-                raise CheckpointError("tokenizer.json: its post-processor names an unknown token")
-            return tuple(one for name in names for one in step["special_tokens"][name]["ids"])
-    return ()
 
 
 def _end_ids(backend: Tokenizer, checkpoint: Checkpoint, eos_token: str | None) -> frozenset[int]:

@@ -142,6 +142,7 @@ def test_the_tokenizer_reads_back(vocabulary: dict[str, Any], tmp_path: Path) ->
     source, found = (open_checkpoint(one) for one in (path, packed(path, tmp_path)))
     before, after = load_tokenizer(source), load_tokenizer(found)
     assert before.special == after.special
+    assert before.notes == after.notes
     assert before.special_token_ids == after.special_token_ids
     assert before.strips_leading_space == after.strips_leading_space
     templates = [read_tokenizer_files(one).chat_template_source for one in (source, found)]

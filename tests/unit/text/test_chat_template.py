@@ -113,7 +113,7 @@ TEMPLATES = {
 def test_text_equals_that_of_transformers(
     source: str, messages: list[dict[str, str]], add_generation_prompt: bool
 ) -> None:
-    template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
+    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
     rendered = template.render(messages, add_generation_prompt=add_generation_prompt)
     by_transformers = render_jinja_template(
         [messages],
@@ -132,6 +132,13 @@ def test_an_empty_system_message_is_not_the_same_as_none(source: str, default: s
     assert template.render(EMPTY_SYSTEM).startswith(start)
     assert default in template.render(USER)
     assert default not in template.render(EMPTY_SYSTEM)
+
+
+def test_tokens_come_by_any_name_and_behind_what_a_template_is_given() -> None:
+    names = ("pad_token", "image_token", "self", "messages", "tools", "not a name")
+    source = "{{ pad_token ~ image_token ~ self is defined ~ (messages | length) ~ tools }}"
+    tokens = {name: f"<{name}>" for name in names}
+    assert ChatTemplate(source, tokens).render(USER) == "<pad_token><image_token>True1None"
 
 
 def test_a_token_the_tokenizer_lacks_is_undefined() -> None:
@@ -403,7 +410,7 @@ def test_threads_may_share_a_template() -> None:
 @pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES.keys())
 def test_rendering_takes_less_than_5_ms(source: str) -> None:
     messages = [{"role": role, "content": "word " * 200} for role in ("user", "assistant")] * 10
-    template = ChatTemplate(source, bos_token="<s>", eos_token="</s>")
+    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
 
     def seconds() -> float:
         started = time.thread_time()

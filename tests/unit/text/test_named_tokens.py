@@ -95,6 +95,19 @@ FOLDERS: dict[str, dict[str, Any]] = {
         }
     },
     "a name of both": {CONFIG: {"image_token": "<|im_end|>"}, MAP: {"image_token": "<|im_start|>"}},
+    # In no vocabulary: the next ids, of which the embeddings have some left.
+    "new names": {CONFIG: {"pad_token": "<new>", "unk_token": "<unk>", "bos_token": "<s>"}},
+    "new extra": {CONFIG: {"additional_special_tokens": ["<new>", "<|im_end|>", "<also new>"]}},
+    "new of all kinds": {
+        CONFIG: {
+            "extra_special_tokens": ["<extra>", "<image>"],
+            "image_token": "<image>",
+            "pad_token": "<pad>",
+        }
+    },
+    "new beside a decoder": {
+        CONFIG: decoder() | {"pad_token": "<pad>", "extra_special_tokens": ["<new>"]}
+    },
     "decoder before map": {
         CONFIG: decoder(special=True) | {"eos_token": "<|im_end|>"},
         MAP: {"eos_token": "<|im_start|>"},
@@ -153,6 +166,7 @@ def test_ids_and_flags_are_those_of_transformers(
             theirs.bos_token,
             theirs.eos_token,
         )
+        assert ours.special.named == theirs.special_tokens_map
 
 
 def test_the_table_tells_every_flag_apart(tmp_path: Path) -> None:
@@ -193,8 +207,6 @@ def test_what_transformers_5_does_not_take_is_special_as_it_is_named(
         ({ADDED: {"<|im_end|>": 5}}, "is given the id 5, and the tokenizer has it as"),
         ({CONFIG: decoder(5)}, "is given the id 5, and the tokenizer has it as"),
         ({ADDED: {"<new>": "5"}}, "'<new>' has the id '5'"),
-        # Transformers gives it an id without an embedding.
-        ({CONFIG: {"eos_token": "<new>"}}, "'<new>' is in no vocabulary"),
         ({CONFIG: {"eos_token": {"content": "a", "novel": True}}}, "a special token is .*novel"),
         ({CONFIG: {"eos_token": {"content": "a", "lstrip": 1}}}, "a special token is .*lstrip"),
         ({CONFIG: {"extra_special_tokens": "<|im_end|>"}}, "extra_special_tokens is '<|im_end|>'"),
@@ -243,9 +255,35 @@ def test_half_of_a_surrogate_pair_is_no_token(
         read(tmp_path)
 
 
+NEXT_ID = THINK + 1
+
+
+def read_without_room(folder: Path, room: int = 0) -> TokenizerFiles:
+    """Read a folder whose model has embeddings for so many tokens more than there are."""
+    shape = replace(SHAPE, vocab_size=NEXT_ID + room)
+    return read_tokenizer_files(Checkpoint(folder, "safetensors", shape, {}, ()))
+
+
+@pytest.mark.parametrize("key", ["pad_token", "extra_special_tokens"])
+def test_a_token_that_would_get_an_id_without_an_embedding_is_refused(
+    tmp_path: Path, key: str
+) -> None:
+    write(tmp_path, {CONFIG: {key: ["<new>"] if key.endswith("s") else "<new>"}}, [])
+    with pytest.raises(CheckpointError, match=f"'<new>' is in no vocabulary.* {NEXT_ID}"):
+        read_without_room(tmp_path)
+    assert table(read_without_room(tmp_path, 1).backend)[NEXT_ID][0] == "<new>"
+
+
 def test_a_token_of_pictures_without_an_embedding_is_left_out(tmp_path: Path) -> None:
-    write(tmp_path, {CONFIG: {"image_token": "<image>"}}, [])
-    assert table(read(tmp_path).backend) == {}
+    names = {f"{name}_token": f"<{name}>" for name in ("image", "sound", "film")}
+    write(tmp_path, {CONFIG: {**names, "text_token": "<|im_end|>", "again_token": "<image>"}}, [])
+    assert set(table(read_without_room(tmp_path).backend)) == {IM_END}
+    found = table(read_without_room(tmp_path, 2).backend)
+    assert {i: row[0] for i, row in found.items()} == {
+        IM_END: "<|im_end|>",
+        NEXT_ID: "<image>",
+        NEXT_ID + 1: "<sound>",
+    }
 
 
 def many(count: int) -> dict[str, dict[str, Any]]:

@@ -244,6 +244,15 @@ def test_without_a_tokenizer_config_ids_of_no_token_have_no_text(
             None,
             "4",
         ),
+        (
+            {
+                "chat_template": "{{ pad_token ~ image_token ~ unk_token }}",
+                "pad_token": "<think>",
+                "image_token": {"content": "<|im_end|>"},
+            },
+            None,
+            "<think><|im_end|>",
+        ),
         ({}, None, None),
         ({"chat_template": None}, None, None),
     ],
@@ -339,6 +348,69 @@ def test_other_kinds_of_tokenizer_are_refused(
         load_tokenizer(folder(tmp_path, {}, Backend(model)))
 
 
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (0, {"content": "_"}),
+        (0, {"pattern": {"String": "_"}}),
+        (0, {"pattern": {"Regex": "▁"}}),
+        (3, {"content": "x"}),
+        (3, {"start": 2}),
+        (3, {"stop": 1}),
+    ],
+)
+def test_a_decoder_of_known_kinds_with_other_content_is_refused(
+    tmp_path: Path, step: int, changes: dict[str, Any]
+) -> None:
+    checkpoint = folder(tmp_path, {}, build_gguf_tokenizer(SENTENCEPIECE))
+    assert load_tokenizer(checkpoint).strips_leading_space
+    state = json.loads((tmp_path / "tokenizer.json").read_text())
+    state["decoder"]["decoders"][step] |= changes
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=f"decoder .*{next(iter(changes))}.* not supported"):
+        load_tokenizer(checkpoint)
+
+
+ENDS = (("<|im_end|>", IM_END), ("<|im_start|>", IM_START))
+TEMPLATE = processors.TemplateProcessing("<|im_start|> $A", None, [ENDS[1]])
+
+
+@pytest.mark.parametrize(
+    ("processor", "reason"),
+    [
+        (processors.RobertaProcessing(*ENDS), "RobertaProcessing, is not supported; supported"),
+        (processors.BertProcessing(*ENDS), "BertProcessing, is not supported"),
+        (processors.Sequence([TEMPLATE, processors.BertProcessing(*ENDS)]), "BertProcessing, is"),
+        (processors.Sequence([TEMPLATE, TEMPLATE]), "TemplateProcessing, TemplateProcessing, is"),
+        (processors.TemplateProcessing("$A $A", None, []), "takes a text more than once"),
+        (
+            processors.TemplateProcessing("<s> $A", None, [("<s>", VOCAB_SIZE)]),
+            f"begins a text with token {VOCAB_SIZE}, and the model's vocabulary has {VOCAB_SIZE}",
+        ),
+    ],
+)
+def test_a_post_processor_that_is_not_done_is_refused(
+    tmp_path: Path, processor: processors.PostProcessor, reason: str
+) -> None:
+    backend = build_gguf_tokenizer(BYTE_LEVEL)
+    backend.post_processor = processor
+    with pytest.raises(CheckpointError, match=f"tokenizer.json: its post-processor.*{reason}"):
+        load_tokenizer(folder(tmp_path, {}, backend))
+
+
+def test_what_a_post_processor_puts_behind_a_text_is_left_out_and_named(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(folder(tmp_path, {}, with_prefix("<|im_start|>", "<|im_end|>")))
+    assert tokenizer.encode("", add_special_tokens=True) == [IM_START]
+    assert tokenizer.notes == ("tokenizer.json ends a text with <|im_end|>, which is not applied",)
+
+
+@pytest.mark.parametrize("value", ["false", "true", 0, 1, ["x"], {}])
+def test_whether_a_prompt_begins_with_bos_is_true_or_false(tmp_path: Path, value: Any) -> None:
+    config = {"bos_token": "<|im_start|>", "add_bos_token": value}
+    with pytest.raises(CheckpointError, match=r"add_bos_token is .*; expected true or false"):
+        load_tokenizer(folder(tmp_path, config))
+
+
 @pytest.mark.parametrize(("side", "refused"), [("prefix", True), ("suffix", False)])
 def test_a_post_processor_that_names_an_unknown_token_cannot_panic(
     tmp_path: Path, side: str, refused: bool
@@ -432,7 +504,7 @@ def test_special_tokens_may_be_named_beside_the_tokenizer(tmp_path: Path, place:
     ("config", "reason"),
     [
         ({"added_tokens_decoder": {"5000": {"content": "<new>"}}}, "is given the id 5000"),
-        ({"extra_special_tokens": ["<new>"]}, "<new>.*in no vocabulary"),
+        ({"extra_special_tokens": [f"<{i}>" for i in range(99)]}, "<32>.*in no vocabulary"),
         ({"added_tokens_decoder": {"x": 1}}, "no token"),
     ],
 )
