@@ -23,6 +23,14 @@ def os_errors_named(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
 
 
+def is_there(path: Path) -> bool:
+    """Whether a folder has something of that name, if only a folder or a link that leads nowhere.
+
+    What cannot be read is then refused where it is read, and not taken for absent.
+    """
+    return os.path.lexists(path)
+
+
 def file_size(path: Path) -> int:
     """Bytes of a regular file, links followed.
 

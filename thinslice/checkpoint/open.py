@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from thinslice.checkpoint.adapters import refuse_adapters, refuse_other_gguf
-from thinslice.checkpoint.files import os_errors_named, read_json_object
+from thinslice.checkpoint.files import is_there, os_errors_named, read_json_object
 from thinslice.checkpoint.gguf_header import GgufHeader, model_name, read_gguf
 from thinslice.checkpoint.gguf_names import ROPE_FACTORS, to_checkpoint_names
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
@@ -63,7 +63,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _open_folder(folder: Path) -> Checkpoint:
     files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     suffixes = {file.suffix.lower() for file in files}
-    has_config = (folder / "config.json").is_file()
+    has_config = is_there(folder / "config.json")
     refuse_adapters(folder, [file.name for file in files])
     if ".safetensors" in suffixes and has_config:
         return _open_safetensors(folder)
@@ -81,7 +81,7 @@ def _open_safetensors(folder: Path) -> Checkpoint:
     config = read_json_object(folder / "config.json", _MAX_CONFIG_BYTES)
     generation_path = folder / "generation_config.json"
     generation, sampling, sampling_notes = None, dict[str, float](), tuple[str, ...]()
-    if generation_path.is_file():
+    if is_there(generation_path):
         generation = read_json_object(generation_path, _MAX_CONFIG_BYTES)
         sampling, sampling_notes = advised_sampling(generation, generation_path.name)
     shape = shape_from_config(config, generation)

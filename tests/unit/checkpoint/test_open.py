@@ -227,3 +227,19 @@ def test_config_and_tensors_must_agree(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny_config(intermediate_size=95)))
     with pytest.raises(CheckpointError, match=r"6 misshapen: model\.layers\.0\.mlp\.gate_proj"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("kind", ["folder", "loop", "long name", "dangling"])
+def test_settings_that_are_there_and_cannot_be_read_are_refused(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    write_safetensors_model(tmp_path, tiny_config())
+    place = tmp_path / name
+    place.unlink(missing_ok=True)
+    if kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to({"loop": name, "long name": "n" * 300, "dangling": "nothing"}[kind])
+    with pytest.raises(CheckpointError, match=f"{name} (cannot be|is not a|does not)"):
+        open_checkpoint(tmp_path)
