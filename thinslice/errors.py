@@ -58,6 +58,16 @@ class StoreError(ThinsliceError):
     exit_code = 6
 
 
+def plain(value: object, most: int) -> str:
+    """A value from a file as a message shows it: on one line, without characters that control.
+
+    Args:
+        most: characters, of which an escape may take several.
+    """
+    text = str(value)[:most]
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def own_error(error: BaseException) -> ThinsliceError | None:
     """What an exception of Python's or of a library's means to the user; None for a bug of ours.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from thinslice.checkpoint.files import read_json_object
-from thinslice.errors import CheckpointError
+from thinslice.errors import CheckpointError, plain
 from thinslice.units import MIB
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -60,7 +60,9 @@ def refuse_other_gguf(path: Path, metadata: Mapping[str, Any], tensors: Iterable
         base = metadata.get("general.base_model.0.repo_url") or metadata.get(
             "general.base_model.0.name"
         )
-        of = f"of {base:.120}" if isinstance(base, str) else f"for a {architecture!s:.40} model"
+        of = f"for a {plain(architecture, 40)} model"
+        if isinstance(base, str):
+            of = f"of {plain(base, 120)}"
         raise CheckpointError(
             f"{path} is an adapter {of}, not a whole model: merge it into its base model first "
             "(llama.cpp: llama-export-lora), then name the merged file"
@@ -78,4 +80,4 @@ def _base_of(path: Path) -> str:
         base = read_json_object(path, MIB).get("base_model_name_or_path")
     except CheckpointError:
         base = None
-    return f"{base:.120}" if isinstance(base, str) and base else "a model it does not name"
+    return plain(base, 120) if isinstance(base, str) and base else "a model it does not name"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from thinslice.checkpoint.index import TensorEntry
-from thinslice.errors import CheckpointError
+from thinslice.errors import CheckpointError, plain
 
 _OTHER_PARTS = (
     "visual.",
@@ -49,6 +49,6 @@ def to_trunk_names(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]
         if own_name is None:
             continue
         if own_name in renamed:
-            raise CheckpointError(f"{entry.path}: {own_name:.120} is there under two names")
+            raise CheckpointError(f"{entry.path}: {plain(own_name, 120)} is there under two names")
         renamed[own_name] = replace(entry, name=own_name)
     return renamed

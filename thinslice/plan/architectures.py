@@ -7,7 +7,7 @@ what it is; the tensors of the other parts are left out.
 from collections.abc import Mapping
 from typing import Any
 
-from thinslice.errors import CheckpointError
+from thinslice.errors import CheckpointError, plain
 from thinslice.plan.known_keys import CONFIG_READ, key_set
 
 # model_type, as transformers and the models' own files have it, for each class.
@@ -69,7 +69,7 @@ def read_architecture(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]
                 f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
             )
         raise CheckpointError(
-            f"architecture {found!s:.80} is not supported{_what_it_takes(config)}; "
+            f"architecture {plain(found, 80)} is not supported{_what_it_takes(config)}; "
             f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     _check_model_type(config, name, (_MODEL_TYPES[name], *_MORE_MODEL_TYPES.get(name, ())))
@@ -81,8 +81,8 @@ def _check_model_type(config: Mapping[str, Any], name: str, known: tuple[str, ..
     model_type = config.get("model_type")
     if model_type is not None and model_type not in known:
         raise CheckpointError(
-            f"config.json: architectures says {name} and model_type says {model_type!s:.40}; "
-            "make them agree"
+            f"config.json: architectures says {name} and model_type says "
+            f"{plain(model_type, 40)}; make them agree"
         )
 
 
@@ -172,9 +172,9 @@ def _what_it_takes(config: Mapping[str, Any]) -> str:
         needs.append("an encoder")
     activation = settings.get("hidden_activation") or settings.get("hidden_act")
     if isinstance(activation, str) and activation not in _SILU:
-        needs.append(f"the activation {activation:.20}")
+        needs.append(f"the activation {plain(activation, 20)}")
     quantised = settings.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
     if isinstance(method, str):
-        needs.append(f"weights in {method:.20}")
+        needs.append(f"weights in {plain(method, 20)}")
     return f": it would take {', '.join(needs)}" if needs else ""

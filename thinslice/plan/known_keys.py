@@ -11,7 +11,7 @@ files of the models themselves.
 from collections.abc import Mapping
 from typing import Any
 
-from thinslice.errors import CheckpointError
+from thinslice.errors import CheckpointError, plain
 from thinslice.plan.header_fields import HeaderFields
 
 _NUM_NAMED = 8
@@ -322,6 +322,6 @@ def unknown_note(source: str, keys: list[str]) -> str:
 
 def named_keys(keys: list[str]) -> str:
     """The first few keys, and how many more there are."""
-    shown = ", ".join(f"{key:.60}" for key in sorted(keys)[:_NUM_NAMED])
+    shown = ", ".join(plain(key, 60) for key in sorted(keys)[:_NUM_NAMED])
     rest = len(keys) - _NUM_NAMED
     return shown + (f" and {rest} more" if rest > 0 else "")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thinslice.errors import CheckpointError
+from thinslice.errors import CheckpointError, plain
 from thinslice.plan.header_fields import HeaderFields
 from thinslice.plan.model_shape import RopeScaling
 
@@ -193,7 +193,7 @@ def _merge(config: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             if key in merged and merged[key] != value:
                 raise CheckpointError(
-                    f"config.json: {key} is {merged[key]!r:.40} in {found_in[key]} and "
+                    f"config.json: {plain(key, 60)} is {merged[key]!r:.40} in {found_in[key]} and "
                     f"{value!r:.40} in {place}; make them agree, or keep one of them"
                 )
             merged[key], found_in[key] = value, place
@@ -211,10 +211,10 @@ def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
         yield name, {key: settings[key] for key in settings if not key.endswith("_attention")}
         for layer_type in settings:
             if layer_type.endswith("_attention"):
-                inner = settings[layer_type]
+                inner, place = settings[layer_type], f"{name}.{plain(layer_type, 40)}"
                 if not isinstance(inner, dict):
-                    raise CheckpointError(f"config.json: {name}.{layer_type} is not an object")
-                yield f"{name}.{layer_type}", inner
+                    raise CheckpointError(f"config.json: {place} is not an object")
+                yield place, inner
 
 
 def _refuse_null_type(config: Mapping[str, Any], merged: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ in rope_settings.py, and which models there are in architectures.py.
 from collections.abc import Mapping
 from typing import Any
 
-from thinslice.errors import CheckpointError
+from thinslice.errors import CheckpointError, plain
 from thinslice.plan.architectures import read_architecture, text_trunk_of
 from thinslice.plan.header_fields import HeaderFields
 from thinslice.plan.known_keys import check_config_keys, config_notes
@@ -110,8 +110,8 @@ def _check_not_quantised(config: Mapping[str, Any]) -> None:
         method = section.get("quant_method", key) if isinstance(section, dict) else key
         if method != QUANT_METHOD:
             raise CheckpointError(
-                f"config.json: {key} says that this model was quantised ({method!s:.40}), which is "
-                "not supported; take the checkpoint before it was quantised, or a GGUF"
+                f"config.json: {key} says that this model was quantised ({plain(method, 40)}), "
+                "which is not supported; take the checkpoint before it was quantised, or a GGUF"
             )
 
 

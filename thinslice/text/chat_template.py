@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 
-from thinslice.errors import CheckpointError, RequestError
+from thinslice.errors import CheckpointError, RequestError, plain
 from thinslice.text.template_functions import RaisedByTemplateError
 from thinslice.text.template_meter import Meter, TooCostlyError, weight
 from thinslice.text.template_sandbox import TemplateSandbox
@@ -84,7 +84,7 @@ class ChatTemplate:
             self._template = self._sandbox.from_string(source)
         except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise CheckpointError(
-                f"the model's chat template does not compile: {error!s:.300}"
+                f"the model's chat template does not compile: {plain(error, 300)}"
             ) from error
 
     def render(
@@ -126,7 +126,7 @@ class ChatTemplate:
             raise RequestError(f"the chat template refuses the messages: {error}") from error
         except SecurityError as error:
             raise CheckpointError(
-                f"the model's chat template reaches for what it may not: {error!s:.200}"
+                f"the model's chat template reaches for what it may not: {plain(error, 200)}"
             ) from error
         except TooCostlyError as error:
             raise CheckpointError(f"the model's chat template {error}") from error
@@ -134,5 +134,5 @@ class ChatTemplate:
             raise CheckpointError("the model's chat template nests too deeply") from error
         except _MISFITS as error:
             raise RequestError(
-                f"the chat template cannot render these messages: {error!s:.300}"
+                f"the chat template cannot render these messages: {plain(error, 300)}"
             ) from error

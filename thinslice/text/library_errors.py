@@ -7,7 +7,7 @@ not fit its own types: text with half of a surrogate pair, a number beyond 32 bi
 
 from types import TracebackType
 
-from thinslice.errors import ThinsliceError
+from thinslice.errors import ThinsliceError, plain
 
 _KINDS = (Exception, ValueError, UnicodeEncodeError, OverflowError)
 
@@ -30,7 +30,7 @@ class named_library_errors:  # noqa: N801 - used like a function, as contextlib'
     ) -> None:
         if error is not None and (is_panic(error) or type(error) in _KINDS):
             first_line = str(error).partition("\n")[0]
-            raise self._error_type(f"{self._what}: {first_line:.160}") from error
+            raise self._error_type(f"{self._what}: {plain(first_line, 160)}") from error
 
 
 def is_panic(error: BaseException) -> bool:

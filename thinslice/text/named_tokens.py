@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Tokenizer
 
-from thinslice.checkpoint.files import read_json_object
+from thinslice.checkpoint.files import is_there, read_json_object
 from thinslice.errors import CheckpointError
 
 NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 def read_special_tokens_map(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """special_tokens_map.json where it is read; nothing beside added_tokens_decoder."""
     path = folder / SPECIAL_TOKENS_MAP
-    if _DECODER in config or not path.exists():
+    if _DECODER in config or not is_there(path):
         return {}
     return read_json_object(path, _MAX_BYTES)
 
@@ -216,7 +216,7 @@ def _of_decoder(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int
 
 def _of_added_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[int, AddedToken]]:
     path = folder / _ADDED_TOKENS
-    if not path.exists():
+    if not is_there(path):
         return
     special = {token.content for token in (*_named(settings, folder), *_extra(settings, folder))}
     for text, token_id in read_json_object(path, _MAX_BYTES).items():

@@ -15,6 +15,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.utils import Namespace
 
+from thinslice.errors import plain
 from thinslice.text.template_meter import TooCostlyError
 
 MAX_INDENT = 64
@@ -97,7 +98,7 @@ def raise_exception(message: Any) -> None:
     """Refuse the messages. Errors: RaisedByTemplateError."""
     if isinstance(message, Namespace):
         raise SecurityError("a namespace given to raise_exception")
-    raise RaisedByTemplateError(f"{message!s:.500}")
+    raise RaisedByTemplateError(plain(message, 500))
 
 
 def strftime_now(pattern: str) -> str:

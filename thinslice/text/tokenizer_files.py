@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 
 from thinslice.checkpoint.files import (
     file_size,
+    is_there,
     os_errors_named,
     read_json_object,
     refuse_lfs_pointer,
@@ -144,13 +145,13 @@ def _read_folder(checkpoint: Checkpoint) -> TokenizerFiles:
     folder = checkpoint.path
     backend, notes = _read_backend(folder / "tokenizer.json")
     path = folder / "tokenizer_config.json"
-    config = read_json_object(path, _MAX_CONFIG_BYTES) if path.exists() else {}
+    config = read_json_object(path, _MAX_CONFIG_BYTES) if is_there(path) else {}
     special_map = read_special_tokens_map(folder, config)
     settings = settings_with_special_tokens(config, special_map)
     check_tokenizer_settings(settings)
     notes += tokenizer_config_notes(config, special_map, backend)
     bos_token, eos_token = (_token_text(settings, name) for name in ("bos_token", "eos_token"))
-    if not path.exists():
+    if not is_there(path):
         shape = checkpoint.shape
         bos_token = bos_token or _first_token(backend, (shape.bos_token_id,), shape.vocab_size)
         eos_token = eos_token or _first_token(backend, shape.eos_token_ids, shape.vocab_size)
@@ -196,7 +197,7 @@ def _bos_note(add_bos_token: bool, prefix_ids: tuple[int, ...]) -> str:
 
 
 def _read_backend(path: Path) -> tuple[Tokenizer, tuple[str, ...]]:
-    if not path.exists():
+    if not is_there(path):
         raise CheckpointError(
             f"{path.parent} has no tokenizer.json; other tokenizer files are not read. "
             "transformers' AutoTokenizer can write one with save_pretrained"
@@ -257,7 +258,7 @@ def _first_token(backend: Tokenizer, ids: tuple[int | None, ...], vocab_size: in
 def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | CheckpointError | None:
     """chat_template.jinja goes first, as in transformers; of several named ones, ``default``."""
     path = folder / "chat_template.jinja"
-    if path.exists():
+    if is_there(path):
         content = _read_capped(path, _MAX_TEMPLATE_BYTES)
         try:
             return content.decode()

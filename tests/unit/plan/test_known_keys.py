@@ -181,6 +181,35 @@ def test_what_transformers_samples_by_and_thinslice_does_not_is_named(
     )
 
 
+def test_names_from_a_file_are_shown_on_one_line_without_characters_that_control() -> None:
+    generation = {"a\x1b[31m\nb": 1, "é\u202e": 1, "\ud800": 1}
+    (note,) = notes_of_config(tiny_config(), generation)
+    assert note == (
+        r"generation_config.json sets a\x1b[31m\nb, é\u202e, \ud800, which are not known to "
+        "thinslice and not read"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["A\nB\x1b"]},
+        {"model_type": "A\nB\x1b"},
+        {"quantization_config": {"quant_method": "A\nB\x1b"}},
+        {"architectures": ["New"], "hidden_act": "A\nB\x1b"},
+        {"architectures": ["New"], "quantization_config": {"quant_method": "A\nB\x1b"}},
+        {"rope_parameters": {"A\nB\x1b_attention": 1}},
+        {"rope_scaling": {"A\nB\x1b": 1}, "rope_parameters": {"A\nB\x1b": 2}},
+        {"rope_scaling": {"type": None, "A\nB\x1b": 1}},
+    ],
+)
+def test_a_refusal_shows_what_a_file_says_on_one_line(changes: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        shape_from_config(tiny_config(**changes))
+    assert str(caught.value).isprintable()
+    assert r"A\nB\x1b" in str(caught.value)
+
+
 @pytest.mark.parametrize("section", [{"quant_method": "quark"}, {"bits": 4}, "int8"])
 @pytest.mark.parametrize("key", ["quantization_config", "quantization", "compression_config"])
 def test_models_that_others_quantised_are_refused_by_their_settings(key: str, section: Any) -> None:

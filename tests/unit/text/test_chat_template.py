@@ -156,6 +156,7 @@ def test_the_messages_are_not_changed() -> None:
     [
         (STRICT, CHAT[2:], "refuses the messages: Roles must alternate"),
         ("{{ raise_exception('no ' ~ 1) }}", USER, "refuses the messages: no 1"),
+        ("{{ raise_exception('no\\n\\x1b') }}", USER, r"refuses the messages: no\\n\\x1b"),
         (QWEN, [{"role": "user", "content": None}], "cannot render these messages"),
         (QWEN, [{"role": "user"}], "cannot render these messages"),
         (QWEN, [], "cannot render these messages"),

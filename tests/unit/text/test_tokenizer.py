@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from tests.checkpoints import tiny_config
+from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model
 from tests.unit.text import vocabularies
 from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import CheckpointError, RequestError
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer
@@ -459,6 +460,43 @@ def test_a_template_that_is_none_blocks_no_plain_prompt(tmp_path: Path) -> None:
     template = load_tokenizer(folder(tmp_path, {"chat_template": {"default": "x"}})).chat_template
     assert template is not None
     assert template.render([]) == "x"
+
+
+def test_a_template_of_a_gguf_that_is_no_text_blocks_no_plain_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf_model(
+        path,
+        shape_from_config(tiny_config(vocab_size=VOCAB_SIZE)),
+        options=GgufOptions(metadata=BYTE_LEVEL | {"tokenizer.chat_template": "CHATTEMPLATE"}),
+    )
+    path.write_bytes(path.read_bytes().replace(b"CHATTEMPLATE", b"CHAT\xffEMPLATE"))
+    tokenizer = load_tokenizer(open_checkpoint(path))
+    assert tokenizer.encode("a", add_special_tokens=True)
+    with pytest.raises(CheckpointError, match=r"'tokenizer\.chat_template' is not UTF-8"):
+        _ = tokenizer.chat_template
+
+
+@pytest.mark.parametrize("kind", ["folder", "loop", "long name", "dangling"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+    ],
+)
+def test_what_is_there_and_cannot_be_read_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    checkpoint = folder(tmp_path, None)
+    place = tmp_path / name
+    place.unlink(missing_ok=True)
+    if kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to({"loop": name, "long name": "n" * 300, "dangling": "nothing"}[kind])
+    with pytest.raises(CheckpointError, match=f"{name} (cannot be|is not a|does not)"):
+        load_tokenizer(checkpoint)
 
 
 def test_an_end_token_ends_a_turn_whatever_its_type() -> None:
