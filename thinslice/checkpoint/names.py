@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from thinslice.checkpoint.index import TensorEntry
-from thinslice.errors import CheckpointError
+from thinslice.errors import CheckpointError, plain
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packing import Packing
 from thinslice.plan.tensors import HEAD, tensors_of
@@ -75,7 +75,11 @@ def check_names(
 def left_out_note(shape: ModelShape, tensors: Mapping[str, TensorEntry]) -> tuple[str, ...]:
     """A line naming the tensors that ``check_names`` leaves out without knowing what they are."""
     expected = expected_tensors(shape)
-    odd = [name for name in tensors if name not in expected and not _is_ignorable(name, shape)]
+    odd = [
+        plain(name, 120)
+        for name in tensors
+        if name not in expected and not _is_ignorable(name, shape)
+    ]
     if not odd:
         return ()
     return (f"tensors of whole numbers are left out: {_listed('unknown', sorted(odd))}",)

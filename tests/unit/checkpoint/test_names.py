@@ -150,6 +150,8 @@ def test_whole_numbers_are_left_out_and_named_where_no_weight_is_missing() -> No
         "tensors of whole numbers are left out: 2 unknown: model.counts, model.mask",
     )
     assert left_out_note(shape, entries_of(shape, "model.position_ids")) == ()
+    (note,) = left_out_note(shape, entries_of(shape, "a\x1b[31m\nb"))
+    assert note.endswith(r"1 unknown: a\x1b[31m\nb")
     del entries["model.norm.weight"]
     with pytest.raises(CheckpointError, match=r"2 unexpected: 'model\.counts', 'model\.mask'"):
         check_names(shape, entries | odd)

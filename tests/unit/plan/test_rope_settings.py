@@ -201,6 +201,10 @@ def test_other_scalings_leave_the_context_alone() -> None:
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "is not supported"),
         ({"rope_scaling": YARN | {"rope_theta": 1.0}, "rope_theta": None}, "rope_theta 1.0; "),
         ({"rope_scaling": YARN | {"rope_theta": 0.5}, "rope_theta": None}, "rope_theta 0.5; "),
+        (
+            {"rope_scaling": {**YARN, "truncate": "false"}, "rope_theta": None},
+            "truncate is 'false'",
+        ),
         ({"rope_theta": 0.0}, "rope_theta 0.0 is out of range"),
         ({"rope_theta": float("inf")}, "rope_theta is inf"),
         ({"rope_theta": float("nan")}, "rope_theta is nan"),
