@@ -5,10 +5,12 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.test_ceiling import memory_group, run_inside
+from tests.terminals import thinslice_in_terminal
 from thinslice.units import MIB
 
 SIZE = 5_000_000
@@ -38,6 +40,29 @@ for prompt in (text, [{"role": "user", "content": text}]):
         print(error)
 print(llm.generate(["Hello"], SamplingParams(max_tokens=4))[0].finish_reason)
 """
+# The most samples and likeliest tokens that may be asked for; of more prompts than there is room.
+AT_THEIR_LARGEST = """
+from thinslice import LLM, SamplingParams
+from thinslice.config import MAX_LOGPROBS, MAX_SAMPLES
+from thinslice.errors import RequestError
+from thinslice.memory.meter import peak_rss_bytes
+llm = LLM("smollm2", memory="800MiB", context=512, max_num_seqs=16)
+largest = {"n": MAX_SAMPLES, "logprobs": MAX_LOGPROBS, "ignore_eos": True}
+prompts = [f"Number {index}" for index in range(100)]
+try:
+    llm.generate(prompts, SamplingParams(**largest))
+    raise SystemExit("more was promised than there is room for")
+except RequestError as error:
+    assert "max_tokens" in str(error), error
+answers = llm.generate(prompts[:4], SamplingParams(**largest, max_tokens=4))
+assert all(len(one.logprobs) == 4 for one in answers)
+print(peak_rss_bytes(), llm.plan.peak_bytes, llm.plan.budget_bytes)
+"""
+
+
+def drawn(kind: str, always: str) -> Any:
+    """A kind, which only the long form tries where it is not the one of always."""
+    return pytest.param(kind, marks=() if kind == always else pytest.mark.long)
 
 
 def text_of(kind: str, num_bytes: int = SIZE) -> str:
@@ -60,6 +85,77 @@ def test_a_prompt_that_is_far_too_long_is_refused_within_the_budget(
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert REFUSALS.get(kind, "context") in errors[0]
+
+
+@pytest.mark.parametrize("kind", [drawn(kind, "hindi") for kind in KINDS])
+def test_a_file_that_is_far_too_long_is_refused_within_the_budget(
+    kind: str, tmp_path: Path, smollm2_path: Path
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text(text_of(kind), encoding="utf-8")
+    with memory_group(576 * MIB) as group:
+        done = run_inside(
+            group, "run", "smollm2", "--memory", MEMORY, "Read:", "--file", str(path), stdin=""
+        )
+    assert done.returncode == 5, (done.returncode, done.stderr[-500:])
+    refusal = REFUSALS.get(kind, "context")
+    assert "context" in done.stderr or refusal in done.stderr
+
+
+@pytest.mark.parametrize("kind", [drawn(kind, "emoji") for kind in KINDS])
+def test_a_message_that_is_far_too_long_is_told_and_the_chat_goes_on(
+    kind: str, smollm2_path: Path
+) -> None:
+    with memory_group(600 * MIB) as group:
+        done = run_inside(
+            group,
+            *("chat", "smollm2", "--memory", "600MiB", "--max-tokens", "2"),
+            stdin=f"{text_of(kind)}\nHello\n",
+        )
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
+    assert done.stdout.strip(), "the second message was not answered"
+    if kind != "spaces":
+        assert done.stderr.count("error: ") == 1
+
+
+@pytest.mark.parametrize("kind", [drawn(kind, "random") for kind in KINDS])
+def test_a_paste_that_is_far_too_long_is_told_and_the_chat_goes_on(
+    kind: str, tmp_path: Path, smollm2_path: Path
+) -> None:
+    text = "".join(one if one.isprintable() else " " for one in text_of(kind))
+    options = ("chat", "smollm2", "--memory", "600MiB", "--max-tokens", "2")
+    with (
+        memory_group(600 * MIB) as group,
+        thinslice_in_terminal(*options, home=tmp_path) as program,
+    ):
+        if group is not None:
+            (group / "cgroup.procs").write_text(str(program.pid))
+        program.wait_for("/help for commands")
+        program.wait_for_prompt()
+        program.type(f"\x1b[200~{text}\x1b[201~\r")
+        if kind != "spaces":
+            program.wait_for("error: ")
+        program.wait_for_prompt()
+        program.type("\x03/tokens\r")
+        program.wait_for("0 of ")
+        program.wait_for_prompt()
+        program.type("/bye\r")
+        assert program.end() == 0
+
+
+def test_log_probabilities_of_many_samples_stay_within_the_plan(smollm2_path: Path) -> None:
+    with memory_group(800 * MIB) as group:
+        enter = "" if group is None else f"echo $$ > {group}/cgroup.procs; "
+        done = subprocess.run(
+            ["sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, "-c", AT_THEIR_LARGEST],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
+    peak, planned, budget = map(int, done.stdout.split())
+    assert peak <= planned <= budget
 
 
 @pytest.mark.parametrize("kind", ["hindi", "random"])

@@ -235,6 +235,9 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
         except KeyboardInterrupt:
             typed_ahead.drop()
             raise
+        except RequestError as error:  # more than a message can be
+            print_error(str(error))
+            return ""
         if editor.replaced:
             typed_ahead.put_back(editor.replaced)
         return text

@@ -62,12 +62,16 @@ class KeptTexts:
         self._lengths.clear()
         self._last = None
 
-    def insert(self, buffer: Buffer, text: str) -> None:
-        """Put text into the line at the cursor, or keep it aside where the line would be long."""
+    def insert(self, buffer: Buffer, text: str, is_pasted: bool = True) -> None:
+        """Put text into the line at the cursor, or keep it aside where the line would be long.
+
+        Args:
+            is_pasted: it came at once, if only as one character that was cut in two on the way.
+        """
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         line, cursor = buffer.text, buffer.cursor_position
         last, is_full = self._last, len(text.encode(errors="replace")) >= _FULL_PIECE
-        goes_on = last is not None and len(text) > 1 and (last.line, last.cursor) == (line, cursor)
+        goes_on = last is not None and is_pasted and (last.line, last.cursor) == (line, cursor)
         start = last.start if last is not None and goes_on else cursor
         number = self._mark_before(buffer.document)
         is_short = (
@@ -84,7 +88,7 @@ class KeptTexts:
             buffer.delete_before_cursor(cursor - start)
             self._keep(buffer, self._new(buffer.text), line[start:cursor] + text)
         piece = _Piece(start, buffer.text, buffer.cursor_position)
-        self._last = piece if is_full else None
+        self._last = piece if is_full or (goes_on and len(text) == 1) else None
 
     def _keep(self, buffer: Buffer, number: int, text: str) -> None:
         """Add to a text, and put its mark at the cursor."""
@@ -305,7 +309,8 @@ class LineEditor:
             buffer.save_to_undo_stack()
             self.replaced = self._kept.whole(self._offered)
             buffer.text = self._offered = ""
-        self._kept.insert(buffer, event.data)
+        is_pasted = event.key_sequence[0].key == Keys.BracketedPaste
+        self._kept.insert(buffer, event.data, is_pasted)
 
 
 def _as_typed(key: KeyPress) -> str:

@@ -21,7 +21,7 @@ def test_a_long_text_is_kept_aside_and_comes_back_whole() -> None:
     kept.insert(buffer, "Sum up: ")
     for at in range(0, len(text), 1000):
         kept.insert(buffer, text[at : at + 1000])
-    kept.insert(buffer, "!")
+    kept.insert(buffer, "!", is_pasted=False)
     assert len(buffer.text) <= LONGEST_LINE + 40
     assert "characters]" in buffer.text
     assert kept.whole(buffer.text) == f"Sum up: {text}!"
@@ -54,7 +54,7 @@ def test_what_a_text_holds_is_not_read_as_marks() -> None:
     kept, buffer = KeptTexts(), Buffer()
     first, second = "[text 2: 3,000 characters]".ljust(3000), "y" * 3000
     kept.insert(buffer, first)
-    kept.insert(buffer, " ")
+    kept.insert(buffer, " ", is_pasted=False)
     kept.insert(buffer, second)
     assert kept.whole(buffer.text) == f"{first} {second}"
 
