@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Literal, get_args
 
 from thinslice.errors import ConfigError, RequestError
 from thinslice.units import parse_bytes
@@ -12,11 +13,11 @@ MAX_STOP_LENGTH = 1024
 MAX_SAMPLES = 128
 MAX_LOGPROBS = 20
 MAX_SALT_LENGTH = 1024
-DTYPES = ("auto", "bfloat16", "float32", "int8", "int4")
-KV_DTYPES = ("auto", "bfloat16", "float32", "int8")
-DEVICES = ("cpu", "cuda")
-DRAFTS = ("auto", "ngram", "mtp", "off")
-MTP_HIDDEN = ("pre-norm", "post-norm")
+Dtype = Literal["auto", "bfloat16", "float32", "int8", "int4"]
+KvDtype = Literal["auto", "bfloat16", "float32", "int8"]
+DeviceName = Literal["cpu", "cuda"]
+Draft = Literal["auto", "ngram", "mtp", "off"]
+MtpHidden = Literal["pre-norm", "post-norm"]
 MAX_DRAFT_LENGTH = 64
 
 
@@ -57,24 +58,24 @@ class SamplingParams:
     model's files, else the default of TokenSampling.
 
     Attributes:
-        temperature: 0 is greedy: the most likely token, the lowest id among equals.
-            Without it, as the model's files advise, else 0.6.
-        top_k: Keep the k most likely tokens; 0 keeps all. Without it, as the model says, else 0.
-        top_p: Keep the fewest most likely tokens whose probabilities sum to at least this. Without
-            it, as the model says, else 0.95.
-        min_p: Keep tokens at least this fraction as likely as the most likely one. Without it, as
-            the model says, else 0.
+        temperature: 0 is greedy: the most likely token, the lowest id among equals. Default: the
+            model's advice, otherwise 0.6.
+        top_k: Keep the k most likely tokens; 0 keeps all. Default: the model's advice, otherwise 0.
+        top_p: Keep the fewest most likely tokens whose probabilities sum to at least this. Default:
+            the model's advice, otherwise 0.95.
+        min_p: Keep tokens at least this fraction as likely as the most likely one. Default: the
+            model's advice, otherwise 0.
         repetition_penalty: Divide positive and multiply negative logits of tokens seen in prompt
-            or completion; 1 is off. Source: arXiv 1909.05858. Without it, as the model says, else
-            1.
+            or completion; 1 is off. Source: arXiv 1909.05858. Default: the model's advice,
+            otherwise 1.
         presence_penalty: Subtract from the logits of tokens seen in the completion.
         frequency_penalty: Subtract, times the count, from tokens seen in the completion.
-        seed: Same seed, same text. Without it, a fresh one is drawn.
-        stop: The completion ends before this text; may be given several times.
-        stop_token_ids: Token id that ends the completion beside the model's own; may be given
-            several times.
-        max_tokens: The longest completion. Without it, as long as the context allows.
-        ignore_eos: Go on past the model's own end, for measurements.
+        seed: The same seed gives the same text. Default: a fresh one is drawn.
+        stop: Text before which the completion ends; may be given several times.
+        stop_token_ids: Token id that ends the completion, in addition to the model's own; may be
+            given several times.
+        max_tokens: Longest completion. Default: as long as the context allows.
+        ignore_eos: Continue past the model's own end token, for measurements.
         n: Completions of the same prompt, which share its KV blocks; the one with index i draws
             from seed + i.
         logprobs: Give each token's log-probability and those of this many likeliest tokens, of
@@ -211,50 +212,63 @@ def _in_range(name: str, value: object, smallest: float, largest: float) -> None
         raise RequestError(f"{name} is {shown}; expected {smallest}..{largest}")
 
 
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Errors: ConfigError for a value that is not one of a Literal's."""
+    if value not in get_args(choices):
+        known = ", ".join(get_args(choices))
+        raise ConfigError(f"{name} {value!r:.60} is unknown; one of {known}")
+
+
 @dataclass(frozen=True)
 class EngineSettings:
-    """How a model is loaded.
+    """How a model is planned and loaded.
 
     Attributes:
-        memory: the budget, as ``4GiB`` or in bytes; None takes a share of what is free.
-        context: tokens of prompt and completion together; None takes as many as fit.
-        dtype: what the weights are computed with: ``auto`` (what the file has), ``bfloat16``,
-            ``float32``, ``int8`` or ``int4``.
-        kv_dtype: of the KV cache: ``auto``, ``bfloat16``, ``float32`` or ``int8``.
-        max_num_seqs: sequences that may run at once.
-        draft: who guesses at the next tokens, which changes how fast a text comes and not what it
-            is: ``ngram`` (what followed the last tokens earlier in the text), ``mtp`` (the model's
-            own multi-token-prediction layer), ``auto`` (n-grams where one matches, else the layer
-            where the model has one and it fits), or ``off``.
-        draft_length: the most tokens guessed for a sequence in a step; each step takes as many of
-            them as have paid so far.
-        mtp_hidden: what the prediction layer takes of the model: its last hidden state before
-            (``pre-norm``) or after (``post-norm``) the final norm. Layers are trained on one of
-            the two: Xiaomi's on the first, FastMTP's on the second.
-        offline: use no network; only a model that is here already is found.
-        device: what computes: ``cpu`` or ``cuda``. With ``cuda``, ``memory`` is the budget of the
-            card's memory, CUDA's context included.
-        host_memory: beside a card, the budget of the process in the machine's own memory; None
-            takes a share of what is free.
+        memory: Memory budget of the whole process, as 4GiB or 4GB; at most what this machine or its
+            control group has. Default: 80% of the free memory, or 95% of a control group in which
+            nothing else runs. With the device cuda: the card's memory, CUDA's context included.
+        device: Device to run on: cpu or cuda. cuda is never selected automatically (experimental).
+        host_memory: With the device cuda, the budget of the process in main memory. Default: as for
+            the memory.
+        context: Tokens of prompt and completion together. Default: as many as fit beside resident
+            weights, if that is at least 1,024; otherwise the weights are streamed.
+        dtype: Weight type. auto: int4 or int8 if the file is quantised so, otherwise bfloat16 if
+            the processor supports it. For int4 or int8, a model of floats is packed once; the copy
+            is kept in the store.
+        kv_dtype: KV cache type. auto: bfloat16, or float32 with float32 weights.
+        draft: Speculative drafting; the output does not change. ngram: prompt lookup. mtp: the
+            model's own prediction layer. auto: ngram, otherwise mtp if the model has it and it fits
+            beside a resident head.
+        draft_length: Most draft tokens per step; fewer, or none, when drafting does not pay.
+        mtp_hidden: Hidden state the prediction layer was trained on: the last one before or after
+            the final norm. MiMo's layers take it before.
+        offline: Use no network; the model must be stored already.
+        max_num_seqs: Sequences that run at once.
 
     Errors: ConfigError for a value out of range.
     """
 
     memory: str | int | None = None
-    context: int | None = None
-    dtype: str = "auto"
-    kv_dtype: str = "auto"
-    max_num_seqs: int = 8
-    draft: str = "auto"
-    draft_length: int = 8
-    mtp_hidden: str = "pre-norm"
-    offline: bool = False
-    device: str = "cpu"
+    device: DeviceName = "cpu"
     host_memory: str | int | None = None
+    context: int | None = None
+    dtype: Dtype = "auto"
+    kv_dtype: KvDtype = "auto"
+    draft: Draft = "auto"
+    draft_length: int = 8
+    mtp_hidden: MtpHidden = "pre-norm"
+    offline: bool = False
+    max_num_seqs: int = 8
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise ConfigError(f"device {self.device!r} is unknown; one of {', '.join(DEVICES)}")
+        for name, kind in (
+            ("device", DeviceName),
+            ("dtype", Dtype),
+            ("kv_dtype", KvDtype),
+            ("draft", Draft),
+            ("mtp_hidden", MtpHidden),
+        ):
+            check_choice(name, getattr(self, name), kind)
         if self.device == "cpu" and self.host_memory is not None:
             raise ConfigError("--host-memory goes with --device cuda; on the CPU name --memory")
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
@@ -262,22 +276,12 @@ class EngineSettings:
                 raise ConfigError(f"{name} is {size}; expected bytes, as in 4GiB")
             if isinstance(size, str):
                 parse_bytes(size)
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype {self.dtype!r} is unknown; one of {', '.join(DTYPES)}")
-        if self.kv_dtype not in KV_DTYPES:
-            raise ConfigError(f"kv_dtype {self.kv_dtype!r} is unknown; {', '.join(KV_DTYPES)}")
         if not 0 < self.max_num_seqs <= 1024:
             raise ConfigError(f"max_num_seqs is {self.max_num_seqs}; expected 1..1024")
-        if self.draft not in DRAFTS:
-            raise ConfigError(f"draft {self.draft!r} is unknown; one of {', '.join(DRAFTS)}")
         if not 0 < self.draft_length <= MAX_DRAFT_LENGTH:
             raise ConfigError(
                 f"draft_length is {self.draft_length}; expected 1..{MAX_DRAFT_LENGTH} "
                 "(for none, draft off)"
-            )
-        if self.mtp_hidden not in MTP_HIDDEN:
-            raise ConfigError(
-                f"mtp_hidden {self.mtp_hidden!r} is unknown; one of {', '.join(MTP_HIDDEN)}"
             )
         if self.mtp_hidden != "pre-norm" and self.draft not in ("auto", "mtp"):
             raise ConfigError(

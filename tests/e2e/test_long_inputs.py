@@ -136,9 +136,10 @@ def test_a_paste_that_is_far_too_long_is_told_and_the_chat_goes_on(
         if kind != "spaces":
             program.wait_for("error: ")
         program.wait_for_prompt()
-        program.type("\x03/tokens\r")
-        program.wait_for("0 of ")
+        program.type("\x03")
         program.wait_for_prompt()
+        program.type("/tokens\r")
+        assert "0 of " in program.wait_for_prompt()
         program.type("/bye\r")
         assert program.end() == 0
 

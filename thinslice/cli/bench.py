@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from thinslice.cli.console import plain_table, print_json, print_table
-from thinslice.cli.options import Json, Load, LoadOptions
+from thinslice.cli.console import plain_table, print_json, print_table, silence_notes
+from thinslice.cli.options import Json, Load, Quiet
 from thinslice.cli.run import load_model, peaks
+from thinslice.config import EngineSettings
 from thinslice.errors import ConfigError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.units import format_bytes
@@ -44,8 +45,9 @@ def bench(
     /,
     *,
     options: Annotated[BenchOptions, Parameter(name="*")] = BenchOptions(),
-    load: Load = LoadOptions(),  # noqa: B008
+    load: Load = EngineSettings(),  # noqa: B008
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure prefill, decode and memory on prompts of random tokens.
 
@@ -54,11 +56,13 @@ def bench(
     Args:
         model: Name of the model.
         as_json: Print one JSON object instead of the table.
+        quiet: Print only the table and errors, no notes and no progress.
     """
+    silence_notes(quiet)
     context = load.context
     if context is None:
         context = options.prompt_tokens + options.completion_tokens
-    llm = load_model(model, replace(load, context=context), options.sequences)
+    llm = load_model(model, replace(load, context=context, max_num_seqs=options.sequences))
     from thinslice.engine.benchmark import benchmark
 
     result = benchmark(llm.engine, **asdict(options))

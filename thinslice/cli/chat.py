@@ -5,15 +5,25 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from thinslice.cli.answer_view import AnswerView
-from thinslice.cli.console import note, out, plain_table, print_error, print_table, show_text, write
+from thinslice.cli.console import (
+    note,
+    out,
+    plain_table,
+    print_error,
+    print_table,
+    show_text,
+    silence_notes,
+    write,
+)
 from thinslice.cli.conversation import Answer, Conversation
-from thinslice.cli.options import Load, LoadOptions, Sampling
+from thinslice.cli.options import Load, Quiet, Sampling
 from thinslice.cli.run import load_model, summary, system_prompt
 from thinslice.cli.sampling_text import NAMES
-from thinslice.config import SamplingParams
+from thinslice.config import EngineSettings, SamplingParams
 from thinslice.errors import RequestError, ThinsliceError
 from thinslice.store.names import nearest_names
 from thinslice.units import MIB
@@ -55,8 +65,9 @@ def chat(
     /,
     *,
     system: str | None = None,
-    load: Load = LoadOptions(),  # noqa: B008
+    load: Load = EngineSettings(),  # noqa: B008
     sampling: Sampling = SamplingParams(),  # noqa: B008
+    quiet: Quiet = False,
 ) -> None:
     """Hold a conversation; /help lists its commands.
 
@@ -67,12 +78,14 @@ def chat(
         model: Name of the model.
         system: System prompt. An empty one is given to the model as such; without this option the
             prompt that its makers recommend holds, or the model's own default.
+        quiet: Print only answers and errors, no notes and no progress.
     """
+    silence_notes(quiet)
     with ExitStack() as stack:
         # Before the model is loaded: what the editor holds then counts in the plan.
         is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         terminal, read_line = _on_terminal(stack) if is_terminal else (None, _plain_line)
-        llm = load_model(model, load)
+        llm = load_model(model, replace(load, max_num_seqs=1))
         if terminal is not None:
             terminal.loaded()
         if llm.template is None:

@@ -15,6 +15,7 @@ from thinslice.cli.console import (
     print_table,
     progress_bars,
 )
+from thinslice.config import Dtype, KvDtype
 from thinslice.errors import ConfigError, RequestError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.units import MIB, format_bytes, gib
@@ -38,10 +39,10 @@ class CompareOptions:
             the last one as short as it comes out.
         memory: The budget for both models together, as 4GiB or 4GB. Without it, a share of what is
             free, as of run.
-        dtype_a: What the weights of A are computed with, as --dtype of run.
-        dtype_b: What the weights of B are computed with.
-        kv_dtype_a: Of the KV cache of A, as --kv-dtype of run.
-        kv_dtype_b: Of the KV cache of B.
+        dtype_a: Weight type of A, as --dtype of run.
+        dtype_b: Weight type of B.
+        kv_dtype_a: KV cache type of A, as --kv-dtype of run.
+        kv_dtype_b: KV cache type of B.
         offline: Use no network: only models that are here already are found.
         json: Print one JSON object instead of the table.
     """
@@ -50,10 +51,10 @@ class CompareOptions:
     tokens: int | None = None
     context: int = 512
     memory: str | None = None
-    dtype_a: str = "auto"
-    dtype_b: str = "auto"
-    kv_dtype_a: str = "auto"
-    kv_dtype_b: str = "auto"
+    dtype_a: Dtype = "auto"
+    dtype_b: Dtype = "auto"
+    kv_dtype_a: KvDtype = "auto"
+    kv_dtype_b: KvDtype = "auto"
     offline: bool = False
     json: bool = False
 

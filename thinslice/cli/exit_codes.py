@@ -11,13 +11,12 @@ from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, Un
 from thinslice.cli.app import INTERRUPTED
 from thinslice.cli.commands import make_app
 from thinslice.cli.console import ReaderGoneError, err, out, print_error
-from thinslice.cli.options import FitOptions
 from thinslice.cli.prompt import PIPED
-from thinslice.config import SamplingParams
+from thinslice.config import EngineSettings, SamplingParams
 from thinslice.errors import ConfigError, ThinsliceError, own_error
 
 _BUG = 1
-_SETTINGS = {one.name for kind in (SamplingParams, FitOptions) for one in fields(kind)}
+_SETTINGS = {one.name for kind in (SamplingParams, EngineSettings) for one in fields(kind)}
 
 
 def run_command(arguments: list[str]) -> int:
@@ -92,7 +91,10 @@ def _report(error: ThinsliceError) -> int:
 def _as_option(text: str) -> str:
     """An error about a setting, under the option's name."""
     name, _, rest = text.partition(" ")
-    return f"--{name.replace('_', '-')} {rest}" if name in _SETTINGS else text
+    if name not in _SETTINGS:
+        return text
+    option = "sequences" if name == "max_num_seqs" else name.replace("_", "-")
+    return f"--{option} {rest}"
 
 
 def _discard_output() -> None:

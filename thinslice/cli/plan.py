@@ -17,14 +17,14 @@ from thinslice.cli.console import (
     print_table,
     progress_bars,
 )
-from thinslice.cli.options import Fit, FitOptions, Json
+from thinslice.cli.options import Fit, Json
+from thinslice.config import EngineSettings
 from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.plan.available import known_bound
 from thinslice.plan.model_shape import ModelShape
 from thinslice.units import MIB, format_bytes, size_option
 
 if TYPE_CHECKING:
-    from thinslice.config import EngineSettings
     from thinslice.engine.planning import Model
     from thinslice.memory.device import Device
     from thinslice.plan.available import Budget
@@ -43,7 +43,7 @@ def plan(
     model: str,
     /,
     *,
-    fit: Fit = FitOptions(),  # noqa: B008
+    fit: Fit = EngineSettings(),  # noqa: B008
     sequences: Annotated[int, Parameter(name="--sequences")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -61,7 +61,7 @@ def plan(
     """
     from thinslice.store.store import Store
 
-    asked = fit.settings(sequences)
+    asked = replace(fit, max_num_seqs=sequences)
     Store().check_name(model)
     from thinslice.engine.planning import fit_model, open_device, residency_of
     from thinslice.engine.prepare import explaining
@@ -94,7 +94,7 @@ def plan(
     print_table(_neighbours_table(found, settings, chosen, machine))
 
 
-def _note_defaults(asked: "EngineSettings", budget: "Budget", chosen: "MemoryPlan") -> None:
+def _note_defaults(asked: EngineSettings, budget: "Budget", chosen: "MemoryPlan") -> None:
     """Say where a budget comes from that nobody gave."""
     is_on_card = asked.device != "cpu"
     if budget.source is not None:
@@ -105,7 +105,7 @@ def _note_defaults(asked: "EngineSettings", budget: "Budget", chosen: "MemoryPla
         note(f"no --memory: planned for {size}, 80% of what the card has free")
 
 
-def _settled(asked: "EngineSettings", device: "Device | None") -> "tuple[EngineSettings, Budget]":
+def _settled(asked: EngineSettings, device: "Device | None") -> "tuple[EngineSettings, Budget]":
     """The settings with their budget; a plan for more than this machine has is one for another."""
     from thinslice.engine.planning import budget_bytes
     from thinslice.engine.prepare import with_budget
@@ -237,7 +237,7 @@ def _why_context(chosen: "MemoryPlan", is_asked: bool) -> str:
 
 def _neighbours_table(
     found: "Model",
-    settings: "EngineSettings",
+    settings: EngineSettings,
     chosen: "MemoryPlan",
     machine: _Machine,
 ) -> Table:
@@ -261,8 +261,8 @@ def _neighbours_table(
 
 
 def _neighbours(
-    found: "Model", settings: "EngineSettings", chosen: "MemoryPlan"
-) -> Iterator[tuple[str, "EngineSettings"]]:
+    found: "Model", settings: EngineSettings, chosen: "MemoryPlan"
+) -> Iterator[tuple[str, EngineSettings]]:
     budget, bound = chosen.budget_bytes, known_bound()
     for memory in (max(budget // 2 // MIB, 1) * MIB, budget * 2):
         if bound is None or chosen.device is not None or memory <= max(bound[0], budget):

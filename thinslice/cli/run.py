@@ -1,6 +1,6 @@
 """thinslice run: answer one prompt."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from thinslice.cli.answer_view import PlainView
 from thinslice.cli.console import note, note_all, print_json, progress_bars, silence_notes, write
-from thinslice.cli.options import Load, LoadOptions, Sampling
+from thinslice.cli.options import Load, Sampling
 from thinslice.cli.prompt import PIPED, has_unread_input, read_prompt
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.errors import ConfigError
@@ -37,6 +37,7 @@ class RunOptions:
             prompts' order.
         out: Append the answers to --prompts to this file, one by one. The same command goes on
             where an earlier one stopped.
+        quiet: Print only the answer and errors, no notes and no progress.
     """
 
     system: str | None = None
@@ -45,6 +46,7 @@ class RunOptions:
     file: tuple[Path, ...] = ()
     prompts: Path | None = None
     out: Path | None = None
+    quiet: bool = False
 
 
 def run(
@@ -52,7 +54,7 @@ def run(
     /,
     *prompt_parts: str,
     options: Annotated[RunOptions, Parameter(name="*")] = RunOptions(),
-    load: Load = LoadOptions(),  # noqa: B008
+    load: Load = EngineSettings(),  # noqa: B008
     sampling: Sampling = SamplingParams(),  # noqa: B008
 ) -> int:
     """Answer one prompt, streaming, or with --prompts all prompts of a file.
@@ -63,6 +65,7 @@ def run(
             A prompt and - put what is piped in behind the prompt, as in:
             git diff | thinslice run smollm2 "Summarise:" -
     """
+    silence_notes(options.quiet)
     prompt, piped, *more = (*prompt_parts, None, None)
     if any(more):
         raise ConfigError(f"unexpected: {prompt_parts[1]}; a text of several words goes in quotes")
@@ -75,7 +78,7 @@ def run(
     if options.out is not None:
         raise ConfigError("--out goes with --prompts; the answer to one prompt goes to a pipe")
     text = read_prompt(prompt, piped, options.file)
-    llm = load_model(model, load)
+    llm = load_model(model, replace(load, max_num_seqs=1))
     if PIPED not in (prompt, piped) and has_unread_input():
         note("standard input is not read, as a prompt is given; - behind the prompt adds it")
     request: str | list[Message] = text
@@ -112,7 +115,7 @@ def run(
 def _run_prompts(
     model: str,
     options: RunOptions,
-    load: LoadOptions,
+    load: EngineSettings,
     sampling: SamplingParams,
 ) -> int:
     from thinslice.cli.batch import Batch, answer_all, is_answered
@@ -127,7 +130,7 @@ def _run_prompts(
     if is_answered(batch):
         note(f"all answers are in {options.out} already")
         return 0
-    llm = load_model(model, load, max_num_seqs=EngineSettings.max_num_seqs)
+    llm = load_model(model, load)
     code = answer_all(llm, batch)
     note(f"peak {peaks(llm)}")
     return code
@@ -144,14 +147,12 @@ def system_prompt(model: str, given: str | None) -> str | None:
     return advised
 
 
-def load_model(model: str, load: LoadOptions, max_num_seqs: int = 1) -> "LLM":
+def load_model(model: str, settings: EngineSettings) -> "LLM":
     """Load a model with progress bars, fetching it first where it is not in the store."""
-    # What is wrong with these is told before torch is imported, which takes seconds.
-    settings = load.settings(max_num_seqs)
+    # A wrong name is told before torch is imported, which takes seconds.
     Store().check_name(model)
     from thinslice.engine.llm import LLM
 
-    silence_notes(load.quiet)
     with progress_bars() as progress:
         llm = LLM(model, progress=progress, **asdict(settings))
     note_all(llm.notes)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.config import EngineSettings, SamplingParams
+from thinslice.config import Dtype, EngineSettings, KvDtype, SamplingParams
 from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_bytes
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import Progress, load_engine
@@ -52,10 +52,10 @@ class CompareSettings:
     memory: str | int | None = None
     context: int = DEFAULT_CONTEXT
     num_tokens: int | None = None
-    dtype_a: str = "auto"
-    dtype_b: str = "auto"
-    kv_dtype_a: str = "auto"
-    kv_dtype_b: str = "auto"
+    dtype_a: Dtype = "auto"
+    dtype_b: Dtype = "auto"
+    kv_dtype_a: KvDtype = "auto"
+    kv_dtype_b: KvDtype = "auto"
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -67,7 +67,11 @@ class CompareSettings:
     def of_each(self) -> tuple[EngineSettings, EngineSettings]:
         """The settings each model is loaded with, both with the whole budget."""
         common = EngineSettings(
-            self.memory, self.context, max_num_seqs=1, draft="off", offline=self.offline
+            memory=self.memory,
+            context=self.context,
+            max_num_seqs=1,
+            draft="off",
+            offline=self.offline,
         )
         return (
             replace(common, dtype=self.dtype_a, kv_dtype=self.kv_dtype_a),

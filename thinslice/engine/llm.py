@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Self, TypedDict, Unpack
 
 from thinslice.closing import Closing
-from thinslice.config import EngineSettings, SamplingParams
+from thinslice.config import (
+    DeviceName,
+    Draft,
+    Dtype,
+    EngineSettings,
+    KvDtype,
+    MtpHidden,
+    SamplingParams,
+)
 from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
@@ -28,16 +36,16 @@ class Settings(TypedDict, total=False):
     """The fields of EngineSettings, as keyword arguments of LLM."""
 
     memory: str | int | None
-    device: str
+    device: DeviceName
     host_memory: str | int | None
     context: int | None
-    dtype: str
-    kv_dtype: str
-    max_num_seqs: int
-    draft: str
+    dtype: Dtype
+    kv_dtype: KvDtype
+    draft: Draft
     draft_length: int
-    mtp_hidden: str
+    mtp_hidden: MtpHidden
     offline: bool
+    max_num_seqs: int
 
 
 class Stream:

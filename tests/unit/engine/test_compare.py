@@ -202,7 +202,7 @@ def test_progress_names_both_models_and_counts_tokens(model: str) -> None:
 
 def test_both_plans_fit_the_budget_together_and_the_suggestion_works(model: str) -> None:
     models = [Model.of(open_checkpoint(Path(model)))] * 2
-    settings = [EngineSettings(None, 256, "float32", max_num_seqs=1)] * 2
+    settings = [EngineSettings(context=256, dtype="float32", max_num_seqs=1)] * 2
     runtime = current_rss_bytes()
     scoring = scoring_bytes(258, compare.TILE)
     plans = plan_pair(models, settings, 3 * GIB)
