@@ -8,7 +8,7 @@ class Closing:
     """``with`` closes at the end, whatever happened in between."""
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release everything that is held."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

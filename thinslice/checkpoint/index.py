@@ -47,7 +47,7 @@ class TensorEntry:
 
     @property
     def is_packed(self) -> bool:
-        """Whether it is a matrix in a packed format, whose rows come in panels of 16."""
+        """Whether the tensor is a packed matrix, whose rows come in panels of 16."""
         return self.dtype in _PACKED_FORMATS
 
     @property

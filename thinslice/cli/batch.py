@@ -162,7 +162,7 @@ def _prompt_of(line: bytes, batch: Batch) -> "Prompt | RequestError":
 
 
 def _digest(line: bytes, batch: Batch) -> str:
-    """Of everything that an answer hangs on: the prompt, the model's name and the settings."""
+    """Digest everything an answer depends on: the prompt, the model's name and the settings."""
     settings = [batch.model, batch.dtypes, batch.system, batch.raw, asdict(batch.sampling)]
     return hashlib.sha256(json.dumps(settings).encode() + line).hexdigest()[:16]
 

@@ -57,7 +57,7 @@ class _Output(TextIOBase):
 
     @property
     def stream(self) -> TextIO:
-        """What it writes to; looked up each time, as a test may put another in its place."""
+        """The stream it writes to; looked up each time, because a test may replace it."""
         return _unwrapped(sys.stdout)
 
     @property
@@ -99,7 +99,7 @@ class _Notes(_Output):
 
     @property
     def stream(self) -> TextIO:
-        """What it writes to."""
+        """The stream it writes to."""
         return _unwrapped(sys.stderr)
 
     @contextmanager

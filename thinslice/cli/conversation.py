@@ -20,7 +20,7 @@ FULL_ADVICE = "(/reset starts a new conversation)"
 
 
 class View(Protocol):
-    """Where an answer is shown while it comes."""
+    """The display of an answer as it arrives."""
 
     def read_prompt(self, num_done: int, num_tokens: int) -> None:
         """So many of the prompt's tokens have been computed."""

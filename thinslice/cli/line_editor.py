@@ -181,7 +181,7 @@ class BurstInput(Vt100Input):
 
 
 def in_bursts(pressed: Iterable[KeyPress]) -> list[KeyPress]:
-    """The same keys, with neighbouring characters joined to one piece of pasted text."""
+    """Join neighbouring characters to one piece of pasted text."""
     keys: list[KeyPress] = []
     text: list[str] = []
     for key in [*pressed, None]:

@@ -40,8 +40,8 @@ class CompareSettings:
         memory: the budget for both together; None takes a share of what is free.
         context: positions of a window.
         num_tokens: the most tokens of the text that are used; None uses all.
-        dtype_a, dtype_b: what the weights of each are computed with.
-        kv_dtype_a, kv_dtype_b: of the KV cache of each.
+        dtype_a, dtype_b: weight type of each.
+        kv_dtype_a, kv_dtype_b: KV cache type of each.
         offline: use no network.
 
     Errors: ConfigError for a value out of range.

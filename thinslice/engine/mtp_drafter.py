@@ -55,7 +55,7 @@ class CertainRows:
 
     @property
     def num_rows(self) -> int:
-        """How many there are."""
+        """The number of rows."""
         return len(self.next_token_ids)
 
     def hidden(self, start: int, stop: int) -> torch.Tensor:
@@ -219,7 +219,7 @@ def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _new_rows(sequence: CertainRows, rows: slice, index: int) -> TokenRun:
-    """Those of a layer whose tokens are known, ``index`` further on than the first one's."""
+    """Return the rows of layer ``index`` whose input tokens are known (shifted by ``index``)."""
     token_ids = sequence.next_token_ids[rows.start + index : rows.stop + index]
     return TokenRun(token_ids, sequence.start + rows.start, sequence.blocks)
 

@@ -74,7 +74,7 @@ class NgramDrafter:
         return self._tokens[end - n : end] == self._tokens[other - n : other]
 
     def _place(self, n: int, end: int) -> int:
-        """Where the table of length ``n`` has the n-gram before ``end``, or would have it."""
+        """Return the slot of the n-gram before ``end`` in the table of length ``n``."""
         table = self._tables[n]
         first = _hash(self._tokens[end - n : end].tobytes()) % len(table)
         for probe in range(_MOST_PROBES):

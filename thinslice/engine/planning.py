@@ -52,7 +52,7 @@ class Model:
 
     Attributes:
         stored: how its matrices lie on disk.
-        own_dtype: what it is computed with as it stands.
+        own_dtype: the weight type that the files run in unconverted.
         packed_copy: what packing its files for ``own_dtype`` gives, where they are blocks of a GGUF
             and not all of them have a packed twin.
         source: the files that it is packed from first, if it must be; None where they are not here.
@@ -86,7 +86,7 @@ class Model:
         return cls(shape, stored, None, native_dtype())
 
     def dtype(self, wanted: str) -> str:
-        """What it would be computed with.
+        """Resolve a requested weight type.
 
         Errors: ConfigError for floats of a packed model.
         """
@@ -99,7 +99,7 @@ class Model:
         return wanted
 
     def needs_packing(self, wanted: str) -> bool:
-        """Whether its files must be packed before it can be computed with so."""
+        """Return whether the files must be packed first to run in this dtype."""
         dtype = self.dtype(wanted)
         return dtype not in FLOAT_BYTES and dtype != self.own_dtype
 
@@ -123,7 +123,7 @@ class Model:
             return 0  # said where the model is packed, with its reason
 
     def layout(self, wanted: str) -> WeightLayout:
-        """Its matrices; those of the packed model where it needs packing.
+        """Return the layout of the matrices, packed if the model must be packed first.
 
         Errors: ConfigError.
         """
@@ -285,8 +285,8 @@ def predict_speed(
 
 
 def checkpoint_dtype(checkpoint: Checkpoint) -> str:
-    """What a checkpoint is computed with as it stands: int4 or int8 where its layers are mostly
-    of that size, else the float type this processor computes in."""
+    """Return the weight type a checkpoint runs in unconverted: int4 or int8 if most of its layers
+    are of that size, otherwise the processor's float type."""
     if checkpoint.packing is not None:
         return str(checkpoint.packing.weights)
     most = most_common_format(
@@ -301,7 +301,7 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> str:
 
 
 def native_dtype() -> str:
-    """bfloat16 where torch's products of it run compiled on this processor, else float32.
+    """Return bfloat16 if torch has compiled bfloat16 products here, otherwise float32.
 
     Elsewhere torch emulates bfloat16 many times slower than it runs float32.
     """

@@ -132,8 +132,7 @@ def packed(
 def with_budget(
     settings: EngineSettings, device: Device | None = None
 ) -> tuple[EngineSettings, Budget]:
-    """The same settings with the budget of the machine's own memory settled: every step of loading
-    a model then plans for the same number, and for one that the machine has.
+    """Settle the budget of main memory, so that every step of a load plans for the same number.
 
     Errors: as ``budget_for_process``; BudgetError for more than a device has of its own.
     """

@@ -115,13 +115,13 @@ class Request:
 
     @property
     def has_news(self) -> bool:
-        """Whether its sequence has ended, or has tokens that ``advance`` has not seen."""
+        """Whether the sequence has ended or has tokens that ``advance`` has not returned yet."""
         num_tokens = len(self.sequence.completion_token_ids)
         return not self.is_told and (self.is_finished or self._num_seen < num_tokens)
 
     @property
     def is_finished(self) -> bool:
-        """Whether its sequence has ended."""
+        """Whether the sequence has ended."""
         return self.sequence.status is Status.FINISHED
 
     def advance(self) -> Delta:

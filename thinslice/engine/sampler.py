@@ -194,7 +194,7 @@ def _weights(logits: Floats, largest: np.float32, temperature: float) -> Floats:
 
 
 def _exact_weights(logits: Floats, temperature: float) -> Doubles:
-    """The same in float64, for logits in order."""
+    """Do the same in float64, for sorted logits."""
     with np.errstate(over="ignore"):
         weights: Doubles = np.exp((logits.astype(np.float64) - logits[0]) / temperature)
     return weights

@@ -12,7 +12,7 @@ from thinslice.engine.logprobs import Logprobs
 
 
 class Status(Enum):
-    """Where a sequence is."""
+    """The state of a sequence."""
 
     WAITING = auto()
     RUNNING = auto()

@@ -98,7 +98,7 @@ class RowSpan:
 
     @property
     def num_rows(self) -> int:
-        """How many there are."""
+        """The number of sequences."""
         return self.stop - self.start
 
 
@@ -119,7 +119,7 @@ class SingleRows:
     longest: int
 
     def to(self, place: torch.device) -> "SingleRows":
-        """The same on a device."""
+        """Return a copy on a device."""
         tensors = (self.rows.to(place), self.sequences.to(place), self.lengths.to(place))
         return SingleRows(*tensors, self.longest)
 
@@ -149,7 +149,7 @@ class SequenceBatch:
                 raise ValueError(f"expected a contiguous {shape}, got {tuple(tensor.shape)}")
 
     def to(self, place: torch.device) -> "SequenceBatch":
-        """The same on a device, with what is known of it here, so that it is not asked again."""
+        """Return a copy on a device that keeps the sizes known here, so that it is not queried."""
         moved = SequenceBatch(
             self.query_starts.to(place), self.context_lens.to(place), self.block_tables.to(place)
         )

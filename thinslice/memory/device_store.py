@@ -228,7 +228,7 @@ class DeviceStore:
 
 
 class _Count:
-    """Tells of bytes as they are placed."""
+    """Reports bytes placed so far."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.total = total
@@ -249,7 +249,7 @@ def _pieces_of(one: WeightSlice) -> list[WeightSlice]:
 
 
 def _starts_of(slices: Sequence[WeightSlice]) -> tuple[list[int], int]:
-    """Where each slice begins in one piece of memory, and where the last one ends."""
+    """Return the start of each slice in one buffer, and the end of the last."""
     starts, end = [], 0
     for one in slices:
         starts.append(end)

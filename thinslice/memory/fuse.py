@@ -28,7 +28,7 @@ def fuse(decoder: Decoder, weights: WeightStore, kv_caches: list[PagedKv]) -> Na
 def fuse_prediction(
     decoder: MTPDecoder, layer: MTPLayer, weights: WeightStore, kv_cache: PagedKv
 ) -> NativePrediction | None:
-    """The same of a prediction layer, with the norms and the projection around it."""
+    """Fuse a prediction layer with the norms and the projection around it."""
     matrices = _Matrices(decoder, weights)
     block, projection = _layer(layer, matrices), matrices.of(layer.input_proj)
     if block is None or projection is None:

@@ -39,6 +39,6 @@ class HeldSlices:
         return self._rows.get((one.matrix.name, one.start))
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Release all slices."""
         self._rows.clear()
         self._end = 0

@@ -77,7 +77,7 @@ def known_profile(store_root: Path, weights: Path) -> HardwareProfile | None:
 
 
 def _profile_place(store_root: Path, weights: Path | None) -> tuple[Path, Path]:
-    """Where a profile is kept, and the folder whose disk it is of."""
+    """Return the profile's file and the folder whose disk it describes."""
     is_small = weights is None or weights.stat().st_size < SMALLEST_SAMPLE_BYTES
     folder = store_root if weights is None or is_small else weights.parent
     return store_root / f"hardware-{folder.stat().st_dev}.json", folder

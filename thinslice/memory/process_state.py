@@ -32,8 +32,8 @@ def alternate_stack_bytes() -> int | None:
 
 
 def resident_bytes(address: int, num_bytes: int) -> int:
-    """Of some of this process's memory, the bytes of the pages that are there, as pages are
-    counted; 0 where nothing tells."""
+    """Return how many bytes of a range of this process's memory are resident, by whole pages; 0
+    where the system does not tell."""
     if not sys.platform.startswith("linux") or num_bytes == 0:
         return 0
     page = mmap.PAGESIZE

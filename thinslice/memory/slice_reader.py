@@ -91,7 +91,7 @@ class _Request:
 
     @property
     def view(self) -> memoryview:
-        """Where the bytes go."""
+        """The buffer the bytes are read into."""
         return self.buffer.view[self.piece.begin : self.piece.end]
 
 

@@ -37,7 +37,7 @@ def stored_name(name: str, placed: Collection[str]) -> str:
 
 
 def slice_on_disk(checkpoint: Checkpoint, one: WeightSlice) -> Slice:
-    """Where the stored bytes of a slice lie."""
+    """Return the place of a slice's stored bytes."""
     entry = checkpoint.tensors[one.matrix.name]
     offset = entry.offset + one.matrix.stored_bytes(one.start)
     return Slice(entry.path, offset, one.stored_bytes)

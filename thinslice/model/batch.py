@@ -49,7 +49,7 @@ class ForwardBatch:
     block_size: int
 
     def to(self, place: torch.device) -> "ForwardBatch":
-        """The same on a device. The token ids stay: rows of the embedding table are read here."""
+        """Return a copy on a device. Token ids stay on the host, where embedding rows are read."""
         if place.type == "cpu":
             return self
         return replace(

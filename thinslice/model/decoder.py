@@ -250,7 +250,7 @@ class Decoder(nn.Module):
         self.tie_head()
 
     def tie_head(self) -> None:
-        """Where the shape says so, let the head be the embedding table that is now in place."""
+        """Use the embedding table as the head if the shape ties the two."""
         if self.shape.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

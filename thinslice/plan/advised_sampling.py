@@ -65,7 +65,7 @@ def _short(fields: HeaderFields, key: str) -> Any:
 
 
 def _valid(values: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, float], list[str]]:
-    """Those that a parameter can be, and what is wrong with the others.
+    """Split values into those a parameter can have, and complaints about the others.
 
     Args:
         values: by the file's key, the name of the parameter and its value.

@@ -142,7 +142,7 @@ def _share(free_bytes: int, share: float) -> int:
 
 
 def _own_bytes() -> int:
-    """What this process holds that counts as taken: its mapped files are page cache, and free."""
+    """Bytes this process holds; mapped files are page cache and count as free."""
     if not _STATUS.exists():
         return 0
     fields = (line.split() for line in _STATUS.read_text().splitlines())

@@ -100,7 +100,7 @@ def floor(case: Case, context: int) -> MemoryPlan:
 
 
 def with_more_blocks(case: Case, chosen: MemoryPlan) -> MemoryPlan:
-    """The same plan with KV blocks for as many of its sequences as the headroom holds; a part of it
+    """Add KV blocks for as many sequences as the headroom holds; a part of it
     is left to what answers take."""
     per_block = BLOCK_SIZE * replace(case, draft=chosen.draft).kv_bytes_per_token
     wanted = chosen.num_kv_blocks * (chosen.max_num_seqs - 1)

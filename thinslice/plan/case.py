@@ -66,7 +66,7 @@ class Case:
 
     @property
     def variants(self) -> "tuple[Case, ...]":
-        """The same case with each of the drafters to choose from, the better one first."""
+        """Return the case with each possible drafter, the better one first."""
         wanted, length = self.workload.draft, self.workload.draft_length
         if wanted == "off":
             return (self,)

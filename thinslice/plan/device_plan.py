@@ -88,7 +88,7 @@ class _Case:
 
     @cached_property
     def kept_bytes(self) -> int:
-        """Of all matrices on the device."""
+        """Bytes of all matrices on the device."""
         return sum(_aligned(matrix.kept_bytes(matrix.rows)) for matrix in self.layout.sweep)
 
     @property
@@ -269,7 +269,7 @@ def _host_parts(case: _Case, context: int, chunk: int) -> tuple[tuple[str, int],
 
 
 def _with_more(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
-    """The same plan with what the headroom holds: KV blocks, or slices in the faster places."""
+    """Use the headroom for KV blocks, or for slices in faster places."""
     if chosen.streaming is not None:
         return _with_slices(case, chosen, chosen.streaming)
     per_block = BLOCK_SIZE * kv_bytes_per_token(case.shape, case.kv_dtype)
@@ -373,7 +373,7 @@ def _floors(case: _Case) -> list[MemoryPlan]:
 
 
 def _least_on_host(case: _Case, floors: list[MemoryPlan]) -> MemoryPlan | None:
-    """Of those that fit the device, the one that takes least on the host."""
+    """Return the plan that takes least on the host, of those that fit the device."""
     grown = [_with_more(case, one) for one in floors if one.headroom_bytes >= 0]
     sized = [(one.device.host_peak_bytes, one) for one in grown if one.device is not None]
     return min(sized, key=lambda pair: pair[0], default=(0, None))[1]

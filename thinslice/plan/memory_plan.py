@@ -117,7 +117,7 @@ class MemoryPlan:
 
     Attributes:
         budget_bytes: the most the process may hold, all causes.
-        dtype: what the weights are computed with: bfloat16, float32, int8 or int4.
+        dtype: weight type: bfloat16, float32, int8 or int4.
         kv_dtype: of the KV cache: bfloat16, float32 or int8.
         context: the longest prompt and completion together, in tokens.
         chunk: the most tokens in flight at once (``max_num_batched_tokens``).
@@ -160,7 +160,7 @@ class MemoryPlan:
         return self.budget_bytes - self.peak_bytes
 
     def describe_weights(self) -> str:
-        """Where the weights live: ``resident``, or how many slices of a sweep are streamed."""
+        """Describe where the weights live: ``resident``, or how many slices are streamed."""
         if self.streaming is None:
             return "resident"
         num_streamed = self.streaming.num_slices - self.streaming.num_pinned

@@ -24,7 +24,7 @@ def weight_parts(streaming: StreamingPlan, sweep: SweepBytes) -> dict[str, int]:
 
 
 def with_pinned_slices(chosen: MemoryPlan, sweep: SweepBytes) -> MemoryPlan:
-    """The same plan with as many slices resident as the headroom holds.
+    """Pin as many slices as the headroom holds.
 
     The more of a layer is pinned, the less of it is held.
     """

@@ -36,7 +36,7 @@ _DEQUANTIZED_PER_S = 1.7e8
 
 @dataclass(frozen=True)
 class TokenTime:
-    """Where the time of a generated token goes. Slices come while others are computed with.
+    """Where the time of a generated token goes. Slices are read while others are multiplied.
 
     Attributes:
         io_s: reading what is streamed.
@@ -51,7 +51,7 @@ class TokenTime:
     fixed_s: float
 
     def seconds(self, num_positions: float) -> float:
-        """Of a token that sees so many positions."""
+        """Seconds of a token that sees this many positions."""
         return max(self.io_s, self.read_s + self.position_s * num_positions) + self.fixed_s
 
 

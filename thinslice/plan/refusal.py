@@ -72,7 +72,7 @@ def _smaller_dtypes(case: Case) -> tuple[str, ...]:
 
 
 def _with_dtype(case: Case, dtype: str) -> Case | None:
-    """The same case with other weights; None where the model cannot have them."""
+    """Return the case with another weight type; None if the model cannot have it."""
     workload = replace(case.workload, dtype=dtype)
     try:
         layout = case.layout.converted_to(case.shape, dtype)

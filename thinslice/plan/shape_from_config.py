@@ -121,7 +121,7 @@ def _dtype(config: Mapping[str, Any]) -> str:
 
 
 def _eos_ids(fields: HeaderFields, generation_config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Those of both files, each once."""
+    """Return the end tokens of both files, each once."""
     generation = HeaderFields("generation_config.json", generation_config)
     ids = (*fields.integers("eos_token_id"), *generation.integers("eos_token_id"))
     return tuple(dict.fromkeys(ids))

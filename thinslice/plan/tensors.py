@@ -77,7 +77,7 @@ class Tensor:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is sliced, packed and streamed; vectors stay whole and resident."""
+        """Whether it can be sliced, packed and streamed; vectors stay whole and resident."""
         return len(self.shape) == 2
 
     @property

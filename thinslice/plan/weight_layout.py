@@ -39,7 +39,7 @@ class Matrix:
     Attributes:
         stored: type on disk: BF16, F16, F32, a ggml block type or a PackedFormat.
         stored_row_bytes: bytes of a row there.
-        kept: what it is computed with: bfloat16, float32 or a PackedFormat.
+        kept: the type it has in memory: bfloat16, float32 or a PackedFormat.
     """
 
     tensor: Tensor
@@ -49,7 +49,7 @@ class Matrix:
 
     @property
     def name(self) -> str:
-        """Of its tensor in the checkpoint."""
+        """The name of the tensor in the checkpoint."""
         return self.tensor.name
 
     @property
@@ -64,12 +64,12 @@ class Matrix:
 
     @property
     def is_packed(self) -> bool:
-        """Whether it is computed with in a packed format."""
+        """Whether the matrix is multiplied in a packed format."""
         return self.kept not in FLOAT_BYTES
 
     @property
     def is_requantized(self) -> bool:
-        """Whether its numbers must be quantised to be kept, which takes long at each use."""
+        """Whether the numbers must be quantised at each use, which is slow."""
         return self.is_packed and self.is_converted and not keeps_codes(self.stored, self.kept)
 
     @property
@@ -168,7 +168,7 @@ class WeightLayout:
         return matrices + self.prediction_vector_bytes
 
     def without_prediction(self) -> "WeightLayout":
-        """The same for a model whose prediction layers are not loaded."""
+        """Return the layout without the prediction layers."""
         return replace(self, prediction=(), prediction_vector_bytes=0)
 
     def converted_to(self, shape: ModelShape, dtype: str) -> "WeightLayout":
@@ -235,7 +235,7 @@ def _cut(matrix: Matrix, max_bytes: int) -> tuple[list[int], list[int], int]:
 
 
 def _named_alike(matrices: tuple[Matrix, ...]) -> list[Matrix]:
-    """The same matrices, equal ones as one object whatever their names."""
+    """Return the matrices, with one object for all that are equal apart from their names."""
     known: dict[tuple[object, ...], Matrix] = {}
     return [known.setdefault(matrix._signature, matrix) for matrix in matrices]
 
@@ -254,7 +254,7 @@ Stored = dict[str, StoredMatrix]
 def layout_of(
     shape: ModelShape, stored: Stored, dtype: str, packing: Packing | None = None
 ) -> WeightLayout:
-    """The layout of a checkpoint for a model computed with in ``dtype``.
+    """Return the layout of a checkpoint that runs in ``dtype``.
 
     Args:
         stored: every matrix of the checkpoint, by tensor name.

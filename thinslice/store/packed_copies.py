@@ -59,7 +59,7 @@ def find_copy(root: Path, text: str) -> PackedCopy | None:
 
 
 def copy_folder(root: Path, source: Path, fmt: PackedFormat) -> Path:
-    """Where the packed copy of a model is kept.
+    """Return the folder of a model's packed copy.
 
     Args:
         source: the model's folder or file, in the store or elsewhere.

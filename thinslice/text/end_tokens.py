@@ -27,7 +27,7 @@ _FILL_TEXTS: Mapping[str, tuple[str, ...]] = {
 
 
 def end_texts(tokens: Collection[str]) -> frozenset[str]:
-    """Those of a vocabulary's tokens that end a turn or a document.
+    """Return the tokens of a vocabulary that end a turn or a document.
 
     ``<|end|>`` ends only a part of a turn in a vocabulary that has other ends of turns, and
     ``</s>`` is a tag of HTML where ``<|tool_response>`` is a token.

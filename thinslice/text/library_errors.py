@@ -34,6 +34,6 @@ class named_library_errors:  # noqa: N801 - used like a function, as contextlib'
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether it is a panic of a library written in Rust."""
+    """Return whether the exception is a panic of a library written in Rust."""
     kind = type(error)
     return kind.__module__ == "pyo3_runtime" and kind.__name__ == "PanicException"

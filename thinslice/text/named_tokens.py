@@ -162,7 +162,7 @@ def _capped(tokens: Iterable[_T], folder: Path) -> list[_T]:
 def _with_embeddings(
     backend: Tokenizer, tokens: Iterable[AddedToken], vocab_size: int
 ) -> list[AddedToken]:
-    """Those that have an id with an embedding, or would be given one by being added."""
+    """Keep the tokens that have an id with an embedding, or would get one when added."""
     size = backend.get_vocab_size(with_added_tokens=False)
     next_id = max(size, max(backend.get_added_tokens_decoder(), default=-1) + 1)
     found: list[AddedToken] = []

@@ -140,7 +140,7 @@ class PieceEncoder:
         return whole(parts, self._sizes.max_part // self._growth)
 
     def _recut(self, parts: Iterable[str]) -> Iterator[str]:
-        """The same text, in parts that begin with a character which joins none before it."""
+        """Cut a text anew, before characters that join none before them."""
         held = ""
         for part in parts:
             held += part
@@ -257,5 +257,5 @@ def _leading_space(text: str) -> int:
 
 
 def _trailing_space(text: str) -> int:
-    """Where the white space at a text's end begins."""
+    """Return where the trailing white space of a text begins."""
     return len(text) - _leading_space(text[::-1])

@@ -36,7 +36,7 @@ class StopStringMatcher:
         return held
 
     def _first_possible_start(self, text: str) -> int:
-        """Where the earliest suffix begins that is the beginning of a stop string."""
+        """Return the start of the earliest suffix that may begin a stop string."""
         longest = max((len(stop) for stop in self._stops), default=1)
         for start in range(max(len(text) - longest + 1, 0), len(text)):
             if any(stop.startswith(text[start:]) for stop in self._stops):
