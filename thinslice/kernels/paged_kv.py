@@ -98,7 +98,7 @@ class RowSpan:
 
     @property
     def num_rows(self) -> int:
-        """The number of sequences."""
+        """The number of rows."""
         return self.stop - self.start
 
 

@@ -183,7 +183,7 @@ def constants_of(fmt: PackedFormat) -> dict[str, int]:
 
 
 def rows_constants(num_rows: int) -> dict[str, int]:
-    """Return the same for a number of rows."""
+    """Return the constants of a kernel for a number of rows."""
     return {"ROWS": min(triton.next_power_of_2(num_rows), _ROWS_AT_ONCE), "LINES": _LINES_AT_ONCE}
 
 
