@@ -98,8 +98,7 @@ def test_a_file_that_is_far_too_long_is_refused_within_the_budget(
             group, "run", "smollm2", "--memory", MEMORY, "Read:", "--file", str(path), stdin=""
         )
     assert done.returncode == 5, (done.returncode, done.stderr[-500:])
-    refusal = REFUSALS.get(kind, "context")
-    assert "context" in done.stderr or refusal in done.stderr
+    assert "context" in done.stderr or "in a row" in done.stderr
 
 
 @pytest.mark.parametrize("kind", [drawn(kind, "emoji") for kind in KINDS])
@@ -110,7 +109,7 @@ def test_a_message_that_is_far_too_long_is_told_and_the_chat_goes_on(
         done = run_inside(
             group,
             *("chat", "smollm2", "--memory", "600MiB", "--max-tokens", "2"),
-            stdin=f"{text_of(kind)}\nHello\n",
+            stdin=" ".join(text_of(kind).split("\n")) + "\nHello\n",
         )
     assert done.returncode == 0, (done.returncode, done.stderr[-500:])
     assert done.stdout.strip(), "the second message was not answered"

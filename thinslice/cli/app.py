@@ -14,17 +14,25 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # before or behind the place that ends a command in order
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
     _take_interrupts()
     from thinslice.process import set_environment
 
     set_environment()
     from thinslice.cli.exit_codes import run_command
 
-    code = run_command(sys.argv[1:] if arguments is None else arguments)
+    code = run_command(arguments)
     if signal.getsignal(signal.SIGINT) in (_interrupt, signal.default_int_handler):
         # What is left is the interpreter's own end, which an exception would only confuse.
         signal.signal(signal.SIGINT, _leave)
-    sys.exit(code)
+    return code
 
 
 def _take_interrupts() -> None:
