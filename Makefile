@@ -27,7 +27,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.dev
-	$(BIN)/python tools/make_cli_docs.py --check
+	$(BIN)/python tools/make_docs.py --check
 
 # Beside other programs, which are fetched and built at the first use; hours and tens of GB.
 bench-peers: $(VENV)/.run
