@@ -13,6 +13,8 @@ MAX_STOP_LENGTH = 1024
 MAX_SAMPLES = 128
 MAX_LOGPROBS = 20
 MAX_SALT_LENGTH = 1024
+MAX_BIASES = 1024
+MAX_BIAS = 100.0
 Dtype = Literal["auto", "bfloat16", "float32", "int8", "int4"]
 KvDtype = Literal["auto", "bfloat16", "float32", "int8"]
 DeviceName = Literal["cpu", "cuda"]
@@ -53,9 +55,9 @@ class TokenSampling:
 class SamplingParams:
     """How the next token is chosen and when a generation ends.
 
-    The order is: penalties, temperature, top-k, top-p, min-p. Temperature, top-k, top-p, min-p and
-    the repetition penalty are None where the user gives none: the value is then that of the
-    model's files, else the default of TokenSampling.
+    The order is: penalties, bias, temperature, top-k, top-p, min-p. Temperature, top-k, top-p,
+    min-p and the repetition penalty are None where the user gives none: the value is then that of
+    the model's files, otherwise the default of TokenSampling.
 
     Attributes:
         temperature: 0 is greedy: the most likely token, the lowest id among equals. Default: the
@@ -71,6 +73,8 @@ class SamplingParams:
         presence_penalty: Subtract from the logits of tokens seen in the completion.
         frequency_penalty: Subtract, times the count, from tokens seen in the completion.
         seed: The same seed gives the same text. Default: a fresh one is drawn.
+        logit_bias: Add a number from -100 to 100 to the logit of a token id: a mapping from ids to
+            numbers. Kept as pairs in the order of the ids.
         stop: Text before which the completion ends; may be given several times.
         stop_token_ids: Token id that ends the completion, in addition to the model's own; may be
             given several times.
@@ -97,6 +101,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     max_tokens: int | None = None
@@ -127,6 +132,20 @@ class SamplingParams:
         if not isinstance(self.cache_salt, str) or len(self.cache_salt) > MAX_SALT_LENGTH:
             raise RequestError(f"cache_salt is no text of at most {MAX_SALT_LENGTH} characters")
         self._check_stops()
+        self._check_bias()
+
+    def _check_bias(self) -> None:
+        bias = self.logit_bias
+        if isinstance(bias, Mapping):
+            bias = tuple(bias.items())
+        if not isinstance(bias, tuple) or len(bias) > MAX_BIASES:
+            raise RequestError(f"logit_bias is no mapping of at most {MAX_BIASES} token ids")
+        if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in bias):
+            raise RequestError("logit_bias has something else than pairs of an id and a number")
+        for token_id, value in bias:
+            _in_range("logit_bias's token id", token_id, 0, 1 << 31)
+            _in_range(f"logit_bias of {token_id}", value, -MAX_BIAS, MAX_BIAS)
+        object.__setattr__(self, "logit_bias", tuple(sorted(bias)))
 
     def _check_stops(self) -> None:
         for name, single in (("stop", str), ("stop_token_ids", int)):

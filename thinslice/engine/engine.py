@@ -186,6 +186,11 @@ class Engine:
         for token_id in (min(prompt_token_ids), max(prompt_token_ids)):
             if not 0 <= token_id < vocab_size:
                 raise RequestError(f"token id {token_id} is outside the vocabulary of {vocab_size}")
+        for token_id in dict(params.logit_bias):
+            if token_id >= vocab_size:
+                raise RequestError(
+                    f"logit_bias: token id {token_id} is outside the vocabulary of {vocab_size}"
+                )
 
     def step(self) -> list[StepOutput]:
         """Run one batch, sample behind each sequence whose tokens are all through, and draft.

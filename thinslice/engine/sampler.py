@@ -1,11 +1,11 @@
 """Sampler: from rows of logits to token ids, exactly and repeatably.
 
-The order is penalties, temperature, top-k, top-p, min-p. Every draw takes one number from the
-sequence's own generator, so the draws of one sequence do not depend on its company in a batch.
+The order is logits processors (processors.py), temperature, top-k, top-p, min-p. Every draw takes
+one number from the sequence's own generator, so the draws of one sequence do not depend on its
+company in a batch.
 NumPy throughout: one thread, one order of summation, and a fraction of torch's cost for one row.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +41,8 @@ def sample(logits_V: torch.Tensor, sequence: Sequence) -> int:
     """The next token id of a sequence from its logits [V], float32.
 
     Errors: CheckpointError for logits that are not numbers.
-    Extra memory: a copy of the row where there are penalties; where tokens are drawn two float32
-    copies at a time; where the filters may keep nearly all tokens, 40 bytes per token.
+    Extra memory: two copies of the row where there are processors; where tokens are drawn two
+    float32 copies at a time; where the filters may keep nearly all tokens, 40 bytes per token.
     """
     row = logits_V.numpy()
     return _choose(row, int(row.argmax()), sequence, [])
@@ -101,30 +101,6 @@ def token_logprobs(logits_V: Floats, token_id: int, count: int) -> TokenLogprobs
     return TokenLogprobs(float(shifted[token_id]), tuple((i, float(shifted[i])) for i in likeliest))
 
 
-def penalize(logits_V: Floats, sequence: Sequence, accepted: list[int]) -> Floats:
-    """Apply the repetition, presence and frequency penalties; a copy where any is on.
-
-    Args:
-        accepted: tokens that follow the completion so far.
-    """
-    params = sequence.params
-    if not params.has_penalty:
-        return logits_V
-    logits_V = logits_V.copy()
-    counts = Counter(sequence.completion_token_ids)
-    counts.update(accepted)
-    factor = params.token_sampling.repetition_penalty
-    if factor != 1.0:
-        seen = list({*sequence.prompt_token_ids, *counts})
-        values = logits_V[seen]
-        logits_V[seen] = np.where(values > 0, values / factor, values * factor)
-    if counts:
-        times = np.array(list(counts.values()), dtype=logits_V.dtype)
-        penalties = params.presence_penalty + params.frequency_penalty * times
-        logits_V[list(counts)] -= penalties.astype(logits_V.dtype)
-    return logits_V
-
-
 def keep_likely(logits_V: Floats, params: SamplingParams) -> tuple[Floats, Ids]:
     """The tokens that top-k, top-p and min-p leave, likeliest first: their logits and ids.
 
@@ -150,8 +126,9 @@ def keep_likely(logits_V: Floats, params: SamplingParams) -> tuple[Floats, Ids]:
 
 def _choose(row: Floats, best: int, sequence: Sequence, accepted: list[int]) -> int:
     params = sequence.params
-    if params.has_penalty:
-        row = penalize(row, sequence, accepted)
+    if sequence.processors:
+        for processor in sequence.processors:
+            row = processor(row, sequence, accepted)
         best = int(row.argmax())
     if not np.isfinite(row[best]):
         raise CheckpointError("the model's logits are not numbers; its weights must be damaged")

@@ -9,6 +9,7 @@ import torch
 
 from thinslice.config import SamplingParams
 from thinslice.engine.logprobs import Logprobs
+from thinslice.engine.processors import LogitsProcessor, processors_for
 
 
 class Status(Enum):
@@ -55,6 +56,7 @@ class Sequence:
         leader: the sequence of the same prompt that computes it for this one.
         deadline: when it ends at the latest, on the engine's clock.
         arrived_at, first_token_at, last_token_at: on the engine's clock.
+        processors: what changes its logits before each token is chosen.
         on_output: called with each of its outputs, in the thread that runs steps.
     """
 
@@ -83,6 +85,10 @@ class Sequence:
     first_token_at: float | None = None
     last_token_at: float = 0.0
     on_output: OnOutput | None = None
+    processors: tuple[LogitsProcessor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.processors = processors_for(self.params)
 
     @property
     def num_tokens(self) -> int:

@@ -11,7 +11,6 @@ from thinslice.engine.sampler import (
     _DRAW_BLOCK,
     best_tokens,
     keep_likely,
-    penalize,
     sample,
     sample_rows,
     token_logprobs,
@@ -182,6 +181,7 @@ def test_penalties_by_their_definitions() -> None:
     logits = torch.tensor([4.0, -4.0, 1.0, 1.0, 1.0])
     sequence = sequence_of(params, prompt=(0, 1), completion=(2, 2))
     expected = torch.tensor([2.0, -8.0, 0.5 - 0.5 - 0.5, 0.5 - 0.5 - 0.25, 1.0])
+    (penalize,) = sequence.processors
     penalized = penalize(logits.numpy(), sequence, [3])
     torch.testing.assert_close(torch.from_numpy(penalized), expected)
     assert logits[0] == 4.0, "the row given is left as it was"
