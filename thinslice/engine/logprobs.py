@@ -8,14 +8,18 @@ from typing import overload
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural log-probabilities of the model's own distribution where one token was chosen.
+    """Natural log-probabilities where one token was chosen.
 
     Attributes:
-        logprob: of the token chosen.
-        top: id and log-probability of the likeliest tokens, likeliest first, equal ones by id.
+        logprob: of the chosen token under the model's own distribution: before processors,
+            temperature and filters.
+        drawn_logprob: of the chosen token under the distribution it was drawn from; 0 if greedy.
+        top: id and log-probability of the likeliest tokens under the model's own distribution,
+            likeliest first, equal ones by id.
     """
 
     logprob: float
+    drawn_logprob: float
     top: tuple[tuple[int, float], ...]
 
 
@@ -30,6 +34,7 @@ class Logprobs(Sequence[TokenLogprobs]):
     def __init__(self, tokens: Iterable[TokenLogprobs] = ()) -> None:
         self._num_top = 0
         self._chosen = array("d")
+        self._drawn = array("d")
         self._top_ids = array("i")
         self._top_values = array("d")
         self.extend(tokens)
@@ -37,19 +42,21 @@ class Logprobs(Sequence[TokenLogprobs]):
     @staticmethod
     def bytes_per_token(num_top: int) -> int:
         """What a token takes at most, with the room that arrays keep to grow into."""
-        return (8 + 12 * num_top) * 9 // 8 + 1
+        return (16 + 12 * num_top) * 9 // 8 + 1
 
     def extend(self, tokens: Iterable[TokenLogprobs]) -> None:
         """Append tokens. Interrupted, it is put right by ``truncate``."""
         for token in tokens:
             self._num_top = len(token.top)
             self._chosen.append(token.logprob)
+            self._drawn.append(token.drawn_logprob)
             self._top_ids.extend(token_id for token_id, _ in token.top)
             self._top_values.extend(value for _, value in token.top)
 
     def truncate(self, num_tokens: int) -> None:
         """Keep the first ``num_tokens``."""
         del self._chosen[num_tokens:]
+        del self._drawn[num_tokens:]
         del self._top_ids[num_tokens * self._num_top :]
         del self._top_values[num_tokens * self._num_top :]
 
@@ -66,7 +73,7 @@ class Logprobs(Sequence[TokenLogprobs]):
         place = range(len(self))[index]  # raises IndexError
         start, stop = place * self._num_top, (place + 1) * self._num_top
         top = zip(self._top_ids[start:stop], self._top_values[start:stop], strict=True)
-        return TokenLogprobs(self._chosen[place], tuple(top))
+        return TokenLogprobs(self._chosen[place], self._drawn[place], tuple(top))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Logprobs):
@@ -79,5 +86,5 @@ class Logprobs(Sequence[TokenLogprobs]):
         return f"Logprobs({[*self]!r})"
 
     @property
-    def _parts(self) -> "tuple[array[float], array[int], array[float]]":
-        return self._chosen, self._top_ids, self._top_values
+    def _parts(self) -> "tuple[array[float], array[float], array[int], array[float]]":
+        return self._chosen, self._drawn, self._top_ids, self._top_values

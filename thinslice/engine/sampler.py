@@ -7,6 +7,8 @@ NumPy throughout: one thread, one order of summation, and a fraction of torch's 
 """
 
 from dataclasses import dataclass
+from math import log
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +31,13 @@ _LARGEST_SCALE = 3.0e38
 _DRAW_BLOCK = 256
 
 
+class Chosen(NamedTuple):
+    """A token, and its log-probability under the distribution it was drawn from."""
+
+    token_id: int
+    logprob: float
+
+
 @dataclass(frozen=True)
 class Sampled:
     """The tokens that one sequence takes from its rows, and their log-probabilities if wanted."""
@@ -45,7 +54,7 @@ def sample(logits_V: torch.Tensor, sequence: Sequence) -> int:
     float32 copies at a time; where the filters may keep nearly all tokens, 40 bytes per token.
     """
     row = logits_V.numpy()
-    return _choose(row, int(row.argmax()), sequence, [])
+    return _choose(row, int(row.argmax()), sequence, []).token_id
 
 
 def best_tokens(logits_RV: torch.Tensor) -> list[int]:
@@ -77,17 +86,17 @@ def sample_rows(logits_RV: torch.Tensor, best: list[int], sequence: Sequence) ->
     sampled = Sampled([], [])
     wanted = sequence.params.logprobs
     for index, row in enumerate(logits_RV.numpy()):
-        token_id = _choose(row, best[index], sequence, sampled.token_ids)
+        chosen = _choose(row, best[index], sequence, sampled.token_ids)
         if wanted is not None:
-            sampled.logprobs.append(token_logprobs(row, token_id, wanted))
-        sampled.token_ids.append(token_id)
-        if index == len(drafts) or token_id != drafts[index]:
+            sampled.logprobs.append(token_logprobs(row, chosen, wanted))
+        sampled.token_ids.append(chosen.token_id)
+        if index == len(drafts) or chosen.token_id != drafts[index]:
             break
     return sampled
 
 
-def token_logprobs(logits_V: Floats, token_id: int, count: int) -> TokenLogprobs:
-    """Log-probabilities of one token and of the ``count`` likeliest, from unchanged logits.
+def token_logprobs(logits_V: Floats, chosen: Chosen, count: int) -> TokenLogprobs:
+    """Log-probabilities of a chosen token and of the ``count`` likeliest, from unchanged logits.
 
     Summed in float64.
     """
@@ -98,7 +107,8 @@ def token_logprobs(logits_V: Floats, token_id: int, count: int) -> TokenLogprobs
     if count > 0:
         wanted = TokenSampling(temperature=1.0, top_k=count, top_p=1.0)
         likeliest = _likeliest(logits_V, logits_V.max(), wanted, None)[1][:count].tolist()
-    return TokenLogprobs(float(shifted[token_id]), tuple((i, float(shifted[i])) for i in likeliest))
+    top = tuple((index, float(shifted[index])) for index in likeliest)
+    return TokenLogprobs(float(shifted[chosen.token_id]), chosen.logprob, top)
 
 
 def keep_likely(logits_V: Floats, params: SamplingParams) -> tuple[Floats, Ids]:
@@ -124,7 +134,7 @@ def keep_likely(logits_V: Floats, params: SamplingParams) -> tuple[Floats, Ids]:
     return logits[:keep], token_ids[:keep]
 
 
-def _choose(row: Floats, best: int, sequence: Sequence, accepted: list[int]) -> int:
+def _choose(row: Floats, best: int, sequence: Sequence, accepted: list[int]) -> Chosen:
     params = sequence.params
     if sequence.processors:
         for processor in sequence.processors:
@@ -133,13 +143,15 @@ def _choose(row: Floats, best: int, sequence: Sequence, accepted: list[int]) -> 
     if not np.isfinite(row[best]):
         raise CheckpointError("the model's logits are not numbers; its weights must be damaged")
     if params.is_greedy:
-        return best
+        return Chosen(best, 0.0)
     draw = float(torch.rand((), dtype=torch.float64, generator=sequence.generator))
     temperature = params.token_sampling.temperature
     if not params.has_filter:
         return _draw_from_all(_weights(row, row[best], temperature), draw)
     logits, token_ids = keep_likely(row, params)
-    return int(token_ids[_draw(_exact_weights(logits, temperature), draw)])
+    weights = _exact_weights(logits, temperature)
+    place = _draw(weights, draw)
+    return Chosen(int(token_ids[place]), log(weights[place] / weights.sum()))
 
 
 def _draw(weights: Floats | Doubles, draw: float) -> int:
@@ -150,7 +162,7 @@ def _draw(weights: Floats | Doubles, draw: float) -> int:
     return int(sums.searchsorted(target, side="right"))
 
 
-def _draw_from_all(weights: Floats, draw: float) -> int:
+def _draw_from_all(weights: Floats, draw: float) -> Chosen:
     """``_draw`` over a whole vocabulary: first the block of tokens, then the token in it."""
     sums = np.add.reduceat(weights, np.arange(0, len(weights), _DRAW_BLOCK)).astype(np.float64)
     block = _draw(sums, draw)
@@ -158,7 +170,8 @@ def _draw_from_all(weights: Floats, draw: float) -> int:
     rest = draw * sums.sum() - sums[:block].sum()
     start = block * _DRAW_BLOCK
     inside = min(max(rest / sums[block], 0.0), 1.0)
-    return start + _draw(weights[start : start + _DRAW_BLOCK], inside)
+    token_id = start + _draw(weights[start : start + _DRAW_BLOCK], inside)
+    return Chosen(token_id, log(float(weights[token_id]) / sums.sum()))
 
 
 def _weights(logits: Floats, largest: np.float32, temperature: float) -> Floats:

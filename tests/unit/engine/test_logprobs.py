@@ -20,7 +20,7 @@ FLOATS = st.floats(allow_nan=False)
 def token_lists(draw: st.DrawFn) -> list[TokenLogprobs]:
     num_top = draw(st.integers(0, 3))
     top = st.tuples(*[st.tuples(st.integers(0, 2**31 - 1), FLOATS)] * num_top)
-    return draw(st.lists(st.builds(TokenLogprobs, FLOATS, top), max_size=8))
+    return draw(st.lists(st.builds(TokenLogprobs, FLOATS, FLOATS, top), max_size=8))
 
 
 @given(token_lists(), st.slices(10), st.integers(0, 9), st.integers(1, 3))
@@ -46,7 +46,7 @@ def test_they_behave_as_the_list(
 def test_a_token_takes_no_more_than_it_is_said_to() -> None:
     for num_top in (0, 1, 20):
         kept = Logprobs()
-        token = TokenLogprobs(-1.5, tuple((index, -float(index)) for index in range(num_top)))
+        token = TokenLogprobs(-1.5, -0.5, tuple((index, -float(index)) for index in range(num_top)))
         for _ in range(5000):
             kept.extend([token])
         num_bytes = sum(sys.getsizeof(part) for part in kept._parts)

@@ -1,5 +1,7 @@
 """Sampling against plain definitions, and its distribution against the probabilities."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from thinslice.config import SamplingParams
 from thinslice.engine.sampler import (
     _DRAW_BLOCK,
+    Chosen,
     best_tokens,
     keep_likely,
     sample,
@@ -133,7 +136,49 @@ def test_logprobs_are_those_of_the_unchanged_logits(size: int) -> None:
 
 
 def test_no_top_logprobs_gives_the_chosen_one_alone() -> None:
-    assert token_logprobs(np.zeros(4, dtype=np.float32), 2, 0).top == ()
+    assert token_logprobs(np.zeros(4, dtype=np.float32), Chosen(2, 0.0), 0).top == ()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_p": 1.0},
+        {"top_p": 0.8},
+        {"top_p": 0.9, "top_k": 7},
+        {"top_p": 1.0, "min_p": 0.2},
+        {"top_p": 0.7, "repetition_penalty": 1.5, "logit_bias": {3: 2.0}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 2.0])
+def test_a_token_has_its_log_probability_under_what_it_was_drawn_from(
+    settings: dict[str, Any], temperature: float
+) -> None:
+    params = SamplingParams(temperature=temperature, logprobs=0, seed=4, **settings)
+    sequence = sequence_of(params, prompt=(1, 2), completion=(3, 5))
+    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)) * 3
+    row = logits[0].numpy()
+    for processor in sequence.processors:
+        row = processor(row, sequence, [])
+    kept = plainly_kept(row, params)
+    scaled = row[kept].astype(np.float64) / temperature
+    expected = dict(zip(kept, scaled - np.logaddexp.reduce(scaled), strict=True))
+    seen = set()
+    for _ in range(60):
+        sampled = sample_rows(logits, best_tokens(logits), sequence)
+        (token_id,), (got,) = sampled.token_ids, sampled.logprobs
+        assert got.drawn_logprob == pytest.approx(expected[token_id], abs=2e-6)
+        seen.add(token_id)
+    assert len(seen) > 1
+    assert any(abs(expected[one] - float(logits[0].log_softmax(-1)[one])) > 0.01 for one in seen)
+
+
+def test_a_greedy_token_is_certain() -> None:
+    logits = torch.randn(1, 40)
+    sequence = sequence_of(SamplingParams(temperature=0, logprobs=0))
+    (got,) = sample_rows(logits, best_tokens(logits), sequence).logprobs
+    assert got.drawn_logprob == 0.0
+    assert got.logprob < 0.0
 
 
 def test_rows_behind_drafts_give_the_tokens_that_come_without() -> None:
