@@ -64,6 +64,8 @@ class Batch:
 def is_answered(batch: Batch) -> bool:
     """Whether the answers are all there already, told without loading the model.
 
+    A last line that was cut off is taken back, as ``answer_all`` does.
+
     Errors: as ``answer_all``.
     """
     from thinslice.checkpoint.open import open_checkpoint

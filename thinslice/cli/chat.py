@@ -243,6 +243,7 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
         if history.trouble is not None and not told:
             told.append(history.trouble)
             note(f"what you type is not kept across starts: {history.trouble}")
+        text = ""
         try:
             text = editor.read(prompt, typed_ahead.next(offered))
         except KeyboardInterrupt:
@@ -250,8 +251,7 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
             raise
         except RequestError as error:  # more than a message can be
             print_error(str(error))
-            return ""
-        if editor.replaced:
+        if editor.replaced and text != editor.replaced:
             typed_ahead.put_back(editor.replaced)
         return text
 

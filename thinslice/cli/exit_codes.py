@@ -1,6 +1,7 @@
 """Run a command: whatever ends it becomes one clear line and an exit code."""
 
 import os
+import re
 import sys
 import traceback
 from dataclasses import fields
@@ -90,9 +91,10 @@ def _report(error: ThinsliceError) -> int:
 
 def _as_option(text: str) -> str:
     """An error about a setting, under the option's name."""
-    name, _, rest = text.partition(" ")
-    if name not in _SETTINGS:
+    found = re.match(r"([a-z_]+) (?=is |'[^']*' is unknown)", text)
+    if found is None or found[1] not in _SETTINGS:
         return text
+    name, rest = found[1], text[found.end() :]
     option = "sequences" if name == "max_num_seqs" else name.replace("_", "-")
     return f"--{option} {rest}"
 

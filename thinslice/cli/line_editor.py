@@ -241,7 +241,7 @@ class LineEditor:
         self._terminal = terminal
         self._history = history
         self._kept = KeptTexts()
-        self._offered = ""
+        self._offered = self._whole_offered = ""
         self.replaced = ""
         self._input = BurstInput()
         self._session: PromptSession[str] = PromptSession(
@@ -265,7 +265,7 @@ class LineEditor:
         self._kept.clear()
         shown = Buffer()
         self._kept.insert(shown, offered)
-        self._offered, self.replaced = shown.text, ""
+        self._offered, self._whole_offered, self.replaced = shown.text, offered, ""
         with self._terminal.lent():
             try:
                 line = self._session.prompt(prompt, default=shown.text)
@@ -307,7 +307,7 @@ class LineEditor:
         is_untouched = self._offered and buffer.text == self._offered
         if is_untouched and event.data.startswith("/") and buffer.document.is_cursor_at_the_end:
             buffer.save_to_undo_stack()
-            self.replaced = self._kept.whole(self._offered)
+            self.replaced = self._whole_offered
             buffer.text = self._offered = ""
         is_pasted = event.key_sequence[0].key == Keys.BracketedPaste
         self._kept.insert(buffer, event.data, is_pasted)

@@ -7,7 +7,7 @@ from thinslice.cli.terminal import MOST_AHEAD_BYTES, Terminal
 
 # Up to the Enter that would have sent it, or to the end; one inside a paste is text.
 _MESSAGE = re.compile(
-    r"(?:\x1b\[200~.*?(?:\x1b\[201~|\Z)|[^\r\n])*(?:\r\n|\r|\n|\Z)",
+    r"(?:\x1b\[200~.*?(?:\x1b\[201~|\Z)|[^\r\n\x1b]+|\x1b)*(?:\r\n|\r|\n|\Z)",
     re.DOTALL,
 )
 # Keys and answers of the terminal: CSI and SS3 sequences, and Alt with a key.
@@ -31,9 +31,9 @@ class TypedAhead:
         Nothing typed ahead is ever sent by itself. Messages behind the first wait for their turn.
         What a command took the place of comes again; one that was offered gives way to another.
         """
-        keys = self._keys + self._terminal.take_ahead()
-        self._keys = keys[:MOST_AHEAD_BYTES]
-        dropped = self._terminal.take_num_dropped() + len(keys[MOST_AHEAD_BYTES:].encode())
+        keys = (self._keys + self._terminal.take_ahead()).encode()
+        self._keys = keys[:MOST_AHEAD_BYTES].decode("utf-8", "ignore")
+        dropped = self._terminal.take_num_dropped() + len(keys[MOST_AHEAD_BYTES:])
         if dropped:
             note(f"{dropped:,} bytes typed meanwhile were too many and are not kept")
         offered, self._held = offered or self._held, ""
@@ -46,7 +46,7 @@ class TypedAhead:
             assert found is not None, "an expression that matches anything"
             text, self._keys = typed_text(found[0]), self._keys[found.end() :]
         if text:
-            behind = " and what follows it" if self._keys else ""
+            behind = " and what follows it" if typed_text(self._keys) else ""
             note(f"typed meanwhile; Enter sends it, Ctrl-C drops it{behind}:")
         return text
 

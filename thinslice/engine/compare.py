@@ -17,6 +17,7 @@ from thinslice.engine.prepare import open_model, packed, with_budget
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
+from thinslice.memory.ledger import ledger
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.refusal import JITTER_BYTES
@@ -274,7 +275,7 @@ def plan_pair(
 def _try_plan_pair(
     models: Sequence[Model], settings: Sequence[EngineSettings], total: int
 ) -> tuple[MemoryPlan, MemoryPlan] | None:
-    runtime = current_rss_bytes()
+    runtime = ledger().promised_bytes() + current_rss_bytes()
     vocab_size = max(model.shape.vocab_size for model in models)
     half = (total - runtime - scoring_bytes(vocab_size, TILE)) // 2
     if half <= 0:

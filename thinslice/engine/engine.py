@@ -24,6 +24,7 @@ from thinslice.engine.turn import Turn
 from thinslice.engine.undo import Undo
 from thinslice.errors import ContextError, RequestError
 from thinslice.memory.give_back import KeptMemory
+from thinslice.memory.ledger import Reservation
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.weight_layout import FLOAT_BYTES
 
@@ -51,6 +52,7 @@ class Engine:
         drafting: Drafting | None = None,
     ) -> None:
         self._runner: Runner | None = runner
+        self.reservation: Reservation | None = None
         self.drafting = drafting
         self.plan = plan
         self.eos_token_ids = eos_token_ids
@@ -91,6 +93,8 @@ class Engine:
                     self._end(sequence, "error", RequestError(CLOSED))
             self._runner.close()
             self._runner = self.drafting = None
+            if self.reservation is not None:
+                self.reservation.release()
 
     @property
     def lock(self) -> "threading.RLock":

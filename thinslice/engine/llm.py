@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from thinslice.closing import Closing
 from thinslice.config import (
@@ -143,38 +143,15 @@ class LLM(Closing):
     ) -> None:
         check_settings(settings)
         with errors_in_python():
-            self._load(prepare(model, EngineSettings(**settings), progress), progress)
-
-    @classmethod
-    def of(cls, prepared: Prepared, progress: Progress | None = None) -> Self:
-        """Load what has been prepared, as it was planned; once.
-
-        Errors: CheckpointError from reading the weights.
-        """
-        llm = cls.__new__(cls)
-        llm._load(prepared, progress)
-        return llm
-
-    def _load(self, prepared: Prepared, progress: Progress | None) -> None:
-        self.plan, self.tokenizer = prepared.plan, prepared.tokenizer
-        self.notes, self.sampling = prepared.notes, prepared.checkpoint.sampling
-        self.longest_context = prepared.checkpoint.shape.max_position_embeddings
-        self.device = prepared.device
-        self.prediction = prepared.prediction
-        self.is_prediction_busy = prepared.is_prediction_busy
-        self._results = ResultsRoom(self.plan)
-        self._reservation = prepared.reservation
-        bound_allocator(computes_floats=self.plan.dtype in FLOAT_BYTES)
-        end_ids = self.tokenizer.special.eos_token_ids
-        try:
-            self._engine: Engine | None = load_engine(
-                prepared.checkpoint, self.plan, end_ids, progress, self.device
-            )
-        except BaseException:
-            self._reservation.release()
-            raise
-        on_host = [] if self.device is not None else self._engine.runner.kv_caches
-        self._reservation.taken([rows for cache in on_host for rows in (cache.k, cache.v)])
+            prepared = prepare(model, EngineSettings(**settings), progress)
+            self.plan, self.tokenizer = prepared.plan, prepared.tokenizer
+            self.notes, self.sampling = prepared.notes, prepared.checkpoint.sampling
+            self.longest_context = prepared.checkpoint.shape.max_position_embeddings
+            self.device = prepared.device
+            self.prediction = prepared.prediction
+            self.is_prediction_busy = prepared.is_prediction_busy
+            self._results = ResultsRoom(self.plan)
+            self._engine: Engine | None = _loaded(prepared, progress)
 
     @property
     def engine(self) -> Engine:
@@ -201,7 +178,6 @@ class LLM(Closing):
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-            self._reservation.release()
             give_back()
 
     def generate(
@@ -344,6 +320,25 @@ class LLM(Closing):
 
 # For help() and editors: what ``settings`` may be.
 LLM.__signature__ = with_settings(LLM.__init__)  # type: ignore[attr-defined]
+
+
+def _loaded(prepared: Prepared, progress: Progress | None) -> Engine:
+    """The engine of a prepared model, which holds its reservation from then on.
+
+    Errors: CheckpointError from reading the weights.
+    """
+    plan, reservation = prepared.plan, prepared.reservation
+    bound_allocator(computes_floats=plan.dtype in FLOAT_BYTES)
+    end_ids = prepared.tokenizer.special.eos_token_ids
+    try:
+        engine = load_engine(prepared.checkpoint, plan, end_ids, progress, prepared.device)
+    except BaseException:
+        reservation.release()
+        raise
+    on_host = [] if prepared.device is not None else engine.runner.kv_caches
+    reservation.taken([rows for cache in on_host for rows in (cache.k, cache.v)])
+    engine.reservation = reservation
+    return engine
 
 
 def _params_for_each(

@@ -80,8 +80,8 @@ def prepare(name: str, asked: EngineSettings, progress: Progress | None = None) 
         checkpoint, tokenizer = open_model(name, settings, progress)
         found, reservation = _reserved(Model.of(checkpoint), settings, device)
         if found.is_to_be_packed:
+            checkpoint = packed(checkpoint, found, settings, progress, reservation)
             reservation.release()
-            checkpoint = packed(checkpoint, found, settings, progress)
             found, reservation = _reserved(Model.of(checkpoint), settings, device)
     profile = _known_profile(checkpoint)
     prediction = None
@@ -108,20 +108,27 @@ def open_model(
 def _reserved(
     model: Model, settings: EngineSettings, device: Device | None
 ) -> tuple[FittedModel, Reservation]:
-    with ledger().planning() as runtime_bytes:
-        found = fit_model(model, settings, runtime_bytes, device)
-        return found, ledger().reserve(found.plan)
+    with ledger().planning() as planning:
+        found = fit_model(model, settings, planning.runtime_bytes, device)
+        return found, planning.reserve(found.plan)
 
 
 def packed(
-    source: Checkpoint, found: FittedModel, settings: EngineSettings, progress: Progress | None
+    source: Checkpoint,
+    found: FittedModel,
+    settings: EngineSettings,
+    progress: Progress | None,
+    reservation: Reservation | None = None,
 ) -> Checkpoint:
     """The packed copy of a model's files, made where it is not in the store yet.
+
+    Args:
+        reservation: the model's own, in whose room it is packed.
 
     Errors: CheckpointError, StoreError; BudgetError before anything is packed.
     """
     fmt = PackedFormat(found.plan.dtype)
-    budget = budget_bytes(settings)
+    budget = budget_bytes(settings) - ledger().promised_bytes(but=reservation)
     folder = ensure_packed(source, fmt, progress or silent, memory_bytes=budget)
     give_back()
     opened = open_checkpoint(folder.absolute())

@@ -2,14 +2,13 @@
 
 A plan begins above what the process holds. A model that is loaded holds less than its plan at
 first: pages of its KV cache come as they are written, and what it works in comes with its first
-steps. The next plan begins above all of that.
+steps. The next plan begins above all of that. Main memory only: a card's is not in it.
 """
 
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from threading import Lock
 
 import torch
@@ -17,6 +16,9 @@ import torch
 from thinslice.memory.meter import rss_to_plan_from
 from thinslice.memory.process_state import resident_bytes
 from thinslice.plan.memory_plan import MemoryPlan
+
+# Parts whose pages are all in place once a model is loaded.
+_IN_PLACE = ("weights", "weight ring", "staging", "spilled kv")
 
 
 class Reservation:
@@ -32,17 +34,37 @@ class Reservation:
 
     def taken(self, caches: Iterable[torch.Tensor]) -> None:
         """The model is loaded: its weights are in place, its caches come page by page."""
-        self._parts["weights"] = 0
         self._caches = list(caches)
+        self._parts |= dict.fromkeys(_IN_PLACE, 0)
 
     def release(self) -> None:
         """The model has been closed."""
         self._parts, self._caches = {}, []
 
     def to_come_bytes(self) -> int:
-        """What of it is not held yet; more than that where nothing tells what is."""
+        """Bytes it may still come to hold; more than that where nothing tells what it holds."""
         held = sum(resident_bytes(one.data_ptr(), one.nbytes) for one in self._caches)
         return max(sum(self._parts.values()) - held, 0)
+
+
+class Planning:
+    """A plan in the making.
+
+    Attributes:
+        runtime_bytes: what it begins above: what the process holds, and what its models will.
+    """
+
+    def __init__(self, runtime_bytes: int, held: "weakref.WeakSet[Reservation]") -> None:
+        self.runtime_bytes = runtime_bytes
+        self._held = held
+
+    def reserve(self, chosen: MemoryPlan) -> Reservation:
+        """Promise a model what its plan has for it."""
+        parts = chosen.parts if chosen.device is None else chosen.device.host_parts
+        own = {name: num_bytes for name, num_bytes in parts if name != "runtime"}
+        reservation = Reservation(own)
+        self._held.add(reservation)
+        return reservation
 
 
 class Ledger:
@@ -50,36 +72,30 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._open = weakref.WeakSet[Reservation]()
-
-    def runtime_bytes(self) -> int:
-        """What a plan begins above: what the process holds, and what its models will."""
-        return rss_to_plan_from() + sum(one.to_come_bytes() for one in list(self._open))
+        self._held = weakref.WeakSet[Reservation]()
 
     @contextmanager
-    def planning(self) -> Iterator[int]:
-        """For one plan at a time, its reservation included: gives what it begins above."""
+    def planning(self) -> Iterator[Planning]:
+        """For one plan at a time, its reservation included."""
         with self._lock:
-            yield self.runtime_bytes()
+            # The promises first: what is taken between the two is then counted twice, not never.
+            promised = self.promised_bytes()
+            yield Planning(rss_to_plan_from() + promised, self._held)
 
-    def reserve(self, chosen: MemoryPlan) -> Reservation:
-        """Promise a model what its plan has for it; called within ``planning``."""
-        assert self._lock.locked(), "a plan that others may have made as well"
-        parts = chosen.parts if chosen.device is None else chosen.device.host_parts
-        own = {name: num_bytes for name, num_bytes in parts if name != "runtime"}
-        reservation = Reservation(own)
-        self._open.add(reservation)
-        return reservation
+    def promised_bytes(self, but: Reservation | None = None) -> int:
+        """Bytes that models may still come to hold, those of one reservation left out."""
+        return sum(one.to_come_bytes() for one in list(self._held) if one is not but)
 
     def forked(self) -> None:
         """In a child: whoever was planning is not here."""
         self._lock = Lock()
 
 
-@cache
+_LEDGER = Ledger()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_LEDGER.forked)
+
+
 def ledger() -> Ledger:
     """The one of this process."""
-    made = Ledger()
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=made.forked)
-    return made
+    return _LEDGER

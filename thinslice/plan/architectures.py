@@ -123,7 +123,8 @@ def _trunk_settings(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
                 inner: "default" if value == "mrope" else value
                 for inner, value in settings[key].items()
             }
-    has_theta = any("rope_theta" in (settings.get(key) or {}) for key in _ROPE_PLACES)
+    places = [settings.get(key) for key in _ROPE_PLACES]
+    has_theta = any(isinstance(place, dict) and "rope_theta" in place for place in places)
     for key, value in _QWEN2_5_VL_DEFAULTS.items():
         if settings.get(key) is None and not (key == "rope_theta" and has_theta):
             settings[key] = value
@@ -131,7 +132,7 @@ def _trunk_settings(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _merged_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """text_config, and of the top level what holds for the whole model, or the decoder lacks."""
+    """text_config, and of the top level what holds for the whole model."""
     nested = config.get("text_config")
     if nested is not None and not isinstance(nested, dict):
         raise CheckpointError("config.json: text_config is not an object")

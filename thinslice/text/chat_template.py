@@ -77,8 +77,9 @@ class ChatTemplate:
                 f"the model's chat template has {len(source)} characters; "
                 f"at most {_MAX_SOURCE_CHARACTERS} are expected"
             )
-        self._tokens = {**(tokens or {})}
         self._sandbox = TemplateSandbox()
+        known = self._sandbox.globals
+        self._tokens = {name: text for name, text in (tokens or {}).items() if name not in known}
         self._lock = threading.Lock()
         try:
             self._template = self._sandbox.from_string(source)

@@ -78,13 +78,14 @@ def settings_with_special_tokens(
             settings[_EXTRA] = [*settings[_EXTRA], *further]
         elif key == _EXTRA_BEFORE:
             settings[_EXTRA] = settings[_EXTRA] or value or []
-        elif key in NAMES or not isinstance(settings.get(key), str):
+        elif key in NAMES or (_names_tokens(key) and not isinstance(settings.get(key), str)):
             settings[key] = value
     return settings
 
 
 def _names_tokens(key: str) -> bool:
-    return key.endswith("_token") or key in (_EXTRA, _EXTRA_BEFORE, _MODEL, _DECODER)
+    is_name = key.endswith("_token") and key not in _SETTINGS
+    return is_name or key in (_EXTRA, _EXTRA_BEFORE, _MODEL, _DECODER)
 
 
 def _refuse_half_pairs(source: str, key: str, value: object) -> None:

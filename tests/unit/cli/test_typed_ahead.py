@@ -84,6 +84,13 @@ def test_a_message_taken_back_is_offered_again_unless_another_is() -> None:
     assert ahead.next("") == ""
 
 
+def test_nothing_is_said_to_follow_where_nothing_does(capsys: pytest.CaptureFixture[str]) -> None:
+    typed("one\r\r").next("")
+    assert "what follows" not in capsys.readouterr().err
+    typed("one\rtwo").next("")
+    assert "drops it and what follows it" in capsys.readouterr().err
+
+
 def test_what_is_dropped_is_not_offered() -> None:
     ahead = typed("one\rtwo\r", "three\r")
     assert ahead.next("") == "one"
