@@ -291,10 +291,14 @@ class EngineSettings:
         if self.device == "cpu" and self.host_memory is not None:
             raise ConfigError("--host-memory goes with --device cuda; on the CPU name --memory")
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
-            if isinstance(size, int) and size <= 0:
-                raise ConfigError(f"{name} is {size}; expected bytes, as in 4GiB")
             if isinstance(size, str):
                 parse_bytes(size)
+            elif size is not None and (type(size) is not int or size <= 0):
+                raise ConfigError(f"{name} is {size!r:.60}; expected bytes, or text as in 4GiB")
+        for name in ("context", "draft_length", "max_num_seqs"):
+            value = getattr(self, name)
+            if type(value) is not int and (value, name) != (None, "context"):
+                raise ConfigError(f"{name} is {value!r:.60}; expected a whole number")
         if not 0 < self.max_num_seqs <= 1024:
             raise ConfigError(f"max_num_seqs is {self.max_num_seqs}; expected 1..1024")
         if not 0 < self.draft_length <= MAX_DRAFT_LENGTH:

@@ -23,6 +23,7 @@ _UNITS = {
 _LONGEST_NUMBER = 18
 # A number without a unit is taken to mean no more than so many GiB.
 _LARGEST_GIB = 256
+_LARGEST_MIB = 10_000_000
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
 
 
@@ -37,6 +38,8 @@ def parse_bytes(text: str) -> int:
     number, unit = match.groups()
     if unit not in _UNITS and float(number) > 0:
         prefix = unit[:1].upper()
+        if float(number) > _LARGEST_MIB:
+            raise ConfigError(f"{text!r} is not a size: write {number}B for bytes")
         likely = "G" if float(number) < _LARGEST_GIB else "M"
         letter = prefix if prefix in ("K", "M", "G", "T") else likely
         raise ConfigError(

@@ -128,6 +128,9 @@ def test_a_full_context_is_not_the_end(model: Path, tmp_path: Path) -> None:
         assert "tokens of the context" in program.wait_for_prompt()
         # It comes again behind the command, until it is sent or dropped.
         program.wait_for("fill it")
+        program.type("\x15/tokens\r")
+        assert "tokens of the context" in program.wait_for_prompt()
+        program.wait_for("fill it")
 
 
 def test_history_and_completion_across_starts(model: Path, tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
             raise
         except RequestError as error:  # more than a message can be
             print_error(str(error))
-        if editor.replaced and text != editor.replaced:
+        if editor.replaced:
             typed_ahead.put_back(editor.replaced)
         return text
 

@@ -182,7 +182,7 @@ class Conversation:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise RequestError(f"cannot write {path}: {error.strerror}") from None
-        return f"{len(messages)} messages written to {path}"
+        return f"{_messages(len(messages))} written to {path}"
 
     def load(self, file: str) -> str:
         """Go on with a saved conversation; the present one stays where the file is no good."""
@@ -193,7 +193,7 @@ class Conversation:
         self.messages = messages
         opening = self._opening_of(messages)
         self.system = opening[0]["content"] if opening else None
-        return f"{len(messages)} messages read from {path}"
+        return f"{_messages(len(messages))} read from {path}"
 
     @staticmethod
     def _saved(path: Path, advice: str = "") -> list["Message"]:
@@ -254,6 +254,10 @@ class Conversation:
     @staticmethod
     def _opening_of(messages: list["Message"]) -> list["Message"]:
         return messages[:1] if messages and messages[0]["role"] == "system" else []
+
+
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count} messages"
 
 
 def _counted(count: int, what: str) -> str:

@@ -55,7 +55,7 @@ def _run(arguments: list[str]) -> int:
     except MissingArgumentError as error:
         raise ConfigError(_missing(error, arguments)) from error
     except UnknownOptionError as error:
-        hint = "; a prompt that begins with - goes behind --"
+        hint = " (a prompt that begins with - goes behind --)"
         told = " ".join(str(error).split())
         raise ConfigError(told + hint * (arguments[0] == "run")) from error
     except CycloptsError as error:

@@ -232,7 +232,7 @@ class LineEditor:
         words_for: gives the words that can follow a text, for completion.
 
     Attributes:
-        replaced: the offered text, where a command was typed in its place.
+        replaced: the offered text, where the last line was a command in its place.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class LineEditor:
         self._terminal = terminal
         self._history = history
         self._kept = KeptTexts()
-        self._offered = self._whole_offered = ""
+        self._offered = ""
         self.replaced = ""
         self._input = BurstInput()
         self._session: PromptSession[str] = PromptSession(
@@ -265,13 +265,15 @@ class LineEditor:
         self._kept.clear()
         shown = Buffer()
         self._kept.insert(shown, offered)
-        self._offered, self._whole_offered, self.replaced = shown.text, offered, ""
+        self._offered, self.replaced = shown.text, ""
         with self._terminal.lent():
             try:
                 line = self._session.prompt(prompt, default=shown.text)
             finally:
                 unused = "".join(map(_as_typed, get_typeahead(self._input)))
                 self._terminal.put_ahead(unused)
+        if offered and line.lstrip().startswith("/") and not line.startswith(shown.text):
+            self.replaced = offered
         text = self._kept.whole(line)
         self._history.remember(text)
         return text
@@ -307,7 +309,6 @@ class LineEditor:
         is_untouched = self._offered and buffer.text == self._offered
         if is_untouched and event.data.startswith("/") and buffer.document.is_cursor_at_the_end:
             buffer.save_to_undo_stack()
-            self.replaced = self._whole_offered
             buffer.text = self._offered = ""
         is_pasted = event.key_sequence[0].key == Keys.BracketedPaste
         self._kept.insert(buffer, event.data, is_pasted)

@@ -184,7 +184,9 @@ def _speeds(store: "Store", weights: Path | None) -> "HardwareProfile | None":
 
 def _parts_table(title: str, parts: tuple[tuple[str, int], ...], budget_bytes: int) -> Table:
     table = plain_table(title, "SIZE", "SHARE OF THE BUDGET")
-    table.columns[-1].no_wrap, table.columns[-1].overflow = True, "crop"
+    for column in table.columns:
+        column.no_wrap = True
+    table.columns[-1].overflow = "crop"
     width = max(min(_LONGEST_BAR, out.width - _BESIDE_BAR), 1)
     headroom_bytes = budget_bytes - sum(num_bytes for _, num_bytes in parts)
     for name, num_bytes in [*parts, ("headroom", headroom_bytes)]:

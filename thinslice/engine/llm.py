@@ -142,6 +142,8 @@ class LLM(Closing):
         self, model: str, *, progress: Progress | None = None, **settings: Unpack[Settings]
     ) -> None:
         check_settings(settings)
+        if not isinstance(model, str):
+            raise TypeError(f"model is {model!r:.60}; expected a name or a path, as text")
         with errors_in_python():
             prepared = prepare(model, EngineSettings(**settings), progress)
             self.plan, self.tokenizer = prepared.plan, prepared.tokenizer
@@ -198,6 +200,8 @@ class LLM(Closing):
         has no room to hold all completions; CheckpointError where weights cannot be read.
         """
         asked = [prompts] if isinstance(prompts, str) else prompts
+        if not isinstance(asked, list | tuple):
+            raise RequestError(f"prompts is {asked!r:.60}; expected a text or a list")
         params_of = _params_for_each(params, len(asked))
         requests: list[Request] = []
         try:

@@ -33,7 +33,7 @@ from thinslice.process import bound_allocator_at_first, set_environment
 from thinslice.store.progress import silent
 from thinslice.store.store import Store
 from thinslice.text.tokenizer import Tokenizer, load_tokenizer
-from thinslice.units import size_option
+from thinslice.units import format_bytes, size_option
 
 
 @dataclass(frozen=True)
@@ -153,16 +153,21 @@ def with_budget(
 
 @contextmanager
 def explaining(settings: EngineSettings, budget: Budget) -> Iterator[None]:
-    """Inside, an error about a budget that nobody named also says where the number comes from."""
+    """Inside, an error about a budget also says where the number comes from, if nobody named it,
+    and what other models of the process take of it."""
     try:
         yield
     except BudgetError as error:
-        if budget.source is None:
+        more = ""
+        if budget.source is not None:
+            size, option = size_option(budget.num_bytes), budget_option(settings)
+            more += f"\n  {option} was not given: {size} is {budget.source}"
+        if promised := ledger().promised_bytes():
+            size = format_bytes(promised)
+            more += f"\n  other models of this process may come to hold {size} more of it"
+        if not more:
             raise
-        size, option = size_option(budget.num_bytes), budget_option(settings)
-        raise BudgetError(
-            f"{error}\n  {option} was not given: {size} is {budget.source}"
-        ) from error
+        raise BudgetError(f"{error}{more}") from error
 
 
 def _known_profile(checkpoint: Checkpoint) -> HardwareProfile | None:

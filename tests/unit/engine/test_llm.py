@@ -253,6 +253,15 @@ def test_settings_out_of_range_are_refused_before_anything_is_loaded(model: str)
         LLM(model, memory=0)
     with pytest.raises(StoreError, match="org/none"):
         LLM("org/none", offline=True)
+    for settings, message in (
+        ({"context": 1.5}, "context is 1.5; expected a whole number"),
+        ({"context": "512"}, "context is '512'; expected a whole number"),
+        ({"memory": 1.5}, "memory is 1.5; expected bytes, or text"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LLM(model, **settings)
+    with pytest.raises(TypeError, match="model is 5; expected a name"):
+        LLM(5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="no argument 'memry'; did you mean 'memory'"):
         LLM(model, memry="1GiB")  # type: ignore[call-arg]
 
