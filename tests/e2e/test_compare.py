@@ -69,7 +69,7 @@ def test_refusals_are_one_line_and_load_nothing(text: str, tmp_path: Path) -> No
         (("--text", str(tmp_path / "large.txt")), 5, "3.00 MiB; at most 2.00 MiB"),
         (("--text", text, "--context", "1"), 2, "--context 1 leaves no token to predict"),
         (("--text", text, "--context", "9000"), 2, "this model has 1..8192"),
-        (("--text", text, "--dtype-b", "half"), 2, "dtype 'half' is unknown"),
+        (("--text", text, "--dtype-b", "half"), 2, 'Invalid value "half" for --dtype-b'),
         (("--text", text, "--memory", "300MiB"), 3, "both models in --memory 300MiB"),
         ((), 2, "--text"),
     )
