@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from thinslice.checkpoint.file_names import MODEL_CARD
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import CheckpointError, StoreError
@@ -39,6 +40,8 @@ from thinslice.store.progress import Progress
 from thinslice.units import format_bytes
 
 # huggingface_hub takes longer to import than a small model takes to load.
+# Front matter and prose; a model's own comes to some ten KiB.
+_LARGEST_CARD = 256 * 1024
 _HUB = "thinslice.store.hub"
 _LOCKS = ".locks"
 
@@ -102,7 +105,7 @@ def describe_path(path: Path) -> StoredModel:
         path=path,
         source="local path",
         revision=None,
-        licence=_printable(checkpoint.metadata.get("general.license")),
+        licence=_printable(checkpoint.metadata.get("general.license") or _licence_of_card(path)),
         architecture=checkpoint.shape.architecture,
         context_length=checkpoint.shape.max_position_embeddings,
         weights=_weights(checkpoint),
@@ -112,6 +115,18 @@ def describe_path(path: Path) -> StoredModel:
         ),
         pulled_at=None,
     )
+
+
+def _licence_of_card(path: Path) -> str | None:
+    """The licence that a folder's model card gives; None where there is none to be read."""
+    card = path / MODEL_CARD
+    try:
+        if not card.is_file() or card.stat().st_size > _LARGEST_CARD:
+            return None
+        found: str | None = import_module(_HUB).licence_of(card)
+        return found
+    except OSError:
+        return None
 
 
 def _weights(checkpoint: Checkpoint) -> str:

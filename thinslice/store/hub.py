@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub import HfApi, constants, hf_hub_url, metadata_load
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -25,6 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from thinslice.checkpoint.file_names import CONFIG, GENERATION_CONFIG
 from thinslice.checkpoint.files import read_json_object
@@ -84,7 +86,7 @@ def fetch(name: HubModel, folder: Path, progress: Progress) -> Fetched:
         revision=transfer.commit,
         entry=entry,
         files=transfer.fetch_all(wanted),
-        licence=_licence(info),
+        licence=_licence(info.card_data),
     )
 
 
@@ -221,9 +223,19 @@ def _model_info(name: HubModel) -> ModelInfo:
     return info
 
 
-def _licence(info: ModelInfo) -> str | None:
-    """The licence of the model card; where that is "other", the name it gives."""
-    card = info.card_data
+def licence_of(card: Path) -> str | None:
+    """The licence that a model card on disk gives; None where it is not to be read.
+
+    Errors: OSError.
+    """
+    try:
+        return _licence(metadata_load(card))
+    except (ValueError, RecursionError, YAMLError):
+        return None
+
+
+def _licence(card: Any) -> str | None:
+    """The licence of a model card's data; where that is "other", the name it gives."""
     licence = None if card is None else card.get("license")
     if card is not None and licence == "other":
         licence = card.get("license_name") or licence

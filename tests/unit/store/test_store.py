@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import tiny_config, write_safetensors_model
 from tests.unit.store.conftest import Tiny
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import CheckpointError, ConfigError, StoreError
@@ -66,6 +67,27 @@ def test_ensure_pulls_what_is_missing_and_takes_a_path_as_it_is(
 ) -> None:
     assert store.ensure("tiny") == store.resolve("tiny")
     assert store.ensure(str(tmp_path)) == store.resolve(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: apache-2.0\n---\n\nA model.", "apache-2.0"),
+        ("---\nlicense: other\nlicense_name: mine\n---\n", "mine"),
+        ("no front matter", None),
+        ("---\n- a list\n---\n", None),
+        ("---\nlicense: [1, {\n---\n", None),
+        ("---\na: " + "[" * 3000 + "\n---\n", None),
+        ("---\nlicense: a\n---\n" + " " * 300_000, None),
+    ],
+    ids=lambda value: None if value is None else value[:20],
+)
+def test_the_licence_of_a_folder_is_that_of_its_card(
+    store: Store, tmp_path: Path, card: str, licence: str | None
+) -> None:
+    write_safetensors_model(tmp_path / "model", tiny_config())
+    (tmp_path / "model" / "README.md").write_text(card)
+    assert store.show(str(tmp_path / "model")).licence == licence
 
 
 def test_a_path_is_shown_from_its_files(store: Store, gguf_bytes: bytes, tmp_path: Path) -> None:
