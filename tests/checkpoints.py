@@ -223,3 +223,17 @@ def _permute(rows: np.ndarray, heads: int) -> np.ndarray:
 def _unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))
+
+
+# Ways in which something is there under a file's name and cannot be read as one.
+UNREADABLE = ("folder", "loop", "long name", "dangling")
+
+
+def make_unreadable(place: Path, kind: str) -> None:
+    """Put something of that kind in a file's place."""
+    place.unlink(missing_ok=True)
+    if kind == "folder":
+        place.mkdir()
+        return
+    targets = {"loop": place.name, "long name": "n" * 300, "dangling": "nothing"}
+    place.symlink_to(targets[kind])

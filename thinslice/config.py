@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
-from thinslice.errors import ConfigError, RequestError
+from thinslice.errors import ConfigError, RequestError, ThinsliceError
 from thinslice.units import parse_bytes
 
 MAX_STOP_STRINGS = 64
@@ -216,26 +216,34 @@ def check_advisable(name: str, value: object) -> None:
     """Refuse what a parameter of ADVISABLE cannot be. Errors: RequestError naming it."""
     _in_range(name, value, *_ADVISABLE_RANGES[name])
     if name == "top_p" and value == 0:
-        raise RequestError("top_p is 0; expected above 0 (for greedy set temperature to 0)")
+        told = "top_p is 0; expected above 0 (for greedy set temperature to 0)"
+        raise _about("top_p", RequestError(told))
+
+
+def _about(name: str, error: ThinsliceError) -> ThinsliceError:
+    """An error whose message begins with a setting's name; an option has another."""
+    error.setting = name if name.isidentifier() else None
+    return error
 
 
 def _in_range(name: str, value: object, smallest: float, largest: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(f"{name} is {value!r:.60}; expected a number")
+        raise _about(name, RequestError(f"{name} is {value!r:.60}; expected a number"))
     if isinstance(smallest, int) and not isinstance(value, int):
-        raise RequestError(f"{name} is {value}; expected a whole number")
+        raise _about(name, RequestError(f"{name} is {value}; expected a whole number"))
     if not smallest <= value <= largest:  # NaN is in no range
         # Python writes no numbers of more than 4,300 digits.
         is_written = isinstance(value, float) or value.bit_length() < 10_000
         shown = f"{value!s:.60}" if is_written else "too large"
-        raise RequestError(f"{name} is {shown}; expected {smallest}..{largest}")
+        told = f"{name} is {shown}; expected {smallest}..{largest}"
+        raise _about(name, RequestError(told))
 
 
-def check_choice(name: str, value: object, choices: object) -> None:
+def _check_choice(name: str, value: object, choices: object) -> None:
     """Errors: ConfigError for a value that is not one of a Literal's."""
     if value not in get_args(choices):
         known = ", ".join(get_args(choices))
-        raise ConfigError(f"{name} {value!r:.60} is unknown; one of {known}")
+        raise _about(name, ConfigError(f"{name} {value!r:.60} is unknown; one of {known}"))
 
 
 @dataclass(frozen=True)
@@ -287,25 +295,26 @@ class EngineSettings:
             ("draft", Draft),
             ("mtp_hidden", MtpHidden),
         ):
-            check_choice(name, getattr(self, name), kind)
+            _check_choice(name, getattr(self, name), kind)
         if self.device == "cpu" and self.host_memory is not None:
             raise ConfigError("--host-memory goes with --device cuda; on the CPU name --memory")
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
             if isinstance(size, str):
                 parse_bytes(size)
             elif size is not None and (type(size) is not int or size <= 0):
-                raise ConfigError(f"{name} is {size!r:.60}; expected bytes, or text as in 4GiB")
+                told = f"{name} is {size!r:.60}; expected bytes, or text as in 4GiB"
+                raise _about(name, ConfigError(told))
         for name in ("context", "draft_length", "max_num_seqs"):
             value = getattr(self, name)
             if type(value) is not int and (value, name) != (None, "context"):
-                raise ConfigError(f"{name} is {value!r:.60}; expected a whole number")
+                told = f"{name} is {value!r:.60}; expected a whole number"
+                raise _about(name, ConfigError(told))
         if not 0 < self.max_num_seqs <= 1024:
-            raise ConfigError(f"max_num_seqs is {self.max_num_seqs}; expected 1..1024")
+            told = f"max_num_seqs is {self.max_num_seqs}; expected 1..1024"
+            raise _about("max_num_seqs", ConfigError(told))
         if not 0 < self.draft_length <= MAX_DRAFT_LENGTH:
-            raise ConfigError(
-                f"draft_length is {self.draft_length}; expected 1..{MAX_DRAFT_LENGTH} "
-                "(for none, draft off)"
-            )
+            told = f"draft_length is {self.draft_length}; expected 1..{MAX_DRAFT_LENGTH}"
+            raise _about("draft_length", ConfigError(f"{told} (for none, draft off)"))
         if self.mtp_hidden != "pre-norm" and self.draft not in ("auto", "mtp"):
             raise ConfigError(
                 f"mtp_hidden {self.mtp_hidden} is for a prediction layer, and draft {self.draft} "

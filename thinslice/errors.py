@@ -14,10 +14,12 @@ class ThinsliceError(Exception):
     Attributes:
         exit_code: what the command line ends with.
         with_options: the message in the command line's words, where it names LLM's arguments.
+        setting: the field of SamplingParams or EngineSettings that the message begins with.
     """
 
     exit_code = 1
     with_options: str | None = None
+    setting: str | None = None
 
 
 class ConfigError(ThinsliceError):

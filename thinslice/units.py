@@ -21,7 +21,7 @@ _UNITS = {
     "TiB": 1024**4,
 }
 _LONGEST_NUMBER = 18
-# A number without a unit is taken to mean no more than so many GiB.
+# A number without a unit is taken to mean no more than so many GiB, or else MiB, or else bytes.
 _LARGEST_GIB = 256
 _LARGEST_MIB = 10_000_000
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
@@ -38,7 +38,7 @@ def parse_bytes(text: str) -> int:
     number, unit = match.groups()
     if unit not in _UNITS and float(number) > 0:
         prefix = unit[:1].upper()
-        if float(number) > _LARGEST_MIB:
+        if not unit and float(number) > _LARGEST_MIB:
             raise ConfigError(f"{text!r} is not a size: write {number}B for bytes")
         likely = "G" if float(number) < _LARGEST_GIB else "M"
         letter = prefix if prefix in ("K", "M", "G", "T") else likely
@@ -80,6 +80,11 @@ def describe_need(parts: Iterable[tuple[str, int]]) -> str:
     named = [(name, num_bytes) for name, num_bytes in parts if num_bytes]
     shown = ", ".join(f"{name} {format_bytes(num_bytes)}" for name, num_bytes in named)
     return f"needs {format_bytes(sum(num_bytes for _, num_bytes in named))}: {shown}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: ``1 token``, ``2 tokens``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def gib(num_bytes: float) -> str:

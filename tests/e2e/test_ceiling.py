@@ -43,9 +43,15 @@ def memory_group(num_bytes: int) -> Iterator[Path | None]:
 
 
 def run_inside(group: Path | None, *arguments: str, stdin: str) -> subprocess.CompletedProcess[str]:
+    return python_inside(group, "-m", "thinslice", *arguments, stdin=stdin)
+
+
+def python_inside(
+    group: Path | None, *arguments: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     enter = "" if group is None else f"echo $$ > {group}/cgroup.procs; "
     return subprocess.run(
-        ["sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, "-m", "thinslice", *arguments],
+        ["sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, *arguments],
         input=stdin,
         capture_output=True,
         text=True,

@@ -2,14 +2,12 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.test_ceiling import memory_group, run_inside
+from tests.e2e.test_ceiling import memory_group, python_inside, run_inside
 from tests.terminals import thinslice_in_terminal
 from thinslice.units import MIB
 
@@ -145,14 +143,7 @@ def test_a_paste_that_is_far_too_long_is_told_and_the_chat_goes_on(
 
 def test_log_probabilities_of_many_samples_stay_within_the_plan(smollm2_path: Path) -> None:
     with memory_group(800 * MIB) as group:
-        enter = "" if group is None else f"echo $$ > {group}/cgroup.procs; "
-        done = subprocess.run(
-            ["sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, "-c", AT_THEIR_LARGEST],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=280,
-        )
+        done = python_inside(group, "-c", AT_THEIR_LARGEST)
     assert done.returncode == 0, (done.returncode, done.stderr[-500:])
     peak, planned, budget = map(int, done.stdout.split())
     assert peak <= planned <= budget
@@ -165,14 +156,7 @@ def test_a_library_refuses_it_too_and_goes_on(
     path = tmp_path / "long.txt"
     path.write_text(text_of(kind), encoding="utf-8")
     with memory_group(576 * MIB) as group:
-        enter = "" if group is None else f"echo $$ > {group}/cgroup.procs; "
-        done = subprocess.run(
-            ["sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, "-c", BY_LIBRARY, path, MEMORY],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=280,
-        )
+        done = python_inside(group, "-c", BY_LIBRARY, str(path), MEMORY)
     assert done.returncode == 0, (done.returncode, done.stderr[-500:])
     first, second, last = done.stdout.splitlines()
     assert "context" in first

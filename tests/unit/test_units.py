@@ -40,6 +40,9 @@ def test_parse_bytes(text: str, num_bytes: int) -> None:
         ("1.5M", "1.5MiB (1024-based) or 1.5MB (1000-based)"),
         ("3 k", "3KiB (1024-based) or 3KB (1000-based)"),
         ("7x", "7GiB (1024-based) or 7GB (1000-based)"),
+        ("1024", "1024MiB (1024-based) or 1024MB (1000-based)"),
+        ("20000000k", "20000000KiB (1024-based) or 20000000KB (1000-based)"),
+        ("1073741824", "1073741824B for bytes"),
     ],
 )
 def test_ambiguous_sizes_show_both_spellings(text: str, both: str) -> None:

@@ -18,7 +18,7 @@ from thinslice.cli.console import (
 from thinslice.config import Dtype, KvDtype
 from thinslice.errors import ConfigError, RequestError
 from thinslice.memory.meter import peak_rss_bytes
-from thinslice.units import MIB, format_bytes, gib
+from thinslice.units import MIB, counted, format_bytes, gib
 
 if TYPE_CHECKING:
     from thinslice.engine.compare import ModelPair, Windows
@@ -155,13 +155,9 @@ def _summary(pair: "ModelPair", windows: "Windows") -> str:
     """How much of the text was used, and the measured peak beside the budget, on one line."""
     return (
         f"{windows.num_scored} tokens scored: {windows.num_used} of the text's "
-        f"{windows.num_text_tokens} used, in {_windows(len(windows.token_ids))} of "
+        f"{windows.num_text_tokens} used, in {counted(len(windows.token_ids), 'window')} of "
         f"{windows.context}; peak {gib(peak_rss_bytes())} of {gib(pair.budget_bytes)} GiB"
     )
-
-
-def _windows(count: int) -> str:
-    return "1 window" if count == 1 else f"{count} windows"
 
 
 def _report(

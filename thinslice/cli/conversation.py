@@ -10,6 +10,7 @@ from thinslice.cli.sampling_text import changed, described
 from thinslice.config import SamplingParams
 from thinslice.errors import ContextError, RequestError
 from thinslice.store.files import publish, write_synced
+from thinslice.units import counted
 
 if TYPE_CHECKING:
     from thinslice.engine.llm import LLM, Message
@@ -116,12 +117,12 @@ class Conversation:
             first = len(self._opening_of(self.messages))
             del self.messages[first : first + 2]
             num_dropped += 1
-        return f"dropped the {_counted(num_dropped, 'oldest exchange')}; {self.tokens()}"
+        return f"dropped {counted(num_dropped, 'exchange')}, oldest first; {self.tokens()}"
 
     def reset(self) -> str:
         """Forget the conversation, keep the system prompt."""
         count, self.messages = self.num_exchanges, self._opening()
-        forgotten = f"; {count} exchange{'s' * (count > 1)} forgotten" if count else ""
+        forgotten = f"; {counted(count, 'exchange')} forgotten" if count else ""
         return f"a new conversation begins{forgotten}"
 
     def set_system(self, text: str) -> str:
@@ -182,7 +183,7 @@ class Conversation:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise RequestError(f"cannot write {path}: {error.strerror}") from None
-        return f"{_messages(len(messages))} written to {path}"
+        return f"{counted(len(messages), 'message')} written to {path}"
 
     def load(self, file: str) -> str:
         """Go on with a saved conversation; the present one stays where the file is no good."""
@@ -193,7 +194,7 @@ class Conversation:
         self.messages = messages
         opening = self._opening_of(messages)
         self.system = opening[0]["content"] if opening else None
-        return f"{_messages(len(messages))} read from {path}"
+        return f"{counted(len(messages), 'message')} read from {path}"
 
     @staticmethod
     def _saved(path: Path, advice: str = "") -> list["Message"]:
@@ -254,14 +255,6 @@ class Conversation:
     @staticmethod
     def _opening_of(messages: list["Message"]) -> list["Message"]:
         return messages[:1] if messages and messages[0]["role"] == "system" else []
-
-
-def _messages(count: int) -> str:
-    return "1 message" if count == 1 else f"{count} messages"
-
-
-def _counted(count: int, what: str) -> str:
-    return what if count == 1 else f"{count} {what}s"
 
 
 def _ends_unanswered(messages: list["Message"]) -> bool:

@@ -1,10 +1,8 @@
 """Run a command: whatever ends it becomes one clear line and an exit code."""
 
 import os
-import re
 import sys
 import traceback
-from dataclasses import fields
 from io import TextIOWrapper
 
 from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
@@ -13,11 +11,11 @@ from thinslice.cli.app import INTERRUPTED
 from thinslice.cli.commands import make_app
 from thinslice.cli.console import ReaderGoneError, err, out, print_error
 from thinslice.cli.prompt import PIPED
-from thinslice.config import EngineSettings, SamplingParams
 from thinslice.errors import ConfigError, ThinsliceError, own_error
 
 _BUG = 1
-_SETTINGS = {one.name for kind in (SamplingParams, EngineSettings) for one in fields(kind)}
+# Options that are not called as the settings are.
+_OTHER_OPTIONS = {"max_num_seqs": "sequences"}
 
 
 def run_command(arguments: list[str]) -> int:
@@ -85,18 +83,12 @@ def _input_last(arguments: list[str]) -> list[str]:
 
 
 def _report(error: ThinsliceError) -> int:
-    print_error(_as_option(error.with_options or str(error)))
+    text = error.with_options or str(error)
+    if error.setting is not None and text.startswith(error.setting):
+        option = _OTHER_OPTIONS.get(error.setting, error.setting.replace("_", "-"))
+        text = f"--{option}{text.removeprefix(error.setting)}"
+    print_error(text)
     return error.exit_code
-
-
-def _as_option(text: str) -> str:
-    """An error about a setting, under the option's name."""
-    found = re.match(r"([a-z_]+) (?=is |'[^']*' is unknown)", text)
-    if found is None or found[1] not in _SETTINGS:
-        return text
-    name, rest = found[1], text[found.end() :]
-    option = "sequences" if name == "max_num_seqs" else name.replace("_", "-")
-    return f"--{option} {rest}"
 
 
 def _discard_output() -> None:

@@ -23,7 +23,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
 from thinslice.cli.chat_history import ChatHistory
-from thinslice.cli.terminal import Terminal
+from thinslice.cli.terminal import PASTE_END, PASTE_START, Terminal
 from thinslice.errors import RequestError
 
 # Characters of a message, as much as a context of any model we run can hold of plain text.
@@ -36,7 +36,6 @@ _MOST_UNDO = 50
 # so many bytes the same paste may go on.
 _FULL_PIECE = 1000
 _REDRAW_S = 0.05
-_PASTE_START, _PASTE_END = "\x1b[200~", "\x1b[201~"
 
 
 @dataclass(frozen=True)
@@ -162,9 +161,9 @@ class BurstInput(Vt100Input):
         self._unread = ""
         keys: list[KeyPress] = []
         while data:
-            mark = _PASTE_END if self._is_pasting else _PASTE_START
+            mark = PASTE_END if self._is_pasting else PASTE_START
             text, found, data = data.partition(mark)
-            if not found and (cut := _partial_mark(text, _PASTE_END if self._is_pasting else "")):
+            if not found and (cut := _partial_mark(text, PASTE_END if self._is_pasting else "")):
                 text, self._unread = text[:-cut], text[-cut:]
             if self._is_pasting:
                 keys += [KeyPress(Keys.BracketedPaste, text)] if text else []
@@ -317,7 +316,7 @@ class LineEditor:
 def _as_typed(key: KeyPress) -> str:
     """What a terminal sent for a key."""
     if key.key == Keys.BracketedPaste:
-        return f"{_PASTE_START}{key.data}{_PASTE_END}"
+        return f"{PASTE_START}{key.data}{PASTE_END}"
     return key.data
 
 

@@ -15,7 +15,7 @@ from thinslice.errors import ConfigError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.store.names import advised_system_prompt
 from thinslice.store.store import Store
-from thinslice.units import gib
+from thinslice.units import counted, gib
 
 if TYPE_CHECKING:
     from thinslice.engine.llm import LLM, Message
@@ -163,7 +163,7 @@ def summary(llm: "LLM", completion: "Completion") -> str:
     """Tokens, speed, and the measured peak beside the budget, on one line."""
     count, expected, drafts = len(completion.token_ids), "", ""
     if count < 2:  # The speed is that of what follows the first token.
-        return f"{count} {'token' if count else 'tokens'}, peak {peaks(llm)}"
+        return f"{counted(count, 'token')}, peak {peaks(llm)}"
     predicted = predicted_tokens_per_s(llm, completion)
     if predicted is not None:
         drafting = "" if llm.plan.draft is None else " without drafts"

@@ -20,6 +20,8 @@ MOST_AHEAD_BYTES = 256 * 1024
 # Seconds without a byte after which a paste that was under way is taken to be over: one without
 # marks, and one whose end mark has not come.
 _PASTE_GAP_S, _OPEN_PASTE_GAP_S = 0.05, 0.5
+# What a terminal puts around a paste.
+PASTE_START, PASTE_END = "\x1b[200~", "\x1b[201~"
 _BRACKETED_PASTE_ON, _BRACKETED_PASTE_OFF = b"\x1b[?2004h", b"\x1b[?2004l"
 _SHOW_CURSOR = b"\x1b[?25h"
 _INTERRUPT = b"\x03"
@@ -95,7 +97,7 @@ class Terminal:
         return count
 
     def _gap_s(self) -> float:
-        if self._ahead.rfind(b"\x1b[200~") > self._ahead.rfind(b"\x1b[201~"):
+        if self._ahead.rfind(PASTE_START.encode()) > self._ahead.rfind(PASTE_END.encode()):
             return _OPEN_PASTE_GAP_S
         return _PASTE_GAP_S if self._ahead else 0.0
 

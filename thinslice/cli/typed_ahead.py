@@ -3,7 +3,7 @@
 import re
 
 from thinslice.cli.console import note
-from thinslice.cli.terminal import MOST_AHEAD_BYTES, Terminal
+from thinslice.cli.terminal import MOST_AHEAD_BYTES, PASTE_END, PASTE_START, Terminal
 
 # Up to the Enter that would have sent it, or to the end; one inside a paste is text.
 _MESSAGE = re.compile(
@@ -53,7 +53,7 @@ class TypedAhead:
     def put_back(self, text: str) -> None:
         """Keep what the last line began with: a command has taken its place."""
         if self._is_typed:
-            self._keys = f"\x1b[200~{text}\x1b[201~\r{self._keys}"
+            self._keys = f"{PASTE_START}{text}{PASTE_END}\r{self._keys}"
         else:
             self._held = text
 

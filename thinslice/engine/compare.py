@@ -13,7 +13,7 @@ from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_byt
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.planning import Model, fit_model, plan_model
-from thinslice.engine.prepare import open_model, packed, with_budget
+from thinslice.engine.prepare import open_model, packed_copy, with_budget
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
@@ -234,7 +234,7 @@ def _opened(
     if model.packed_copy is not None or model.needs_packing(settings.dtype):
         found = fit_model(model, settings)
         if found.is_to_be_packed:
-            checkpoint = packed(checkpoint, found, settings, progress)
+            checkpoint = packed_copy(checkpoint, found, settings, progress)
     return checkpoint, tokenizer
 
 

@@ -80,8 +80,10 @@ def prepare(name: str, asked: EngineSettings, progress: Progress | None = None) 
         checkpoint, tokenizer = open_model(name, settings, progress)
         found, reservation = _reserved(Model.of(checkpoint), settings, device)
         if found.is_to_be_packed:
-            checkpoint = packed(checkpoint, found, settings, progress, reservation)
-            reservation.release()
+            try:
+                checkpoint = packed_copy(checkpoint, found, settings, progress, reservation)
+            finally:  # an error's traceback would keep it
+                reservation.release()
             found, reservation = _reserved(Model.of(checkpoint), settings, device)
     profile = _known_profile(checkpoint)
     prediction = None
@@ -113,7 +115,7 @@ def _reserved(
         return found, planning.reserve(found.plan)
 
 
-def packed(
+def packed_copy(
     source: Checkpoint,
     found: FittedModel,
     settings: EngineSettings,

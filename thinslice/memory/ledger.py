@@ -17,8 +17,8 @@ from thinslice.memory.meter import rss_to_plan_from
 from thinslice.memory.process_state import resident_bytes
 from thinslice.plan.memory_plan import MemoryPlan
 
-# Parts whose pages are all in place once a model is loaded.
-_IN_PLACE = ("weights", "weight ring", "staging", "spilled kv")
+# Parts whose pages are all in place once a model is loaded: weights are read, the others locked.
+_IN_PLACE = ("weights", "staging", "spilled kv")
 
 
 class Reservation:
@@ -35,7 +35,8 @@ class Reservation:
     def taken(self, caches: Iterable[torch.Tensor]) -> None:
         """The model is loaded: its weights are in place, its caches come page by page."""
         self._caches = list(caches)
-        self._parts |= dict.fromkeys(_IN_PLACE, 0)
+        to_come = {name: size for name, size in self._parts.items() if name not in _IN_PLACE}
+        self._parts = to_come
 
     def release(self) -> None:
         """The model has been closed."""

@@ -39,9 +39,9 @@ from thinslice.store.packed_copies import PACKED
 from thinslice.store.progress import Progress
 from thinslice.units import format_bytes
 
-# huggingface_hub takes longer to import than a small model takes to load.
 # Front matter and prose; a model's own comes to some ten KiB.
 _LARGEST_CARD = 256 * 1024
+# huggingface_hub takes longer to import than a small model takes to load.
 _HUB = "thinslice.store.hub"
 _LOCKS = ".locks"
 

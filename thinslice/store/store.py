@@ -139,7 +139,7 @@ class Store:
             return self.resolve(text)
         name = self._parse(text)
         if isinstance(name, Embedded):
-            return self._pull(text, progress, offline=False).path
+            return self._pull(name, text, progress, offline=False).path
         is_stored = isinstance(name, LocalPath) or folder_in(self.root, name).is_dir()
         if is_stored or not isinstance(name, HubModel) or name.quant is not None:
             return self.resolve(text)
@@ -154,7 +154,7 @@ class Store:
         name = self._parse(text)
         if isinstance(name, LocalPath):
             return name.path
-        return self._pull(text, progress, offline).path
+        return self._pull(name, text, progress, offline).path
 
     @_errors_named
     def pull(
@@ -172,7 +172,7 @@ class Store:
         name = self._parse(text)
         if isinstance(name, LocalPath):
             raise ConfigError(f"{text!r:.300} is here already: a path needs no pull")
-        return self._pull(text, progress, offline)
+        return self._pull(name, text, progress, offline)
 
     @_errors_named
     def list(self) -> tuple[StoredModel, ...]:
@@ -245,9 +245,9 @@ class Store:
         with suppress(StoreError, OSError):
             yield from (name for name, _ in self._folders())
 
-    def _pull(self, text: str, progress: Progress | None, offline: bool) -> StoredModel:
-        name = self._parse(text)
-        assert not isinstance(name, LocalPath), "a path is here"
+    def _pull(
+        self, name: StoredName, text: str, progress: Progress | None, offline: bool
+    ) -> StoredModel:
         stored = read_manifest(folder_in(self.root, name), name.text)
         if stored is not None:
             return stored

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tests.checkpoints import (
+    UNREADABLE,
     GgufOptions,
     GgufTokenizer,
+    make_unreadable,
     tiny_config,
     write_gguf_model,
     write_safetensors,
@@ -230,16 +232,11 @@ def test_config_and_tensors_must_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("kind", ["folder", "loop", "long name", "dangling"])
+@pytest.mark.parametrize("kind", UNREADABLE)
 def test_settings_that_are_there_and_cannot_be_read_are_refused(
     tmp_path: Path, name: str, kind: str
 ) -> None:
     write_safetensors_model(tmp_path, tiny_config())
-    place = tmp_path / name
-    place.unlink(missing_ok=True)
-    if kind == "folder":
-        place.mkdir()
-    else:
-        place.symlink_to({"loop": name, "long name": "n" * 300, "dangling": "nothing"}[kind])
+    make_unreadable(tmp_path / name, kind)
     with pytest.raises(CheckpointError, match=f"{name} (cannot be|is not a|does not)"):
         open_checkpoint(tmp_path)

@@ -267,7 +267,7 @@ def test_compact_drops_the_oldest_until_half_is_free(capsys: pytest.CaptureFixtu
     assert kept == ["3", "4", "5"]
     assert conversation.messages[0] == {"role": "system", "content": "s"}
     shown = capsys.readouterr()
-    assert "dropped the 3 oldest exchanges" in shown.err
+    assert "dropped 3 exchanges, oldest first" in shown.err
     assert f"{3 * len(piece) + 1} of {CONTEXT} tokens" in shown.out
 
 

@@ -16,8 +16,11 @@ from tests.checkpoints import (
 from tests.engines import engine_of, logits_of
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import EngineSettings
+from thinslice.engine import prepare as prepare_module
 from thinslice.engine.planning import Model, fit_model
 from thinslice.engine.prepare import prepare
+from thinslice.errors import StoreError
+from thinslice.memory.ledger import ledger
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan import choose
 from thinslice.plan.packed_format import PackedFormat
@@ -134,3 +137,20 @@ def test_what_can_be_streamed_as_it_is_runs_from_its_own_files(tmp_path: Path) -
     write_safetensors_model(tmp_path / "bf16", tiny_config())
     model = Model.of(open_checkpoint(tmp_path / "bf16"))
     assert fit_model(model, settings).model is model
+
+
+@pytest.mark.usefixtures("streamed_only")
+def test_a_packing_that_fails_leaves_no_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while its error is kept, as a notebook keeps the last one."""
+
+    def fail(*_: object, **__: object) -> Path:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(prepare_module, "ensure_packed", fail)
+    path, before = write(tmp_path, GgufOptions(dtype="Q5_0")), ledger().promised_bytes()
+    with pytest.raises(StoreError, match="the disk is full") as kept:
+        prepare(str(path), EngineSettings(memory="2GiB", context=64))
+    assert ledger().promised_bytes() == before
+    assert kept.value is not None

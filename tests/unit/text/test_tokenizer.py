@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model
+from tests.checkpoints import (
+    UNREADABLE,
+    GgufOptions,
+    make_unreadable,
+    tiny_config,
+    write_gguf_model,
+)
 from tests.unit.text import vocabularies
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
@@ -476,7 +482,7 @@ def test_a_template_of_a_gguf_that_is_no_text_blocks_no_plain_prompt(tmp_path: P
         _ = tokenizer.chat_template
 
 
-@pytest.mark.parametrize("kind", ["folder", "loop", "long name", "dangling"])
+@pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.parametrize(
     "name",
     [
@@ -489,12 +495,7 @@ def test_a_template_of_a_gguf_that_is_no_text_blocks_no_plain_prompt(tmp_path: P
 )
 def test_what_is_there_and_cannot_be_read_is_refused(tmp_path: Path, name: str, kind: str) -> None:
     checkpoint = folder(tmp_path, None)
-    place = tmp_path / name
-    place.unlink(missing_ok=True)
-    if kind == "folder":
-        place.mkdir()
-    else:
-        place.symlink_to({"loop": name, "long name": "n" * 300, "dangling": "nothing"}[kind])
+    make_unreadable(tmp_path / name, kind)
     with pytest.raises(CheckpointError, match=f"{name} (cannot be|is not a|does not)"):
         load_tokenizer(checkpoint)
 
