@@ -61,8 +61,8 @@ class Batch:
             pass
 
 
-def is_answered(batch: Batch) -> bool:
-    """Whether the answers are all there already, told without loading the model.
+def answered_already(batch: Batch) -> int | None:
+    """The exit code where all answers are there, told without loading the model; else None.
 
     A last line that was cut off is taken back, as ``answer_all`` does.
 
@@ -71,16 +71,19 @@ def is_answered(batch: Batch) -> bool:
     from thinslice.checkpoint.open import open_checkpoint
 
     if batch.out is None or batch.out.stat().st_size == 0:
-        return False
+        return None
     try:
         advised = open_checkpoint(Store().resolve(batch.model)).sampling
     except ThinsliceError:
-        return False  # loading it tells what is wrong
+        return None  # loading it tells what is wrong
     batch = replace(batch, sampling=batch.sampling.resolved(advised))
     with _opened(batch.prompts, "rb") as prompts_file, _out_file(batch.out) as out:
         lines = _lines(prompts_file)
-        _skip_done(out, lines, batch)
-        return next(lines, None) is None
+        done, num_failed = _skip_done(out, lines, batch)
+        if next(lines, None) is not None:
+            return None
+    note(f"all answers are in {batch.out} already")
+    return _exit_code(num_failed, done)
 
 
 def answer_all(llm: "LLM", batch: Batch) -> int:
@@ -98,10 +101,9 @@ def answer_all(llm: "LLM", batch: Batch) -> int:
     # An answer hangs on what the model's files advise too, and so does its digest.
     batch = replace(batch, sampling=batch.sampling.resolved(llm.sampling))
     total = _count_lines(batch.prompts)
-    num_failed = 0
     with _opened(batch.prompts, "rb") as prompts_file, _out_file(batch.out) as out:
         lines = _lines(prompts_file)
-        done = _skip_done(out, lines, batch) if batch.out is not None else 0
+        done, num_failed = (0, 0) if batch.out is None else _skip_done(out, lines, batch)
         if done:
             note(f"{done} of {total} answers are in {batch.out} already")
         digests: list[str] = []
@@ -118,10 +120,14 @@ def answer_all(llm: "LLM", batch: Batch) -> int:
                 _append(out, record)
                 done += 1
                 progress("answering", done, total)
-    if num_failed:
-        note(f"{num_failed} of {total} prompts could not be answered; their lines say why")
-        return RequestError.exit_code
-    return 0
+    return _exit_code(num_failed, total)
+
+
+def _exit_code(num_failed: int, total: int) -> int:
+    if num_failed == 0:
+        return 0
+    note(f"{num_failed} of {total} prompts could not be answered; their lines say why")
+    return RequestError.exit_code
 
 
 def _record(answer: "Completion | RequestError") -> dict[str, Any]:
@@ -169,31 +175,37 @@ def _digest(line: bytes, batch: Batch) -> str:
     return hashlib.sha256(json.dumps(settings).encode() + line).hexdigest()[:16]
 
 
-def _skip_done(out: IO[bytes], lines: Iterator[bytes], batch: Batch) -> int:
-    """Pass over the prompts whose answers are there; a line that was cut off is taken back."""
-    done, whole = 0, 0
+def _skip_done(out: IO[bytes], lines: Iterator[bytes], batch: Batch) -> tuple[int, int]:
+    """Pass over the prompts whose answers are there; a line that was cut off is taken back.
+
+    Returns how many there are, and how many of them are errors.
+    """
+    done, num_failed, whole = 0, 0, 0
     while answer := out.readline(_LARGEST_ANSWER):
         if not answer.endswith(b"\n"):
             break
         line = next(lines, None)
-        if line is None or _digest_in(answer) != _digest(line, batch):
+        record = _record_in(answer)
+        if line is None or record.get("digest") != _digest(line, batch):
             raise ConfigError(
                 f"{batch.out} holds answers to other prompts, or of other settings, from line "
                 f"{done + 1} on; delete what is there from that line on, or name another file with "
                 "--out"
             )
         done, whole = done + 1, out.tell()
+        num_failed += "error" in record
     out.seek(whole)
     out.truncate(whole)
-    return done
+    return done, num_failed
 
 
-def _digest_in(answer: bytes) -> object:
+def _record_in(answer: bytes) -> dict[str, Any]:
+    """A line's record; an empty one where it holds none."""
     try:
         record = json.loads(answer)
     except (ValueError, RecursionError):
-        return None
-    return record.get("digest") if isinstance(record, dict) else None
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _append(out: IO[bytes], record: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ def _run_prompts(
     load: EngineSettings,
     sampling: SamplingParams,
 ) -> int:
-    from thinslice.cli.batch import Batch, answer_all, is_answered
+    from thinslice.cli.batch import Batch, answer_all, answered_already
 
     assert options.prompts is not None, "no file of prompts"
     if options.json:
@@ -127,9 +127,8 @@ def _run_prompts(
     dtypes = (load.dtype, load.kv_dtype)
     batch = Batch(model, options.prompts, options.out, system, options.raw, sampling, dtypes)
     batch.check()
-    if is_answered(batch):
-        note(f"all answers are in {options.out} already")
-        return 0
+    if (code := answered_already(batch)) is not None:
+        return code
     llm = load_model(model, load)
     code = answer_all(llm, batch)
     note(f"peak {peaks(llm)}")

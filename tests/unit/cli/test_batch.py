@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_llm import write_model
-from thinslice.cli.batch import Batch, answer_all, is_answered
+from thinslice.cli.batch import Batch, answer_all, answered_already
 from thinslice.config import SamplingParams
 from thinslice.engine.in_order import complete_in_order
 from thinslice.engine.llm import LLM
@@ -91,14 +91,20 @@ def test_whether_all_answers_are_there_is_told_without_the_model(
 ) -> None:
     stored = replace(batch, model=str(write_model(tmp_path / "tiny.gguf")))
     stored.check()
-    assert not is_answered(stored)
+    assert answered_already(stored) is None
     answer_all(llm, stored)
-    assert is_answered(stored)
+    # The same command ends as it did before: some of these prompts cannot be answered.
+    assert answered_already(stored) == answer_all(llm, stored) == RequestError.exit_code
     with pytest.raises(ConfigError, match="other settings"):
-        is_answered(replace(stored, raw=True))
+        answered_already(replace(stored, raw=True))
     lines = stored.out.read_bytes().splitlines(keepends=True)
     stored.out.write_bytes(b"".join(lines[:-1]) + lines[-1][:-1])
-    assert not is_answered(stored)
+    assert answered_already(stored) is None
+    good = replace(stored, prompts=tmp_path / "good.jsonl", out=tmp_path / "good-out.jsonl")
+    good.prompts.write_text(LINES[0])
+    good.check()
+    assert answer_all(llm, good) == 0
+    assert answered_already(good) == 0
 
 
 @pytest.mark.parametrize(
