@@ -75,12 +75,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Small random models with large vocabularies."""
-    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "head_dim": 64}
+    """Small random models with large vocabularies.
+
+    What keeping their weights in memory adds to the least that fits is, in int4 too, over 30 MiB:
+    more than what one process holds beside its model differs from the next one's.
+    """
+    sizes = {"intermediate_size": 1024, "num_hidden_layers": 2, "head_dim": 64}
     folders = {}
-    for vocab_size in (49_152, 151_936):
+    for vocab_size, hidden_size in ((49_152, 768), (151_936, 256)):
         folder = tmp_path_factory.mktemp(f"vocabulary-{vocab_size}")
-        config = tiny_config(vocab_size=vocab_size, max_position_embeddings=2048, **sizes)
+        config = tiny_config(
+            vocab_size=vocab_size, hidden_size=hidden_size, max_position_embeddings=2048, **sizes
+        )
         write_safetensors_model(folder, config)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(SMALL_MTP / name, folder / name)
