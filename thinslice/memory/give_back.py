@@ -9,62 +9,54 @@ from pathlib import Path
 
 import torch
 
+from thinslice.memory.meter import anonymous_bytes
 from thinslice.units import MIB
 
-# What may stay free in the heap from one step to the next. Between pieces of many sizes 70 MiB came
-# to be kept that nobody used (SmolLM2 in bfloat16, prompts of ever new lengths).
+# What steps may come to keep from one to the next, in the bytes that are resident. Between pieces of
+# many sizes 70 MiB came to be kept that nobody used (SmolLM2 in bfloat16, prompts of ever new
+# lengths).
 _KEPT_BYTES = 4 * MIB
-# To ask how much is free takes 0.02 to 0.1 ms, and 70 ms where a program's own heap is in hundreds
-# of thousands of pieces: so often that it takes a hundredth of the time.
+# A return takes about a millisecond, and 70 ms where a program's own heap is in hundreds of
+# thousands of pieces: so seldom that it takes a hundredth of the time, until much is kept.
 _SECONDS_APART, _MOST_SHARE = 0.02, 0.01
-
-
-class _HeapState(ctypes.Structure):
-    """``struct mallinfo2`` of malloc.h; ``fordblks`` is what is free in all heaps, in bytes."""
-
-    _fields_ = [
-        ("others", ctypes.c_size_t * 8),
-        ("fordblks", ctypes.c_size_t),
-        ("keepcost", ctypes.c_size_t),
-    ]
+_KEPT_WHATEVER_IT_COSTS_BYTES = 16 * MIB
 
 
 class KeptMemory:
     """The bound on what the allocator keeps between steps.
 
     Pieces of a step are taken from what the last one left, so they cost no page faults; what steps
-    come to leave beyond the bound goes back to the system when one ends. Free room counts from the
-    least since it last did: the program's own freed pieces stay counted, their pages gone. Where
-    the C library is not glibc 2.33 or newer, its allocator returns pages by itself or keeps them.
+    come to leave beyond the bound goes back to the system when one ends. The measure is resident
+    memory of the process: what the C library counts as free holds pages or has none, and a step
+    that fills pages where there were none leaves no more of it. Where the system does not tell, as
+    macOS, the allocator returns pages by itself or keeps them.
 
     What MKL keeps for a thread, where torch has it, goes once another one runs a step: a MiB for
     each of those that take turns.
     """
 
     def __init__(self) -> None:
-        library = ctypes.CDLL(None)
-        self._heap_state = getattr(library, "mallinfo2", None)
-        if self._heap_state is not None:
-            self._heap_state.restype = _HeapState
         self._next_s = 0.0
-        self._least_free = 0
+        self._least_bytes = 0
         self._thread = threading.get_ident()
         self._free_buffers = _buffers_of_products()
 
     def bound(self) -> None:
-        """Give back what is free beyond the bound; to be called when a step ends, by its thread."""
+        """Give back what is kept beyond the bound; to be called when a step ends, by its thread."""
         thread = threading.get_ident()
         if thread != self._thread:
             self._thread = thread
             self._free_buffers()
+        held = anonymous_bytes()
+        self._least_bytes = min(self._least_bytes, held)
+        kept = held - self._least_bytes
         start = time.perf_counter()
-        if self._heap_state is None or start < self._next_s:
+        if kept <= _KEPT_BYTES or (
+            start < self._next_s and kept <= _KEPT_WHATEVER_IT_COSTS_BYTES
+        ):
             return
-        free = self._heap_state().fordblks
-        if free > self._least_free + _KEPT_BYTES:
-            _trim()
-            free = self._least_free = self._heap_state().fordblks
-        self._least_free = min(self._least_free, free)
+        _trim()
+        self._least_bytes = anonymous_bytes()
         end = time.perf_counter()
         self._next_s = end + max(_SECONDS_APART, (end - start) / _MOST_SHARE)
 

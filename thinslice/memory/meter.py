@@ -1,5 +1,6 @@
 """What the kernel says this process holds: the measure beside every plan."""
 
+import mmap
 import re
 import resource
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from thinslice.plan.cost import LIBRARY_PAGES_BYTES
 
 _STATUS = Path("/proc/self/status")
+_STATM = Path("/proc/self/statm")
 _SMAPS = Path("/proc/self/smaps")
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 _LIBRARIES = re.compile(r"/(libtorch\w*|libc10|_multiarray_umath|tokenizers|_native)[^/]*\.so")
@@ -25,6 +27,17 @@ def peak_rss_bytes() -> int:
 def current_rss_bytes() -> int:
     """Resident memory now; where the system does not tell, the peak so far."""
     return _status_bytes("VmRSS") if _STATUS.exists() else peak_rss_bytes()
+
+
+def anonymous_bytes() -> int:
+    """Resident memory now that is no part of a file; 0 where the system does not tell.
+
+    It takes about 10 microseconds.
+    """
+    if not _STATM.exists():
+        return 0
+    _, resident, of_files, *_ = _STATM.read_text().split()
+    return (int(resident) - int(of_files)) * mmap.PAGESIZE
 
 
 def rss_to_plan_from() -> int:

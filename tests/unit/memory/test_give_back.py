@@ -1,6 +1,4 @@
-"""What is free in the heap goes back when steps have left it, and is asked for seldom."""
-
-from types import SimpleNamespace
+"""What steps have come to keep goes back to the system, and costs little time."""
 
 import pytest
 
@@ -8,38 +6,64 @@ from thinslice.memory import give_back
 from thinslice.units import MIB
 
 
-def test_only_what_has_come_since_the_last_time_is_given_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Freed pieces between others stay counted when their pages have gone."""
-    now, free, trims = 0.0, 0, []
-    monkeypatch.setattr(give_back.time, "perf_counter", lambda: now)
-    monkeypatch.setattr(give_back, "_trim", lambda: trims.append(free))
-    memory = give_back.KeptMemory()
-    memory._heap_state = lambda: SimpleNamespace(fordblks=free * MIB)
-    for free in (3, 100, 100, 103, 105, 105, 90, 93, 95, 95):  # noqa: B007
-        memory.bound()
-        now += 1.0
-    assert trims == [100, 105, 95]
-    free = 200
-    memory.bound()
-    free = 300
-    memory.bound()
-    assert trims == [100, 105, 95, 200], "asked again at once"
+class Heap:
+    """A process whose heap steps fill, and a clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, trim_s: float = 0.0) -> None:
+        self.now, self.trim_s = 0.0, trim_s
+        self.held, self.in_use = 100, 100
+        self.trims: list[int] = []
+        monkeypatch.setattr(give_back.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(give_back, "anonymous_bytes", lambda: self.held * MIB)
+        monkeypatch.setattr(give_back, "_trim", self.trim)
+        self.memory = give_back.KeptMemory()
+        self.memory.bound()
+        self.trims.clear()
+
+    def trim(self) -> None:
+        self.trims.append(self.held)
+        self.now += self.trim_s
+        self.held = self.in_use
+
+    def step(self, left: int, seconds: float = 1.0) -> None:
+        self.held += left
+        self.memory.bound()
+        self.now += seconds
 
 
-def test_asking_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, asked = 0.0, 0
+def test_what_steps_leave_goes_back_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Again and again, where every step fills the same pages that had been given back."""
+    heap = Heap(monkeypatch)
+    for left in (3, 0, 1, 2, 10, 4, 10):
+        heap.step(left)
+    assert heap.trims == [106, 110, 114]
 
-    def heap_state() -> SimpleNamespace:
-        nonlocal now, asked
-        now, asked = now + 0.07, asked + 1
-        return SimpleNamespace(fordblks=0)
 
-    monkeypatch.setattr(give_back.time, "perf_counter", lambda: now)
-    memory = give_back.KeptMemory()
-    memory._heap_state = heap_state
-    while now < 70.0:
-        memory.bound()
-        now += 0.003
-    assert asked <= 11
+def test_what_is_in_use_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap = Heap(monkeypatch)
+    heap.in_use = 300
+    for _ in range(9):
+        heap.step(0 if heap.held == 300 else 200)
+    assert heap.trims == [300]
+
+
+def test_what_the_program_let_go_lowers_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap = Heap(monkeypatch)
+    heap.step(-50)
+    heap.in_use = 50
+    heap.step(5)
+    assert heap.trims == [55]
+
+
+def test_returning_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap = Heap(monkeypatch, trim_s=0.07)
+    while heap.now < 70.0:
+        heap.step(5 if heap.held < 110 else 0, seconds=0.003)
+    assert 5 <= len(heap.trims) <= 11
+
+
+def test_much_goes_back_whatever_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap = Heap(monkeypatch, trim_s=0.07)
+    for _ in range(9):
+        heap.step(10, seconds=0.003)
+    assert heap.trims == [120, 120, 120, 120]
