@@ -12,9 +12,8 @@ import torch
 from thinslice.memory.meter import anonymous_bytes
 from thinslice.units import MIB
 
-# What steps may come to keep from one to the next, in the bytes that are resident. Between pieces of
-# many sizes 70 MiB came to be kept that nobody used (SmolLM2 in bfloat16, prompts of ever new
-# lengths).
+# What steps may come to keep from one to the next, in bytes that are resident. Between pieces of
+# many sizes, 70 MiB came to be kept (SmolLM2 in bfloat16, prompts of ever new lengths).
 _KEPT_BYTES = 4 * MIB
 # A return takes about a millisecond, and 70 ms where a program's own heap is in hundreds of
 # thousands of pieces: so seldom that it takes a hundredth of the time, until much is kept.
@@ -51,9 +50,7 @@ class KeptMemory:
         self._least_bytes = min(self._least_bytes, held)
         kept = held - self._least_bytes
         start = time.perf_counter()
-        if kept <= _KEPT_BYTES or (
-            start < self._next_s and kept <= _KEPT_WHATEVER_IT_COSTS_BYTES
-        ):
+        if kept <= _KEPT_BYTES or (start < self._next_s and kept <= _KEPT_WHATEVER_IT_COSTS_BYTES):
             return
         _trim()
         self._least_bytes = anonymous_bytes()
