@@ -12,7 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from thinslice.config import SamplingParams as SamplingParams
     from thinslice.engine.llm import LLM as LLM
-    from thinslice.engine.llm import Message as Message
     from thinslice.engine.llm import Stream as Stream
     from thinslice.engine.logprobs import Logprobs as Logprobs
     from thinslice.engine.logprobs import TokenLogprobs as TokenLogprobs
@@ -28,12 +27,15 @@ if TYPE_CHECKING:
     from thinslice.plan.memory_plan import MemoryPlan as MemoryPlan
     from thinslice.plan.planner import plan as plan
     from thinslice.plan.predict import Prediction as Prediction
+    from thinslice.text.messages import Conversation as Conversation
+    from thinslice.text.messages import Message as Message
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "thinslice.engine.llm",
-    "Message": "thinslice.engine.llm",
+    "Conversation": "thinslice.text.messages",
+    "Message": "thinslice.text.messages",
     "Stream": "thinslice.engine.llm",
     "SamplingParams": "thinslice.config",
     "Completion": "thinslice.engine.request",
@@ -58,6 +60,7 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ConfigError",
+    "Conversation",
     "Logprobs",
     "MemoryPlan",
     "Message",

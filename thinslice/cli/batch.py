@@ -14,6 +14,7 @@ from thinslice.cli.console import ReaderGoneError, note, progress_bars
 from thinslice.config import SamplingParams
 from thinslice.errors import ConfigError, RequestError, ThinsliceError
 from thinslice.store.store import Store
+from thinslice.text.messages import Conversation
 from thinslice.units import MIB
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Batch:
 
     Attributes:
         prompts: one prompt a line; of a .jsonl file, a text, or an object with ``prompt`` or
-            ``messages``.
+            ``messages``, and then ``tools``.
         out: the file that answers are appended to; None for standard output.
         system: the system prompt of every conversation that has none; None for none.
         raw: continue each prompt as it stands.
@@ -153,17 +154,22 @@ def _prompt_of(line: bytes, batch: Batch) -> "Prompt | RequestError":
         return RequestError("the line is not UTF-8")
     except (ValueError, RecursionError):
         return RequestError("the line is not JSON")
+    tools: Any = ()
     if isinstance(asked, dict) and len({"prompt", "messages"} & set(asked)) == 1:
+        tools = asked.get("tools") or ()
         asked = asked.get("prompt", asked.get("messages"))
     opening = [] if batch.system is None else [{"role": "system", "content": batch.system}]
     if isinstance(asked, list) and not batch.raw:
         has_own = bool(asked) and isinstance(asked[0], dict) and asked[0].get("role") == "system"
-        return asked if has_own else [*opening, *asked]  # checked as any conversation is
+        # Checked as any conversation is.
+        return Conversation(asked if has_own else [*opening, *asked], tools)
     if not isinstance(asked, str):
         expected = "a text or an object with prompt" + ("" if batch.raw else " or messages")
         return RequestError(f"the line holds no prompt; expected {expected}")
     if not asked.strip():
         return RequestError("the prompt is empty")
+    if tools:
+        return RequestError("tools go with messages")
     if batch.raw:
         return asked
     return [*opening, {"role": "user", "content": asked}]

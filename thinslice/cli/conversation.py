@@ -13,8 +13,9 @@ from thinslice.store.files import publish, write_synced
 from thinslice.units import counted
 
 if TYPE_CHECKING:
-    from thinslice.engine.llm import LLM, Message
+    from thinslice.engine.llm import LLM
     from thinslice.engine.request import Completion
+    from thinslice.text.messages import Message
 
 _LARGEST_SAVE = 64 * 1024 * 1024
 FULL_ADVICE = "(/reset starts a new conversation)"
@@ -215,7 +216,7 @@ class Conversation:
         users = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
         if not users:
             raise RequestError(nothing)
-        text = self.messages[users[-1]]["content"]
+        text: str = self.messages[users[-1]]["content"]
         self.messages = self.messages[: users[-1]]
         return text
 

@@ -18,8 +18,9 @@ from thinslice.store.store import Store
 from thinslice.units import counted, gib
 
 if TYPE_CHECKING:
-    from thinslice.engine.llm import LLM, Message
+    from thinslice.engine.llm import LLM
     from thinslice.engine.request import Completion
+    from thinslice.text.messages import Message
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class RunOptions:
         json: Print one JSON object instead of the text.
         file: Put the text of this file behind the prompt; may be given several times.
         prompts: Answer every prompt of this file: one a line, or of a .jsonl file one JSON value a
-            line, a text or an object with "prompt" or "messages". Answers are lines of JSON, in the
-            prompts' order.
+            line, a text or an object with "prompt", or with "messages" and perhaps "tools". Answers
+            are lines of JSON, in the prompts' order.
         out: Append the answers to --prompts to this file, one by one. The same command goes on
             where an earlier one stopped.
         quiet: Print only the answer and errors, no notes and no progress.

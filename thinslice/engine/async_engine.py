@@ -18,10 +18,11 @@ from types import TracebackType
 
 from thinslice.config import SamplingParams
 from thinslice.engine.contained import Contained
-from thinslice.engine.llm import LLM, Message, Prompt
+from thinslice.engine.llm import LLM, Prompt
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.request import Completion, Delta, Request
 from thinslice.errors import BusyError
+from thinslice.text.messages import Conversation, Message
 
 _CLOSED = "the engine is shutting down and takes no more requests"
 
@@ -149,7 +150,9 @@ class AsyncEngine:
         self._thread.start()
 
     async def submit(
-        self, prompt: str | Sequence[Message], params: SamplingParams | None = None
+        self,
+        prompt: str | Sequence[Message] | Conversation,
+        params: SamplingParams | None = None,
     ) -> AsyncStream:
         """Queue a prompt; what comes of it is the stream's.
 

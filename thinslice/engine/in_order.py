@@ -4,11 +4,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from thinslice.config import SamplingParams
-from thinslice.engine.llm import LLM, Message
+from thinslice.engine.llm import LLM
 from thinslice.engine.request import Completion, Request
 from thinslice.errors import RequestError
+from thinslice.text.messages import Conversation, Message
 
-Prompt = str | list[Message]
+Prompt = str | list[Message] | Conversation
 
 
 def complete_in_order(

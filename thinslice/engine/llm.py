@@ -26,10 +26,7 @@ from thinslice.memory.give_back import give_back
 from thinslice.plan.weight_layout import FLOAT_BYTES
 from thinslice.process import bound_allocator
 from thinslice.text.chat_template import ChatTemplate
-
-Message = dict[str, str]
-# A template would leave a message of any other role out, or show it as anything.
-_ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
+from thinslice.text.messages import Conversation, Message, for_template
 
 
 class Settings(TypedDict, total=False):
@@ -184,7 +181,7 @@ class LLM(Closing):
 
     def generate(
         self,
-        prompts: str | Sequence[str | Sequence[Message]],
+        prompts: str | Sequence[str | Sequence[Message] | Conversation],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
@@ -216,20 +213,21 @@ class LLM(Closing):
                 request.engine.abort(request.sequence)
         return [request.completion() for request in requests]
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+    def chat(
+        self, messages: Sequence[Message] | Conversation, params: SamplingParams | None = None
+    ) -> Completion:
         """Answer a conversation; ``reasoning`` and ``text`` are apart.
 
         Errors: RequestError as ``generate``, and where the model has no chat template.
         """
-        _check_messages(messages)
-        stream = self.stream(messages, params)
+        stream = self.stream(for_template(messages), params)
         for _ in stream:
             pass
         return stream.completion
 
     def stream(
         self,
-        prompt: str | Sequence[Message],
+        prompt: str | Sequence[Message] | Conversation,
         params: SamplingParams | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Stream:
@@ -246,7 +244,7 @@ class LLM(Closing):
             raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
         return Stream(self.add_requests(self.prepare(prompt), params)[0], progress)
 
-    def prepare(self, prompt: str | Sequence[Message]) -> Prompt:
+    def prepare(self, prompt: str | Sequence[Message] | Conversation) -> Prompt:
         """The tokens of a text, or of a conversation rendered by the model's template.
 
         Safe in any thread.
@@ -256,14 +254,14 @@ class LLM(Closing):
             if not prompt:
                 raise RequestError("the prompt is empty")
             return Prompt(self._encode(prompt, is_plain=True), None)
-        _check_messages(prompt)
+        conversation = for_template(prompt)
         template = self.template
         if template is None:
             raise RequestError(
                 "this model has no (or an empty) chat template; give it a plain prompt instead "
                 "(run --raw)"
             )
-        rendered = template.render(prompt)
+        rendered = template.render(conversation.messages, tools=conversation.tools)
         return Prompt(self._encode(rendered, is_plain=False), rendered)
 
     def add_requests(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
@@ -360,21 +358,3 @@ def _checked_params(params: object) -> SamplingParams:
     if not isinstance(params, SamplingParams):
         raise RequestError(f"params is {params!r:.60}; expected SamplingParams(...)")
     return params
-
-
-def _check_messages(messages: Sequence[Message]) -> None:
-    is_list = isinstance(messages, list | tuple) and len(messages) > 0
-    if not is_list or not all(_is_message(message) for message in messages):
-        raise RequestError(
-            'a conversation is a list of messages such as {"role": "user", "content": "Hello"}'
-        )
-    for message in messages:
-        if message["role"] not in _ROLES:
-            role = message["role"]
-            raise RequestError(f"the role {role!r:.60} is unknown; one of {', '.join(_ROLES)}")
-
-
-def _is_message(message: object) -> bool:
-    return isinstance(message, dict) and all(
-        isinstance(message.get(field), str) for field in ("role", "content")
-    )

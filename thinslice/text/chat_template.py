@@ -81,6 +81,9 @@ class ChatTemplate:
         known = self._sandbox.globals
         self._tokens = {name: text for name, text in (tokens or {}).items() if name not in known}
         self._lock = threading.Lock()
+        code = "".join(_uncommented(source))
+        self._takes_tools = re.search(r"\btools\b", code) is not None
+        self._takes_calls = re.search(r"\btool_calls\b", code) is not None
         try:
             self._template = self._sandbox.from_string(source)
         except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -89,7 +92,11 @@ class ChatTemplate:
             ) from error
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
     ) -> str:
         """The text of a conversation, up to where the model's answer begins.
 
@@ -98,31 +105,37 @@ class ChatTemplate:
         template does, at most about 9 x (16 MiB + 32 x the messages).
 
         Args:
+            messages, tools: as ``messages.for_template`` gives them.
             add_generation_prompt: end with the opening of the assistant's turn.
 
-        Errors: RequestError where the template refuses the messages or they do not fit it;
-        CheckpointError where it reaches for what it may not, or for too much time or memory.
+        Errors: RequestError where the template refuses the messages or they do not fit it, and
+        where it would leave out tools or calls; CheckpointError where it reaches for what it may
+        not, or for too much time or memory.
         """
+        if tools and not self._takes_tools:
+            raise RequestError("the model's chat template has no place for tools")
+        if not self._takes_calls and any("tool_calls" in message for message in messages):
+            raise RequestError("the model's chat template has no place for calls of tools")
         try:
-            size = weight(messages, _MAX_MESSAGES_WEIGHT)
+            size = weight([messages, tools], _MAX_MESSAGES_WEIGHT)
         except TooCostlyError as error:
             raise RequestError("the messages are too long for a chat template") from error
         fuel = _BASE_FUEL + _FUEL_PER_MESSAGE_BYTE * size
         with self._lock:
             self._sandbox.meter = Meter(fuel, _MAX_SECONDS)
-            return self._render(messages, add_generation_prompt)
-
-    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        try:
-            return self._template.render(
+            return self._render(
                 {
                     **self._tokens,
                     "messages": messages,
                     "add_generation_prompt": add_generation_prompt,
-                    "tools": None,
+                    "tools": tools or None,
                     "documents": None,
                 }
             )
+
+    def _render(self, variables: Mapping[str, Any]) -> str:
+        try:
+            return self._template.render(variables)
         except RaisedByTemplateError as error:
             raise RequestError(f"the chat template refuses the messages: {error}") from error
         except SecurityError as error:

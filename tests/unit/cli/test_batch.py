@@ -27,6 +27,8 @@ LINES = [
     json.dumps({"prompt": "long " * 2000}),
     '" "',
     '"What is 2 + 2?"',
+    json.dumps({"messages": MESSAGES, "tools": [{"function": {"name": "f"}}]}),
+    json.dumps({"prompt": "Say hi.", "tools": [{"function": {"name": "f"}}]}),
 ]
 
 
@@ -65,12 +67,14 @@ def test_every_line_is_answered_in_order_as_it_is_alone(llm: LLM, batch: Batch) 
         )
     assert answers[2]["text"] == llm.chat(MESSAGES, GREEDY).text
     errors = {index: str(one["error"]) for index, one in enumerate(answers) if "error" in one}
-    assert set(errors) == {3, 4, 5, 6, 7}
+    assert set(errors) == {3, 4, 5, 6, 7, 9, 10}
     assert "not JSON" in errors[3]
     assert "holds no prompt" in errors[4]
-    assert "conversation" in errors[5]
+    assert "message 1 is 1" in errors[5]
     assert "context" in errors[6]
     assert "empty" in errors[7]
+    assert "no place for tools" in errors[9]
+    assert "tools go with messages" in errors[10]
 
 
 def test_a_run_that_was_cut_anywhere_goes_on_and_gives_the_same_file(

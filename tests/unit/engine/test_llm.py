@@ -23,6 +23,7 @@ from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
 from thinslice.plan import choose
+from thinslice.text.messages import Conversation
 from thinslice.text.stop_strings import StopStringMatcher
 from thinslice.units import GIB
 
@@ -189,16 +190,13 @@ def test_a_prompt_that_cannot_be_served_is_refused_at_once(
     assert_idle(llm)
 
 
-@pytest.mark.parametrize("messages", ["hi", [], ["hi"], [{"role": "user"}], [{"content": 3}], None])
-def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any) -> None:
+def test_what_is_no_conversation_and_no_params_is_refused(llm: LLM) -> None:
     with pytest.raises(RequestError, match="a conversation is a list of messages"):
-        llm.chat(messages)
-    assert_idle(llm)
-
-
-def test_a_message_of_an_unknown_role_and_params_of_another_type_are_refused(llm: LLM) -> None:
-    with pytest.raises(RequestError, match="the role 'usr' is unknown; one of system"):
+        llm.chat("hi")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="message 1 has the role 'usr', which is unknown"):
         llm.chat([{"role": "usr", "content": "x"}])
+    with pytest.raises(RequestError, match="has no place for tools"):
+        llm.chat(Conversation([{"role": "user", "content": "x"}], [{"function": {"name": "f"}}]))
     for params in ({"temperature": 0}, [{"temperature": 0}], "greedy"):
         with pytest.raises(RequestError, match=r"expected SamplingParams\(\.\.\.\)"):
             llm.generate(["a"], params)  # type: ignore[arg-type]

@@ -1,0 +1,141 @@
+"""Messages: what a conversation is made of, checked and put as chat templates expect it.
+
+The form is that of the OpenAI API and of transformers' templates: text or parts of text, an
+assistant's calls of tools, and their results. What a message holds beyond that goes to the template
+as it is.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from thinslice.errors import RequestError
+
+Message = dict[str, Any]
+# A template would leave a message of any other role out, or show it as anything.
+_ROLES = ("system", "developer", "user", "assistant", "tool", "ipython")
+# Keys of a message whose value is text, where it is there and not null.
+_TEXTS = ("name", "tool_call_id", "reasoning_content")
+# Parts of a message are joined as llama.cpp and vLLM do it for templates that take text alone.
+_BETWEEN_PARTS = "\n"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, and the tools that the model may call in its answer.
+
+    Attributes:
+        messages: such as ``{"role": "user", "content": "Hello"}``; content is text, or a list of
+            parts ``{"type": "text", "text": ...}``. An assistant's may have ``tool_calls`` and no
+            content, and its ``reasoning_content``; a tool's result has ``tool_call_id``.
+        tools: such as ``{"type": "function", "function": {"name": ..., "parameters": SCHEMA}}``.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] = ()
+
+
+def for_template(conversation: "Sequence[Message] | Conversation") -> Conversation:
+    """The same with contents as one text, arguments of calls as objects, and nulls left out.
+
+    Errors: RequestError for what is no conversation, naming the message.
+    """
+    if not isinstance(conversation, Conversation):
+        conversation = Conversation(conversation)
+    messages, tools = conversation.messages, conversation.tools
+    if not isinstance(messages, list | tuple) or not messages:
+        raise RequestError(
+            'a conversation is a list of messages such as {"role": "user", "content": "Hello"}'
+        )
+    if not isinstance(tools, list | tuple):
+        raise RequestError(f"tools is {tools!r:.60}; expected a list of functions")
+    for number, tool in enumerate(tools, 1):
+        _check_tool(tool, f"tool {number}")
+    return Conversation([_message(one, number) for number, one in enumerate(messages, 1)], tools)
+
+
+def _message(message: object, number: int) -> Message:
+    """Errors: RequestError."""
+    where = f"message {number}"
+    if not isinstance(message, dict):
+        raise RequestError(
+            f'{where} is {message!r:.60}; expected one such as {{"role": "user", "content": '
+            '"Hello"}'
+        )
+    role = message.get("role")
+    if role not in _ROLES:
+        told = "has no role" if role is None else f"has the role {role!r:.60}, which is unknown"
+        raise RequestError(f"{where} {told}; one of {', '.join(_ROLES)}")
+    kept = {key: value for key, value in message.items() if value is not None}
+    for key in _TEXTS:
+        if not isinstance(kept.get(key, ""), str):
+            raise RequestError(f"{where}: {key} is {kept[key]!r:.60}; expected text")
+    calls = kept.get("tool_calls", [])
+    if not isinstance(calls, list) or (calls and role != "assistant"):
+        raise RequestError(f"{where}: tool_calls is a list of an assistant's calls")
+    kept.pop("tool_calls", None)
+    if calls:
+        kept["tool_calls"] = [_call(one, f"{where}, call {at}") for at, one in enumerate(calls, 1)]
+    if "content" not in kept and not calls:
+        raise RequestError(f"{where} has no content")
+    kept["content"] = _text(kept.get("content", ""), where)
+    return kept
+
+
+def _text(content: object, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RequestError(f"{where}: content is {content!r:.60}; expected text, or parts of text")
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            shown = f"of type {kind!r:.60}" if isinstance(kind, str) else f"{part!r:.60}"
+            raise RequestError(
+                f'{where} has a part {shown}; expected {{"type": "text", "text": ...}}, as models '
+                "here take text alone"
+            )
+    return _BETWEEN_PARTS.join(part["text"] for part in content)
+
+
+def _call(call: object, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict):
+        raise RequestError(
+            f'{where} is {call!r:.60}; expected one such as {{"type": "function", "function": '
+            '{"name": ..., "arguments": ...}}'
+        )
+    if call.get("type", "function") != "function":
+        raise RequestError(f"{where} is of type {call['type']!r:.60}; expected function")
+    if not isinstance(function.get("name"), str):
+        raise RequestError(f"{where}: the function has no name")
+    arguments = _arguments(function.get("arguments", {}), where)
+    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+
+
+def _arguments(given: object, where: str) -> dict[str, Any]:
+    """The object that a model's text of arguments writes: templates write it in their own way."""
+    arguments = given
+    if isinstance(given, str):
+        try:
+            arguments = json.loads(given)
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise RequestError(f"{where}: arguments are {given!r:.60}; expected a JSON object")
+    return arguments
+
+
+def _check_tool(tool: object, where: str) -> None:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(tool, Mapping) or tool.get("type", "function") != "function":
+        raise RequestError(f"{where} is {tool!r:.60}; only functions can be called")
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RequestError(
+            f'{where} is {tool!r:.60}; expected one such as {{"type": "function", "function": '
+            '{"name": ..., "parameters": {...}}}'
+        )
+    if not isinstance(function.get("parameters", {}), Mapping | None):
+        told = f"parameters are {function['parameters']!r:.60}; expected a JSON schema"
+        raise RequestError(f"{where}: {told}")
