@@ -151,6 +151,16 @@ def test_slices_are_pinned_again_where_too_many_were_left_out() -> None:
     assert chosen.headroom_bytes < 2 * chosen.streaming.slice_bytes
 
 
+def test_slices_that_are_more_and_smaller_are_not_taken_for_fewer_and_larger() -> None:
+    """40 slices in places of small ones were pinned with 33 MB more than 32 slices were."""
+    planner = Planner(("large", "int4"), draft="auto")
+    smaller, larger = (planner.plan(budget, 1) for budget in (543_565_864, 576_345_178))
+    assert smaller is not None
+    assert larger is not None
+    assert dict(larger.parts)["weights"] > dict(smaller.parts)["weights"] + 20 * MIB
+    assert planner.request_bytes(larger) < planner.request_bytes(smaller)
+
+
 @given(st.data(), models, st.integers(1, 4096))
 @settings(max_examples=20)
 def test_a_request_of_one_context_never_takes_longer_with_more_memory(
