@@ -76,6 +76,25 @@ def test_drafted_tokens_have_the_log_probabilities_they_would(plain: LLM) -> Non
                 assert a == c or b == pytest.approx(left.top[-1][1], abs=1e-4)
 
 
+def test_texts_are_scored_beside_drafts(plain: LLM) -> None:
+    llm = load("mtp")
+    texts = [llm.prepare(prompt).token_ids for prompt in PROMPTS[:6]]
+    completions = [llm.engine.add_request(text, GREEDY) for text in texts]
+    scored = [llm.engine.add_scored(text) for text in texts]
+    while llm.engine.has_work:
+        llm.engine.step()
+        llm.engine.scheduler.blocks.check()
+    assert llm.engine.metrics.accepted_tokens > 20
+    for text, completion, sequence in zip(texts, completions, scored, strict=True):
+        alone = plain.engine.score(text)
+        got = [one.logprob for one in sequence.logprobs]
+        assert got == pytest.approx([one.logprob for one in alone], abs=1e-4)
+        done = plain.engine.add_request(text, GREEDY)
+        while plain.engine.has_work:
+            plain.engine.step()
+        assert completion.completion_token_ids == done.completion_token_ids
+
+
 def test_log_probabilities_of_another_row_would_be_seen(
     plain: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

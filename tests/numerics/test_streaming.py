@@ -133,6 +133,33 @@ def test_packed_logits_are_the_same_bits_streamed_or_resident(
         engine.runner.close()
 
 
+@pytest.mark.parametrize("kind", ["bf16-biased", "Q8_0-tied", *PACKED])
+def test_scores_from_a_streamed_head_are_those_from_a_resident_one(
+    kind: str, tmp_path: Path
+) -> None:
+    """Beside a completion, which takes its logits from the same pass over the head."""
+    if kind in PACKED:
+        checkpoint = write_packed(kind.removeprefix("packed-"), tmp_path)
+        dtype = str(checkpoint.packing.weights)
+    else:
+        checkpoint, dtype = write(kind, tmp_path), "float32"
+    resident = engine_of(checkpoint, dtype)
+    expected, tokens = resident.score(PROMPT, 3, num_top=5), greedy(resident, PROMPT, 12)
+    for num_pinned in (0, num_slices(checkpoint, dtype)):
+        engine = streamed_engine(checkpoint, num_pinned, dtype)
+        params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+        completion = engine.add_request(PROMPT, params)
+        scored = engine.add_scored(PROMPT, 3, num_top=5)
+        while engine.has_work:
+            engine.step()
+        assert completion.completion_token_ids == tokens
+        assert len(scored.logprobs) == len(PROMPT) - 3
+        for got, wanted in zip(scored.logprobs, expected, strict=True):
+            assert got.logprob == pytest.approx(wanted.logprob, abs=1e-4)
+            assert [one for one, _ in got.top] == [one for one, _ in wanted.top]
+        engine.close()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_streamed_logits_and_tokens_equal_resident_ones(kind: str, tmp_path: Path) -> None:
     checkpoint = write(kind, tmp_path)

@@ -1,6 +1,5 @@
 """From the logits of a step to what it brings each sequence, before anything is committed."""
 
-from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from itertools import accumulate
@@ -11,10 +10,9 @@ from thinslice.engine.contained import Contained
 from thinslice.engine.logprobs import TokenLogprobs
 from thinslice.engine.sampler import Sampled, best_tokens, sample_rows
 from thinslice.engine.scheduler import ScheduledTokens
+from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import Sequence
-
-# Sequence, a token for it and how many tokens it has with that, to the reason why it ends there.
-FinishReason = Callable[[Sequence, int, int], str | None]
+from thinslice.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Advance:
     Attributes:
         tokens: what ran.
         new_ids: up to one that ends the sequence; none within a prompt.
-        logprobs: of the new tokens, where they are asked for.
+        logprobs: of the new tokens, where they are asked for; of those that are scored.
         finish_reason: why the sequence ends with them.
         error: what went wrong in sampling.
     """
@@ -60,17 +58,25 @@ class Advance:
 
 
 def advance_all(
-    scheduled: Rows[ScheduledTokens], logits_RV: torch.Tensor, finish_reason: FinishReason
+    scheduled: Rows[ScheduledTokens],
+    logits_RV: torch.Tensor,
+    eos_token_ids: frozenset[int],
+    scores: Scores | None = None,
 ) -> list[Advance]:
-    """Sample behind each sequence whose tokens are all through.
+    """Sample behind each sequence whose tokens are all through, and note what was scored.
 
     The sequences are left as they were but for their generators.
     """
     best = best_tokens(logits_RV)
     stops = accumulate(tokens.num_rows for tokens in scheduled)
+    results: Rows[list[TokenLogprobs] | CheckpointError]
+    results = [[]] * len(scheduled) if scores is None else scores.results()
     advances = []
-    for tokens, stop in zip(scheduled, stops, strict=True):
+    for tokens, stop, scored in zip(scheduled, stops, results, strict=True):
         start = stop - tokens.num_rows
+        if tokens.num_scored:
+            advances.append(_scored(tokens, scored))
+            continue
         if start == stop:
             advances.append(Advance(tokens))
             continue
@@ -79,17 +85,35 @@ def advance_all(
         if trouble.error is not None:
             advances.append(Advance(tokens, error=trouble.error))
         else:
-            advances.append(_cut(tokens, sampled, finish_reason))
+            advances.append(_cut(tokens, sampled, eos_token_ids))
     return advances
 
 
-def _cut(tokens: ScheduledTokens, sampled: Sampled, finish_reason: FinishReason) -> Advance:
+def _scored(tokens: ScheduledTokens, scored: list[TokenLogprobs] | CheckpointError) -> Advance:
+    if isinstance(scored, CheckpointError):
+        return Advance(tokens, error=scored)
+    is_last = tokens.count == tokens.sequence.num_uncomputed
+    return Advance(tokens, logprobs=tuple(scored), finish_reason="scored" if is_last else None)
+
+
+def _cut(tokens: ScheduledTokens, sampled: Sampled, eos_token_ids: frozenset[int]) -> Advance:
     """What was sampled, up to the token that ends the sequence."""
     sequence = tokens.sequence
     for count, token_id in enumerate(sampled.token_ids, 1):
-        reason = finish_reason(sequence, token_id, sequence.num_tokens + count)
+        reason = _finish_reason(sequence, token_id, sequence.num_tokens + count, eos_token_ids)
         if reason is not None:
             break
     return Advance(
         tokens, tuple(sampled.token_ids[:count]), tuple(sampled.logprobs[:count]), reason
     )
+
+
+def _finish_reason(
+    sequence: Sequence, token_id: int, num_tokens: int, eos_token_ids: frozenset[int]
+) -> str | None:
+    """Why a sequence ends with a token that makes it so many; None where it goes on."""
+    params = sequence.params
+    is_end = token_id in eos_token_ids and not params.ignore_eos
+    if is_end or token_id in params.stop_token_ids:
+        return "stop"
+    return "length" if num_tokens >= sequence.max_positions else None

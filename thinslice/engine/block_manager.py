@@ -112,8 +112,8 @@ class BlockManager:
     def take_prefix(self, sequence: Sequence) -> None:
         """Give a sequence without blocks those that hold its beginning, as far as it is cached.
 
-        At least one of its tokens is left to compute. What was spilled takes free blocks, which
-        ``num_taken_by`` counts.
+        The first of its tokens whose logits are wanted is left to compute. What was spilled takes
+        free blocks, which ``num_taken_by`` counts.
         """
         assert not sequence.blocks, f"sequence {sequence.seq_id} has blocks already"
         digests = self._find_prefix(sequence)
@@ -207,7 +207,7 @@ class BlockManager:
 
     def _find_prefix(self, sequence: Sequence) -> list[bytes]:
         """Digests of the sequence's first blocks, as far as they are cached or spilled."""
-        most = (sequence.num_tokens - max(self.lookahead, 1)) // self.block_size
+        most = min(sequence.num_tokens - self.lookahead, sequence.next_row) // self.block_size
         self._extend_digests(sequence, most)
         digests = sequence.digests[1 : most + 1]
         return [*takewhile(lambda one: one in self._cached or one in self._spilled, digests)]

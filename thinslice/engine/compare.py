@@ -329,7 +329,7 @@ def _logits(engine: Engine, sequence: TokenSequence, chunk: int) -> Iterator[tor
     """Logits of every token of a sequence, tile by tile."""
     while sequence.num_uncomputed:
         tokens = ScheduledTokens(sequence, min(sequence.num_uncomputed, chunk))
-        yield from engine.runner.score(tokens, TILE)
+        yield from engine.runner.all_logits(tokens, TILE)
         sequence.num_computed += tokens.count
 
 

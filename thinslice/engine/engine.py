@@ -14,15 +14,18 @@ import torch
 
 from thinslice.config import SamplingParams
 from thinslice.engine.advance import Advance, advance_all
+from thinslice.engine.checks import check_prompt, check_scored
 from thinslice.engine.contained import Contained
 from thinslice.engine.drafting import Drafting
+from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.metrics import Metrics
 from thinslice.engine.runner import Runner
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
-from thinslice.engine.sequence import OnOutput, Sequence, Status, StepOutput
+from thinslice.engine.scoring import Scores
+from thinslice.engine.sequence import OnOutput, Scored, Sequence, Status, StepOutput
 from thinslice.engine.turn import Turn
 from thinslice.engine.undo import Undo
-from thinslice.errors import ContextError, RequestError
+from thinslice.errors import RequestError
 from thinslice.memory.give_back import KeptMemory
 from thinslice.memory.ledger import Reservation
 from thinslice.plan.memory_plan import MemoryPlan
@@ -158,14 +161,72 @@ class Engine:
             )
             for index in range(params.n)
         ]
+        self._add(sequences)
+        return sequences
+
+    def _add(self, sequences: list[Sequence]) -> None:
+        """Queue sequences of one prompt."""
         with self.lock, self._operation:
             self._undo = Undo(self.scheduler)
             for sequence in sequences:
                 sequence.leader = None if sequence is sequences[0] else sequences[0]
                 self.scheduler.add(sequence)
-            self.metrics.prompt_tokens += len(prompt_token_ids)
+            self.metrics.prompt_tokens += len(sequences[0].prompt_token_ids)
             self._undo = None
-        return sequences
+
+    def score(self, token_ids: list[int], start: int = 1, num_top: int = 0) -> Logprobs:
+        """How likely the model finds each token of a text, after those before it.
+
+        Other sequences run on in the same steps.
+
+        Args:
+            start: the position of the first token that is scored; nothing precedes that at 0.
+            num_top: likeliest tokens told beside each.
+
+        Returns one for each token from ``start`` on, the numbers of TokenLogprobs' ``logprob`` and
+        ``top``; nothing was drawn.
+        Time: one pass over the tokens, but for those before ``start`` that the prefix cache has.
+        Errors: RequestError as ``add_scored``, and where the sequence was ended by somebody else;
+        CheckpointError for logits that are not numbers.
+        """
+        sequence = self.add_scored(token_ids, start, num_top)
+        try:
+            while sequence.status is not Status.FINISHED:
+                self.step()
+        finally:
+            self.abort(sequence)
+        if sequence.error is not None:
+            raise sequence.error
+        if sequence.finish_reason != "scored":
+            raise RequestError(f"scoring was ended: {sequence.finish_reason}")
+        return sequence.logprobs
+
+    def add_scored(
+        self,
+        token_ids: list[int],
+        start: int = 1,
+        num_top: int = 0,
+        on_output: OnOutput | None = None,
+    ) -> Sequence:
+        """Queue a text to be scored, as ``score``; the sequence ends with the reason ``scored``.
+
+        Errors: RequestError for a text that is empty or longer than the context, an id outside the
+        vocabulary, or a start that leaves no token.
+        """
+        vocab_size = self.runner.decoder.shape.vocab_size
+        check_scored(token_ids, start, num_top, self.scheduler.capacity, vocab_size)
+        sequence = Sequence(
+            seq_id=next(self._ids),
+            prompt_token_ids=token_ids,
+            params=SamplingParams(temperature=0.0),
+            max_positions=len(token_ids),
+            generator=torch.Generator(),
+            scored=Scored(start, num_top),
+            arrived_at=self.clock(),
+            on_output=on_output,
+        )
+        self._add([sequence])
+        return sequence
 
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
         """Refuse what can never be served; reads nothing that a step changes.
@@ -173,28 +234,8 @@ class Engine:
         Errors: RequestError for an empty prompt, an id outside the vocabulary, or a prompt and
         completion longer than the context; nothing is ever cut.
         """
-        num_prompt, context = len(prompt_token_ids), self.scheduler.capacity
-        if num_prompt == 0:
-            raise RequestError("the prompt is empty; give at least one token")
-        if num_prompt >= context:
-            raise ContextError(
-                f"the prompt has {num_prompt} tokens and the context is {context}; "
-                f"at most {context - 1} leave room for an answer"
-            )
-        if params.max_tokens is not None and num_prompt + params.max_tokens > context:
-            raise RequestError(
-                f"a prompt of {num_prompt} tokens and max_tokens {params.max_tokens} exceed the "
-                f"context of {context}; max_tokens {context - num_prompt} fits"
-            )
         vocab_size = self.runner.decoder.shape.vocab_size
-        for token_id in (min(prompt_token_ids), max(prompt_token_ids)):
-            if not 0 <= token_id < vocab_size:
-                raise RequestError(f"token id {token_id} is outside the vocabulary of {vocab_size}")
-        for token_id in dict(params.logit_bias):
-            if token_id >= vocab_size:
-                raise RequestError(
-                    f"logit_bias: token id {token_id} is outside the vocabulary of {vocab_size}"
-                )
+        check_prompt(prompt_token_ids, params, self.scheduler.capacity, vocab_size)
 
     def step(self) -> list[StepOutput]:
         """Run one batch, sample behind each sequence whose tokens are all through, and draft.
@@ -246,11 +287,14 @@ class Engine:
         scheduled = self._schedule()
         scheduled_at = time.perf_counter()
         runner.move_blocks(self.scheduler.blocks.moves)
-        logits_RV, hidden_TD = self._run(runner, scheduled)
+        scores = None
+        if any(tokens.num_scored for tokens in scheduled):
+            scores = Scores(scheduled, runner.decoder.shape.vocab_size, self.plan.max_num_seqs)
+        logits_RV, hidden_TD = self._run(runner, scheduled, scores)
         ran_at = time.perf_counter()
-        sampled = [tokens.sequence for tokens in scheduled if tokens.num_rows]
+        sampled = [one.sequence for one in scheduled if one.num_rows or one.num_scored]
         self._undo = undo = Undo(self.scheduler, sampled, changes_blocks=False)
-        advances = advance_all(scheduled, logits_RV, self._finish_reason)
+        advances = advance_all(scheduled, logits_RV, self.eos_token_ids, scores)
         del logits_RV
         sampled_at = time.perf_counter()
         drafts = self._draft(advances, hidden_TD, sampled_at - scheduled_at)
@@ -258,7 +302,7 @@ class Engine:
         undo.changes_blocks = True
         outputs = self._commit(advances, drafts)
         self._undo = None  # From here on the step holds, whatever comes.
-        self._count_advances(advances)
+        self.metrics.count_advances(advances)
         outputs = [self._hand_out(output) for output in outputs]
         if self._kept_memory is not None:
             self._kept_memory.bound()
@@ -277,16 +321,16 @@ class Engine:
         return scheduled
 
     def _run(
-        self, runner: Runner, scheduled: list[ScheduledTokens]
+        self, runner: Runner, scheduled: list[ScheduledTokens], scores: Scores | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The model's pass over one batch: logits, and the residual stream where it is needed
         again. With the sweep's metrics where weights are streamed."""
         weights = runner.weights
         if weights is None or self.plan.streaming is None:
-            logits_RV, hidden_TD = runner.run(scheduled)
+            logits_RV, hidden_TD = runner.run(scheduled, scores)
             return logits_RV, hidden_TD if self.plan.num_mtp_layers else None
         start, before = time.perf_counter(), weights.read_stats()
-        logits_RV, hidden_TD = runner.run(scheduled)
+        logits_RV, hidden_TD = runner.run(scheduled, scores)
         after = weights.read_stats()
         self.metrics.sweep_s.observe(time.perf_counter() - start)
         self.metrics.slice_wait_s.observe(after.wait_s - before.wait_s)
@@ -314,6 +358,7 @@ class Engine:
                 outputs.append(StepOutput(sequence, (), "error"))
                 continue
             num_before, num_certain = sequence.num_settled, advance.num_certain
+            sequence.logprobs.extend(advance.logprobs)
             if advance.new_ids:
                 self._append(advance)
                 sequence.draft_token_ids = draft
@@ -323,7 +368,7 @@ class Engine:
             self.scheduler.blocks.cache_computed(sequence, num_before)
             if advance.finish_reason is not None:
                 self._take_out(sequence, advance.finish_reason)
-            if advance.new_ids:
+            if advance.new_ids or advance.finish_reason is not None:
                 outputs.append(StepOutput(sequence, advance.new_ids, advance.finish_reason))
         return outputs
 
@@ -331,20 +376,11 @@ class Engine:
         """Append the new tokens of a sequence."""
         now, sequence = self.clock(), advance.tokens.sequence
         sequence.completion_token_ids += advance.new_ids
-        sequence.logprobs.extend(advance.logprobs)
         sequence.num_drafted += advance.tokens.num_drafts
         sequence.num_accepted += advance.num_accepted
         sequence.last_token_at = now
         if sequence.first_token_at is None:
             sequence.first_token_at = now
-
-    def _finish_reason(self, sequence: Sequence, token_id: int, num_tokens: int) -> str | None:
-        """Why a sequence ends with a token that makes it so many; None where it goes on."""
-        params = sequence.params
-        is_end = token_id in self.eos_token_ids and not params.ignore_eos
-        if is_end or token_id in params.stop_token_ids:
-            return "stop"
-        return "length" if num_tokens >= sequence.max_positions else None
 
     def _end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
         """The end of a sequence that does not come of a step."""
@@ -353,7 +389,7 @@ class Engine:
         self._take_out(sequence, reason, error)
         self._undo = None
         if earlier is None:
-            self._count_end(sequence)
+            self.metrics.count_end(sequence)
         elif earlier != reason:
             self.metrics.requests[earlier] -= 1
             self.metrics.requests[reason] += 1
@@ -378,37 +414,6 @@ class Engine:
             return output
         self._end(sequence, "error", trouble.error)
         return replace(output, finish_reason="error")
-
-    def _count_advances(self, advances: list[Advance]) -> None:
-        metrics = self.metrics
-        for advance in advances:
-            sequence, num_new = advance.tokens.sequence, len(advance.new_ids)
-            if num_new > 0:
-                metrics.completion_tokens += num_new
-                metrics.drafted_tokens += advance.tokens.num_drafts
-                metrics.accepted_tokens += advance.num_accepted
-            first_at = sequence.first_token_at
-            if first_at is not None and 0 < num_new == len(sequence.completion_token_ids):
-                metrics.time_to_first_token_s.observe(first_at - sequence.arrived_at)
-            if sequence.finish_reason is not None:
-                self._count_end(sequence)
-
-    def _count_end(self, sequence: Sequence) -> None:
-        self.metrics.requests[str(sequence.finish_reason)] += 1
-        num_tokens = len(sequence.completion_token_ids)
-        if sequence.first_token_at is not None and num_tokens > 1:
-            seconds = sequence.last_token_at - sequence.first_token_at
-            self.metrics.time_per_token_s.observe(seconds / (num_tokens - 1))
-
-    def _count(self) -> None:
-        scheduler, metrics = self.scheduler, self.metrics
-        metrics.num_waiting = len(scheduler.waiting)
-        metrics.num_running = len(scheduler.running)
-        metrics.kv_blocks_used = metrics.kv_blocks - scheduler.blocks.num_free
-        metrics.kv_blocks_cached = scheduler.blocks.num_cached
-        metrics.kv_blocks_spilled = scheduler.blocks.num_spilled
-        metrics.prefix_hit_tokens = scheduler.num_prefix_hits
-        metrics.preemptions = scheduler.num_preemptions
 
     def _settle(self) -> None:
         """Undo what was interrupted, and end what nobody reads any more."""
@@ -439,5 +444,5 @@ class _Operation:
         traceback: TracebackType | None,
     ) -> None:
         self._engine._settle()
-        self._engine._count()
+        self._engine.metrics.look_at(self._engine.scheduler)
         self._engine._is_busy = False

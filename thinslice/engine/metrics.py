@@ -8,6 +8,10 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
+from thinslice.engine.advance import Advance
+from thinslice.engine.scheduler import Scheduler
+from thinslice.engine.sequence import Sequence
+
 # Seconds; powers of about the square root of ten, as a latency spreads over orders of magnitude.
 _LATENCY_BOUNDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _OVERHEAD_BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -101,3 +105,35 @@ class Metrics:
     sweep_s: Histogram = field(default_factory=_latency)
     slice_wait_s: Histogram = field(default_factory=_latency)
     streamed_bytes: int = 0
+
+    def count_advances(self, advances: list[Advance]) -> None:
+        """Count what a step brought its sequences, once they have it."""
+        for advance in advances:
+            sequence, num_new = advance.tokens.sequence, len(advance.new_ids)
+            if num_new > 0:
+                self.completion_tokens += num_new
+                self.drafted_tokens += advance.tokens.num_drafts
+                self.accepted_tokens += advance.num_accepted
+            first_at = sequence.first_token_at
+            if first_at is not None and 0 < num_new == len(sequence.completion_token_ids):
+                self.time_to_first_token_s.observe(first_at - sequence.arrived_at)
+            if sequence.finish_reason is not None:
+                self.count_end(sequence)
+
+    def count_end(self, sequence: Sequence) -> None:
+        """Count a sequence that has ended."""
+        self.requests[str(sequence.finish_reason)] += 1
+        num_tokens = len(sequence.completion_token_ids)
+        if sequence.first_token_at is not None and num_tokens > 1:
+            seconds = sequence.last_token_at - sequence.first_token_at
+            self.time_per_token_s.observe(seconds / (num_tokens - 1))
+
+    def look_at(self, scheduler: Scheduler) -> None:
+        """Note how the engine stands."""
+        self.num_waiting = len(scheduler.waiting)
+        self.num_running = len(scheduler.running)
+        self.kv_blocks_used = self.kv_blocks - scheduler.blocks.num_free
+        self.kv_blocks_cached = scheduler.blocks.num_cached
+        self.kv_blocks_spilled = scheduler.blocks.num_spilled
+        self.prefix_hit_tokens = scheduler.num_prefix_hits
+        self.preemptions = scheduler.num_preemptions

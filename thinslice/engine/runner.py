@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 
 from thinslice.engine.scheduler import ScheduledTokens
+from thinslice.engine.scoring import Scores
 from thinslice.errors import RequestError
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.device import Device
@@ -73,8 +74,13 @@ class Runner:
                 self.spilled.move(moves)
 
     @torch.inference_mode()
-    def run(self, scheduled: Rows[ScheduledTokens]) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(
+        self, scheduled: Rows[ScheduledTokens], scores: Scores | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the scheduled tokens.
+
+        Args:
+            scores: take the logits of the rows that are scored; None where there are none.
 
         Returns the logits [rows, V] in float32 of the rows that are sampled, in the order of
         ``scheduled`` the last ``num_rows`` of each; and the residual stream [T, D] of all rows,
@@ -83,15 +89,35 @@ class Runner:
         batch = self._pack(scheduled)
         if self.weights is not None:
             self.weights.begin_sweep()
-        rows = _sampled_rows(scheduled)
+        rows = _last_rows(scheduled, [tokens.num_rows for tokens in scheduled])
         with self._computing():
             hidden_TD = self.decoder(batch, self.kv_caches)
+            if scores is not None:
+                scored = _last_rows(scheduled, [tokens.num_scored for tokens in scheduled])
+                return self._score(hidden_TD[[*rows, *scored]], len(rows), scores), hidden_TD
             if not rows:
                 return torch.empty(0, self.decoder.shape.vocab_size), hidden_TD
             return self.decoder.logits(hidden_TD[rows]).cpu(), hidden_TD
 
+    def _score(self, x_TD: torch.Tensor, num_sampled: int, scores: Scores) -> torch.Tensor:
+        """The logits of the first rows, which are sampled; the others' go to the scores.
+
+        All in one pass over the head, as it may stream by.
+        """
+        vocab_size = self.decoder.shape.vocab_size
+        logits_RV = torch.empty(num_sampled, vocab_size)
+        room = max(scores.most_rows - num_sampled, 1) * vocab_size
+        for first, first_id, tile in self.decoder.logit_tiles(x_TD, room):
+            tile_TV = tile.cpu()
+            count = min(max(num_sampled - first, 0), len(tile_TV))
+            columns = slice(first_id, first_id + tile_TV.shape[1])
+            logits_RV[first : first + count, columns] = tile_TV[:count]
+            if count < len(tile_TV):
+                scores.add(max(first - num_sampled, 0), first_id, tile_TV[count:].numpy())
+        return logits_RV
+
     @torch.inference_mode()
-    def score(self, tokens: ScheduledTokens, tile: int) -> Iterator[torch.Tensor]:
+    def all_logits(self, tokens: ScheduledTokens, tile: int) -> Iterator[torch.Tensor]:
         """Run the scheduled tokens; logits [rows, V] in float32 of all of them, a tile at a time.
 
         Where weights stream, a tile must hold all tokens: the head passes by once in a sweep.
@@ -146,10 +172,9 @@ def _run_of(tokens: ScheduledTokens) -> TokenRun:
     return TokenRun(sequence.tokens(first, first + tokens.count), first, sequence.blocks)
 
 
-def _sampled_rows(scheduled: Rows[ScheduledTokens]) -> list[int]:
+def _last_rows(scheduled: Rows[ScheduledTokens], counts: list[int]) -> list[int]:
+    """The last rows of each, so many of each."""
     stops = accumulate(tokens.count for tokens in scheduled)
     return [
-        row
-        for tokens, stop in zip(scheduled, stops, strict=True)
-        for row in range(stop - tokens.num_rows, stop)
+        row for count, stop in zip(counts, stops, strict=True) for row in range(stop - count, stop)
     ]

@@ -29,6 +29,10 @@ _REACHES = (4.0, 8.0, 12.0)
 # float32's largest: what one over the smallest temperatures is cut to.
 _LARGEST_SCALE = 3.0e38
 _DRAW_BLOCK = 256
+NO_NUMBERS = "the model's logits are not numbers; its weights must be damaged"
+# Of a float's bits, and of a sorted integer's.
+_ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
+_PLACE = 0xFFFFFFFF
 
 
 class Chosen(NamedTuple):
@@ -141,7 +145,7 @@ def _choose(row: Floats, best: int, sequence: Sequence, accepted: list[int]) -> 
             row = processor(row, sequence, accepted)
         best = int(row.argmax())
     if not np.isfinite(row[best]):
-        raise CheckpointError("the model's logits are not numbers; its weights must be damaged")
+        raise CheckpointError(NO_NUMBERS)
     if params.is_greedy:
         return Chosen(best, 0.0)
     draw = float(torch.rand((), dtype=torch.float64, generator=sequence.generator))
@@ -227,12 +231,27 @@ def _is_enough(
 
 
 def _descending(logits: Floats) -> Ids:
-    """The order from the largest to the smallest, equal ones by place.
+    """The order from the largest to the smallest, equal ones by place."""
+    keys = descending_keys(logits)
+    keys.sort()
+    return keys & _PLACE
 
-    Value and place are sorted as one integer, which is many times faster than a stable argsort.
+
+def descending_keys(logits: Floats, first: int = 0) -> NDArray[np.int64]:
+    """Integers in the order of the logits, the largest logit's first, equal ones by place.
+
+    Value and place, counted from ``first`` on along the last axis, are sorted as one integer, which
+    is many times faster than a stable argsort.
     """
     bits = (0.0 - logits).view(np.int32)  # 0 - x, as -x would tell -0 from 0
-    ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(np.int64)
-    keys = (ascending << 32) | np.arange(len(logits))
-    keys.sort()
-    return keys & 0xFFFFFFFF
+    ascending = np.where(bits < 0, bits ^ _ALL_BUT_SIGN, bits).astype(np.int64)
+    keys: NDArray[np.int64] = ascending << 32
+    keys |= np.arange(first, first + logits.shape[-1])
+    return keys
+
+
+def of_keys(keys: NDArray[np.int64]) -> tuple[Floats, Ids]:
+    """The logits, 0 where they were -0, and the places that such integers stand for."""
+    ascending = (keys >> 32).astype(np.int32)
+    bits = np.where(ascending < 0, ascending ^ _ALL_BUT_SIGN, ascending)
+    return 0.0 - bits.view(np.float32), keys & _PLACE

@@ -17,12 +17,14 @@ class ScheduledTokens:
         num_drafts: the last of them, which are guesses.
         num_rows: how many of the last ones are sampled behind; 0 within a prompt, else one more
             than there are drafts.
+        num_scored: how many of the last ones say how likely the token after them was.
     """
 
     sequence: Sequence
     count: int
     num_drafts: int = 0
     num_rows: int = 0
+    num_scored: int = 0
 
 
 @dataclass
@@ -124,16 +126,20 @@ class Scheduler:
         count = min(sequence.num_uncomputed, step.room)
         if count == 0:
             return
-        is_last = count == sequence.num_uncomputed
         stop = sequence.num_computed + count
         while not self.blocks.grow(sequence, stop):
             victim = max(self.running, key=_order)
             self._preempt(victim, step)
             if victim is sequence:
                 return
-        num_drafts = self._fit_drafts(sequence, step.room - count - others) if is_last else 0
-        num_rows = 1 + num_drafts if is_last else 0
-        step.add(ScheduledTokens(sequence, count + num_drafts, num_drafts, num_rows))
+        if sequence.scored is not None:
+            num_scored = max(stop - sequence.next_row, 0)
+            step.add(ScheduledTokens(sequence, count, num_scored=num_scored))
+        elif count < sequence.num_uncomputed:
+            step.add(ScheduledTokens(sequence, count))
+        else:
+            num_drafts = self._fit_drafts(sequence, step.room - count - others)
+            step.add(ScheduledTokens(sequence, count + num_drafts, num_drafts, 1 + num_drafts))
 
     def _fit_drafts(self, sequence: Sequence, room: int) -> int:
         """Cut the drafts to what fits, without taking anybody's blocks, and say how many remain.

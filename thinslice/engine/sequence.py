@@ -36,6 +36,19 @@ class StepOutput:
 OnOutput = Callable[[StepOutput], None]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What is asked of a sequence that is scored and not gone on with.
+
+    Attributes:
+        start: position from which on the log-probabilities of its tokens are wanted.
+        num_top: likeliest tokens that are told beside each.
+    """
+
+    start: int
+    num_top: int
+
+
 @dataclass(eq=False)
 class Sequence:
     """The state of one request.
@@ -45,10 +58,12 @@ class Sequence:
         num_computed: tokens whose K and V are in the cache.
         num_held: the last of those, whose K and V of a prediction layer are not in it yet.
         blocks: its block table.
-        finish_reason: ``stop``, ``length``, ``abort``, ``deadline`` or ``error`` once finished.
+        finish_reason: ``stop``, ``length``, ``scored``, ``abort``, ``deadline`` or ``error`` once
+            finished.
         error: what went wrong where the reason is ``error``.
         draft_token_ids: guesses at the tokens behind the last one, to be run with it.
-        logprobs: of each token of the completion, where they are asked for.
+        logprobs: of each token of the completion, where they are asked for; of a sequence that is
+            scored, of its own tokens so far.
         digests: of the empty prefix, then of each full block; grows as blocks are looked up.
         num_cached: tokens found in the prefix cache when it was first admitted.
         num_preemptions: how often it lost its blocks to another.
@@ -56,6 +71,7 @@ class Sequence:
         leader: the sequence of the same prompt that computes it for this one.
         deadline: when it ends at the latest, on the engine's clock.
         arrived_at, first_token_at, last_token_at: on the engine's clock.
+        scored: None where a completion is asked for.
         processors: what changes its logits before each token is chosen.
         on_output: called with each of its outputs, in the thread that runs steps.
     """
@@ -85,6 +101,7 @@ class Sequence:
     first_token_at: float | None = None
     last_token_at: float = 0.0
     on_output: OnOutput | None = None
+    scored: Scored | None = None
     processors: tuple[LogitsProcessor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -97,8 +114,16 @@ class Sequence:
 
     @property
     def num_uncomputed(self) -> int:
-        """Tokens still to run through the model before the next one can be sampled."""
-        return self.num_tokens - self.num_computed
+        """Tokens still to run through the model before the next one can be sampled, or all are
+        scored; nothing is asked about what comes behind the last of those."""
+        return self.num_tokens - self.num_computed - (self.scored is not None)
+
+    @property
+    def next_row(self) -> int:
+        """The first position whose logits are still wanted."""
+        if self.scored is None:
+            return self.num_tokens - 1
+        return self.scored.start - 1 + len(self.logprobs)
 
     @property
     def num_settled(self) -> int:

@@ -72,6 +72,19 @@ class Linear(_Operation):
             self.ops.swiglu_(gate_TF[:, start:stop], up)
         return gate_TF
 
+    def tiles(
+        self, x_TD: torch.Tensor, most_elements: int
+    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """``self(x)`` in tiles of at most so many elements, or of one row of a slice.
+
+        Gives of each its first row and its first column, and the tile; a row's columns in order.
+        """
+        for start, stop, rows in self._all_slices():
+            count = max(most_elements // (stop - start), 1)
+            for first in range(0, len(x_TD), count):
+                x_tile = x_TD[first : first + count]
+                yield first, start, self.ops.linear(x_tile, rows, self._bias(start, stop))
+
     def _all_slices(self) -> Iterator[tuple[int, int, Rows]]:
         if self.slices is not None:
             return self.slices()
@@ -293,3 +306,13 @@ class Decoder(nn.Module):
     def logits(self, x_TD: torch.Tensor) -> torch.Tensor:
         """Logits [T, V] in float32 of rows of the residual stream."""
         return self.lm_head(self.model.norm(x_TD)).float()
+
+    def logit_tiles(
+        self, x_TD: torch.Tensor, most_elements: int
+    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """The same logits in tiles of at most so many, or of one row of a slice of the head.
+
+        Gives of each its first row and its first token id, and the tile, in float32.
+        """
+        for first_row, first_id, tile in self.lm_head.tiles(self.model.norm(x_TD), most_elements):
+            yield first_row, first_id, tile.float()

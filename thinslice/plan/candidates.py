@@ -123,10 +123,11 @@ def _common_parts(case: Case, tokens: Tokens) -> dict[str, int]:
         running += UNPACKING_BYTES
     if tokens.layer_rows < chunk:
         running += whole_stream_bytes(shape, chunk, how)
-    # The residual stream is alive while the head runs.
+    # The residual stream is alive while the head runs, and so are the rows of it that the head
+    # takes, which are all where a text is scored, before and after the norm.
     num_logits = min(case.workload.max_num_seqs, chunk)
     heading = logits_bytes(shape, num_logits, how.itemsize)
-    heading += chunk * shape.hidden_size * how.itemsize
+    heading += 3 * chunk * shape.hidden_size * how.itemsize
     return {
         "runtime": case.runtime_bytes + CALLER_BYTES + library_bytes(shape, num_rows, how),
         "weights": 0,

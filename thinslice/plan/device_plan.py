@@ -251,7 +251,8 @@ def _activations(case: _Case, context: int, chunk: int) -> int:
     split = num_rows * num_parts * shape.num_attention_heads * (shape.head_dim + 2) * 4
     running = activation_bytes(shape, chunk, context, case.how) + split
     logits = _num_logits_rows(case, chunk) * shape.vocab_size * (itemsize + 4)
-    return max(running, logits + chunk * shape.hidden_size * itemsize)
+    # With the rows of the residual stream that the head takes, before and after the norm.
+    return max(running, logits + 3 * chunk * shape.hidden_size * itemsize)
 
 
 def _host_parts(case: _Case, context: int, chunk: int) -> tuple[tuple[str, int], ...]:

@@ -153,7 +153,7 @@ def test_what_cannot_be_served_is_refused_at_once(llm: LLM, prompt: Any, message
 def test_a_step_that_fails_ends_what_is_under_way_and_the_engine_lives(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(scheduled: object) -> None:
+    def broken(*args: object) -> None:
         raise OSError("the disk is gone")
 
     async def task(engine: AsyncEngine) -> None:

@@ -230,7 +230,7 @@ def test_a_step_that_fails_leaves_every_sequence_as_it_was(
     assert sequence.completion_token_ids == tokens_of(tiny_engine(), PROMPT, DRAWN)
 
 
-def _raise(scheduled: object) -> None:
+def _raise(*args: object) -> None:
     raise OSError("disk")
 
 

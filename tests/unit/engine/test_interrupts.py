@@ -37,6 +37,7 @@ KINDS = (
     ([*PREFIX, 5, 6], replace(DRAWN, seed=9, n=2)),
     ([4, 4, 4, 4, 4, 4], replace(DRAWN, seed=2, priority=-1)),
 )
+SCORED = [*PREFIX, *range(5, 25)]
 Trace = Callable[[FrameType, str, Any], Any]
 
 
@@ -88,10 +89,13 @@ class Course:
     # With what each writes alone.
     sequences: list[tuple[Sequence, list[int]]] = field(default_factory=list)
     aborted: Sequence | None = None
+    scored: Sequence | None = None
 
     def run(self, alone: list[list[list[int]]]) -> None:
         for index in range(len(KINDS)):
             self._traced(lambda index=index: self._add(index, alone))
+            if index == 1:
+                self._traced(self._add_scored)
             self._traced(self.engine.step)
             self._traced(self.engine.step)
         self._traced(self._abort)
@@ -104,6 +108,9 @@ class Course:
         prompt, params = KINDS[index]
         sequences = self.engine.add_samples(prompt, params)
         self.sequences += zip(sequences, alone[index], strict=True)
+
+    def _add_scored(self) -> None:
+        self.scored = self.engine.add_scored(SCORED, 3)
 
     def _abort(self) -> None:
         if self.sequences:
@@ -124,6 +131,9 @@ class Course:
         blocks = self.engine.scheduler.blocks
         blocks.check()
         assert blocks.num_free == blocks.num_blocks
+        if self.scored is not None and self.scored.error is None:
+            assert self.scored.finish_reason == "scored"
+            assert len(self.scored.logprobs) == len(SCORED) - 3, self.interruption.place
         for sequence, expected in self.sequences:
             assert sequence.status is Status.FINISHED
             got = sequence.completion_token_ids

@@ -19,7 +19,6 @@ from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM
 from thinslice.engine.runner import Runner
 from thinslice.engine.sampler import Sampled, sample_rows
-from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
 from thinslice.plan import choose
@@ -318,12 +317,12 @@ def test_a_stream_let_go_in_another_thread_ends_after_the_step_that_runs(
     streams = [llm.stream("xyz", LONG)]
     run = Runner.run
 
-    def while_running(self: Runner, scheduled: list[ScheduledTokens]) -> Any:
+    def while_running(*args: Any) -> Any:
         if streams:
             thread = threading.Thread(target=streams.clear)
             thread.start()
             thread.join()  # it does not wait for the step
-        return run(self, scheduled)
+        return run(*args)
 
     monkeypatch.setattr(Runner, "run", while_running)
     assert llm.generate("abc", LONG)[0].text == expected

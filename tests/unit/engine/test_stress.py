@@ -55,7 +55,10 @@ class Stress:
             [tokens_alone(prompt, params, index) for index in range(params.n)]
             for prompt, params in self.kinds
         ]
+        self.scores_alone = [scores_alone(prompt) for prompt, _ in self.kinds]
         self.alive: dict[Sequence, list[int]] = {}
+        # With what each gives alone.
+        self.scored: dict[Sequence, list[float]] = {}
         self.ends: Counter[str] = Counter()
 
     def _kind(self) -> tuple[list[int], SamplingParams]:
@@ -75,8 +78,8 @@ class Stress:
         return prompt, params
 
     def run(self) -> None:
-        operations = [self.add, self.abort, self.draft, self.step]
-        for operation in self.rng.choices(operations, (5, 1, 4, 12), k=NUM_OPERATIONS):
+        operations = [self.add, self.score, self.abort, self.draft, self.step]
+        for operation in self.rng.choices(operations, (5, 1, 1, 4, 12), k=NUM_OPERATIONS):
             operation()
             self.engine.scheduler.blocks.check()
         while self.engine.has_work:
@@ -93,15 +96,26 @@ class Stress:
         sequences = self.engine.add_samples(prompt, params)
         self.alive |= dict(zip(sequences, self.alone[which], strict=True))
 
+    def score(self) -> None:
+        which = self.rng.randrange(len(self.kinds))
+        prompt = self.kinds[which][0]
+        if len(prompt) > 1 and len(self.engine.scheduler.waiting) <= 12:
+            start = self.rng.randrange(1, len(prompt))
+            expected = self.scores_alone[which][start - 1 :]
+            self.scored[self.engine.add_scored(prompt, start)] = expected
+
     def abort(self) -> None:
-        if self.alive:
-            sequence = self.rng.choice(list(self.alive))
+        alive = [*self.alive, *self.scored]
+        if alive:
+            sequence = self.rng.choice(alive)
             self.engine.abort(sequence)
             self._check_ended(sequence)
 
     def draft(self) -> None:
         """Guess right for a while, then perhaps wrong."""
         for sequence in self.engine.scheduler.running:
+            if sequence.scored is not None:
+                continue
             done = len(sequence.completion_token_ids)
             right = self.alive[sequence][done : done + self.rng.randint(0, 4)]
             wrong = [self.rng.randrange(64)] * self.rng.randint(0, 2)
@@ -115,11 +129,17 @@ class Stress:
 
     def _check_ended(self, sequence: Sequence) -> None:
         assert sequence.status is Status.FINISHED
+        self.ends[str(sequence.finish_reason)] += 1
+        if sequence in self.scored:
+            scores = self.scored.pop(sequence)
+            assert len(sequence.logprobs) == len(scores) or sequence.finish_reason == "abort"
+            scores = scores[: len(sequence.logprobs)]
+            assert [one.logprob for one in sequence.logprobs] == pytest.approx(scores, abs=1e-4)
+            return
         expected, got = self.alive.pop(sequence), sequence.completion_token_ids
         assert got == expected[: len(got)], f"sequence {sequence.seq_id}"
         if sequence.finish_reason in ("stop", "length"):
             assert len(got) == len(expected)
-        self.ends[str(sequence.finish_reason)] += 1
 
 
 def tokens_alone(prompt: list[int], params: SamplingParams, index: int) -> list[int]:
@@ -132,6 +152,13 @@ def tokens_alone(prompt: list[int], params: SamplingParams, index: int) -> list[
     return sequence.completion_token_ids
 
 
+def scores_alone(token_ids: list[int]) -> list[float]:
+    """What each of the tokens but the first is found to be on an engine of its own."""
+    if len(token_ids) < 2:
+        return []
+    return [one.logprob for one in tiny_engine().score(token_ids)]
+
+
 @pytest.mark.parametrize("num_host_blocks", [0, 25])
 def test_ten_thousand_operations_change_no_token_and_leave_nothing(num_host_blocks: int) -> None:
     stress = Stress(seed=1, num_host_blocks=num_host_blocks)
@@ -140,7 +167,8 @@ def test_ten_thousand_operations_change_no_token_and_leave_nothing(num_host_bloc
     stress.run()
     assert all(moves[is_spill] > 100 for is_spill in (True, False)) or not num_host_blocks
     assert not stress.alive
-    assert set(stress.ends) == {"stop", "length", "abort", "deadline"}
+    assert not stress.scored
+    assert set(stress.ends) == {"stop", "length", "scored", "abort", "deadline"}
     metrics = engine.metrics
     # All of it happened, and often.
     assert min(metrics.preemptions, metrics.accepted_tokens, metrics.prefix_hit_tokens) > 100
