@@ -8,7 +8,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
 
 import torch
 
@@ -23,7 +22,7 @@ from thinslice.engine.runner import Runner
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import OnOutput, Scored, Sequence, Status, StepOutput
-from thinslice.engine.turn import Turn
+from thinslice.engine.turn import Operation, Turn
 from thinslice.engine.undo import Undo
 from thinslice.errors import RequestError
 from thinslice.memory.give_back import KeptMemory
@@ -67,10 +66,9 @@ class Engine:
         self._ids = itertools.count()
         self._turn = Turn()
         weakref.finalize(self, self._turn.keep)
-        self._operation = _Operation(self)
-        self._is_busy = False
         self._undo: Undo | None = None
         self._dropped: deque[Sequence] = deque()
+        self._operation = Operation(self._turn, self._settle, self._dropped)
 
     @property
     def runner(self) -> Runner:
@@ -88,6 +86,7 @@ class Engine:
 
         A step that runs in another thread is waited for.
         """
+        self._operation.check_entry()
         with self.lock:
             if self._runner is None:
                 return
@@ -107,7 +106,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether any sequence is unfinished."""
-        if self._undo is not None:
+        if self._undo is not None and not self._operation.is_mine:
             with self.lock, self._operation:
                 pass
         return self.scheduler.has_work
@@ -166,6 +165,7 @@ class Engine:
 
     def _add(self, sequences: list[Sequence]) -> None:
         """Queue sequences of one prompt."""
+        self._operation.check_entry()
         with self.lock, self._operation:
             self._undo = Undo(self.scheduler)
             for sequence in sequences:
@@ -244,6 +244,7 @@ class Engine:
         Sequences past their deadline are ended instead, if there are any.
         Errors: RequestError once the model is closed.
         """
+        self._operation.check_entry()
         with self.lock, self._operation:
             runner, expired = self.runner, self.scheduler.expired(self.clock())
             if expired:
@@ -251,13 +252,20 @@ class Engine:
             return self._step(runner) if self.scheduler.has_work else []
 
     def abort(self, sequence: Sequence) -> None:
-        """End a sequence now and free its blocks; a finished one is left as it is."""
+        """End a sequence now and free its blocks; a finished one is left as it is.
+
+        In the middle of the engine's work, as in a signal handler, it ends behind that.
+        """
+        if self._operation.is_mine:
+            self._dropped.append(sequence)
+            return
         with self.lock, self._operation:
             if sequence.status is not Status.FINISHED:
                 self._end(sequence, "abort")
 
     def end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
         """End a sequence, for a reason that holds also where it had ended for another already."""
+        self._operation.check_entry()
         with self.lock, self._operation:
             self._end(sequence, reason, error)
 
@@ -268,12 +276,11 @@ class Engine:
         """
         self._dropped.append(sequence)
         lock = self.lock
-        if self._is_busy or not lock.acquire(blocking=False):
+        if self._operation.is_running or not lock.acquire(blocking=False):
             return
         try:
-            if not self._is_busy:
-                with self._operation:
-                    pass
+            with self._operation:
+                pass
         finally:
             lock.release()
 
@@ -424,25 +431,4 @@ class Engine:
             if self._dropped[0].status is not Status.FINISHED:
                 self._end(self._dropped[0], "abort")
             self._dropped.popleft()
-
-
-class _Operation:
-    """All that is done within, by the thread whose turn it is, is done as a whole or undone: at its
-    end, or before the next one where its end is interrupted as well."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = weakref.proxy(engine)
-
-    def __enter__(self) -> None:
-        self._engine._is_busy = True
-        self._engine._settle()
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._engine._settle()
-        self._engine.metrics.look_at(self._engine.scheduler)
-        self._engine._is_busy = False
+        self.metrics.look_at(self.scheduler)

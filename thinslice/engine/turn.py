@@ -2,6 +2,12 @@
 
 import os
 import threading
+import weakref
+from collections.abc import Callable, Sized
+from types import TracebackType
+from typing import Any
+
+from thinslice.errors import BusyError
 
 
 class Turn:
@@ -30,3 +36,58 @@ class Turn:
         """Take the last turn, for good."""
         if self._pid == os.getpid():
             self._lock.acquire()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread holds the lock."""
+        return bool(self.lock._is_owned())  # type: ignore[attr-defined] # as Condition asks it
+
+
+class Operation:
+    """What is done within, by the thread whose turn it is, is done as a whole or undone: at its
+    end, or before the next one where its end is interrupted as well.
+
+    Args:
+        settle: undoes what was interrupted, and does what was put off.
+        put_off: what is to be done by that.
+
+    Attributes:
+        is_running: whether the thread whose turn it is, is within.
+    """
+
+    def __init__(self, turn: Turn, settle: Callable[[], None], put_off: Sized) -> None:
+        self._turn = turn
+        self._settle: Any = weakref.WeakMethod(settle)
+        self._put_off = put_off
+        self.is_running = False
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread is within already: who asks is a signal handler then, the finaliser
+        of an object that was let go of in the middle of it, or a callback."""
+        return self.is_running and self._turn.is_mine
+
+    def check_entry(self) -> None:
+        """Errors: BusyError where this thread is within."""
+        if self.is_mine:
+            raise BusyError(
+                "this thread is in the middle of the engine's work: a signal handler, a finaliser "
+                "or a callback can abort requests, and nothing else"
+            )
+
+    def __enter__(self) -> None:
+        self.is_running = True
+        self._settle()()
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._settle()()
+        self.is_running = False
+        while self._put_off:  # by a handler that came between the two
+            self.is_running = True
+            self._settle()()
+            self.is_running = False

@@ -21,6 +21,7 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.scheduler import Scheduler
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.engine.undo import Undo
+from thinslice.errors import BusyError
 from thinslice.plan.memory_plan import DraftPlan
 
 pytestmark = pytest.mark.usefixtures("one_thread", "always_drafting")
@@ -76,8 +77,11 @@ class Interruption:
         if self.num_lines == self.at:
             self.is_over = True
             self.place = f"{frame.f_code.co_filename.split(PLACE)[1]}:{frame.f_lineno}"
-            raise self.error
+            self.act()
         return self._line
+
+    def act(self) -> None:
+        raise self.error
 
 
 @dataclass
@@ -88,7 +92,7 @@ class Course:
     engine: Engine = field(default_factory=small_engine)
     # With what each writes alone.
     sequences: list[tuple[Sequence, list[int]]] = field(default_factory=list)
-    aborted: Sequence | None = None
+    ended: list[Sequence] = field(default_factory=list)
     scored: Sequence | None = None
 
     def run(self, alone: list[list[list[int]]]) -> None:
@@ -114,8 +118,8 @@ class Course:
 
     def _abort(self) -> None:
         if self.sequences:
-            self.aborted = self.sequences[0][0]
-            self.engine.abort(self.aborted)
+            self.ended.append(self.sequences[0][0])
+            self.engine.abort(self.sequences[0][0])
 
     def _traced(self, operation: Callable[[], object]) -> None:
         before = sys.gettrace()
@@ -138,7 +142,7 @@ class Course:
             assert sequence.status is Status.FINISHED
             got = sequence.completion_token_ids
             # Memory that runs out while a row is sampled is that sequence's own trouble.
-            is_cut = sequence is self.aborted or isinstance(sequence.error, MemoryError)
+            is_cut = sequence in self.ended or isinstance(sequence.error, MemoryError)
             assert got == (expected[: len(got)] if is_cut else expected), self.interruption.place
 
 
@@ -183,6 +187,51 @@ def test_an_interrupt_at_any_line_changes_nobodys_tokens(
     assert num_lines > 2000
     for at in places(num_lines, is_long):
         Course(Interruption(at, error)).run(alone)
+
+
+@pytest.mark.parametrize("asks", ["abort", "step", "add_request", "close", "score", "has_work"])
+def test_what_a_signal_handler_asks_for_at_any_line_changes_nobodys_tokens(
+    alone: list[list[list[int]]], asks: str, is_long: bool
+) -> None:
+    """It may end requests; all else is done, or refused where the engine is at work."""
+    num_refused = 0
+    for at in places(lines_of(alone), is_long):
+        course = Course(Handler(at))
+        course.interruption.course, course.interruption.asks = course, asks  # type: ignore[attr-defined]
+        course.run(alone)
+        num_refused += course.interruption.is_refused  # type: ignore[attr-defined]
+    assert (num_refused > 0) == (asks not in ("abort", "has_work"))
+
+
+@dataclass
+class Handler(Interruption):
+    """Asks for something at a line, instead of an error there."""
+
+    course: "Course | None" = None
+    asks: str = ""
+    is_refused: bool = False
+
+    def act(self) -> None:
+        assert self.course is not None
+        engine, sequences = self.course.engine, self.course.sequences
+        try:
+            if self.asks == "abort":
+                if sequences:
+                    self.course.ended.append(sequences[-1][0])
+                    engine.abort(sequences[-1][0])
+            elif self.asks == "step":
+                engine.step()
+            elif self.asks == "add_request":
+                self.course.ended.append(engine.add_request([9, 8, 7], GREEDY))
+            elif self.asks == "close":
+                if engine._operation.is_mine:
+                    engine.close()
+            elif self.asks == "score":
+                engine.score([9, 8, 7])
+            else:
+                assert engine.has_work in (True, False)
+        except BusyError:
+            self.is_refused = True
 
 
 def every_line_of(name: str, alone: list[list[list[int]]]) -> Iterator[int]:
