@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from thinslice.errors import StoreError as StoreError
     from thinslice.errors import ThinsliceError as ThinsliceError
     from thinslice.plan.memory_plan import MemoryPlan as MemoryPlan
-    from thinslice.plan.planner import plan as plan
     from thinslice.plan.predict import Prediction as Prediction
     from thinslice.text.messages import Conversation as Conversation
     from thinslice.text.messages import Message as Message
@@ -44,7 +43,6 @@ _HOMES = {
     "TokenLogprobs": "thinslice.engine.logprobs",
     "MemoryPlan": "thinslice.plan.memory_plan",
     "Prediction": "thinslice.plan.predict",
-    "plan": "thinslice.plan.planner",
     "ThinsliceError": "thinslice.errors",
     "BudgetError": "thinslice.errors",
     "BusyError": "thinslice.errors",
@@ -73,7 +71,6 @@ __all__ = [
     "ThinsliceError",
     "TokenLogprobs",
     "__version__",
-    "plan",
 ]
 
 

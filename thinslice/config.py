@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
-from thinslice.errors import ConfigError, RequestError, ThinsliceError
+from thinslice.errors import ConfigError, RequestError, ThinsliceError, shown
 from thinslice.units import parse_bytes
 
 MAX_STOP_STRINGS = 64
@@ -21,6 +21,8 @@ DeviceName = Literal["cpu", "cuda"]
 Draft = Literal["auto", "ngram", "mtp", "off"]
 MtpHidden = Literal["pre-norm", "post-norm"]
 MAX_DRAFT_LENGTH = 64
+# Of tokens and of bytes; Python writes no numbers of more than 4,300 digits.
+_LARGEST_NUMBER, _LARGEST_MEMORY = 1 << 40, 1 << 60
 
 
 # What each parameter that a model's files may advise can be, both ends included.
@@ -123,6 +125,7 @@ class SamplingParams:
             _in_range("seed", self.seed, 0, (1 << 63) - 1)
         if self.max_tokens is not None:
             _in_range("max_tokens", self.max_tokens, 1, 1 << 31)
+        _check_flag("ignore_eos", self.ignore_eos, RequestError)
         _in_range("n", self.n, 1, MAX_SAMPLES)
         if self.logprobs is not None:
             _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
@@ -153,13 +156,13 @@ class SamplingParams:
             if isinstance(value, single):
                 value = (value,)
             if not isinstance(value, tuple | list):
-                raise RequestError(f"{name} is {value!r:.60}; expected a tuple")
+                raise RequestError(f"{name} is {shown(value)}; expected a tuple")
             object.__setattr__(self, name, tuple(value))
         if len(self.stop) > MAX_STOP_STRINGS:
             raise RequestError(f"{len(self.stop)} stop strings; at most {MAX_STOP_STRINGS}")
         for stop in self.stop:
             if not isinstance(stop, str):
-                raise RequestError(f"the stop string {stop!r:.60} is no text")
+                raise RequestError(f"the stop string {shown(stop)} is no text")
             if not 0 < len(stop) <= MAX_STOP_LENGTH:
                 raise RequestError(
                     f"a stop string of {len(stop)} characters; expected 1..{MAX_STOP_LENGTH}"
@@ -228,22 +231,31 @@ def _about(name: str, error: ThinsliceError) -> ThinsliceError:
 
 def _in_range(name: str, value: object, smallest: float, largest: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _about(name, RequestError(f"{name} is {value!r:.60}; expected a number"))
+        raise _about(name, RequestError(f"{name} is {shown(value)}; expected a number"))
     if isinstance(smallest, int) and not isinstance(value, int):
         raise _about(name, RequestError(f"{name} is {value}; expected a whole number"))
     if not smallest <= value <= largest:  # NaN is in no range
-        # Python writes no numbers of more than 4,300 digits.
-        is_written = isinstance(value, float) or value.bit_length() < 10_000
-        shown = f"{value!s:.60}" if is_written else "too large"
-        told = f"{name} is {shown}; expected {smallest}..{largest}"
+        told = f"{name} is {shown(value)}; expected {smallest}..{largest}"
         raise _about(name, RequestError(told))
+
+
+def _check_flag(name: str, value: object, error: type[ThinsliceError]) -> None:
+    if not isinstance(value, bool):
+        raise _about(name, error(f"{name} is {shown(value)}; expected True or False"))
+
+
+def _check_size(name: str, size: str) -> None:
+    try:
+        parse_bytes(size)
+    except ConfigError as error:
+        raise _about(name, ConfigError(f"{name}: {error}")) from None
 
 
 def _check_choice(name: str, value: object, choices: object) -> None:
     """Errors: ConfigError for a value that is not one of a Literal's."""
-    if value not in get_args(choices):
+    if not isinstance(value, str) or value not in get_args(choices):
         known = ", ".join(get_args(choices))
-        raise _about(name, ConfigError(f"{name} {value!r:.60} is unknown; one of {known}"))
+        raise _about(name, ConfigError(f"{name} {shown(value)} is unknown; one of {known}"))
 
 
 @dataclass(frozen=True)
@@ -298,17 +310,22 @@ class EngineSettings:
             _check_choice(name, getattr(self, name), kind)
         if self.device == "cpu" and self.host_memory is not None:
             raise ConfigError("--host-memory goes with --device cuda; on the CPU name --memory")
+        _check_flag("offline", self.offline, ConfigError)
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
             if isinstance(size, str):
-                parse_bytes(size)
+                _check_size(name, size)
             elif size is not None and (type(size) is not int or size <= 0):
-                told = f"{name} is {size!r:.60}; expected bytes, or text as in 4GiB"
+                told = f"{name} is {shown(size)}; expected bytes, or text as in 4GiB"
                 raise _about(name, ConfigError(told))
+            elif size is not None and size > _LARGEST_MEMORY:
+                raise _about(name, ConfigError(f"{name} is more memory than there is"))
         for name in ("context", "draft_length", "max_num_seqs"):
             value = getattr(self, name)
-            if type(value) is not int and (value, name) != (None, "context"):
-                told = f"{name} is {value!r:.60}; expected a whole number"
+            if type(value) is not int and not (value is None and name == "context"):
+                told = f"{name} is {shown(value)}; expected a whole number"
                 raise _about(name, ConfigError(told))
+            if isinstance(value, int) and value > _LARGEST_NUMBER:
+                raise _about(name, ConfigError(f"{name} is more than {_LARGEST_NUMBER}"))
         if not 0 < self.max_num_seqs <= 1024:
             told = f"max_num_seqs is {self.max_num_seqs}; expected 1..1024"
             raise _about("max_num_seqs", ConfigError(told))

@@ -70,6 +70,15 @@ def plain(value: object, most: int) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
+def shown(value: object) -> str:
+    """A value that is not what was expected, as a message shows it: the beginning of what Python
+    writes for it, or its type where Python cannot (numbers of more than 4,300 digits)."""
+    try:
+        return f"{value!r:.60}"
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return f"a {type(value).__name__} that cannot be written out"
+
+
 def own_error(error: BaseException) -> ThinsliceError | None:
     """What an exception of Python's or of a library's means to the user; None for a bug of ours.
 

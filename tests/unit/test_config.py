@@ -92,3 +92,36 @@ def test_parameters_that_nobody_resolved_have_the_defaults() -> None:
 def test_a_sampling_parameter_out_of_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=f"^{name} is .*; expected "):
         SamplingParams(**{name: value})
+
+
+class Ambiguous:
+    """As an array is: neither equal nor unequal to anything."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "value", [pytest.param(10**6000, id="long"), Ambiguous(), [1], b"int4", 1.5]
+)
+@pytest.mark.parametrize(
+    "name",
+    ["memory", "device", "context", "dtype", "kv_dtype", "draft", "draft_length", "max_num_seqs"],
+)
+def test_settings_of_no_sense_are_told_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}"):
+        EngineSettings(**{name: value})
+
+
+def test_flags_are_true_or_false() -> None:
+    for value in ("no", 1, None, [], Ambiguous()):
+        with pytest.raises(ConfigError, match=r"offline is .*; expected True or False"):
+            EngineSettings(offline=value)  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match=r"ignore_eos is .*; expected True or False"):
+            SamplingParams(ignore_eos=value)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^memory: 'x' is not a size"):
+        EngineSettings(memory="x")
+    with pytest.raises(RequestError, match="stop is a int that cannot be written out"):
+        SamplingParams(stop=10**6000)  # type: ignore[arg-type]

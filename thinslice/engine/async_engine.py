@@ -18,10 +18,10 @@ from types import TracebackType
 
 from thinslice.config import SamplingParams
 from thinslice.engine.contained import Contained
-from thinslice.engine.llm import LLM, Prompt
+from thinslice.engine.llm import LLM, Prompt, checked_params
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.request import Completion, Delta, Request
-from thinslice.errors import BusyError
+from thinslice.errors import BusyError, RequestError, shown
 from thinslice.text.messages import Conversation, Message
 
 _CLOSED = "the engine is shutting down and takes no more requests"
@@ -38,7 +38,8 @@ class _Feed:
 
     num_samples: int
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    deltas: asyncio.Queue[Delta] = field(default_factory=asyncio.Queue)
+    # None behind the last one: nothing more comes, whoever waits.
+    deltas: asyncio.Queue[Delta | None] = field(default_factory=asyncio.Queue)
     requests: list[Request] = field(default_factory=list)
 
 
@@ -49,7 +50,8 @@ class AsyncStream:
     What went wrong in a request is in its Delta, and not raised. Whoever leaves early calls
     ``aclose``, uses the stream as a context manager, or lets it go: that ends the completions, and
     their blocks are free before the next step. A task that is cancelled while it waits here need
-    not.
+    not. Several tasks of the event loop that it was submitted in may iterate; each gets Deltas that
+    no other gets.
     """
 
     def __init__(self, engine: "AsyncEngine", feed: _Feed) -> None:
@@ -72,21 +74,31 @@ class AsyncStream:
         return self
 
     async def __anext__(self) -> Delta:
+        feed = self._feed
+        if asyncio.get_running_loop() is not feed.loop:
+            raise RequestError("a stream is read in the event loop that it was submitted in")
         if not self._num_unfinished:
             raise StopAsyncIteration
         try:
-            delta = await self._feed.deltas.get()
+            delta = await feed.deltas.get()
         except asyncio.CancelledError:
             await self.aclose()
             raise
+        if delta is None:
+            feed.deltas.put_nowait(None)  # for the next who waits
+            raise StopAsyncIteration
         self._num_unfinished -= delta.finish_reason is not None
+        if not self._num_unfinished:
+            feed.deltas.put_nowait(None)
         return delta
 
     async def aclose(self) -> None:
-        """End what is unfinished."""
+        """End what is unfinished; who waits for more of it gets no more."""
         if self._num_unfinished:
             self._num_unfinished = 0
             self._engine._cancel(self._feed)
+            with Contained():  # the loop may be closed, and nobody waits in it then
+                self._feed.loop.call_soon_threadsafe(self._feed.deltas.put_nowait, None)
 
     def __del__(self) -> None:
         if self._num_unfinished:
@@ -106,10 +118,14 @@ class AsyncEngine:
     Args:
         max_waiting: the most completions that may wait to be begun; more are refused.
 
-    Errors: RequestError where the model is closed.
+    Errors: RequestError where the model is closed, and for what is no model and no number.
     """
 
     def __init__(self, llm: LLM, max_waiting: int = 256) -> None:
+        if not isinstance(llm, LLM):
+            raise RequestError(f"llm is {shown(llm)}; expected an LLM")
+        if type(max_waiting) is not int or max_waiting < 1:
+            raise RequestError(f"max_waiting is {shown(max_waiting)}; expected 1 or more")
         self.llm = llm
         self.max_waiting = max_waiting
         self._engine = llm.engine
@@ -141,10 +157,13 @@ class AsyncEngine:
         await self.aclose()
 
     def start(self) -> None:
-        """Begin to run steps. Errors: BusyError where it was closed before."""
+        """Begin to run steps. Errors: BusyError where it was closed, or started, before."""
+        self._check_process()
         with self._changed:
             if self._is_closed:
                 raise BusyError(_CLOSED)
+            if self._is_started:
+                raise BusyError("the engine is started already")
             self._is_started = True
         atexit.register(self._leave)
         self._thread.start()
@@ -156,10 +175,12 @@ class AsyncEngine:
     ) -> AsyncStream:
         """Queue a prompt; what comes of it is the stream's.
 
-        Errors: RequestError as ``LLM.generate``; BusyError where too many wait, or the engine is
-        shutting down.
+        Errors: RequestError as ``LLM.generate``, and in a child of a fork; BusyError where too many
+        wait, where the plan has no room for one more answer that nobody has read, or where the
+        engine is shutting down.
         """
-        params = params or SamplingParams()
+        params = checked_params(params)
+        self._check_process()
         self._check_room(params.n)
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._preparing, self.llm.prepare, prompt)
@@ -177,6 +198,8 @@ class AsyncEngine:
 
         Every stream gets its last Delta: those that were ended have the reason ``abort``.
         """
+        if not isinstance(drain_s, int | float) or not 0 <= drain_s <= threading.TIMEOUT_MAX:
+            raise RequestError(f"drain_s is {shown(drain_s)}; expected seconds, 0 or more")
         self._close(stops=False)
         loop = asyncio.get_running_loop()
         if self._is_started:
@@ -210,6 +233,13 @@ class AsyncEngine:
         """The same without a lock, for where nobody may wait: when objects are let go. The thread
         has the stream's own steps to run, or its request to add, so it need not be woken."""
         self._commands.append(partial(self._abort, feed))
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise RequestError(
+                f"this engine's thread runs in process {self._pid}, and not in its child; make an "
+                "AsyncEngine there"
+            )
 
     def _check_room(self, count: int) -> None:
         with self._changed:

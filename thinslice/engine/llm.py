@@ -21,7 +21,7 @@ from thinslice.engine.prepare import Prepared, prepare
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.engine.results import ResultsRoom
 from thinslice.engine.signature import check_settings, errors_in_python, with_settings
-from thinslice.errors import ContextError, RequestError
+from thinslice.errors import ContextError, RequestError, shown
 from thinslice.memory.give_back import give_back
 from thinslice.plan.weight_layout import FLOAT_BYTES
 from thinslice.process import bound_allocator
@@ -140,7 +140,7 @@ class LLM(Closing):
     ) -> None:
         check_settings(settings)
         if not isinstance(model, str):
-            raise TypeError(f"model is {model!r:.60}; expected a name or a path, as text")
+            raise TypeError(f"model is {shown(model)}; expected a name or a path, as text")
         with errors_in_python():
             prepared = prepare(model, EngineSettings(**settings), progress)
             self.plan, self.tokenizer = prepared.plan, prepared.tokenizer
@@ -198,7 +198,7 @@ class LLM(Closing):
         """
         asked = [prompts] if isinstance(prompts, str) else prompts
         if not isinstance(asked, list | tuple):
-            raise RequestError(f"prompts is {asked!r:.60}; expected a text or a list")
+            raise RequestError(f"prompts is {shown(asked)}; expected a text or a list")
         params_of = _params_for_each(params, len(asked))
         requests: list[Request] = []
         try:
@@ -239,9 +239,11 @@ class LLM(Closing):
 
         Errors: RequestError as ``generate`` and ``chat``, at once and not on iteration.
         """
-        params = _checked_params(params)
+        params = checked_params(params)
         if params.n != 1:
             raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
+        if progress is not None and not callable(progress):
+            raise RequestError(f"progress is {shown(progress)}; expected a function")
         return Stream(self.add_requests(self.prepare(prompt), params)[0], progress)
 
     def prepare(self, prompt: str | Sequence[Message] | Conversation) -> Prompt:
@@ -347,14 +349,15 @@ def _params_for_each(
     params: SamplingParams | Sequence[SamplingParams] | None, count: int
 ) -> Sequence[SamplingParams]:
     if not isinstance(params, list | tuple):
-        return [_checked_params(params)] * count
+        return [checked_params(params)] * count
     if len(params) != count:
         raise RequestError(f"{len(params)} params for {count} prompts; give one for each, or one")
-    return [_checked_params(one) for one in params]
+    return [checked_params(one) for one in params]
 
 
-def _checked_params(params: object) -> SamplingParams:
+def checked_params(params: object) -> SamplingParams:
+    """The same, or the defaults for None. Errors: RequestError for anything else."""
     params = SamplingParams() if params is None else params
     if not isinstance(params, SamplingParams):
-        raise RequestError(f"params is {params!r:.60}; expected SamplingParams(...)")
+        raise RequestError(f"params is {shown(params)}; expected SamplingParams(...)")
     return params

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from thinslice.errors import RequestError
+from thinslice.errors import RequestError, shown
 
 Message = dict[str, Any]
 # A template would leave a message of any other role out, or show it as anything.
@@ -49,7 +49,7 @@ def for_template(conversation: "Sequence[Message] | Conversation") -> Conversati
             'a conversation is a list of messages such as {"role": "user", "content": "Hello"}'
         )
     if not isinstance(tools, list | tuple):
-        raise RequestError(f"tools is {tools!r:.60}; expected a list of functions")
+        raise RequestError(f"tools is {shown(tools)}; expected a list of functions")
     for number, tool in enumerate(tools, 1):
         _check_tool(tool, f"tool {number}")
     return Conversation([_message(one, number) for number, one in enumerate(messages, 1)], tools)
@@ -60,17 +60,17 @@ def _message(message: object, number: int) -> Message:
     where = f"message {number}"
     if not isinstance(message, dict):
         raise RequestError(
-            f'{where} is {message!r:.60}; expected one such as {{"role": "user", "content": '
+            f'{where} is {shown(message)}; expected one such as {{"role": "user", "content": '
             '"Hello"}'
         )
     role = message.get("role")
     if role not in _ROLES:
-        told = "has no role" if role is None else f"has the role {role!r:.60}, which is unknown"
+        told = "has no role" if role is None else f"has the role {shown(role)}, which is unknown"
         raise RequestError(f"{where} {told}; one of {', '.join(_ROLES)}")
     kept = {key: value for key, value in message.items() if value is not None}
     for key in _TEXTS:
         if not isinstance(kept.get(key, ""), str):
-            raise RequestError(f"{where}: {key} is {kept[key]!r:.60}; expected text")
+            raise RequestError(f"{where}: {key} is {shown(kept[key])}; expected text")
     calls = kept.get("tool_calls", [])
     if not isinstance(calls, list) or (calls and role != "assistant"):
         raise RequestError(f"{where}: tool_calls is a list of an assistant's calls")
@@ -87,13 +87,13 @@ def _text(content: object, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise RequestError(f"{where}: content is {content!r:.60}; expected text, or parts of text")
+        raise RequestError(f"{where}: content is {shown(content)}; expected text, or parts of text")
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text" or not isinstance(part.get("text"), str):
-            shown = f"of type {kind!r:.60}" if isinstance(kind, str) else f"{part!r:.60}"
+            told = f"of type {shown(kind)}" if isinstance(kind, str) else shown(part)
             raise RequestError(
-                f'{where} has a part {shown}; expected {{"type": "text", "text": ...}}, as models '
+                f'{where} has a part {told}; expected {{"type": "text", "text": ...}}, as models '
                 "here take text alone"
             )
     return _BETWEEN_PARTS.join(part["text"] for part in content)
@@ -103,11 +103,11 @@ def _call(call: object, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         raise RequestError(
-            f'{where} is {call!r:.60}; expected one such as {{"type": "function", "function": '
+            f'{where} is {shown(call)}; expected one such as {{"type": "function", "function": '
             '{"name": ..., "arguments": ...}}'
         )
     if call.get("type", "function") != "function":
-        raise RequestError(f"{where} is of type {call['type']!r:.60}; expected function")
+        raise RequestError(f"{where} is of type {shown(call['type'])}; expected function")
     if not isinstance(function.get("name"), str):
         raise RequestError(f"{where}: the function has no name")
     arguments = _arguments(function.get("arguments", {}), where)
@@ -123,19 +123,19 @@ def _arguments(given: object, where: str) -> dict[str, Any]:
         except (ValueError, RecursionError):
             arguments = None
     if not isinstance(arguments, dict):
-        raise RequestError(f"{where}: arguments are {given!r:.60}; expected a JSON object")
+        raise RequestError(f"{where}: arguments are {shown(given)}; expected a JSON object")
     return arguments
 
 
 def _check_tool(tool: object, where: str) -> None:
     function = tool.get("function") if isinstance(tool, Mapping) else None
     if not isinstance(tool, Mapping) or tool.get("type", "function") != "function":
-        raise RequestError(f"{where} is {tool!r:.60}; only functions can be called")
+        raise RequestError(f"{where} is {shown(tool)}; only functions can be called")
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RequestError(
-            f'{where} is {tool!r:.60}; expected one such as {{"type": "function", "function": '
+            f'{where} is {shown(tool)}; expected one such as {{"type": "function", "function": '
             '{"name": ..., "parameters": {...}}}'
         )
     if not isinstance(function.get("parameters", {}), Mapping | None):
-        told = f"parameters are {function['parameters']!r:.60}; expected a JSON schema"
+        told = f"parameters are {shown(function['parameters'])}; expected a JSON schema"
         raise RequestError(f"{where}: {told}")

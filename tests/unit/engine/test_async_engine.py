@@ -71,6 +71,70 @@ async def under_way(engine: AsyncEngine, prompt: str) -> AsyncIterator[AsyncStre
         yield stream
 
 
+def test_closing_a_stream_ends_whoever_waits_for_more_of_it(llm: LLM) -> None:
+    """Also where it still stands in the queue, and no Delta has come."""
+
+    async def task(engine: AsyncEngine) -> None:
+        running = [await engine.submit("abc", ENDLESS) for _ in range(3)]
+        queued = await engine.submit("def", LONG)
+        readers = [asyncio.create_task(read(one)) for one in (queued, queued, running[0])]
+        await asyncio.sleep(0.02)
+        await queued.aclose()
+        await running[0].aclose()
+        unread, also_unread, deltas = await asyncio.wait_for(asyncio.gather(*readers), timeout=30)
+        assert [*unread, *also_unread] == []
+        assert all(one.finish_reason is None for one in deltas)
+        assert await read(queued) == []
+        for one in running:
+            await one.aclose()
+
+    in_engine(llm, task)
+
+
+def test_several_tasks_may_read_one_stream_and_all_end(llm: LLM) -> None:
+    async def task(engine: AsyncEngine) -> None:
+        alone = text_of(await read(await engine.submit("abc", LONG)))
+        stream = await engine.submit("abc", LONG)
+        parts = await asyncio.wait_for(
+            asyncio.gather(*(read(stream) for _ in range(3))), timeout=30
+        )
+        texts = [chunk.text for part in parts for delta in part for chunk in delta.chunks]
+        assert len("".join(texts)) == len(alone)
+        assert stream.completions[0].text == alone
+
+    in_engine(llm, task)
+
+
+def test_a_stream_is_read_in_its_own_event_loop(llm: LLM) -> None:
+    async def task(engine: AsyncEngine) -> None:
+        stream = await engine.submit("abc", LONG)
+        with pytest.raises(RequestError, match="in the event loop that it was submitted in"):
+            await asyncio.to_thread(lambda: asyncio.run(read(stream)))
+        assert (await read(stream))[-1].finish_reason == "length"
+
+    in_engine(llm, task)
+
+
+def test_wrong_arguments_are_refused(llm: LLM) -> None:
+    for max_waiting in (0, -1, "x", None, True, 2.5):
+        with pytest.raises(RequestError, match="max_waiting is"):
+            AsyncEngine(llm, max_waiting)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="llm is 'x'; expected an LLM"):
+        AsyncEngine("x")  # type: ignore[arg-type]
+
+    async def task(engine: AsyncEngine) -> None:
+        for params in ({}, [], 0, "", False, {"n": 3}, "x", [LONG]):
+            with pytest.raises(RequestError, match=r"expected SamplingParams\(\.\.\.\)"):
+                await engine.submit("abc", params)  # type: ignore[arg-type]
+        with pytest.raises(BusyError, match="started already"):
+            engine.start()
+        for drain_s in (float("nan"), -1.0, "x", None):
+            with pytest.raises(RequestError, match="drain_s is"):
+                await engine.aclose(drain_s)  # type: ignore[arg-type]
+
+    in_engine(llm, task)
+
+
 def test_many_tasks_get_what_each_prompt_gives_alone(llm: LLM) -> None:
     prompts = [f"prompt {number}" * (number + 1) for number in range(8)]
     expected = llm.generate(prompts, LONG)

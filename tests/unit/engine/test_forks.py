@@ -78,3 +78,57 @@ def test_a_child_of_a_fork(dtype: str, streams: bool, child: str, tmp_path: Path
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+SERVED = """
+import asyncio, os, signal, sys
+from thinslice import LLM, SamplingParams
+from thinslice.engine.async_engine import AsyncEngine
+from thinslice.errors import RequestError
+
+llm = LLM(sys.argv[1], dtype="int8", context=480)
+greedy = SamplingParams(temperature=0, max_tokens=8)
+
+async def answer(engine):
+    stream = await engine.submit("abc", greedy)
+    return "".join([chunk.text async for delta in stream for chunk in delta.chunks])
+
+async def parent():
+    engine = AsyncEngine(llm)
+    engine.start()
+    return engine, await answer(engine)
+
+async def own():
+    async with AsyncEngine(llm) as engine:
+        return await answer(engine)
+
+loop = asyncio.new_event_loop()
+engine, text = loop.run_until_complete(parent())
+child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    assert loop.run_until_complete(answer(engine)) == text
+    loop.run_until_complete(engine.aclose())
+    sys.exit(os.waitstatus_to_exitcode(status))
+signal.alarm(60)
+asyncio.set_event_loop(None)
+try:
+    asyncio.run(answer(engine))
+except RequestError as error:
+    assert "make an AsyncEngine there" in str(error), error
+else:
+    raise AssertionError("a thread of another process served")
+assert asyncio.run(own()) == text
+"""
+
+
+def test_a_child_of_a_fork_makes_an_async_engine_of_its_own(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.gguf")
+    done = subprocess.run(
+        [sys.executable, "-c", SERVED, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
