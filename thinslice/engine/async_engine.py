@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,13 +35,34 @@ class _Feed:
 
     Attributes:
         requests: set by the engine's thread.
+        unread: of each completion, what has come and nobody has read yet, as one Delta.
+        news: indexes of completions that have something there, and None at the end of all.
     """
 
     num_samples: int
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    # None behind the last one: nothing more comes, whoever waits.
-    deltas: asyncio.Queue[Delta | None] = field(default_factory=asyncio.Queue)
+    unread: dict[int, Delta] = field(default_factory=dict)
+    news: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
     requests: list[Request] = field(default_factory=list)
+
+    def put(self, delta: Delta) -> None:
+        """Add what has come; in the event loop."""
+        before = self.unread.get(delta.index)
+        self.unread[delta.index] = delta if before is None else before.followed_by(delta)
+        if before is None:
+            self.news.put_nowait(delta.index)
+
+    async def next(self) -> Delta | None:
+        """What is unread of one completion; None where no more comes, to whoever waits."""
+        index = await self.news.get()
+        if index is not None:
+            return self.unread.pop(index)
+        self.news.put_nowait(None)
+        return None
+
+    def end(self) -> None:
+        """No more comes."""
+        self.news.put_nowait(None)
 
 
 class AsyncStream:
@@ -80,16 +102,15 @@ class AsyncStream:
         if not self._num_unfinished:
             raise StopAsyncIteration
         try:
-            delta = await feed.deltas.get()
+            delta = await feed.next()
         except asyncio.CancelledError:
             await self.aclose()
             raise
         if delta is None:
-            feed.deltas.put_nowait(None)  # for the next who waits
             raise StopAsyncIteration
         self._num_unfinished -= delta.finish_reason is not None
         if not self._num_unfinished:
-            feed.deltas.put_nowait(None)
+            feed.end()
         return delta
 
     async def aclose(self) -> None:
@@ -98,7 +119,7 @@ class AsyncStream:
             self._num_unfinished = 0
             self._engine._cancel(self._feed)
             with Contained():  # the loop may be closed, and nobody waits in it then
-                self._feed.loop.call_soon_threadsafe(self._feed.deltas.put_nowait, None)
+                self._feed.loop.call_soon_threadsafe(self._feed.end)
 
     def __del__(self) -> None:
         if self._num_unfinished:
@@ -186,12 +207,26 @@ class AsyncEngine:
         prepared = await loop.run_in_executor(self._preparing, self.llm.prepare, prompt)
         self._engine.check_request(prepared.token_ids, params)
         feed = _Feed(params.n)
-        with self._changed:
-            self._check_room(params.n)
-            self._num_handed_over += params.n
-            self._commands.append(partial(self._add, feed, prepared, params))
-            self._changed.notify()
-        return AsyncStream(self, feed)
+        release = self._room_for(prepared, params)
+        try:
+            with self._changed:
+                self._check_room(params.n)
+                self._num_handed_over += params.n
+                self._commands.append(partial(self._add, feed, prepared, params))
+                self._changed.notify()
+        except BaseException:
+            release()
+            raise
+        stream = AsyncStream(self, feed)
+        weakref.finalize(stream, release).atexit = False
+        return stream
+
+    def _room_for(self, prompt: Prompt, params: SamplingParams) -> Callable[[], None]:
+        """Promise what log-probabilities take: they are the bulk of an answer. Its sequence holds
+        them, and once more what nobody has read yet. Returns what gives it back."""
+        if params.logprobs is None:
+            return lambda: None
+        return self.llm.results.promise([(len(prompt.token_ids), params)] * 2)
 
     async def aclose(self, drain_s: float = 0.0) -> None:
         """Take no more requests, let those there are go on for so long, and end the rest.
@@ -347,4 +382,4 @@ def _failed(index: int, error: Exception) -> Delta:
 
 def _put_all(deltas: list[tuple[_Feed, Delta]]) -> None:
     for feed, delta in deltas:
-        feed.deltas.put_nowait(delta)
+        feed.put(delta)

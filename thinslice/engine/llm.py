@@ -129,6 +129,7 @@ class LLM(Closing):
         sampling: the sampling parameters that the model's files advise, by name, which hold where
             SamplingParams give none.
         prediction: how fast it will be; None where the machine was never measured.
+        results: the room that the plan leaves to answers.
         is_prediction_busy: other programs computed while the machine was measured.
 
     Errors: ConfigError, StoreError, CheckpointError, BudgetError, each before anything large is
@@ -149,7 +150,7 @@ class LLM(Closing):
             self.device = prepared.device
             self.prediction = prepared.prediction
             self.is_prediction_busy = prepared.is_prediction_busy
-            self._results = ResultsRoom(self.plan)
+            self.results = ResultsRoom(self.plan)
             self._engine: Engine | None = _loaded(prepared, progress)
 
     @property
@@ -204,7 +205,7 @@ class LLM(Closing):
         try:
             prepared = [self.prepare(prompt) for prompt in asked]
             lengths = [len(prompt.token_ids) for prompt in prepared]
-            with self._results.held_for([*zip(lengths, params_of, strict=True)]):
+            with self.results.held_for([*zip(lengths, params_of, strict=True)]):
                 for prompt, one in zip(prepared, params_of, strict=True):
                     requests += self.add_requests(prompt, one)
                 self._run(requests, progress)

@@ -1,6 +1,6 @@
 """Request: a sequence's tokens turned into text as they come."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from thinslice.engine.contained import Contained
 from thinslice.engine.engine import Engine
@@ -10,6 +10,9 @@ from thinslice.text.detokenizer import IncrementalDetokenizer
 from thinslice.text.reasoning import ReasoningSplitter
 from thinslice.text.stop_strings import StopStringMatcher
 from thinslice.text.tokenizer import Tokenizer
+
+# Characters up to which pieces of text are joined; without a bound a long one is copied each time.
+_LONG_TEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,18 @@ class Delta:
     logprobs: Logprobs
     finish_reason: str | None
     error: Exception | None
+
+    def followed_by(self, later: "Delta") -> "Delta":
+        """Both as one, in the lists of this one: what an object for each token takes is saved."""
+        for chunk in later.chunks:
+            last = self.chunks[-1] if self.chunks else None
+            if last is not None and last.kind == chunk.kind and len(last.text) < _LONG_TEXT:
+                self.chunks[-1] = TextChunk(chunk.kind, last.text + chunk.text)
+            else:
+                self.chunks.append(chunk)
+        self.token_ids.extend(later.token_ids)
+        self.logprobs.extend(later.logprobs)
+        return replace(self, finish_reason=later.finish_reason, error=later.error)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """What answers take while their caller holds them, and whether the plan has room for it."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from thinslice.config import SamplingParams
 from thinslice.engine.logprobs import Logprobs
-from thinslice.errors import RequestError
+from thinslice.errors import BusyError, RequestError
 from thinslice.plan.cost import CALLER_BYTES
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.units import format_bytes
@@ -23,37 +25,51 @@ class ResultsRoom:
     def __init__(self, plan: MemoryPlan) -> None:
         self._plan = plan
         self._promised = 0
+        self._released: deque[int] = deque()
         self._lock = threading.Lock()
 
     @contextmanager
     def held_for(self, asked: Sequence[tuple[int, SamplingParams]]) -> Iterator[None]:
         """Promise the room that these answers may take, until the end of the ``with``.
 
-        Args:
-            asked: the tokens of each prompt, and what is asked for it.
-
-        Errors: RequestError for more than there is, that says what would fit.
+        Errors: as ``promise``.
         """
-        held = self._take(asked)
+        release = self.promise(asked)
         try:
             yield
         finally:
-            with self._lock:
-                self._promised -= held
+            release()
 
-    def _take(self, asked: Sequence[tuple[int, SamplingParams]]) -> int:
+    def promise(self, asked: Sequence[tuple[int, SamplingParams]]) -> Callable[[], None]:
+        """Promise the room that these answers may take, until what is returned is called, once.
+
+        That may be in a finaliser, at any time.
+
+        Args:
+            asked: the tokens of each prompt, and what is asked for it.
+
+        Errors: RequestError for more than there is, that says what would fit; BusyError where it
+        is promised to others now.
+        """
         held = sum(_bytes_of(self._plan, *one) for one in asked)
         with self._lock:
-            room = max(_room(self._plan) - self._promised, 0)
-            if held <= room:
+            while self._released:
+                self._promised -= self._released.popleft()
+            room = _room(self._plan)
+            left = max(room - self._promised, 0)
+            if held <= left:
                 self._promised += held
-                return held
+                return partial(self._released.append, held)
         num_completions = sum(params.n for _, params in asked)
         longest = max(_most_tokens(self._plan, *one) for one in asked)
-        raise RequestError(
+        told = (
             f"{num_completions} completions of up to {longest} tokens may take "
-            f"{format_bytes(held)} to hold, and the plan leaves {format_bytes(room)}: set "
-            "max_tokens, ask for fewer at a time, or take them one by one with "
+            f"{format_bytes(held)} to hold, and the plan leaves {format_bytes(left)}"
+        )
+        if held <= room:
+            raise BusyError(f"{told} beside the answers that are held now: try again later")
+        raise RequestError(
+            f"{told}: set max_tokens, ask for fewer at a time, or take them one by one with "
             "complete_in_order"
         )
 

@@ -16,6 +16,7 @@ from thinslice.config import SamplingParams
 from thinslice.engine.async_engine import AsyncEngine, AsyncStream
 from thinslice.engine.llm import LLM
 from thinslice.engine.request import Delta
+from thinslice.engine.results import ResultsRoom
 from thinslice.errors import BusyError, RequestError
 from thinslice.units import GIB
 
@@ -103,6 +104,53 @@ def test_several_tasks_may_read_one_stream_and_all_end(llm: LLM) -> None:
         assert stream.completions[0].text == alone
 
     in_engine(llm, task)
+
+
+def test_what_nobody_reads_is_kept_as_one_delta(llm: LLM) -> None:
+    params = replace(LONG, n=2, logprobs=2)
+
+    async def task(engine: AsyncEngine) -> None:
+        at_once = await read(await engine.submit("abc", params))
+        stream = await engine.submit("abc", params)
+        unread = stream._feed.unread
+        while sum(one.finish_reason is not None for one in unread.values()) < params.n:
+            await asyncio.sleep(0.005)
+        late = await read(stream)
+        assert len(late) == 2 < len(at_once)
+        for index in (0, 1):
+            (whole,) = (one for one in late if one.index == index)
+            parts = [one for one in at_once if one.index == index]
+            assert text_of([whole]) == text_of(parts)
+            assert whole.token_ids == [token for one in parts for token in one.token_ids]
+            assert [*whole.logprobs] == [token for one in parts for token in one.logprobs]
+            assert whole.finish_reason == parts[-1].finish_reason == "length"
+            assert whole.token_ids == stream.completions[index].token_ids
+
+    in_engine(llm, task)
+
+
+def test_log_probabilities_are_promised_room_until_their_stream_is_let_go(llm: LLM) -> None:
+    params = replace(LONG, logprobs=20, max_tokens=400)
+
+    async def task(engine: AsyncEngine) -> None:
+        streams = [await engine.submit("abc", params)]
+        with pytest.raises(BusyError, match="beside the answers that are held now"):
+            await fill(engine, streams)
+        assert 4 < len(streams) < 60
+        assert (await read(streams[0]))[-1].finish_reason == "length"
+        streams.clear()
+        assert (await read(await engine.submit("abc", params)))[-1].finish_reason == "length"
+        with pytest.raises(RequestError, match="set max_tokens"):
+            await engine.submit("abc", replace(params, n=64))
+
+    async def fill(engine: AsyncEngine, streams: list[AsyncStream]) -> None:
+        while len(streams) < 60:
+            streams.append(await engine.submit("abc", params))
+
+    whole = llm.results
+    llm.results = ResultsRoom(replace(llm.plan, budget_bytes=llm.plan.peak_bytes))
+    in_engine(llm, task)
+    llm.results = whole
 
 
 def test_a_stream_is_read_in_its_own_event_loop(llm: LLM) -> None:
