@@ -19,7 +19,7 @@ from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
 from thinslice.engine.request import Completion, Request, TextChunk
-from thinslice.engine.results import ResultsRoom
+from thinslice.engine.results import Held, ResultsRoom
 from thinslice.engine.signature import check_settings, errors_in_python, with_settings
 from thinslice.errors import ContextError, RequestError, shown
 from thinslice.memory.give_back import give_back
@@ -205,10 +205,10 @@ class LLM(Closing):
         try:
             prepared = [self.prepare(prompt) for prompt in asked]
             lengths = [len(prompt.token_ids) for prompt in prepared]
-            with self.results.held_for([*zip(lengths, params_of, strict=True)]):
+            with self.results.held_for([*zip(lengths, params_of, strict=True)]) as held:
                 for prompt, one in zip(prepared, params_of, strict=True):
                     requests += self.add_requests(prompt, one)
-                self._run(requests, progress)
+                self._run(requests, held, progress)
         finally:
             for request in requests:
                 request.engine.abort(request.sequence)
@@ -294,7 +294,12 @@ class LLM(Closing):
             raise
         return requests
 
-    def _run(self, requests: list[Request], progress: Callable[[int, int], None] | None) -> None:
+    def _run(
+        self,
+        requests: list[Request],
+        held: Held,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
         """Step until all are finished."""
         unfinished = requests
         while unfinished:
@@ -302,7 +307,8 @@ class LLM(Closing):
             # Of another thread's steps as well, and not of those of a stream.
             for request in unfinished:
                 if request.has_news:
-                    request.advance()
+                    delta = request.advance()
+                    held.note(len(delta.token_ids), [chunk.text for chunk in delta.chunks])
             num_before = len(unfinished)
             unfinished = [request for request in unfinished if not request.is_told]
             if progress is not None and len(unfinished) < num_before:

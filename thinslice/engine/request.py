@@ -220,5 +220,9 @@ class Request:
 
     def _record(self, pieces: list[tuple[str, str]]) -> list[TextChunk]:
         for kind, text in pieces:
-            self._texts[kind].append(text)
+            kept = self._texts[kind]
+            if kept and len(kept[-1]) < _LONG_TEXT:
+                kept[-1] += text
+            else:
+                kept.append(text)
         return [TextChunk(kind, text) for kind, text in pieces]

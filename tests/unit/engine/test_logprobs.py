@@ -78,6 +78,22 @@ def test_room_that_is_promised_to_one_call_is_not_promised_to_another() -> None:
     assert fits(room, one * most)
 
 
+def test_room_grows_with_long_texts_until_there_is_none_left() -> None:
+    asked = [(1, SamplingParams(max_tokens=5000))]
+    room = ResultsRoom(small_plan())
+    before = max(count for count in range(1, 400) if fits(room, asked * count))
+    with room.held_for(asked) as held:
+        for _ in range(1000):
+            held.note(2, ["word", " word"])
+        assert fits(room, asked * (before - 1)), "texts of the usual length take what was promised"
+        for _ in range(1000):
+            held.note(1, ["x" * 500])
+        assert not fits(room, asked * (before - 1))
+        with pytest.raises(RequestError, match=r"the texts of these completions take .* by now"):
+            held.note(10_000, ["x" * 1000] * 10_000)
+    assert fits(room, asked * before)
+
+
 def fits(room: ResultsRoom, asked: list[tuple[int, SamplingParams]]) -> bool:
     try:
         with room.held_for(asked):
