@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -149,7 +150,7 @@ def _prompt_of(line: bytes, batch: Batch) -> "Prompt | RequestError":
     """The prompt that a line holds, or why it holds none."""
     try:
         text = line.decode().rstrip("\r\n")
-        asked: Any = json.loads(text) if batch.prompts.suffix == ".jsonl" else text
+        asked: Any = json.loads(text) if batch.prompts.suffix.lower() == ".jsonl" else text
     except UnicodeDecodeError:
         return RequestError("the line is not UTF-8")
     except (ValueError, RecursionError):
@@ -242,13 +243,15 @@ def _opened(path: Path, mode: str) -> IO[bytes]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines that are not blank, one in memory at a time.
+    """The lines that are not blank, one in memory at a time, without a byte order mark.
 
     Errors: ConfigError for one of over 8 MiB.
     """
+    mark = BOM_UTF8
     while line := file.readline(_LARGEST_LINE + 1):
         if len(line) > _LARGEST_LINE:
             raise ConfigError(f"{file.name} has a line of over {_LARGEST_LINE >> 20} MiB")
+        line, mark = line.removeprefix(mark), b""
         if line.strip():
             yield line
 

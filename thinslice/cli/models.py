@@ -86,8 +86,12 @@ def show(model: str, /, *, as_json: Json = False) -> None:
         as_json: Print one JSON object instead of the table.
     """
     stored = Store().show(model)
+    # A path has no copy of that name, and needs no store.
+    copies = [] if stored.pulled_at is None else Store().packed()
+    copies = [copy for copy in copies if copy.model == stored.name]
     if as_json:
-        print_json(as_record(stored))
+        packed = [asdict(copy) | {"path": str(copy.path)} for copy in copies]
+        print_json({**as_record(stored), "packed": packed})
         return
     table = plain_table()
     table.add_row("name", stored.name)
@@ -103,10 +107,8 @@ def show(model: str, /, *, as_json: Json = False) -> None:
         table.add_row("pulled", stored.pulled_at)
     table.add_row("path", str(stored.path))
     table.add_row("size", format_bytes(stored.num_bytes))
-    # A path has no copy of that name, and needs no store.
-    for copy in () if stored.pulled_at is None else Store().packed():
-        if copy.model == stored.name:
-            table.add_row(f"{copy.format} copy", f"{copy.name}  {format_bytes(copy.num_bytes)}")
+    for copy in copies:
+        table.add_row(f"{copy.format} copy", f"{copy.name}  {format_bytes(copy.num_bytes)}")
     for file in stored.files:
         digest = f"sha256 {file.sha256}" if file.sha256 else ""
         table.add_row("file", f"{file.path}  {format_bytes(file.num_bytes)}  {digest}".rstrip())

@@ -4,6 +4,7 @@ import os
 import select
 import stat
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -90,7 +91,7 @@ def _read(stream: BinaryIO, name: str) -> bytes:
 
 def _decoded(data: bytes, name: str) -> str:
     try:
-        return data.decode()
+        return data.removeprefix(BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         raise RequestError(
             f"{name} is not UTF-8: byte {data[error.start]:#04x} at {error.start}"

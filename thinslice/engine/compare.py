@@ -128,6 +128,8 @@ def cut_windows(
     windows = Windows(token_ids, first_scored, context, len(text_ids), len(used_ids))
     if windows.num_scored < 2:
         needed = 2 if prefix_ids else 3
+        if len(text_ids) >= needed:
+            raise RequestError(f"--tokens {num_tokens} is too few; at least {needed}")
         raise RequestError(f"--text has {len(text_ids)} of at least {needed} tokens")
     return windows
 

@@ -77,6 +77,18 @@ def test_every_line_is_answered_in_order_as_it_is_alone(llm: LLM, batch: Batch) 
     assert "tools go with messages" in errors[10]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_prompt_and_a_suffix_may_have_capitals(
+    llm: LLM, batch: Batch, tmp_path: Path
+) -> None:
+    answer_all(llm, batch)
+    expected = [one["text"] for one in records(batch.out)[:3]]
+    marked = tmp_path / "marked.JSONL"
+    marked.write_bytes(b"\xef\xbb\xbf" + "\n".join(LINES[:3]).encode())
+    other = replace(batch, prompts=marked, out=tmp_path / "marked-out.jsonl")
+    assert answer_all(llm, other) == 0
+    assert [one["text"] for one in records(other.out)] == expected
+
+
 def test_a_run_that_was_cut_anywhere_goes_on_and_gives_the_same_file(
     llm: LLM, batch: Batch
 ) -> None:

@@ -94,6 +94,12 @@ def test_a_terminal_is_not_waited_for_and_a_missing_file_is_named(
         read_prompt("asked", None, (tmp_path,))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_bytes(b"\xef\xbb\xbfabc")
+    assert read_prompt("asked", None, (notes,)) == "asked\n\nabc"
+
+
 def test_an_argument_is_the_utf8_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the locale took its bytes for."""
     monkeypatch.setattr("sys.stdin", Input(b""))

@@ -181,6 +181,11 @@ def test_what_must_be_packed_first_is_packed_once(
     assert len(list((tmp_path / "models" / "packed").glob("*-int8"))) == 1
 
 
+def test_too_few_tokens_of_a_text_that_has_more_are_told_as_such(model: str) -> None:
+    with pytest.raises(RequestError, match="--tokens 2 is too few; at least 3"):
+        load_pair(replace(settings_of(model, model), num_tokens=2), TEXT)
+
+
 def test_a_text_too_short_is_refused(model: str) -> None:
     with pytest.raises(RequestError, match="--text has 1 of at least 3 tokens"):
         load_pair(settings_of(model, model), "a")
