@@ -57,7 +57,7 @@ _FENCE = '"""'
 # Bytes of a piped line, and characters between fences.
 _LONGEST_PIPED = 8 * MIB
 # Reads one line behind a prompt, with a text offered to begin with.
-ReadLine = Callable[[str, str], str]
+ReadLine = Callable[[str, str | None], str]
 
 
 def chat(
@@ -99,8 +99,8 @@ class Chat:
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
-        # What the next line begins with.
-        self.offered = ""
+        # What the next line begins with; None for nothing of what was offered before either.
+        self.offered: str | None = ""
         self.commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: _show_help(),
             "/?": lambda _: _show_help(),
@@ -176,10 +176,10 @@ class Chat:
 
     def _load(self, file: str) -> None:
         note(self.conversation.load(file))
-        self.offered = self.conversation.unsent
+        self.offered = self.conversation.unsent or None
 
 
-def read_turn(read_line: ReadLine, offered: str = "") -> str:
+def read_turn(read_line: ReadLine, offered: str | None = "") -> str:
     """One message: a line, or the lines between two fences of three quotes."""
     line = read_line(">>> ", offered)
     if not line.lstrip().startswith(_FENCE):
@@ -239,7 +239,7 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
     editor = LineEditor(terminal, history, completions)
     told: list[str] = []
 
-    def read_line(prompt: str, offered: str) -> str:
+    def read_line(prompt: str, offered: str | None) -> str:
         if history.trouble is not None and not told:
             told.append(history.trouble)
             note(f"what you type is not kept across starts: {history.trouble}")
@@ -258,7 +258,7 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
     return terminal, read_line
 
 
-def _plain_line(_prompt: str, _offered: str) -> str:
+def _plain_line(_prompt: str, _offered: str | None) -> str:
     """A line of standard input that is no terminal."""
     data = sys.stdin.buffer.readline(_LONGEST_PIPED + 1)
     if not data:

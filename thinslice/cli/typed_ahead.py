@@ -25,12 +25,15 @@ class TypedAhead:
         self._held = ""
         self._is_typed = False
 
-    def next(self, offered: str) -> str:
+    def next(self, offered: str | None) -> str:
         """What the next line begins with: the text offered, or else the first message.
 
         Nothing typed ahead is ever sent by itself. Messages behind the first wait for their turn.
-        What a command took the place of comes again; one that was offered gives way to another.
+        What a command took the place of comes again; one that was offered gives way to another, and
+        with None offered to nothing.
         """
+        if offered is None:
+            self._held = ""
         keys = (self._keys + self._terminal.take_ahead()).encode()
         self._keys = keys[:MOST_AHEAD_BYTES].decode("utf-8", "ignore")
         dropped = self._terminal.take_num_dropped() + len(keys[MOST_AHEAD_BYTES:])

@@ -84,6 +84,14 @@ def test_a_message_taken_back_is_offered_again_unless_another_is() -> None:
     assert ahead.next("") == ""
 
 
+def test_a_loaded_conversation_is_offered_nothing_of_the_one_before() -> None:
+    ahead = typed()
+    assert ahead.next("of before") == "of before"
+    ahead.put_back("of before")
+    assert ahead.next(None) == ""
+    assert ahead.next("") == ""
+
+
 def test_nothing_is_said_to_follow_where_nothing_does(capsys: pytest.CaptureFixture[str]) -> None:
     typed("one\r\r").next("")
     assert "what follows" not in capsys.readouterr().err
