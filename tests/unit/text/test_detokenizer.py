@@ -40,10 +40,13 @@ def test_any_tokens_in_sum_give_their_decoding(tokenizer: Tokenizer, ids: list[i
     assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
 
 
+# A special token that a text spells out, as <|im_end|>, is a token and no text; Hypothesis draws
+# texts that it finds in the code.
+PLAIN = st.characters(exclude_categories=["Cs"], exclude_characters="<")
+
+
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS.keys())
-@given(
-    text=st.text(st.sampled_from("the é中ি😀👩‍👧 \n") | st.characters(exclude_categories=["Cs"]))
-)
+@given(text=st.text(st.sampled_from("the é中ি😀👩‍👧 \n") | PLAIN))
 def test_a_text_comes_back_in_whole_characters(tokenizer: Tokenizer, text: str) -> None:
     text = text.replace("▁", " ")
     pieces = stream(tokenizer, tokenizer.encode(text, add_special_tokens=False))
