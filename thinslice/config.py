@@ -246,9 +246,15 @@ def _check_flag(name: str, value: object, error: type[ThinsliceError]) -> None:
 
 def _check_size(name: str, size: str) -> None:
     try:
-        parse_bytes(size)
+        num_bytes = parse_bytes(size)
     except ConfigError as error:
         raise _about(name, ConfigError(f"{name}: {error}")) from None
+    _check_memory(name, num_bytes)
+
+
+def _check_memory(name: str, num_bytes: int) -> None:
+    if num_bytes > _LARGEST_MEMORY:
+        raise _about(name, ConfigError(f"{name} is more memory than there is"))
 
 
 def _check_choice(name: str, value: object, choices: object) -> None:
@@ -317,15 +323,16 @@ class EngineSettings:
             elif size is not None and (type(size) is not int or size <= 0):
                 told = f"{name} is {shown(size)}; expected bytes, or text as in 4GiB"
                 raise _about(name, ConfigError(told))
-            elif size is not None and size > _LARGEST_MEMORY:
-                raise _about(name, ConfigError(f"{name} is more memory than there is"))
+            elif size is not None:
+                _check_memory(name, size)
         for name in ("context", "draft_length", "max_num_seqs"):
             value = getattr(self, name)
             if type(value) is not int and not (value is None and name == "context"):
                 told = f"{name} is {shown(value)}; expected a whole number"
                 raise _about(name, ConfigError(told))
-            if isinstance(value, int) and value > _LARGEST_NUMBER:
-                raise _about(name, ConfigError(f"{name} is more than {_LARGEST_NUMBER}"))
+            if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+                told = f"{name} is beyond {-_LARGEST_NUMBER}..{_LARGEST_NUMBER}"
+                raise _about(name, ConfigError(told))
         if not 0 < self.max_num_seqs <= 1024:
             told = f"max_num_seqs is {self.max_num_seqs}; expected 1..1024"
             raise _about("max_num_seqs", ConfigError(told))

@@ -104,7 +104,15 @@ class Ambiguous:
 
 
 @pytest.mark.parametrize(
-    "value", [pytest.param(10**6000, id="long"), Ambiguous(), [1], b"int4", 1.5]
+    "value",
+    [
+        pytest.param(10**6000, id="long"),
+        pytest.param(-(10**6000), id="low"),
+        Ambiguous(),
+        [1],
+        b"int4",
+        1.5,
+    ],
 )
 @pytest.mark.parametrize(
     "name",
@@ -123,5 +131,8 @@ def test_flags_are_true_or_false() -> None:
             SamplingParams(ignore_eos=value)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"^memory: 'x' is not a size"):
         EngineSettings(memory="x")
+    for memory in ("999999999TiB", 1 << 61):
+        with pytest.raises(ConfigError, match="memory is more memory than there is"):
+            EngineSettings(memory=memory)
     with pytest.raises(RequestError, match="stop is a int that cannot be written out"):
         SamplingParams(stop=10**6000)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 
 from thinslice.engine.contained import Contained
-from thinslice.engine.logprobs import TokenLogprobs
+from thinslice.engine.logprobs import Logprobs, TokenLogprobs
 from thinslice.engine.sampler import Sampled, best_tokens, sample_rows
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.scoring import Scores
@@ -29,7 +29,7 @@ class Advance:
 
     tokens: ScheduledTokens
     new_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
+    logprobs: Rows[TokenLogprobs] = ()
     finish_reason: str | None = None
     error: Exception | None = None
 
@@ -69,8 +69,8 @@ def advance_all(
     """
     best = best_tokens(logits_RV)
     stops = accumulate(tokens.num_rows for tokens in scheduled)
-    results: Rows[list[TokenLogprobs] | CheckpointError]
-    results = [[]] * len(scheduled) if scores is None else scores.results()
+    nothing: list[Logprobs | CheckpointError] = [Logprobs()] * len(scheduled)
+    results = nothing if scores is None else scores.results()
     advances = []
     for tokens, stop, scored in zip(scheduled, stops, results, strict=True):
         start = stop - tokens.num_rows
@@ -89,11 +89,11 @@ def advance_all(
     return advances
 
 
-def _scored(tokens: ScheduledTokens, scored: list[TokenLogprobs] | CheckpointError) -> Advance:
+def _scored(tokens: ScheduledTokens, scored: Logprobs | CheckpointError) -> Advance:
     if isinstance(scored, CheckpointError):
         return Advance(tokens, error=scored)
     is_last = tokens.count == tokens.sequence.num_uncomputed
-    return Advance(tokens, logprobs=tuple(scored), finish_reason="scored" if is_last else None)
+    return Advance(tokens, logprobs=scored, finish_reason="scored" if is_last else None)
 
 
 def _cut(tokens: ScheduledTokens, sampled: Sampled, eos_token_ids: frozenset[int]) -> Advance:

@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 
@@ -22,6 +22,7 @@ from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM, Prompt, checked_params
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.request import Completion, Delta, Request
+from thinslice.engine.results import Held
 from thinslice.errors import BusyError, RequestError, shown
 from thinslice.text.messages import Conversation, Message
 
@@ -37,9 +38,11 @@ class _Feed:
         requests: set by the engine's thread.
         unread: of each completion, what has come and nobody has read yet, as one Delta.
         news: indexes of completions that have something there, and None at the end of all.
+        held: room for log-probabilities, the bulk of an answer that has them.
     """
 
     num_samples: int
+    held: Held
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     unread: dict[int, Delta] = field(default_factory=dict)
     news: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
@@ -72,14 +75,15 @@ class AsyncStream:
     What went wrong in a request is in its Delta, and not raised. Whoever leaves early calls
     ``aclose``, uses the stream as a context manager, or lets it go: that ends the completions, and
     their blocks are free before the next step. A task that is cancelled while it waits here need
-    not. Several tasks of the event loop that it was submitted in may iterate; each gets Deltas that
-    no other gets.
+    not, unless others wait too. Several tasks of the event loop that it was submitted in may
+    iterate; each gets Deltas that no other gets.
     """
 
     def __init__(self, engine: "AsyncEngine", feed: _Feed) -> None:
         self._engine = engine
         self._feed = feed
         self._num_unfinished = feed.num_samples
+        self._num_waiting = 0
 
     async def __aenter__(self) -> "AsyncStream":
         return self
@@ -101,12 +105,16 @@ class AsyncStream:
             raise RequestError("a stream is read in the event loop that it was submitted in")
         if not self._num_unfinished:
             raise StopAsyncIteration
+        self._num_waiting += 1
         try:
             delta = await feed.next()
         except asyncio.CancelledError:
-            await self.aclose()
+            if self._num_waiting == 1:
+                await self.aclose()
             raise
-        if delta is None:
+        finally:
+            self._num_waiting -= 1
+        if delta is None or not self._num_unfinished:
             raise StopAsyncIteration
         self._num_unfinished -= delta.finish_reason is not None
         if not self._num_unfinished:
@@ -197,8 +205,7 @@ class AsyncEngine:
         """Queue a prompt; what comes of it is the stream's.
 
         Errors: RequestError as ``LLM.generate``, and in a child of a fork; BusyError where too many
-        wait, where the plan has no room for one more answer that nobody has read, or where the
-        engine is shutting down.
+        wait, or the engine is shutting down.
         """
         params = checked_params(params)
         self._check_process()
@@ -206,27 +213,15 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self._preparing, self.llm.prepare, prompt)
         self._engine.check_request(prepared.token_ids, params)
-        feed = _Feed(params.n)
-        release = self._room_for(prepared, params)
-        try:
-            with self._changed:
-                self._check_room(params.n)
-                self._num_handed_over += params.n
-                self._commands.append(partial(self._add, feed, prepared, params))
-                self._changed.notify()
-        except BaseException:
-            release()
-            raise
+        feed = _Feed(params.n, Held(self._engine.results))
+        with self._changed:
+            self._check_room(params.n)
+            self._num_handed_over += params.n
+            self._commands.append(partial(self._add, feed, prepared, params))
+            self._changed.notify()
         stream = AsyncStream(self, feed)
-        weakref.finalize(stream, release).atexit = False
+        weakref.finalize(stream, feed.held.release).atexit = False
         return stream
-
-    def _room_for(self, prompt: Prompt, params: SamplingParams) -> Callable[[], None]:
-        """Promise what log-probabilities take: they are the bulk of an answer. Its sequence holds
-        them, and once more what nobody has read yet. Returns what gives it back."""
-        if params.logprobs is None:
-            return lambda: None
-        return self.llm.results.promise([(len(prompt.token_ids), params)] * 2)
 
     async def aclose(self, drain_s: float = 0.0) -> None:
         """Take no more requests, let those there are go on for so long, and end the rest.
@@ -354,7 +349,7 @@ class AsyncEngine:
         ended: set[Request] = set()
         for feed, request in changed:
             with Contained() as trouble:
-                delta = request.advance()
+                delta = self._advanced(feed, request)
             if trouble.error is not None:
                 delta = _failed(request.index, trouble.error)
             if delta.finish_reason is not None:
@@ -362,6 +357,21 @@ class AsyncEngine:
             news.append((feed, delta))
         self._unfinished = [one for one in self._unfinished if one[1] not in ended]
         self._send(news)
+
+    def _advanced(self, feed: _Feed, request: Request) -> Delta:
+        """What is new of a request, which ends where there is no room for its log-probabilities:
+        its sequence holds them, and once more what nobody has read yet."""
+        delta = request.advance()
+        num_top = request.sequence.params.logprobs
+        if num_top is None or delta.finish_reason is not None:
+            return delta
+        num_bytes = 2 * Logprobs.bytes_per_token(num_top) * len(delta.token_ids)
+        try:
+            feed.held.use(num_bytes, "log-probabilities that are held")
+        except BusyError as error:
+            self._engine.end(request.sequence, "error", error)
+            return replace(delta, finish_reason="error", error=error)
+        return delta
 
     def _send(self, news: list[tuple[_Feed, Delta]]) -> None:
         """With one call into each event loop."""

@@ -18,6 +18,7 @@ from thinslice.engine.contained import Contained
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.metrics import Metrics
+from thinslice.engine.results import Held, ResultsRoom
 from thinslice.engine.runner import Runner
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.scoring import Scores
@@ -43,6 +44,7 @@ class Engine:
     Attributes:
         drafting: None where nothing is drafted.
         metrics: what was done so far.
+        results: the room that the plan leaves to answers.
         clock: seconds; deadlines and timings are on it.
     """
 
@@ -60,6 +62,7 @@ class Engine:
         self.eos_token_ids = eos_token_ids
         self.scheduler = Scheduler(plan)
         self.metrics = Metrics(kv_blocks=plan.num_kv_blocks)
+        self.results = ResultsRoom(plan)
         self.clock: Callable[[], float] = time.perf_counter
         # Packed models leave little, and process.bound_allocator bounds it.
         self._kept_memory = KeptMemory() if plan.dtype in FLOAT_BYTES else None
@@ -87,12 +90,11 @@ class Engine:
         A step that runs in another thread is waited for.
         """
         self._operation.check_entry()
-        with self.lock:
+        with self.lock, self._operation:
             if self._runner is None:
                 return
-            with self._operation:
-                for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
-                    self._end(sequence, "error", RequestError(CLOSED))
+            for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+                self._end(sequence, "error", RequestError(CLOSED))
             self._runner.close()
             self._runner = self.drafting = None
             if self.reservation is not None:
@@ -211,7 +213,8 @@ class Engine:
         """Queue a text to be scored, as ``score``; the sequence ends with the reason ``scored``.
 
         Errors: RequestError for a text that is empty or longer than the context, an id outside the
-        vocabulary, or a start that leaves no token.
+        vocabulary, or a start that leaves no token; BusyError where the plan has no room for what
+        is to be told.
         """
         vocab_size = self.runner.decoder.shape.vocab_size
         check_scored(token_ids, start, num_top, self.scheduler.capacity, vocab_size)
@@ -225,6 +228,10 @@ class Engine:
             arrived_at=self.clock(),
             on_output=on_output,
         )
+        held = Held(self.results)
+        weakref.finalize(sequence, held.release).atexit = False
+        per_token = Logprobs.bytes_per_token(num_top)
+        held.need(per_token * (len(token_ids) - start), "log-probabilities")
         self._add([sequence])
         return sequence
 

@@ -19,7 +19,7 @@ from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
 from thinslice.engine.request import Completion, Request, TextChunk
-from thinslice.engine.results import Held, ResultsRoom
+from thinslice.engine.results import Held, text_bytes
 from thinslice.engine.signature import check_settings, errors_in_python, with_settings
 from thinslice.errors import ContextError, RequestError, shown
 from thinslice.memory.give_back import give_back
@@ -129,7 +129,6 @@ class LLM(Closing):
         sampling: the sampling parameters that the model's files advise, by name, which hold where
             SamplingParams give none.
         prediction: how fast it will be; None where the machine was never measured.
-        results: the room that the plan leaves to answers.
         is_prediction_busy: other programs computed while the machine was measured.
 
     Errors: ConfigError, StoreError, CheckpointError, BudgetError, each before anything large is
@@ -150,7 +149,6 @@ class LLM(Closing):
             self.device = prepared.device
             self.prediction = prepared.prediction
             self.is_prediction_busy = prepared.is_prediction_busy
-            self.results = ResultsRoom(self.plan)
             self._engine: Engine | None = _loaded(prepared, progress)
 
     @property
@@ -205,7 +203,7 @@ class LLM(Closing):
         try:
             prepared = [self.prepare(prompt) for prompt in asked]
             lengths = [len(prompt.token_ids) for prompt in prepared]
-            with self.results.held_for([*zip(lengths, params_of, strict=True)]) as held:
+            with self.engine.results.held_for([*zip(lengths, params_of, strict=True)]) as held:
                 for prompt, one in zip(prepared, params_of, strict=True):
                     requests += self.add_requests(prompt, one)
                 self._run(requests, held, progress)
@@ -308,7 +306,8 @@ class LLM(Closing):
             for request in unfinished:
                 if request.has_news:
                     delta = request.advance()
-                    held.note(len(delta.token_ids), [chunk.text for chunk in delta.chunks])
+                    num_bytes = sum(text_bytes(chunk.text) for chunk in delta.chunks)
+                    held.use(num_bytes, "the texts of these completions")
             num_before = len(unfinished)
             unfinished = [request for request in unfinished if not request.is_told]
             if progress is not None and len(unfinished) < num_before:

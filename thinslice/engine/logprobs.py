@@ -3,7 +3,12 @@
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,22 @@ class Logprobs(Sequence[TokenLogprobs]):
         self._top_values = array("d")
         self.extend(tokens)
 
+    @classmethod
+    def of_rows(cls, chosen: Rows, top_ids: Rows, top_values: Rows) -> "Logprobs":
+        """Those of tokens that were given and not drawn, from arrays.
+
+        Args:
+            chosen: [T] float64, of the tokens.
+            top_ids, top_values: [T, most], of the likeliest.
+        """
+        logprobs = cls()
+        logprobs._num_top = top_ids.shape[1]
+        logprobs._chosen = array("d", chosen.tobytes())
+        logprobs._drawn = array("d", bytes(8 * len(chosen)))
+        logprobs._top_ids = array("i", top_ids.astype(np.int32).tobytes())
+        logprobs._top_values = array("d", top_values.tobytes())
+        return logprobs
+
     @staticmethod
     def bytes_per_token(num_top: int) -> int:
         """What a token takes at most, with the room that arrays keep to grow into."""
@@ -46,6 +67,14 @@ class Logprobs(Sequence[TokenLogprobs]):
 
     def extend(self, tokens: Iterable[TokenLogprobs]) -> None:
         """Append tokens. Interrupted, it is put right by ``truncate``."""
+        if isinstance(tokens, Logprobs):
+            if len(tokens):
+                self._num_top = tokens._num_top
+            self._chosen.extend(tokens._chosen)
+            self._drawn.extend(tokens._drawn)
+            self._top_ids.extend(tokens._top_ids)
+            self._top_values.extend(tokens._top_values)
+            return
         for token in tokens:
             self._num_top = len(token.top)
             self._chosen.append(token.logprob)

@@ -46,11 +46,7 @@ class Delta:
     def followed_by(self, later: "Delta") -> "Delta":
         """Both as one, in the lists of this one: what an object for each token takes is saved."""
         for chunk in later.chunks:
-            last = self.chunks[-1] if self.chunks else None
-            if last is not None and last.kind == chunk.kind and len(last.text) < _LONG_TEXT:
-                self.chunks[-1] = TextChunk(chunk.kind, last.text + chunk.text)
-            else:
-                self.chunks.append(chunk)
+            _append(self.chunks, chunk)
         self.token_ids.extend(later.token_ids)
         self.logprobs.extend(later.logprobs)
         return replace(self, finish_reason=later.finish_reason, error=later.error)
@@ -122,7 +118,7 @@ class Request:
         self._splitter = None if rendered_prompt is None else ReasoningSplitter(rendered_prompt)
         self._num_seen = 0
         self.is_told = False
-        self._texts: dict[str, list[str]] = {"reasoning": [], "answer": []}
+        self._chunks: list[TextChunk] = []
 
     def __del__(self) -> None:
         if not self.is_finished:
@@ -151,8 +147,8 @@ class Request:
         """The whole of a finished request, or what ``advance`` has given so far."""
         sequence, first_at = self.sequence, self.sequence.first_token_at
         return Completion(
-            text="".join(self._texts["answer"]),
-            reasoning="".join(self._texts["reasoning"]),
+            text=self._text_of("answer"),
+            reasoning=self._text_of("reasoning"),
             prompt_token_ids=sequence.prompt_token_ids,
             token_ids=sequence.completion_token_ids[: self._num_seen],
             finish_reason=sequence.finish_reason,
@@ -173,18 +169,21 @@ class Request:
             chunks += self._new_text()
         if trouble.error is not None:
             self.engine.end(self.sequence, "error", trouble.error)
-        sequence, self.is_told = self.sequence, self.is_finished
+            self.is_told = True
+        sequence = self.sequence
         return Delta(
             index=self.index,
             chunks=chunks,
             token_ids=sequence.completion_token_ids[start : self._num_seen],
             logprobs=sequence.logprobs[start : self._num_seen],
-            finish_reason=sequence.finish_reason,
-            error=sequence.error,
+            finish_reason=sequence.finish_reason if self.is_told else None,
+            error=sequence.error if self.is_told else None,
         )
 
     def _new_text(self) -> list[TextChunk]:
         chunks: list[TextChunk] = []
+        # Before its tokens are looked at: a signal handler that runs steps may bring more of them.
+        is_finished = self.is_finished
         for token_id in self.sequence.completion_token_ids[self._num_seen :]:
             self._num_seen += 1
             if not self._is_end_token():
@@ -192,9 +191,11 @@ class Request:
             if self._stops.matched is not None:
                 if self.sequence.error is None:
                     self.engine.end(self.sequence, "stop")
+                is_finished = True
                 break
-        if self.is_finished:
+        if is_finished:
             chunks += self._flush()
+        self.is_told = is_finished
         return chunks
 
     def _is_end_token(self) -> bool:
@@ -219,10 +220,19 @@ class Request:
         return self._record(self._splitter.push(text))
 
     def _record(self, pieces: list[tuple[str, str]]) -> list[TextChunk]:
-        for kind, text in pieces:
-            kept = self._texts[kind]
-            if kept and len(kept[-1]) < _LONG_TEXT:
-                kept[-1] += text
-            else:
-                kept.append(text)
-        return [TextChunk(kind, text) for kind, text in pieces]
+        chunks = [TextChunk(kind, text) for kind, text in pieces]
+        for chunk in chunks:
+            _append(self._chunks, chunk)
+        return chunks
+
+    def _text_of(self, kind: str) -> str:
+        return "".join(chunk.text for chunk in self._chunks if chunk.kind == kind)
+
+
+def _append(chunks: list[TextChunk], chunk: TextChunk) -> None:
+    """Add a piece of text, as part of the last one where that is short and of its kind."""
+    last = chunks[-1] if chunks else None
+    if last is not None and last.kind == chunk.kind and len(last.text) < _LONG_TEXT:
+        chunks[-1] = TextChunk(chunk.kind, last.text + chunk.text)
+    else:
+        chunks.append(chunk)

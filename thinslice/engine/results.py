@@ -1,11 +1,9 @@
 """What answers take while their caller holds them, and whether the plan has room for it."""
 
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 from thinslice.config import SamplingParams
 from thinslice.engine.logprobs import Logprobs
@@ -14,11 +12,12 @@ from thinslice.plan.cost import CALLER_BYTES
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.units import KIB, format_bytes
 
-# A token id as Python keeps it in a list, and the text that it becomes as a rule.
-_TEXT_BYTES_PER_TOKEN = 8
+# A token id as Python keeps it in a list, and the text that it becomes as a rule: whole and in
+# pieces, while a completion is put together.
+_TEXT_BYTES_PER_TOKEN = 16
 _BYTES_PER_TOKEN = 40 + _TEXT_BYTES_PER_TOKEN
-# What is promised at a time where texts are longer, and what Python takes for an empty one.
-_MORE_BYTES, _EMPTY_BYTES = 64 * KIB, sys.getsizeof("")
+# What is promised at a time where more comes.
+_MORE_BYTES = 64 * KIB
 # A completion without tokens: its texts, its lists, its sequence and generator.
 _BYTES_PER_COMPLETION = 8 * 1024
 
@@ -36,92 +35,114 @@ class ResultsRoom:
     def held_for(self, asked: Sequence[tuple[int, SamplingParams]]) -> Iterator["Held"]:
         """Promise the room that these answers may take, until the end of the ``with``.
 
-        Errors: as ``promise``.
-        """
-        held = Held(self, self.promise(asked))
-        try:
-            yield held
-        finally:
-            held.release()
-
-    def promise(self, asked: Sequence[tuple[int, SamplingParams]]) -> Callable[[], None]:
-        """Promise the room that these answers may take, until what is returned is called, once.
-
-        That may be in a finaliser, at any time.
-
         Args:
             asked: the tokens of each prompt, and what is asked for it.
 
         Errors: RequestError for more than there is, that says what would fit; BusyError where it
         is promised to others now.
         """
-        held = sum(_bytes_of(self._plan, *one) for one in asked)
-        release, left = self.take(held)
-        if release is not None:
-            return release
+        held = Held(self)
+        try:
+            self._promise(asked, held)
+            yield held
+        finally:
+            held.release()
+
+    def take(self, num_bytes: int) -> bool:
+        """Promise so many bytes; False, and nothing is, where there is no room."""
+        with self._lock:
+            if num_bytes > self._left():
+                return False
+            self._promised += num_bytes
+            return True
+
+    def release(self, num_bytes: int) -> None:
+        """Give back what was promised. In a finaliser too: it waits for no lock."""
+        self._released.append(num_bytes)
+
+    @property
+    def left_bytes(self) -> int:
+        """What is promised to nobody."""
+        with self._lock:
+            return self._left()
+
+    def _left(self) -> int:
+        while self._released:
+            self._promised -= self._released.popleft()
+        return max(_room(self._plan) - self._promised, 0)
+
+    def _promise(self, asked: Sequence[tuple[int, SamplingParams]], held: "Held") -> None:
+        num_bytes = sum(_bytes_of(self._plan, *one) for one in asked)
+        num_tokens = sum(params.n * _most_tokens(self._plan, num, params) for num, params in asked)
+        if held.take(num_bytes):
+            held.allow(num_tokens * _TEXT_BYTES_PER_TOKEN)
+            return
         num_completions = sum(params.n for _, params in asked)
         longest = max(_most_tokens(self._plan, *one) for one in asked)
         told = (
             f"{num_completions} completions of up to {longest} tokens may take "
-            f"{format_bytes(held)} to hold, and the plan leaves {format_bytes(left)}"
+            f"{format_bytes(num_bytes)} to hold, and the plan leaves "
+            f"{format_bytes(self.left_bytes)}"
         )
-        if held <= _room(self._plan):
+        if num_bytes <= _room(self._plan):
             raise BusyError(f"{told} beside the answers that are held now: try again later")
         raise RequestError(
             f"{told}: set max_tokens, ask for fewer at a time, or take them one by one with "
             "complete_in_order"
         )
 
-    def take(self, num_bytes: int) -> tuple[Callable[[], None] | None, int]:
-        """Promise so many bytes; what gives them back, None where there is no room, and what was
-        left."""
-        with self._lock:
-            while self._released:
-                self._promised -= self._released.popleft()
-            left = max(_room(self._plan) - self._promised, 0)
-            if num_bytes > left:
-                return None, left
-            self._promised += num_bytes
-        return partial(self._released.append, num_bytes), left
-
 
 class Held:
-    """Room promised to the answers of one call, which grows where their texts are long.
+    """Room promised to answers until they are let go, which grows with what comes of them."""
 
-    A token has few characters as a rule, and in some vocabularies up to thousands.
-    """
-
-    def __init__(self, room: ResultsRoom, release: Callable[[], None]) -> None:
+    def __init__(self, room: ResultsRoom) -> None:
         self._room = room
-        self._releases = [release]
+        self._promised = 0
         self._allowed = 0
-        self._num_bytes = 0
+        self._used = 0
 
-    def note(self, num_tokens: int, texts: Iterable[str]) -> None:
-        """Count new tokens and their text.
+    def take(self, num_bytes: int) -> bool:
+        """Have so many bytes promised; False where there is no room."""
+        is_taken = self._room.take(num_bytes)
+        self._promised += num_bytes * is_taken
+        return is_taken
 
-        Errors: RequestError for more text than the plan has room for.
+    def allow(self, num_bytes: int) -> None:
+        """So much of what is promised may be used."""
+        self._allowed += num_bytes
+
+    def use(self, num_bytes: int, what: str) -> None:
+        """Count what has come; where it is more than may be used, more is promised.
+
+        Errors: as ``need``.
         """
-        self._allowed += num_tokens * _TEXT_BYTES_PER_TOKEN
-        # Whole and in pieces, while a completion is put together.
-        self._num_bytes += sum(2 * (sys.getsizeof(text) - _EMPTY_BYTES) for text in texts)
-        if self._num_bytes <= self._allowed:
-            return
-        more = self._num_bytes - self._allowed + _MORE_BYTES
-        release, left = self._room.take(more)
-        if release is None:
-            raise RequestError(
-                f"the texts of these completions take {format_bytes(self._num_bytes)} by now and "
-                f"the plan leaves {format_bytes(left)} more: ask for fewer at a time, or less "
-                "of each"
+        self._used += num_bytes
+        more = self._used - self._allowed
+        if more > 0:
+            self.need(more + _MORE_BYTES, what)
+            self.allow(more + _MORE_BYTES)
+
+    def need(self, num_bytes: int, what: str) -> None:
+        """Have so many bytes promised.
+
+        Errors: BusyError where the plan has no room for so much more of ``what``.
+        """
+        if not self.take(num_bytes):
+            raise BusyError(
+                f"{what} take {format_bytes(num_bytes)} more and the plan leaves "
+                f"{format_bytes(self._room.left_bytes)}: ask for fewer at a time, for less of "
+                "each, or let go of answers that are held"
             )
-        self._releases.append(release)
-        self._allowed += more
 
     def release(self) -> None:
-        """Give all of it back."""
-        for release in self._releases:
-            release()
+        """Give all of it back, once; in a finaliser too."""
+        self._room.release(self._promised)
+
+
+def text_bytes(text: str) -> int:
+    """What a piece of text takes, whole and in pieces, without what Python adds to each object."""
+    width = 1 if text.isascii() else 4 if max(text) > "\uffff" else 2
+    return 2 * width * len(text)
 
 
 def _most_tokens(plan: MemoryPlan, num_prompt: int, params: SamplingParams) -> int:

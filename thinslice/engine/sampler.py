@@ -244,8 +244,8 @@ def descending_keys(logits: Floats, first: int = 0) -> NDArray[np.int64]:
     is many times faster than a stable argsort.
     """
     bits = (0.0 - logits).view(np.int32)  # 0 - x, as -x would tell -0 from 0
-    ascending = np.where(bits < 0, bits ^ _ALL_BUT_SIGN, bits).astype(np.int64)
-    keys: NDArray[np.int64] = ascending << 32
+    keys: NDArray[np.int64] = np.where(bits < 0, bits ^ _ALL_BUT_SIGN, bits).astype(np.int64)
+    keys <<= 32
     keys |= np.arange(first, first + logits.shape[-1])
     return keys
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.engine.logprobs import TokenLogprobs
+from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.sampler import NO_NUMBERS, Floats, descending_keys, of_keys
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.errors import CheckpointError
@@ -45,11 +45,6 @@ class Scores:
         most = max(self._num_top, default=0)
         self._top: Keys = np.full((num_rows, most), np.iinfo(np.int64).max)
 
-    @property
-    def num_rows(self) -> int:
-        """Rows that are scored, of all sequences."""
-        return len(self._targets)
-
     def add(self, first_row: int, first_id: int, logits_TV: Floats) -> None:
         """Take the logits of a tile: of rows from ``first_row`` on and ids from ``first_id`` on.
 
@@ -64,7 +59,7 @@ class Scores:
             self._note_targets(rows, first_id, piece)
             self._note_top(rows, first_id, piece)
 
-    def results(self) -> list[list[TokenLogprobs] | CheckpointError]:
+    def results(self) -> list[Logprobs | CheckpointError]:
         """Of each that was scheduled, the log-probabilities of its rows' next tokens, or an error
         where logits are not numbers."""
         stops = accumulate(self._counts)
@@ -100,7 +95,7 @@ class Scores:
         both.sort(axis=1)
         self._top[rows] = both[:, :most]
 
-    def _result(self, rows: slice, num_top: int) -> list[TokenLogprobs] | CheckpointError:
+    def _result(self, rows: slice, num_top: int) -> Logprobs | CheckpointError:
         # As in sampler.token_logprobs: first the largest logit is taken away, then the sum.
         with np.errstate(invalid="ignore", divide="ignore"):
             largest, sums = self._max[rows], np.log(self._sum[rows])
@@ -109,12 +104,7 @@ class Scores:
             return CheckpointError(NO_NUMBERS)
         logits, token_ids = of_keys(self._top[rows, :num_top])
         values = (logits.astype(np.float64) - largest[:, None]) - sums[:, None]
-        return [
-            TokenLogprobs(logprob, 0.0, tuple(zip(ids, likeliest, strict=True)))
-            for logprob, ids, likeliest in zip(
-                chosen.tolist(), token_ids.tolist(), values.tolist(), strict=True
-            )
-        ]
+        return Logprobs.of_rows(chosen, token_ids, values)
 
 
 def _targets(tokens: ScheduledTokens) -> list[int]:

@@ -51,15 +51,18 @@ class Operation:
         settle: undoes what was interrupted, and does what was put off.
         put_off: what is to be done by that.
 
-    Attributes:
-        is_running: whether the thread whose turn it is, is within.
     """
 
     def __init__(self, turn: Turn, settle: Callable[[], None], put_off: Sized) -> None:
         self._turn = turn
         self._settle: Any = weakref.WeakMethod(settle)
         self._put_off = put_off
-        self.is_running = False
+        self._pid: int | None = None  # of the process that is within
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread whose turn it is, is within. Not in a child that was forked then."""
+        return self._pid == os.getpid()
 
     @property
     def is_mine(self) -> bool:
@@ -76,8 +79,8 @@ class Operation:
             )
 
     def __enter__(self) -> None:
-        self.is_running = True
-        self._settle()()
+        self._settle_within()
+        self._pid = os.getpid()
 
     def __exit__(
         self,
@@ -85,9 +88,13 @@ class Operation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._settle()()
-        self.is_running = False
-        while self._put_off:  # by a handler that came between the two
-            self.is_running = True
+        self._settle_within()
+        while self._put_off:  # by a handler that came when it was done
+            self._settle_within()
+
+    def _settle_within(self) -> None:
+        try:
+            self._pid = os.getpid()
             self._settle()()
-            self.is_running = False
+        finally:
+            self._pid = None

@@ -37,6 +37,7 @@ class KeptMemory:
     def __init__(self) -> None:
         self._next_s = 0.0
         self._least_bytes = 0
+        self._was_of_use = True
         self._thread = threading.get_ident()
         self._free_buffers = _buffers_of_products()
 
@@ -50,10 +51,13 @@ class KeptMemory:
         self._least_bytes = min(self._least_bytes, held)
         kept = held - self._least_bytes
         start = time.perf_counter()
-        if kept <= _KEPT_BYTES or (start < self._next_s and kept <= _KEPT_WHATEVER_IT_COSTS_BYTES):
+        is_much = kept > _KEPT_WHATEVER_IT_COSTS_BYTES and self._was_of_use
+        if kept <= _KEPT_BYTES or (start < self._next_s and not is_much):
             return
         _trim()
-        self._least_bytes = anonymous_bytes()
+        is_first, self._least_bytes = kept == held, anonymous_bytes()
+        # What other threads hold and let go of by themselves is no reason to try again at once.
+        self._was_of_use = is_first or held - self._least_bytes > _KEPT_BYTES
         end = time.perf_counter()
         self._next_s = end + max(_SECONDS_APART, (end - start) / _MOST_SHARE)
 

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 
 from thinslice.errors import CheckpointError, RequestError, plain
+from thinslice.text.messages import arguments_as_text, with_calls
 from thinslice.text.template_functions import RaisedByTemplateError
 from thinslice.text.template_meter import Meter, TooCostlyError, weight
 from thinslice.text.template_sandbox import TemplateSandbox
@@ -33,6 +34,9 @@ _MAX_SECONDS = 2.0
 _MARKER = re.compile(
     r"<[|\uff5c][^<>|\uff5c\s\"'{}\\\ud800-\udfff]{1,60}[|\uff5c]>|<(?:start|end)_of_turn>"
 )
+
+# A function's name that no conversation has: whether a template shows calls is seen by it.
+_PROBE = "function_called_to_see_whether_calls_are_shown"
 
 # What rendering can raise by what a template does with the messages: type errors and the like.
 _MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, TemplateError)
@@ -81,11 +85,10 @@ class ChatTemplate:
         known = self._sandbox.globals
         self._tokens = {name: text for name, text in (tokens or {}).items() if name not in known}
         self._lock = threading.Lock()
-        code = "".join(_uncommented(source))
-        self._takes_tools = re.search(r"\btools\b", code) is not None
-        self._takes_calls = re.search(r"\btool_calls\b", code) is not None
         try:
-            self._template = self._sandbox.from_string(source)
+            tree = self._sandbox.parse(source)
+            self._takes_tools = any(one.name == "tools" for one in tree.find_all(nodes.Name))
+            self._template = self._sandbox.from_string(tree)
         except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise CheckpointError(
                 f"the model's chat template does not compile: {plain(error, 300)}"
@@ -114,8 +117,25 @@ class ChatTemplate:
         """
         if tools and not self._takes_tools:
             raise RequestError("the model's chat template has no place for tools")
-        if not self._takes_calls and any("tool_calls" in message for message in messages):
-            raise RequestError("the model's chat template has no place for calls of tools")
+        if not any("tool_calls" in message for message in messages):
+            return self._metered(messages, tools, add_generation_prompt)
+        try:
+            text = self._metered(messages, tools, add_generation_prompt)
+        except RequestError:  # some join arguments to text, as DeepSeek's do
+            messages = with_calls(messages, arguments_as_text)
+            text = self._metered(messages, tools, add_generation_prompt)
+        named = with_calls(messages, lambda function: {**function, "name": _PROBE})
+        num_calls = sum(len(message.get("tool_calls", ())) for message in messages)
+        if self._metered(named, tools, add_generation_prompt).count(_PROBE) < num_calls:
+            raise RequestError("the model's chat template leaves calls of tools out")
+        return text
+
+    def _metered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+    ) -> str:
         try:
             size = weight([messages, tools], _MAX_MESSAGES_WEIGHT)
         except TooCostlyError as error:

@@ -6,7 +6,7 @@ as it is.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,8 @@ class Conversation:
 
 
 def for_template(conversation: "Sequence[Message] | Conversation") -> Conversation:
-    """The same with contents as one text, arguments of calls as objects, and nulls left out.
+    """The same with contents as one text, arguments of calls as objects, and nulls left out, but
+    for the content of a message that has calls alone.
 
     Errors: RequestError for what is no conversation, naming the message.
     """
@@ -79,7 +80,8 @@ def _message(message: object, number: int) -> Message:
         kept["tool_calls"] = [_call(one, f"{where}, call {at}") for at, one in enumerate(calls, 1)]
     if "content" not in kept and not calls:
         raise RequestError(f"{where} has no content")
-    kept["content"] = _text(kept.get("content", ""), where)
+    # Some templates show calls only where the content is none.
+    kept["content"] = _text(kept["content"], where) if "content" in kept else None
     return kept
 
 
@@ -97,6 +99,24 @@ def _text(content: object, where: str) -> str:
                 "here take text alone"
             )
     return _BETWEEN_PARTS.join(part["text"] for part in content)
+
+
+def with_calls(
+    messages: Sequence[Mapping[str, Any]], change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The same messages with the function of each call changed."""
+    changed: list[Mapping[str, Any]] = []
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            calls = [{**call, "function": change(call["function"])} for call in calls]
+            message = {**message, "tool_calls": calls}
+        changed.append(message)
+    return changed
+
+
+def arguments_as_text(function: dict[str, Any]) -> dict[str, Any]:
+    """A call's function as the OpenAI API has it: its arguments are text of JSON."""
+    return {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
 
 
 def _call(call: object, where: str) -> dict[str, Any]:

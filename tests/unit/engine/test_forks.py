@@ -58,6 +58,19 @@ own.close()
 """
 
 
+def assert_ends_well(code: str, folder: Path) -> None:
+    """Run a program with the path of a model."""
+    path = write_model(folder / "tiny.gguf")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("dtype", "streams", "child"),
     [
@@ -67,17 +80,9 @@ own.close()
     ],
 )
 def test_a_child_of_a_fork(dtype: str, streams: bool, child: str, tmp_path: Path) -> None:
-    path = write_model(tmp_path / "tiny.gguf")
     filled = child.format(dtype=dtype, streams=streams)
     code = FORK.format(dtype=dtype, streams=streams, beside=400, child=filled)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    assert_ends_well(code, tmp_path)
 
 
 SERVED = """
@@ -123,12 +128,4 @@ assert asyncio.run(own()) == text
 
 
 def test_a_child_of_a_fork_makes_an_async_engine_of_its_own(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "tiny.gguf")
-    done = subprocess.run(
-        [sys.executable, "-c", SERVED, str(path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    assert_ends_well(SERVED, tmp_path)

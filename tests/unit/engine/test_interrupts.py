@@ -26,6 +26,7 @@ from thinslice.plan.memory_plan import DraftPlan
 
 pytestmark = pytest.mark.usefixtures("one_thread", "always_drafting")
 NUM_SAMPLED = 50
+MOST_STEPS = 500
 PLACE = "/thinslice/engine/"
 DRAWN = SamplingParams(temperature=1.2, top_p=0.95, seed=5, max_tokens=10, ignore_eos=True)
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -58,10 +59,15 @@ def small_engine() -> Engine:
 
 @dataclass
 class Interruption:
-    """Raises an error at the ``at``-th line; counts lines where there is none."""
+    """Raises an error at the ``at``-th line; counts lines where there is none.
+
+    Attributes:
+        within: the function whose lines are counted; None for all.
+    """
 
     at: int | None = None
     error: type[BaseException] = KeyboardInterrupt
+    within: str | None = None
     num_lines: int = 0
     place: str = ""
     is_over: bool = False
@@ -72,6 +78,8 @@ class Interruption:
     def _line(self, frame: FrameType, event: str, _: Any) -> Trace | None:
         # What is raised while an object is let go is printed by Python and goes no further.
         if event != "line" or self.is_over or frame.f_code.co_name == "__del__":
+            return self._line
+        if self.within not in (None, frame.f_code.co_name):
             return self._line
         self.num_lines += 1
         if self.num_lines == self.at:
@@ -103,9 +111,12 @@ class Course:
             self._traced(self.engine.step)
             self._traced(self.engine.step)
         self._traced(self._abort)
+        num_steps = 0
         while self.engine.has_work:
             self._traced(self.engine.step)
             self.engine.scheduler.blocks.check()
+            num_steps += 1
+            assert num_steps < MOST_STEPS, "sequences that never end"
         self._check()
 
     def _add(self, index: int, alone: list[list[list[int]]]) -> None:
@@ -234,40 +245,27 @@ class Handler(Interruption):
             self.is_refused = True
 
 
-def every_line_of(name: str, alone: list[list[list[int]]]) -> Iterator[int]:
-    """Where a course runs a line of one function."""
-    lines: list[int] = []
-
-    class Noting(Interruption):
-        def _line(self, frame: FrameType, event: str, _: Any) -> Trace | None:
-            before = self.num_lines
-            super()._line(frame, event, _)
-            if frame.f_code.co_name == name and self.num_lines > before:
-                lines.append(self.num_lines)
-            return self._line
-
-    Course(Noting()).run(alone)
-    return iter(lines)
-
-
 @pytest.mark.parametrize("name", ["_preempt", "_commit"])
 def test_a_step_that_is_not_undone_is_seen(
     alone: list[list[list[int]]], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted fault."""
-    lines = [*every_line_of(name, alone)]
+    counting = Course(Interruption(within=name))
+    counting.run(alone)
+    num_lines = counting.interruption.num_lines
 
     def restore(self: Undo, scheduler: Scheduler, drafting: Drafting | None) -> None:
         pass
 
     monkeypatch.setattr(Undo, "restore", restore)
     # From the middle, where sequences have tokens to lose.
-    assert any(goes_wrong(at, alone) for at in lines[len(lines) // 2 :])
+    places = range(num_lines // 2 + 1, num_lines + 1)
+    assert any(goes_wrong(Interruption(at, within=name), alone) for at in places)
 
 
-def goes_wrong(at: int, alone: list[list[list[int]]]) -> bool:
+def goes_wrong(interruption: Interruption, alone: list[list[list[int]]]) -> bool:
     try:
-        Course(Interruption(at)).run(alone)
+        Course(interruption).run(alone)
     except (AssertionError, ValueError, KeyError, IndexError):
         return True
     return False

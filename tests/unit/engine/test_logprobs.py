@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.unit.engine.test_scheduler import small_plan
 from thinslice.config import SamplingParams
 from thinslice.engine.logprobs import Logprobs, TokenLogprobs
-from thinslice.engine.results import ResultsRoom
-from thinslice.errors import RequestError
+from thinslice.engine.results import ResultsRoom, text_bytes
+from thinslice.errors import BusyError, RequestError
 from thinslice.units import MIB
 
 FLOATS = st.floats(allow_nan=False)
@@ -83,15 +83,23 @@ def test_room_grows_with_long_texts_until_there_is_none_left() -> None:
     room = ResultsRoom(small_plan())
     before = max(count for count in range(1, 400) if fits(room, asked * count))
     with room.held_for(asked) as held:
-        for _ in range(1000):
-            held.note(2, ["word", " word"])
+        for word in (" answer", " слово", "日本", "é"):
+            held.use(1250 * text_bytes(word), "the texts")
         assert fits(room, asked * (before - 1)), "texts of the usual length take what was promised"
-        for _ in range(1000):
-            held.note(1, ["x" * 500])
+        held.use(1000 * text_bytes("x" * 500), "the texts")
         assert not fits(room, asked * (before - 1))
-        with pytest.raises(RequestError, match=r"the texts of these completions take .* by now"):
-            held.note(10_000, ["x" * 1000] * 10_000)
+        with pytest.raises(BusyError, match=r"the texts take .* more and the plan leaves"):
+            held.use(10_000_000, "the texts")
     assert fits(room, asked * before)
+
+
+def test_a_text_takes_what_python_keeps_it_in() -> None:
+    for text in ("plain", "слово", "日本", "é", "😀 smile", ""):
+        whole = text * 1000
+        kept = sys.getsizeof(whole) - sys.getsizeof(text[:0])
+        # One kind of string has a byte for each character beyond ASCII; the others are exact.
+        most = 2 * kept + 4 if "é" not in text else 4 * kept
+        assert 2 * kept - 200 <= text_bytes(whole) <= most
 
 
 def fits(room: ResultsRoom, asked: list[tuple[int, SamplingParams]]) -> bool:

@@ -9,13 +9,15 @@ import torch
 
 from tests.engines import logits_of, run_all, tiny_engine
 from thinslice.config import SamplingParams
+from thinslice.engine import results
 from thinslice.engine.engine import Engine
-from thinslice.engine.logprobs import TokenLogprobs
+from thinslice.engine.logprobs import Logprobs, TokenLogprobs
 from thinslice.engine.sampler import Chosen, token_logprobs
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import Scored, Sequence
-from thinslice.errors import CheckpointError, ContextError, RequestError
+from thinslice.errors import BusyError, CheckpointError, ContextError, RequestError
+from thinslice.units import KIB
 
 RNG = random.Random(4)
 TOKENS = [RNG.randrange(3, 64) for _ in range(50)]
@@ -51,15 +53,15 @@ def test_tiles_of_any_kind_give_what_whole_rows_give(rows: int, ids: int, by_row
     scores = Scores(runs, 40, 1)
     in_tiles(scores, logits, rows, ids, by_rows)
     first, none, last = scores.results()
-    assert none == []
+    assert len(none) == 0
     expected = []
     for run in (runs[0], runs[2]):
         assert run.sequence.scored is not None
         for row, target in enumerate(run.sequence.prompt_token_ids[1:], len(expected)):
             chosen = Chosen(target, 0.0)
             expected.append(token_logprobs(logits[row], chosen, run.sequence.scored.num_top))
-    assert isinstance(first, list)
-    assert isinstance(last, list)
+    assert isinstance(first, Logprobs)
+    assert isinstance(last, Logprobs)
     for got, wanted in zip([*first, *last], expected, strict=True):
         assert_close(got, wanted, 0 if ids == 40 else 1e-12)
 
@@ -80,6 +82,18 @@ def test_logits_that_are_no_numbers_are_an_error_of_their_own_sequence(bad: floa
     good, wrong = scores.results()
     assert [one.logprob for one in good] == pytest.approx([-np.log(40)] * 4)
     assert isinstance(wrong, CheckpointError)
+
+
+def test_scores_that_the_plan_has_no_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(budget_bytes=0)
+    monkeypatch.setattr(results, "CALLER_BYTES", 50 * KIB)
+    kept = [engine.add_scored(TOKENS, num_top=20) for _ in range(3)]
+    with pytest.raises(BusyError, match=r"log-probabilities take 13.* more and the plan leaves 8"):
+        engine.add_scored(TOKENS, num_top=20)
+    run_all(engine)
+    assert all(one.finish_reason == "scored" for one in kept)
+    kept.clear()
+    assert len(engine.score(TOKENS, num_top=20)) == 49
 
 
 def expected_scores(engine: Engine, token_ids: list[int], start: int) -> list[float]:

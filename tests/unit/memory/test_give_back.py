@@ -67,3 +67,14 @@ def test_much_goes_back_whatever_it_costs(monkeypatch: pytest.MonkeyPatch) -> No
     for _ in range(9):
         heap.step(10, seconds=0.003)
     assert heap.trims == [120, 120, 120, 120]
+
+
+def test_what_others_hold_is_not_asked_for_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread takes 20 MiB and lets them go, again and again: none of it is the heap's."""
+    heap = Heap(monkeypatch, trim_s=0.07)
+    for _ in range(100):
+        heap.in_use = 120
+        heap.step(20, seconds=0.003)
+        heap.in_use = 100
+        heap.step(-20, seconds=0.003)
+    assert heap.trims == [120]

@@ -64,6 +64,17 @@ WITH_TOOLS = """{%- if tools %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
 """
+# In the manner of DeepSeek's: calls only where there is no content, and arguments as text.
+JOINS_ARGUMENTS = """{%- for message in messages %}
+    {%- if message['role'] == 'assistant' and message['content'] is none %}
+        {%- for call in message['tool_calls'] %}
+            {{- 'CALL ' + call['function']['name'] + ' ' + call['function']['arguments'] }}
+        {%- endfor %}
+    {%- endif %}
+{%- endfor %}"""
+# It looks at them, and shows the names of tools, which are those of the calls.
+LEAVES_CALLS_OUT = """{% for message in messages %}{% if message.tool_calls %}weather{% else %}
+{{ message.content }}{% endif %}{% endfor %}"""
 # It shows contents alone, as templates did before there were tools.
 WITHOUT_TOOLS = (
     "{% for message in messages %}{{ message.content }}{# tools, tool_calls #}{% endfor %}"
@@ -98,8 +109,24 @@ def test_tools_and_calls_that_a_template_would_leave_out_are_refused() -> None:
     assert template.render(for_template(ASKED[:2]).messages) == "Be brief.Warm\n?"
     with pytest.raises(RequestError, match="has no place for tools"):
         template.render(for_template(ASKED[:2]).messages, tools=[WEATHER])
-    with pytest.raises(RequestError, match="has no place for calls of tools"):
-        template.render(for_template(ASKED).messages)
+    for source in (
+        WITHOUT_TOOLS.replace("message.content", "message.content or ''"),
+        LEAVES_CALLS_OUT,
+    ):
+        with pytest.raises(RequestError, match="leaves calls of tools out"):
+            ChatTemplate(source).render(for_template(ASKED).messages)
+    prose = ChatTemplate("You may use no tools. {{ messages[0].content }}")
+    with pytest.raises(RequestError, match="has no place for tools"):
+        prose.render(for_template(ASKED[:1]).messages, tools=[WEATHER])
+
+
+def test_arguments_are_text_for_templates_that_join_them_to_text() -> None:
+    messages = for_template(ASKED).messages
+    text = ChatTemplate(JOINS_ARGUMENTS).render(messages)
+    assert text == 'CALL weather {"city": "पुणे", "days": [1, 2.5, null]}'
+    assert (
+        for_template([{"role": "assistant", "tool_calls": [CALL]}]).messages[0]["content"] is None
+    )
 
 
 def test_the_callers_messages_stay_as_they_are() -> None:
