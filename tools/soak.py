@@ -37,12 +37,13 @@ from thinslice.units import MIB
 NUM_TASKS, NUM_KINDS = 12, 24
 # A round ends with the model closed under its streams. Of the whole time, children take this share.
 ROUND_S, CHILD_SHARE = 30.0, 0.3
-# Each load leaves some pieces of 1 MiB of Python's own allocator, held by a few small objects such
-# as names in the cache of types' attributes, until that has settled: seen over the first seven.
-WARM_UP_LOADS = 10
+# Each load and each first kind of work leaves some pieces of 1 MiB of Python's own allocator, held
+# by a few small objects such as names in the cache of types' attributes, until that has settled:
+# seen over the first seven loads, and the first three rounds of work.
+WARM_UP_LOADS, WARM_UP_ROUNDS = 10, 4
 # Of the peaks of the rounds, the last fifth against the first after the warm-up; judged where there
 # are enough of them.
-LARGEST_GROWTH, WARM_UP_SHARE, ROUNDS_TO_JUDGE = 0.01, 0.2, 10
+LARGEST_GROWTH, ROUNDS_TO_JUDGE = 0.01, 10
 # Longer without a step's news, or without a child's end, is a hang.
 PATIENCE_S = 300.0
 PLANTED, CLOSED = "planted", "this model is closed"
@@ -291,7 +292,7 @@ def end_a_child(options: argparse.Namespace, way: str, rng: random.Random) -> st
 
 def growth_of(peaks: list[int]) -> float:
     """How much more the last rounds held than the first."""
-    warm = peaks[int(len(peaks) * WARM_UP_SHARE) :]
+    warm = peaks[WARM_UP_ROUNDS:] or peaks
     fifth = max(len(warm) // 5, 1)
     return mean(warm[-fifth:]) / mean(warm[:fifth]) - 1
 

@@ -239,7 +239,8 @@ def _opened(path: Path, mode: str) -> IO[bytes]:
         return open(path, mode)
     except OSError as error:
         verb = "read" if mode == "rb" else "write"
-        raise ConfigError(f"cannot {verb} {path}: {error.strerror}") from None
+        hint = "; standard input is /dev/stdin" if f"{path}" == "-" else ""
+        raise ConfigError(f"cannot {verb} {path}: {error.strerror}{hint}") from None
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:

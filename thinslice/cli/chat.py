@@ -54,6 +54,8 @@ _MORE_HELP = (
 )
 _LEAVE = ("/bye", "/exit", "/quit", "exit", "quit")
 _FENCE = '"""'
+# The prompt of a line between fences.
+_INSIDE = "... "
 # Bytes of a piped line, and characters between fences.
 _LONGEST_PIPED = 8 * MIB
 # Reads one line behind a prompt, with a text offered to begin with.
@@ -187,7 +189,7 @@ def read_turn(read_line: ReadLine, offered: str | None = "") -> str:
     lines = [line.lstrip().removeprefix(_FENCE)]
     num_characters = 0
     while not lines[-1].rstrip().endswith(_FENCE):
-        lines.append(read_line("... ", ""))
+        lines.append(read_line(_INSIDE, ""))
         num_characters += len(lines[-1])
         if num_characters > _LONGEST_PIPED:
             raise RequestError(f"a message of over {_LONGEST_PIPED >> 20} MiB is no prompt")
@@ -245,7 +247,7 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
             note(f"what you type is not kept across starts: {history.trouble}")
         text = ""
         try:
-            text = editor.read(prompt, typed_ahead.next(offered))
+            text = editor.read(prompt, typed_ahead.next(offered, prompt == _INSIDE))
         except KeyboardInterrupt:
             typed_ahead.drop()
             raise

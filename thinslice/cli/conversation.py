@@ -232,8 +232,8 @@ class Conversation:
             )
         used = self.num_tokens()
         return RequestError(
-            f"the context is full ({used} of {context} tokens): the message was not sent"
-            f"{self._room_advice()}"
+            f"the message does not fit behind {used:,} of {context:,} tokens of the context "
+            f"and was not sent{self._room_advice()}"
         )
 
     def _room_advice(self) -> str:

@@ -69,7 +69,8 @@ def _missing(error: MissingArgumentError, arguments: list[str]) -> str:
     if name in arguments:
         behind = arguments[arguments.index(name) + 1 :][:1]
         if behind and not behind[0].startswith("--"):
-            return f"{name} {behind[0]}: this is no value{hint}"
+            meant = f"{name}={behind[0]}"
+            return f"{name} {behind[0]}: a value that begins with - is written {meant}{hint}"
         return f"{name} needs a value{hint}"
     return f"thinslice {' '.join(error.command_chain or ())} needs {name}{hint}"
 

@@ -10,6 +10,8 @@ _MESSAGE = re.compile(
     r"(?:\x1b\[200~.*?(?:\x1b\[201~|\Z)|[^\r\n\x1b]+|\x1b)*(?:\r\n|\r|\n|\Z)",
     re.DOTALL,
 )
+# Up to the line that closes a fence of three quotes, or to the end.
+_FENCED = re.compile(r'(?:.*?"""[^\S\r\n]*(?:\r\n|\r|\n|\Z))|.*', re.DOTALL)
 # Keys and answers of the terminal: CSI and SS3 sequences, and Alt with a key.
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
 _ERASE_LINE = "\x15"
@@ -25,12 +27,13 @@ class TypedAhead:
         self._held = ""
         self._is_typed = False
 
-    def next(self, offered: str | None) -> str:
+    def next(self, offered: str | None, is_fenced: bool = False) -> str:
         """What the next line begins with: the text offered, or else the first message.
 
         Nothing typed ahead is ever sent by itself. Messages behind the first wait for their turn.
         What a command took the place of comes again; one that was offered gives way to another, and
-        with None offered to nothing.
+        with None offered to nothing. Behind an open fence of three quotes, all lines up to the one
+        that closes it are one text.
         """
         if offered is None:
             self._held = ""
@@ -45,7 +48,7 @@ class TypedAhead:
             return offered
         text = ""
         while self._keys and not text:
-            found = _MESSAGE.match(self._keys)
+            found = (_FENCED if is_fenced else _MESSAGE).match(self._keys)
             assert found is not None, "an expression that matches anything"
             text, self._keys = typed_text(found[0]), self._keys[found.end() :]
         if text:

@@ -319,11 +319,12 @@ class LLM(Closing):
         # A chat template writes the special tokens itself.
         ids = self.tokenizer.encode(text, add_special_tokens=is_plain, limit=context)
         if len(ids) > context:
+            templated = "" if is_plain else " with its chat template"
             more = f"; a context of up to {self.longest_context} is possible"
             raise ContextError(
-                f"the prompt has {len(text)} characters, which are more than {context} tokens, and "
-                f"the context is {context}; at most {context - 1} leave room for an answer"
-                f"{more * (self.longest_context > context)}"
+                f"the prompt has {len(text)} characters{templated}, which are more than {context} "
+                f"tokens, and the context is {context}; at most {context - 1} leave room for an "
+                f"answer{more * (self.longest_context > context)}"
             )
         return ids
 

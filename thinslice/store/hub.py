@@ -275,5 +275,5 @@ def _complaint(error: Exception, name: HubModel) -> str:
         return f"{hub} answered {status} for {name.text}; {hint}"
     return (
         f"cannot reach {hub} for {name.text} ({type(error).__name__}); check the network, the "
-        "proxy and HF_ENDPOINT, then pull again: what has come is kept"
+        "proxy and HF_ENDPOINT, then try again: a pull goes on where it stopped"
     )

@@ -249,9 +249,9 @@ def test_a_full_context_keeps_the_message_and_names_only_what_makes_room(
     alone = next(line for line in errors if "the message is too long" in line)
     assert "/undo" not in alone
     assert "/reset" not in alone
-    full = next(line for line in errors if "the context is full" in line)
+    full = next(line for line in errors if "does not fit" in line)
     used = len(LONG) + 1
-    assert f"the context is full ({used} of {CONTEXT} tokens)" in full
+    assert f"the message does not fit behind {used} of {CONTEXT:,} tokens" in full
     assert full.endswith("/undo takes the last exchange back (/reset starts a new conversation)")
     assert "/compact" not in full, "there is one exchange, which /compact keeps"
     assert offers == ["", "", "y" * CONTEXT, LONG + "1234567", LONG, ""]

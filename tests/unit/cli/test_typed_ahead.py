@@ -61,6 +61,22 @@ def test_messages_are_offered_one_by_one(keys: str, messages: list[str]) -> None
     assert ahead.next("") == ""
 
 
+@pytest.mark.parametrize(
+    ("keys", "messages"),
+    [
+        ('one\r\rtwo"""\rnext\r', ['one\n\ntwo"""', "next"]),
+        ('one\r"""  \rnext', ['one\n"""  ', "next"]),
+        ('a """b""" c\rlast', ['a """b""" c\nlast', ""]),
+        ('one\r"""', ['one\n"""', ""]),
+    ],
+)
+def test_a_text_between_fences_is_offered_whole(keys: str, messages: list[str]) -> None:
+    ahead = typed(f'"""\r{keys}')
+    assert ahead.next("") == '"""'
+    assert ahead.next("", is_fenced=True) == messages[0]
+    assert ahead.next("") == messages[1]
+
+
 def test_a_message_that_was_not_sent_comes_first() -> None:
     ahead = typed("one\rtw", "o\r")
     assert ahead.next("unsent") == "unsent"

@@ -103,7 +103,7 @@ def test_a_connection_that_brings_something_each_time_is_not_given_up(
 def test_a_broken_off_pull_is_taken_up_by_the_next(store: Store, hub: FakeHub) -> None:
     content = hub.repos["org/tiny"].files[SHARD]
     hub.cuts[SHARD] = [1234]
-    with pytest.raises(StoreError, match="pull again: what has come is kept"):
+    with pytest.raises(StoreError, match="a pull goes on where it stopped"):
         store.pull("org/tiny")
     assert [pull.name for pull in store.unfinished()] == ["org/tiny"]
     before = len(hub.requests)
