@@ -1,5 +1,6 @@
 """Engines for tests: loaded from a checkpoint, run greedily or for their logits."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -11,11 +12,15 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model
 from thinslice.engine.runner import Runner
+from thinslice.kernels.dispatch import TORCH
 from thinslice.memory.kv_cache import allocate_kv_caches
+from thinslice.memory.resident import ResidentWeights
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder
+from thinslice.model.weights import Weights
 from thinslice.plan.case import Workload
 from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.planner import plan
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB
@@ -48,7 +53,13 @@ def logits_of(engine: Engine, prompt: list[int]) -> torch.Tensor:
     blocks = range(-(-len(prompt) // block_size))
     batch = pack([TokenRun(prompt, 0, blocks)], block_size)
     runner = engine.runner
-    return runner.decoder.logits(runner.decoder(batch, runner.kv_caches))
+    hidden_TD = runner.decoder.forward(batch, runner.weights, runner.kv_caches)
+    return runner.decoder.logits(hidden_TD, runner.weights)
+
+
+def resident_weights(shape: ModelShape, tensors: Mapping[str, torch.Tensor]) -> Weights:
+    """Weights from tensors by their names in a checkpoint, on torch's operators."""
+    return Weights(shape, ResidentWeights(tensors), TORCH, None, shape.num_nextn_predict_layers > 0)
 
 
 def tiny_engine(**sizes: int) -> Engine:
@@ -76,10 +87,10 @@ def tiny_engine(**sizes: int) -> Engine:
         ),
         **sizes,
     )
-    decoder = Decoder(shape)
-    decoder.load_state_dict(random_tensors(shape, seed=2), assign=True)
+    weights = resident_weights(shape, random_tensors(shape, seed=2))
     kv_caches = allocate_kv_caches(shape, chosen)
-    return Engine(Runner(decoder, kv_caches, chosen.block_size, None), chosen, frozenset({1}))
+    runner = Runner(Decoder(shape), weights, kv_caches, chosen.block_size)
+    return Engine(runner, chosen, frozenset({1}))
 
 
 def run_all(engine: Engine) -> None:

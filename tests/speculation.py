@@ -12,11 +12,15 @@ from thinslice.config import SamplingParams
 from thinslice.engine import sequence as engine_sequence
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.sampler import best_tokens, sample_rows
+from thinslice.kernels.dispatch import TORCH
+from thinslice.kernels.ops import Linear
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.kernels.torch_ops import gather_kv
-from thinslice.memory.load import LoadedDtypes, load_resident
+from thinslice.memory.resident import LoadedDtypes, load_resident
 from thinslice.model.batch import TokenRun, pack
-from thinslice.model.mtp import MTPDecoder
+from thinslice.model.decoder import Decoder
+from thinslice.model.weights import Weights
+from thinslice.plan.model_shape import ModelShape
 
 SMALL_MTP = Path(__file__).parent / "models" / "small_mtp"
 BLOCK_SIZE, MAX_POSITIONS = 16, 320
@@ -24,18 +28,17 @@ BLOCK_SIZE, MAX_POSITIONS = 16, 320
 Change = Callable[[CertainRows, list[int]], CertainRows]
 
 
-def load_small_mtp() -> MTPDecoder:
+def load_small_mtp() -> Weights:
     """The small trained model in float32."""
     checkpoint = open_checkpoint(SMALL_MTP)
-    decoder = MTPDecoder(checkpoint.shape)
     with CheckpointReader(checkpoint) as reader:
-        load_resident(decoder, reader, LoadedDtypes(torch.float32, torch.float32))
-    return decoder
+        dtypes = LoadedDtypes(torch.float32, torch.float32)
+        source = load_resident(reader, dtypes, has_predictions=True)
+    return Weights(checkpoint.shape, source, TORCH, has_predictions=True)
 
 
-def empty_caches(decoder: MTPDecoder, num_sequences: int, count: int) -> list[PagedKv]:
+def empty_caches(shape: ModelShape, num_sequences: int, count: int) -> list[PagedKv]:
     """K and V of so many layers; garbage where nothing has been written, as in an engine."""
-    shape = decoder.shape
     num_blocks = num_sequences * MAX_POSITIONS // BLOCK_SIZE
     size = (num_blocks, shape.num_key_value_heads, BLOCK_SIZE, shape.head_dim)
     return [PagedKv(torch.full(size, 9.0), torch.full(size, -9.0)) for _ in range(count)]
@@ -49,16 +52,17 @@ def cached(cache: PagedKv, blocks: list[int], count: int) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def from_scratch(
-    decoder: MTPDecoder, token_ids: list[int], num_drafts: int, num_kept: int | None = None
+    weights: Weights, token_ids: list[int], num_drafts: int, num_kept: int | None = None
 ) -> tuple[list[torch.Tensor], list[int]]:
     """K and V of each prediction layer of a whole text's rows, all run at once, or of the first so
     many; and the drafts after it."""
-    count, num_main = len(token_ids) - 1, decoder.shape.num_hidden_layers
-    caches = empty_caches(decoder, 1, num_main + decoder.shape.num_nextn_predict_layers)
+    shape, decoder = weights.shape, Decoder(weights.shape)
+    count, num_main = len(token_ids) - 1, shape.num_hidden_layers
+    caches = empty_caches(shape, 1, num_main + shape.num_nextn_predict_layers)
     blocks = list(range(caches[0].k.shape[0]))
     batch = pack([TokenRun(token_ids[:-1], 0, blocks)], BLOCK_SIZE)
-    hidden = decoder(batch, caches[:num_main])
-    drafter = MTPDrafter(decoder, caches[num_main:])
+    hidden = decoder.forward(batch, weights, caches[:num_main])
+    drafter = MTPDrafter(decoder, weights, caches[num_main:])
     rows = CertainRows(0, hidden, token_ids[1:], blocks, num_drafts)
     (drafts,) = drafter.propose([rows])
     kept = [one for cache in caches[num_main:] for one in cached(cache, blocks, num_kept or count)]
@@ -100,16 +104,17 @@ class Speculation:
 
     def __init__(
         self,
-        decoder: MTPDecoder,
+        weights: Weights,
         prompts: Sequence[list[int]],
         num_drafts: int = 1,
         end_ids: tuple[int, ...] = (),
         change: Change = unchanged,
     ) -> None:
-        self.decoder, self.end_ids, self.change = decoder, end_ids, change
-        caches = empty_caches(decoder, len(prompts), decoder.shape.num_hidden_layers + 1)
+        self.weights, self.decoder = weights, Decoder(weights.shape)
+        self.end_ids, self.change = end_ids, change
+        caches = empty_caches(weights.shape, len(prompts), weights.shape.num_hidden_layers + 1)
         self.main_caches, self.mtp_caches = caches[:-1], caches[-1]
-        self.drafter = MTPDrafter(decoder, [self.mtp_caches])
+        self.drafter = MTPDrafter(self.decoder, weights, [self.mtp_caches])
         # Blocks of a sequence lie apart, so that a wrong one is seen.
         tables = torch.arange(caches[0].k.shape[0]).view(-1, len(prompts)).T.flip(1)
         params = SamplingParams(temperature=0)
@@ -146,7 +151,7 @@ class Speculation:
         start, count = sequence.num_computed, len(fed) - len(drafts)
         num_drafts = 0
         if count == sequence.num_uncomputed:
-            logits = self.decoder.logits(hidden[count - 1 :])
+            logits = self.decoder.logits(hidden[count - 1 :], self.weights)
             drafted = replace(sequence, draft_token_ids=list(drafts))
             tokens = sample_rows(logits, best_tokens(logits), drafted).token_ids
             count += len(tokens) - 1
@@ -166,7 +171,7 @@ class Speculation:
             for run, tokens in zip(runs, fed, strict=True)
         ]
         batch = pack(packed, BLOCK_SIZE)
-        hidden = self.decoder(batch, self.main_caches)
+        hidden = self.decoder.forward(batch, self.weights, self.main_caches)
         return [hidden[span.start : span.stop] for span in batch.sequences.spans]
 
     def _cut(self, tokens: list[int]) -> list[int]:
@@ -180,8 +185,11 @@ class Speculation:
         return len(completion) >= count or completion[-1:] in ([one] for one in self.end_ids)
 
 
-def embedding_first(decoder: MTPDecoder) -> None:
+def embedding_first(weights: Weights) -> None:
     """A planted fault: the halves of the concatenation the other way round."""
-    projection = decoder.model.mtp_layers[0].input_proj
-    first, second = projection.weight.chunk(2, dim=1)
-    projection.weight = torch.nn.Parameter(torch.cat((second, first), dim=1), requires_grad=False)
+    (layer,) = weights.predictions
+    whole = layer.pairing.whole
+    assert isinstance(whole, torch.Tensor)
+    first, second = whole.chunk(2, dim=1)
+    pairing = Linear.resident(torch.cat((second, first), dim=1))
+    weights.predictions = (replace(layer, pairing=pairing),)

@@ -36,12 +36,15 @@ from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ConfigError, ThinsliceError
 from thinslice.kernels import torch_ops
+from thinslice.kernels.dispatch import TORCH
+from thinslice.kernels.ops import RotaryTables
 from thinslice.kernels.paged_kv import PagedKv
-from thinslice.memory.load import LoadedDtypes, load_resident
+from thinslice.kernels.rotary import Rotary
+from thinslice.memory.resident import LoadedDtypes, load_resident
 from thinslice.model.batch import TokenRun, pack
-from thinslice.model.decoder import LayerContext
-from thinslice.model.mtp import MTPDecoder
-from thinslice.model.rope import inverse_frequencies, rotary_tables
+from thinslice.model.decoder import Decoder
+from thinslice.model.mtp import PredictionLayer
+from thinslice.model.weights import Weights
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.text.byte_level import BYTE_TO_CHARACTER
@@ -109,7 +112,6 @@ class Settings:
 
 
 # Cosine and sine; K and V of the first draft's rows, of the second's, and so on.
-Rotary = tuple[torch.Tensor, torch.Tensor]
 Chain = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -141,7 +143,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(size, shape.kv_size)
         self.o_proj = nn.Linear(shape.q_size, size, bias=False)
 
-    def forward(self, x: torch.Tensor, rotary: Rotary, chain: Chain | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rotary: RotaryTables, chain: Chain | None = None
+    ) -> torch.Tensor:
         parts = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
         q, k = torch_ops.apply_rotary(q, *rotary), torch_ops.apply_rotary(k, *rotary)
@@ -186,7 +190,9 @@ class Block(nn.Module):
         self.input_layernorm, self.post_attention_layernorm = Norm(shape), Norm(shape)
         self.self_attn, self.mlp = Attention(shape), MLP(shape)
 
-    def forward(self, x: torch.Tensor, rotary: Rotary, chain: Chain | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, rotary: RotaryTables, chain: Chain | None = None
+    ) -> torch.Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotary, chain)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -237,7 +243,7 @@ class TrainedModel(nn.Module):
         The first of the rows have no second draft, and the first two no third.
         """
         length = ids.shape[1] - 1
-        rotary = rotary_tables(inverse_frequencies(self.shape), torch.arange(length), 1.0)
+        rotary = Rotary(self.shape).tables(torch.arange(length))
         embeddings = self.model.embed_tokens(ids)
         x = embeddings[:, :-1]
         for layer in self.model.layers:
@@ -360,24 +366,24 @@ def check_export(folder: Path, model: TrainedModel) -> None:
     Errors: AssertionError where they differ by more than assert_close allows.
     """
     checkpoint = open_checkpoint(folder)
-    decoder = MTPDecoder(checkpoint.shape)
-    with CheckpointReader(checkpoint) as reader:
-        load_resident(decoder, reader, LoadedDtypes(torch.float32, torch.float32))
-    row, _ = next(training_rows(random.Random(1), 128))
-    ids, positions = torch.tensor(row), torch.arange(127)
-    batch = pack([TokenRun(row[:-1], 0, [0])], block_size=128)
     shape = checkpoint.shape
+    with CheckpointReader(checkpoint) as reader:
+        dtypes = LoadedDtypes(torch.float32, torch.float32)
+        source = load_resident(reader, dtypes, has_predictions=True)
+    decoder, weights = Decoder(shape), Weights(shape, source, TORCH, has_predictions=True)
+    row, _ = next(training_rows(random.Random(1), 128))
+    ids = torch.tensor(row)
+    batch = pack([TokenRun(row[:-1], 0, [0])], block_size=128)
     size = (1, shape.num_key_value_heads, 128, shape.head_dim)
     caches = [
         PagedKv(torch.zeros(size), torch.zeros(size)) for _ in range(shape.num_hidden_layers + 1)
     ]
-    hidden = decoder(batch, caches[:-1])
-    context = LayerContext(batch, *decoder.rotary.tables(positions), caches[-1])
-    embedding = decoder.model.embed_tokens(ids[1:])
-    out = decoder.model.mtp_layers[0].predict(hidden, embedding, context)
+    hidden = decoder.forward(batch, weights, caches[:-1])
+    layer = PredictionLayer(decoder, weights, 0, caches[-1])
+    out = layer.predict(hidden, weights.embed(ids[1:]), batch)
     logits, drafted = model(ids[None])
-    torch.testing.assert_close(decoder.logits(hidden), logits[0])
-    torch.testing.assert_close(decoder.lm_head(out).float(), drafted[0][0])
+    torch.testing.assert_close(decoder.logits(hidden, weights), logits[0])
+    torch.testing.assert_close(weights.ops.linear(out, weights.head).float(), drafted[0][0])
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -19,7 +19,6 @@ from thinslice.engine.load import load_engine
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.planning import Model
 from thinslice.engine.sequence import Sequence, Status
-from thinslice.model.mtp import MTPDecoder
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.case import Workload
 from thinslice.plan.cost import PREDICTION_ROWS_HELD
@@ -144,7 +143,7 @@ def test_neither_drafter_changes_a_token(
     chosen = plan_of(checkpoint, draft)
     assert chosen.draft == DraftPlan(draft == "ngram", int(draft == "mtp"), 4)
     engine = load(checkpoint, chosen)
-    assert isinstance(engine.runner.decoder, MTPDecoder) == (draft == "mtp")
+    assert bool(engine.runner.weights.predictions) == (draft == "mtp")
     assert texts(engine) == plain_texts[chosen.dtype]
     assert_drafted(engine)
     assert engine.drafting is not None
@@ -241,17 +240,16 @@ def rows_after_a_hit(engine: Engine, others: list[int], own: list[int]) -> tuple
 
 def rows_are_right(engine: Engine, sequence: Sequence) -> bool:
     """Whether the prediction layers' K and V are those of the sequence's text run at once."""
-    decoder, num_rows = engine.runner.decoder, sequence.num_settled
-    assert isinstance(decoder, MTPDecoder)
+    weights, num_rows = engine.runner.weights, sequence.num_settled
     assert engine.drafting is not None
     assert engine.drafting.mtp is not None
     kept = [
         one
-        for cache in engine.drafting.mtp.caches
-        for one in cached(cache, sequence.blocks, num_rows)
+        for layer in engine.drafting.mtp.layers
+        for one in cached(layer.kv_cache, sequence.blocks, num_rows)
     ]
-    num_ahead = len(engine.drafting.mtp.caches)
-    expected, _ = from_scratch(decoder, sequence.tokens(0, num_rows + num_ahead), 1, num_rows)
+    num_ahead = len(engine.drafting.mtp.layers)
+    expected, _ = from_scratch(weights, sequence.tokens(0, num_rows + num_ahead), 1, num_rows)
     return all(torch.allclose(a, b, atol=1e-4) for a, b in zip(kept, expected, strict=True))
 
 

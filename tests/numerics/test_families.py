@@ -1,6 +1,7 @@
 """Tiny random checkpoints of every family against transformers in float32."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from transformers import (
 
 from tests.engines import engine_of, greedy, logits_of
 from thinslice.checkpoint.open import open_checkpoint
-from thinslice.model.decoder import Attention
 
 SIZES = {
     "vocab_size": 199,
@@ -130,9 +130,10 @@ def test_a_planted_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     reference.save_pretrained(tmp_path)
     engine = engine_of(open_checkpoint(tmp_path), dtype="float32")
     prompt = torch.randint(0, SIZES["vocab_size"], (40,)).tolist()
-    for module in engine.runner.decoder.modules():
-        if isinstance(module, Attention):
-            module.k_proj, module.v_proj = module.v_proj, module.k_proj
+    weights = engine.runner.weights
+    weights.layers = tuple(
+        replace(layer, key=layer.value, value=layer.key) for layer in weights.layers
+    )
 
     with torch.inference_mode():
         expected = reference(torch.tensor([prompt])).logits[0]

@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.engines import resident_weights
 from thinslice.checkpoint.names import expected_tensors
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.model.batch import TokenRun, pack
-from thinslice.model.decoder import Decoder, LayerContext
-from thinslice.model.mtp import MTPDecoder
+from thinslice.model.decoder import Decoder
+from thinslice.model.mtp import PredictionLayer
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.tensors import Room, tensors_of
 
@@ -45,30 +46,21 @@ TINY = replace(
     head_dim=8,
     max_position_embeddings=64,
 )
-Weights = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 
 
 def test_mimo_7b_has_its_published_tensors_and_parameters() -> None:
-    decoder = MTPDecoder(MIMO_7B)
-    shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
-    assert len(shapes) == 451
-    assert sum(p.numel() for p in decoder.parameters()) == 7_833_409_536
-    assert shapes == expected_tensors(MIMO_7B)
-    assert all(p.is_meta for p in decoder.parameters())
-
-
-def test_the_table_counts_the_same_parameters() -> None:
-    main = sum(p.numel() for p in Decoder(MIMO_7B).parameters())
-    assert main == 7_622_619_136
+    assert len(expected_tensors(MIMO_7B)) == len(tensors_of(MIMO_7B)) == 451
+    assert sum(one.numel for one in tensors_of(MIMO_7B)) == 7_833_409_536
     is_prediction = {one: one.room is Room.PREDICTION for one in tensors_of(MIMO_7B)}
-    assert sum(one.numel for one, is_one in is_prediction.items() if not is_one) == main
+    main = sum(one.numel for one, is_one in is_prediction.items() if not is_one)
+    assert main == 7_622_619_136
     assert sum(one.numel for one, is_one in is_prediction.items() if is_one) == 210_790_400
 
 
-def random_weights() -> Weights:
+def random_weights() -> Tensors:
     torch.manual_seed(3)
-    decoder = MTPDecoder(TINY)
-    return {name: torch.randn(p.shape) * 0.3 for name, p in decoder.named_parameters()}
+    return {one.name: torch.randn(one.shape) * 0.3 for one in tensors_of(TINY)}
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -85,10 +77,10 @@ def rotate(x: torch.Tensor, position: int) -> torch.Tensor:
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
-def plain_mtp(weights: Weights, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+def plain_mtp(tensors: Tensors, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
     """The layer in float64, one row and one head at a time."""
     w = {
-        name.removeprefix("model.mtp_layers.0."): value.double() for name, value in weights.items()
+        name.removeprefix("model.mtp_layers.0."): value.double() for name, value in tensors.items()
     }
     normed = (
         norm(hidden.double(), w["hidden_layernorm.weight"]),
@@ -120,16 +112,11 @@ def plain_mtp(weights: Weights, hidden: torch.Tensor, embedding: torch.Tensor) -
 
 
 @torch.inference_mode()
-def module_mtp(weights: Weights, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-    decoder = MTPDecoder(TINY)
-    decoder.load_state_dict(weights, assign=True)
-    count = len(hidden)
-    positions = torch.arange(count)
-    batch = pack([TokenRun(range(count), 0, [0])], block_size=16)
-    cos, sin = decoder.rotary.tables(positions)
+def own_mtp(tensors: Tensors, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    batch = pack([TokenRun(range(len(hidden)), 0, [0])], block_size=16)
     cache = PagedKv(torch.zeros(1, 2, 16, 8), torch.zeros(1, 2, 16, 8))
-    layer = decoder.model.mtp_layers[0]
-    return layer.predict(hidden, embedding, LayerContext(batch, cos, sin, cache))
+    layer = PredictionLayer(Decoder(TINY), resident_weights(TINY, tensors), 0, cache)
+    return layer.predict(hidden, embedding, batch)
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,39 +125,39 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_mtp_layer_equals_the_plain_one() -> None:
-    weights, (hidden, embedding) = random_weights(), rows()
-    expected = plain_mtp(weights, hidden, embedding)
-    torch.testing.assert_close(module_mtp(weights, hidden, embedding), expected.float())
+    tensors, (hidden, embedding) = random_weights(), rows()
+    expected = plain_mtp(tensors, hidden, embedding)
+    torch.testing.assert_close(own_mtp(tensors, hidden, embedding), expected.float())
 
 
-def embedding_first(weights: Weights) -> None:
-    first, second = weights["model.mtp_layers.0.input_proj.weight"].chunk(2, dim=1)
-    weights["model.mtp_layers.0.input_proj.weight"] = torch.cat((second, first), dim=1)
+def embedding_first(tensors: Tensors) -> None:
+    first, second = tensors["model.mtp_layers.0.input_proj.weight"].chunk(2, dim=1)
+    tensors["model.mtp_layers.0.input_proj.weight"] = torch.cat((second, first), dim=1)
 
 
-def swapped_norms(weights: Weights) -> None:
+def swapped_norms(tensors: Tensors) -> None:
     prefix = "model.mtp_layers.0."
     a, b = prefix + "token_layernorm.weight", prefix + "hidden_layernorm.weight"
-    weights[a], weights[b] = weights[b], weights[a]
+    tensors[a], tensors[b] = tensors[b], tensors[a]
 
 
-def main_norm_at_the_end(weights: Weights) -> None:
-    weights["model.mtp_layers.0.final_layernorm.weight"] = weights["model.norm.weight"]
+def main_norm_at_the_end(tensors: Tensors) -> None:
+    tensors["model.mtp_layers.0.final_layernorm.weight"] = tensors["model.norm.weight"]
 
 
 @pytest.mark.parametrize("fault", [embedding_first, swapped_norms, main_norm_at_the_end])
-def test_faults_in_the_order_or_the_norms_are_seen(fault: Callable[[Weights], None]) -> None:
-    weights, (hidden, embedding) = random_weights(), rows()
-    expected = plain_mtp(weights, hidden, embedding)
-    fault(weights)
+def test_faults_in_the_order_or_the_norms_are_seen(fault: Callable[[Tensors], None]) -> None:
+    tensors, (hidden, embedding) = random_weights(), rows()
+    expected = plain_mtp(tensors, hidden, embedding)
+    fault(tensors)
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(module_mtp(weights, hidden, embedding), expected.float())
+        torch.testing.assert_close(own_mtp(tensors, hidden, embedding), expected.float())
 
 
 def test_a_normed_hidden_state_is_seen() -> None:
     """The layer takes the residual stream before the main final norm, not after it."""
-    weights, (hidden, embedding) = random_weights(), rows()
-    expected = plain_mtp(weights, hidden, embedding)
-    normed = norm(hidden, weights["model.norm.weight"])
+    tensors, (hidden, embedding) = random_weights(), rows()
+    expected = plain_mtp(tensors, hidden, embedding)
+    normed = norm(hidden, tensors["model.norm.weight"])
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(module_mtp(weights, normed, embedding), expected.float())
+        torch.testing.assert_close(own_mtp(tensors, normed, embedding), expected.float())

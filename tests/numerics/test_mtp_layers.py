@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.engines import run_all
+from tests.engines import resident_weights, run_all
 from tests.numerics.test_drafting import (
     MODES,
     PROMPTS,
@@ -24,7 +24,7 @@ from tests.numerics.test_drafting import (
     streamed,
     texts,
 )
-from tests.numerics.test_mtp import TINY, Weights, plain_mtp
+from tests.numerics.test_mtp import TINY, Tensors, plain_mtp
 from tests.speculation import SMALL_MTP
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
@@ -34,11 +34,12 @@ from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.planning import Model
 from thinslice.engine.sequence import Status
 from thinslice.kernels.paged_kv import PagedKv
-from thinslice.model.mtp import MTPDecoder
+from thinslice.model.decoder import Decoder
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.case import Workload
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.planner import plan
+from thinslice.plan.tensors import tensors_of
 from thinslice.units import GIB
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,46 +48,43 @@ BLOCK_SIZE = 4
 Fault = Callable[[MTPDrafter], None]
 
 
-def random_decoder() -> MTPDecoder:
+def random_tensors() -> Tensors:
     torch.manual_seed(3)
-    decoder = MTPDecoder(THREE)
-    weights = {name: torch.randn(p.shape) * 0.3 for name, p in decoder.named_parameters()}
-    decoder.load_state_dict(weights, assign=True)
-    return decoder
+    return {one.name: torch.randn(one.shape) * 0.3 for one in tensors_of(THREE)}
 
 
-def layer_of(weights: Weights, index: int) -> Weights:
+def layer_of(tensors: Tensors, index: int) -> Tensors:
     """The weights of one layer under the first one's names."""
     prefix, first = f"model.mtp_layers.{index}.", "model.mtp_layers.0."
-    return {first + k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    return {first + k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def plain_drafts(decoder: MTPDecoder, hidden: torch.Tensor, ids: list[int]) -> list[int]:
+def plain_drafts(tensors: Tensors, hidden: torch.Tensor, ids: list[int]) -> list[int]:
     """Five drafts in float64 from a whole text, each layer over all of it, the last one again over
     its own output."""
-    weights = dict(decoder.named_parameters())
-    table, head = weights["model.embed_tokens.weight"].double(), weights["lm_head.weight"].double()
+    table, head = tensors["model.embed_tokens.weight"].double(), tensors["lm_head.weight"].double()
     tokens, drafts = list(ids), list[int]()
     rows = out = hidden
     for index in range(3):
         rows = out
         tokens = [*tokens[1:], *drafts[-1:]] if drafts else tokens
-        out = plain_mtp(layer_of(weights, index), rows, table[tokens])
+        out = plain_mtp(layer_of(tensors, index), rows, table[tokens])
         drafts.append(int((out[-1] @ head.T).argmax()))
     for _ in range(2):
         rows, tokens = torch.cat((rows, out[-1:])), [*tokens, drafts[-1]]
-        out = plain_mtp(layer_of(weights, 2), rows, table[tokens])
+        out = plain_mtp(layer_of(tensors, 2), rows, table[tokens])
         drafts.append(int((out[-1] @ head.T).argmax()))
     return drafts
 
 
 def drafts_in_steps(
-    decoder: MTPDecoder, hidden: torch.Tensor, ids: list[int], steps: list[int], fault: Fault | None
+    tensors: Tensors, hidden: torch.Tensor, ids: list[int], steps: list[int], fault: Fault | None
 ) -> list[list[int]]:
     """The drafts after each of the steps, which bring so many rows."""
     size = (8, 2, BLOCK_SIZE, 8)
     caches = [PagedKv(torch.full(size, 9.0), torch.full(size, -9.0)) for _ in range(3)]
-    drafter, blocks = MTPDrafter(decoder, caches), [5, 2, 7, 0, 1, 3]
+    weights, blocks = resident_weights(THREE, tensors), [5, 2, 7, 0, 1, 3]
+    drafter = MTPDrafter(Decoder(THREE), weights, caches)
     if fault is not None:
         fault(drafter)
     drafted, first, stop = [], 0, 0
@@ -108,30 +106,34 @@ STEPS = [1, 1, 5, 1, 2, 4]
 
 @torch.inference_mode()
 def test_drafts_are_those_of_a_plain_implementation() -> None:
-    decoder, (hidden, ids) = random_decoder(), case()
+    tensors, (hidden, ids) = random_tensors(), case()
     stops = [sum(STEPS[: i + 1]) for i in range(len(STEPS))]
-    expected = [plain_drafts(decoder, hidden[:stop], ids[:stop]) for stop in stops]
-    assert drafts_in_steps(decoder, hidden, ids, STEPS, None) == expected
+    expected = [plain_drafts(tensors, hidden[:stop], ids[:stop]) for stop in stops]
+    assert drafts_in_steps(tensors, hidden, ids, STEPS, None) == expected
 
 
 def layers_swapped(drafter: MTPDrafter) -> None:
+    caches = [layer.kv_cache for layer in drafter.layers]
     drafter.layers.reverse()
+    for layer, cache in zip(drafter.layers, caches, strict=True):
+        layer.kv_cache = cache
 
 
 def one_cache_for_all(drafter: MTPDrafter) -> None:
-    drafter.caches = [drafter.caches[0]] * 3
+    for layer in drafter.layers:
+        layer.kv_cache = drafter.layers[0].kv_cache
 
 
 def only_the_first_layer(drafter: MTPDrafter) -> None:
-    drafter.layers, drafter.caches = drafter.layers[:1], drafter.caches[:1]
+    drafter.layers = drafter.layers[:1]
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("fault", [layers_swapped, one_cache_for_all, only_the_first_layer])
 def test_faults_are_seen(fault: Fault) -> None:
-    decoder, (hidden, ids) = random_decoder(), case()
-    expected = drafts_in_steps(decoder, hidden, ids, STEPS, None)
-    assert drafts_in_steps(decoder, hidden, ids, STEPS, fault) != expected
+    tensors, (hidden, ids) = random_tensors(), case()
+    expected = drafts_in_steps(tensors, hidden, ids, STEPS, None)
+    assert drafts_in_steps(tensors, hidden, ids, STEPS, fault) != expected
 
 
 @pytest.fixture(scope="module", params=["float32", "int8"])

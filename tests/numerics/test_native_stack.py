@@ -1,5 +1,6 @@
 """All layers in one call give the bits of one operator after the other."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model, checkpoint_dtype
 from thinslice.kernels import native
+from thinslice.kernels.ops import Linear
 from thinslice.kernels.packed import PackedWeight
 from thinslice.model.batch import TokenRun, pack
-from thinslice.model.decoder import LayerContext, Linear
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.case import Workload
 from thinslice.plan.packed_format import PackedFormat
@@ -43,20 +44,23 @@ def test_the_stack_gives_the_bits_of_the_layers(
     architecture: str, ggml_type: str, tmp_path: Path
 ) -> None:
     engine = packed_engine(tmp_path, architecture, ggml_type)
-    decoder = engine.runner.decoder
-    assert decoder.stack is not None
+    weights = engine.runner.weights
+    assert weights.fused is not None
     logits, tokens = logits_of(engine, PROMPT), greedy(engine, PROMPT, 12)
-    decoder.stack = None
+    weights.fused = None
     assert torch.equal(logits_of(engine, PROMPT), logits)
     assert greedy(engine, PROMPT, 12) == tokens
 
 
 def test_a_planted_fault_is_seen(tmp_path: Path) -> None:
     engine = packed_engine(tmp_path, "LlamaForCausalLM", "Q4_1")
-    decoder = engine.runner.decoder
+    weights = engine.runner.weights
     logits = logits_of(engine, PROMPT)
-    decoder.stack = None
-    decoder.model.layers[1].mlp.down_proj.slices = lambda: iter([])
+    weights.fused = None
+    first, second = weights.layers
+    (block,) = second.blocks
+    nothing = replace(block, down=replace(block.down, slices=lambda: ()))
+    weights.layers = (first, replace(second, blocks=(nothing,)))
     assert not torch.equal(logits_of(engine, PROMPT), logits)
 
 
@@ -69,22 +73,19 @@ def test_a_prediction_layer_in_one_call_gives_the_bits_of_its_parts(tmp_path: Pa
     engine = load_engine(checkpoint, plan(checkpoint.shape, layout, GIB, workload, 0), frozenset())
     assert engine.drafting is not None
     assert engine.drafting.mtp is not None
-    decoder, layer = engine.drafting.mtp.decoder, engine.drafting.mtp.layers[0]
+    weights, layer = engine.runner.weights, engine.drafting.mtp.layers[0]
     torch.manual_seed(2)
-    hidden, token = torch.randn(2, 7, decoder.shape.hidden_size)
+    hidden, token = torch.randn(2, 7, weights.shape.hidden_size)
     # The first rows attend to positions that nothing was written to.
-    for cache in (engine.drafting.mtp.caches[0].k, engine.drafting.mtp.caches[0].v):
+    for cache in (layer.kv_cache.k, layer.kv_cache.v):
         cache.zero_()
     batch = pack([TokenRun(range(5), 3, [1]), TokenRun(range(2), 0, [2])], 16)
-    context = LayerContext(
-        batch, *decoder.rotary.tables(batch.positions_T), engine.drafting.mtp.caches[0]
-    )
-    assert layer.stack is not None
-    fused = layer.predict(hidden, token, context)
-    layer.stack = None
-    assert torch.equal(layer.predict(hidden, token, context), fused)
+    assert weights.fused_predictions[0] is not None
+    fused = layer.predict(hidden, token, batch)
+    weights.fused_predictions = [None]
+    assert torch.equal(layer.predict(hidden, token, batch), fused)
     # The planted fault: the two halves the other way round.
-    assert not torch.equal(layer.predict(token, hidden, context), fused)
+    assert not torch.equal(layer.predict(token, hidden, batch), fused)
 
 
 def test_a_row_has_the_same_bits_alone_and_in_company(tmp_path: Path) -> None:
@@ -101,13 +102,17 @@ def test_what_a_model_rounds_to_16_bits(tmp_path: Path) -> None:
     for ggml_type in ("Q4_1", "Q8_0"):
         engine = packed_engine(tmp_path, "LlamaForCausalLM", ggml_type)
         wide = set()
-        for name, module in engine.runner.decoder.named_modules():
-            if isinstance(module, Linear) and module.slices is not None:
-                kinds = {
-                    rows.is_wide for *_, rows in module.slices() if isinstance(rows, PackedWeight)
-                }
-                assert len(kinds) == 1, name
-                wide |= {name.split(".")[-1]} if kinds == {True} else set()
-        every = {"q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-        expected = {"k_proj", "v_proj"} if ggml_type == "Q4_1" else {"k_proj", "v_proj"} | every
-        assert wide - {"lm_head"} == expected
+        for layer in engine.runner.weights.layers:
+            for part in (layer, *layer.blocks):
+                for name in (field.name for field in fields(part)):
+                    linear = getattr(part, name)
+                    if isinstance(linear, Linear):
+                        kinds = {
+                            rows.is_wide
+                            for *_, rows in linear.slices()
+                            if isinstance(rows, PackedWeight)
+                        }
+                        assert len(kinds) == 1, name
+                        wide |= {name} if kinds == {True} else set()
+        every = {"query", "output", "gate", "up", "down"}
+        assert wide == {"key", "value"} | (set() if ggml_type == "Q4_1" else every)

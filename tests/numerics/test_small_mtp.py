@@ -25,10 +25,10 @@ def held_out(count: int, kind: str | None = None) -> list[Example]:
 
 def speculate(prompts: list[list[int]], num_drafts: int = 1, *, swap: bool = False) -> Speculation:
     """All prompts continued greedily at once."""
-    decoder = load_small_mtp()
+    weights = load_small_mtp()
     if swap:
-        embedding_first(decoder)
-    speculation = Speculation(decoder, prompts, num_drafts, ENDS)
+        embedding_first(weights)
+    speculation = Speculation(weights, prompts, num_drafts, ENDS)
     speculation.generate(LONGEST)
     return speculation
 

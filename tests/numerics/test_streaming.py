@@ -27,9 +27,11 @@ from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model
 from thinslice.errors import CheckpointError
 from thinslice.kernels import native
+from thinslice.kernels.ops import LayerWeights, Rows
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice
 from thinslice.model.batch import ForwardBatch
+from thinslice.model.weights import Weights
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan import packing
 from thinslice.plan.case import Workload
@@ -190,9 +192,11 @@ def test_a_planted_fault_is_seen(tmp_path: Path) -> None:
     checkpoint = write("bf16", tmp_path)
     expected = logits_of(engine_of(checkpoint, "float32"), PROMPT)
     engine = streamed_engine(checkpoint, num_slices(checkpoint))
-    projection = engine.runner.decoder.model.layers[1].mlp.down_proj
-    whole = projection.slices
-    projection.slices = lambda: iter([*whole()][:-1])
+    weights = engine.runner.weights
+    first, second = weights.layers
+    (block,) = second.blocks
+    down = replace(block.down, slices=lambda: [*block.down.slices()][:-1], whole=None)
+    weights.layers = (first, replace(second, blocks=(replace(block, down=down),)))
     with pytest.raises(AssertionError):
         torch.testing.assert_close(logits_of(engine, PROMPT), expected)
 
@@ -203,26 +207,34 @@ def test_chunks_and_a_sweep_broken_off_leave_the_order_right(tmp_path: Path) -> 
     engine = streamed_engine(checkpoint, 4)
     engine.scheduler.chunk = 4  # two sweeps end before the head
     assert greedy(engine, PROMPT, 6) == expected
-    decoder = engine.runner.decoder
-    block = decoder.model.layers[1].mlp
-    original, block.forward = block.forward, interrupt
+    weights = engine.runner.weights
+    original = interrupt_at_the_last_layer(weights)
     sequence = engine.add_request(PROMPT, SamplingParams(max_tokens=2))
     with pytest.raises(KeyboardInterrupt):
         engine.step()
     engine.abort(sequence)
-    block.forward = original
+    weights.layers = original
     assert greedy(engine, PROMPT, 6) == expected
     engine.runner.close()
 
 
-def interrupt(residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def interrupt_at_the_last_layer(weights: Weights) -> tuple[LayerWeights, ...]:
+    """Ctrl-C before the last layer's feed-forward; returns the layers as they were."""
+    *others, last = original = weights.layers
+    (block, *more) = last.blocks
+    broken = replace(block, gate=replace(block.gate, slices=interrupt, whole=None))
+    weights.layers = (*others, replace(last, blocks=(broken, *more)))
+    return original
+
+
+def interrupt() -> Iterator[tuple[int, int, Rows]]:
     raise KeyboardInterrupt
 
 
 @contextmanager
 def slices_taken(engine: Engine) -> Iterator[list[int]]:
     """Collects the bytes of each slice that is taken from the reader."""
-    reader = engine.runner.weights._reader
+    reader = engine.runner.weights.source._reader
     taken: list[int] = []
 
     @contextmanager
@@ -238,7 +250,7 @@ def slices_taken(engine: Engine) -> Iterator[list[int]]:
 
 def streamed_bytes(engine: Engine, dtype: str) -> list[int]:
     """Bytes of each slice that one sweep streams, in order."""
-    checkpoint = engine.runner.weights.checkpoint
+    checkpoint = engine.runner.weights.source.checkpoint
     slices = Model.of(checkpoint).layout(dtype).slices(SLICE_BYTES)
     pinned = engine.plan.streaming.pinned()
     return [one.stored_bytes for index, one in enumerate(slices) if index not in pinned]
@@ -296,7 +308,7 @@ def test_faults_of_a_held_layer_are_seen(tmp_path: Path, monkeypatch: pytest.Mon
     assert not torch.equal(logits_of(engine, LONG_PROMPT), expected)
     monkeypatch.undo()
     assert torch.equal(logits_of(engine, LONG_PROMPT), expected)
-    engine.runner.decoder.hold_layer = nullcontext
+    engine.runner.weights.source.hold = nullcontext
     with pytest.raises(AssertionError, match="the next slice is"):
         logits_of(engine, LONG_PROMPT)
     engine.runner.close()
@@ -304,7 +316,7 @@ def test_faults_of_a_held_layer_are_seen(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_two_slices_of_one_shape_that_are_swapped_are_found(tmp_path: Path) -> None:
     engine = streamed_engine(write("bf16", tmp_path), 0)
-    placed = engine.runner.weights._placed
+    placed = engine.runner.weights.source._placed
     key, value = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "kv")
     assert [one.one.stored_bytes for one in placed[key]] == [
         one.one.stored_bytes for one in placed[value]
@@ -353,11 +365,10 @@ def test_rows_of_several_sequences_pass_a_held_layer(tmp_path: Path) -> None:
         sequences = [engine.add_request(prompts[0], params)]
         engine.step()
         sequences += [engine.add_request(prompt, params) for prompt in prompts[1:]]
-        block = engine.runner.decoder.model.layers[1].mlp
-        original, block.forward = block.forward, interrupt
+        original = interrupt_at_the_last_layer(engine.runner.weights)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
-        block.forward = original
+        engine.runner.weights.layers = original
         while engine.has_work:
             engine.step()
         assert [one.completion_token_ids for one in sequences] == expected

@@ -339,13 +339,13 @@ class Engine:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The model's pass over one batch: logits, and the residual stream where it is needed
         again. With the sweep's metrics where weights are streamed."""
-        weights = runner.weights
-        if weights is None or self.plan.streaming is None:
+        source = runner.weights.source
+        if self.plan.streaming is None:
             logits_RV, hidden_TD = runner.run(scheduled, scores)
             return logits_RV, hidden_TD if self.plan.num_mtp_layers else None
-        start, before = time.perf_counter(), weights.read_stats()
+        start, before = time.perf_counter(), source.read_stats()
         logits_RV, hidden_TD = runner.run(scheduled, scores)
-        after = weights.read_stats()
+        after = source.read_stats()
         self.metrics.sweep_s.observe(time.perf_counter() - start)
         self.metrics.slice_wait_s.observe(after.wait_s - before.wait_s)
         self.metrics.streamed_bytes = after.num_bytes

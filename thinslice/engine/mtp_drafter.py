@@ -17,13 +17,13 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from thinslice.engine.measured_seconds import MeasuredSeconds
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.model.batch import TokenRun, pack
-from thinslice.model.decoder import LayerContext
-from thinslice.model.mtp import MTPDecoder, MTPLayer
+from thinslice.model.decoder import Decoder
+from thinslice.model.mtp import PredictionLayer
+from thinslice.model.weights import Weights
 from thinslice.plan.cost import PREDICTION_ROWS
 
 
@@ -97,19 +97,18 @@ class MTPDrafter:
 
     def __init__(
         self,
-        decoder: MTPDecoder,
+        decoder: Decoder,
+        weights: Weights,
         caches: Rows[PagedKv],
         takes_normed_hidden: bool = False,
     ) -> None:
-        layers = decoder.model.mtp_layers
-        assert isinstance(layers, nn.ModuleList)
-        assert len(layers) == len(caches) > 0, f"{len(layers)} layers, {len(caches)} caches"
+        num_layers = len(weights.predictions)
+        assert num_layers == len(caches) > 0, f"{num_layers} layers, {len(caches)} caches"
         self.decoder = decoder
-        self.layers = list[MTPLayer]()
-        for layer in layers:
-            assert isinstance(layer, MTPLayer), f"a prediction layer that is a {type(layer)}"
-            self.layers.append(layer)
-        self.caches = caches
+        self.weights = weights
+        self.layers = [
+            PredictionLayer(decoder, weights, index, cache) for index, cache in enumerate(caches)
+        ]
         self.block_size = caches[0].block_size
         self.takes_normed_hidden = takes_normed_hidden
         self.round_seconds = MeasuredSeconds(unknown=0.0)
@@ -147,7 +146,8 @@ class MTPDrafter:
                 ]
                 outputs = dict(zip(drafting, self._run_each(index, hidden, runs), strict=True))
             out_BD = _joined([outputs[i][-1:] for i in drafting])
-            token_ids = self.decoder.lm_head(out_BD).argmax(-1).tolist()
+            head = self.weights.head
+            token_ids = self.weights.ops.linear(out_BD, head).argmax(-1).tolist()
             for i, token_id in zip(drafting, token_ids, strict=True):
                 drafts[i].append(token_id)
             self.round_seconds.record(len(drafting), time.perf_counter() - start)
@@ -164,7 +164,7 @@ class MTPDrafter:
             start = time.perf_counter()
             hidden = [sequences[i].hidden(rows.start, rows.stop) for i, rows in parts]
             if self.takes_normed_hidden:
-                hidden = [self.decoder.model.norm(hidden_TD) for hidden_TD in hidden]
+                hidden = [self.decoder.norm(one, self.weights) for one in hidden]
             for index, last_of_layer in enumerate(last):
                 runs = [_new_rows(sequences[i], rows, index) for i, rows in parts]
                 hidden = self._run_each(index, hidden, runs)
@@ -189,10 +189,8 @@ class MTPDrafter:
     def _run(self, index: int, hidden_TD: torch.Tensor, runs: list[TokenRun]) -> torch.Tensor:
         """Rows through one of the layers."""
         batch = pack(runs, self.block_size)
-        embedding_TD = self.decoder.model.embed_tokens(batch.token_ids_T)
-        cos_TR, sin_TR = self.decoder.rotary.tables(batch.positions_T)
-        context = LayerContext(batch, cos_TR, sin_TR, self.caches[index])
-        return self.layers[index].predict(hidden_TD, embedding_TD, context)
+        embedding_TD = self.weights.embed(batch.token_ids_T)
+        return self.layers[index].predict(hidden_TD, embedding_TD, batch)
 
 
 def _parts_of(sequences: Rows[CertainRows]) -> Iterator[list[tuple[int, slice]]]:

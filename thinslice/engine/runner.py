@@ -14,18 +14,16 @@ from thinslice.engine.scoring import Scores
 from thinslice.errors import RequestError
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.device import Device
-from thinslice.memory.device_store import DeviceStore
 from thinslice.memory.spilled_kv import BlockMove, SpilledKv
-from thinslice.memory.weight_store import WeightStore
 from thinslice.model.batch import ForwardBatch, TokenRun, pack
 from thinslice.model.decoder import Decoder
+from thinslice.model.weights import Weights
 
 
 class Runner:
     """Holds the model and its KV cache, and runs batches through them.
 
     Args:
-        weights: None where all are resident as torch's parameters.
         has_own_threads: the compiled kernels multiply, on threads of their own.
 
     Attributes:
@@ -36,9 +34,9 @@ class Runner:
     def __init__(
         self,
         decoder: Decoder,
+        weights: Weights,
         kv_caches: Rows[PagedKv],
         block_size: int,
-        weights: WeightStore | DeviceStore | None,
         has_own_threads: bool = False,
     ) -> None:
         self.decoder = decoder
@@ -59,7 +57,7 @@ class Runner:
         """
         if self._pid == os.getpid():
             return
-        streams = self.weights is not None and self.weights.streams
+        streams = self.weights.source.streams
         if streams or self.device is not None or not self.has_own_threads:
             raise RequestError(
                 f"this model was loaded by process {self._pid} before a fork and cannot run in "
@@ -87,17 +85,16 @@ class Runner:
         which a prediction layer takes.
         """
         batch = self._pack(scheduled)
-        if self.weights is not None:
-            self.weights.begin_sweep()
+        self.weights.source.begin_sweep()
         rows = _last_rows(scheduled, [tokens.num_rows for tokens in scheduled])
         with self._computing():
-            hidden_TD = self.decoder(batch, self.kv_caches)
+            hidden_TD = self.decoder.forward(batch, self.weights, self.kv_caches)
             if scores is not None:
                 scored = _last_rows(scheduled, [tokens.num_scored for tokens in scheduled])
                 return self._score(hidden_TD[[*rows, *scored]], len(rows), scores), hidden_TD
             if not rows:
                 return torch.empty(0, self.decoder.shape.vocab_size), hidden_TD
-            return self.decoder.logits(hidden_TD[rows]).cpu(), hidden_TD
+            return self.decoder.logits(hidden_TD[rows], self.weights).cpu(), hidden_TD
 
     def _score(self, x_TD: torch.Tensor, num_sampled: int, scores: Scores) -> torch.Tensor:
         """The logits of the first rows, which are sampled; the others' go to the scores.
@@ -107,7 +104,7 @@ class Runner:
         vocab_size = self.decoder.shape.vocab_size
         logits_RV = torch.empty(num_sampled, vocab_size)
         room = max(scores.most_rows - num_sampled, 1) * vocab_size
-        for first, first_id, tile in self.decoder.logit_tiles(x_TD, room):
+        for first, first_id, tile in self.decoder.logit_tiles(x_TD, self.weights, room):
             tile_TV = tile.cpu()
             count = min(max(num_sampled - first, 0), len(tile_TV))
             columns = slice(first_id, first_id + tile_TV.shape[1])
@@ -122,16 +119,15 @@ class Runner:
 
         Where weights stream, a tile must hold all tokens: the head passes by once in a sweep.
         """
-        streams = self.weights is not None and self.weights.streams
+        streams = self.weights.source.streams
         assert not streams or tokens.count <= tile, f"{tokens.count} rows, tile {tile}"
-        if self.weights is not None:
-            self.weights.begin_sweep()
+        self.weights.source.begin_sweep()
         batch = self._pack([tokens])
         with self._computing():
-            hidden_TD = self.decoder(batch, self.kv_caches)
-        for rows_TD in hidden_TD.split(tile):
+            hidden_TD = self.decoder.forward(batch, self.weights, self.kv_caches)
+        for rows_TD in torch.split(hidden_TD, tile):
             with self._computing():
-                logits = self.decoder.logits(rows_TD).cpu()
+                logits = self.decoder.logits(rows_TD, self.weights).cpu()
             yield logits
 
     def _pack(self, scheduled: Rows[ScheduledTokens]) -> ForwardBatch:
@@ -162,8 +158,7 @@ class Runner:
             if self.spilled is not None:
                 self.spilled.close()
         finally:
-            if self.weights is not None:
-                self.weights.close()
+            self.weights.source.close()
 
 
 def _run_of(tokens: ScheduledTokens) -> TokenRun:

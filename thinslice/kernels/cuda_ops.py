@@ -9,19 +9,14 @@ run other kernels, whose sums differ in the last bits; torch's products promise 
 import torch
 
 from thinslice.kernels import torch_ops, triton_elementwise, triton_linear
+from thinslice.kernels.ops import Ops, Rows
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
-from thinslice.kernels.torch_ops import Rows, swiglu_
 from thinslice.kernels.triton_attention import attend_rows_
 from thinslice.plan.device_plan import MOST_SINGLE_ROWS
 
-__all__ = ["apply_rotary", "attend", "linear", "rms_norm", "swiglu_"]
 
-rms_norm = triton_elementwise.rms_norm
-apply_rotary = triton_elementwise.apply_rotary
-
-
-def linear(
+def product(
     x_TD: torch.Tensor,
     rows: Rows,
     bias: torch.Tensor | None = None,
@@ -31,7 +26,7 @@ def linear(
     """``x @ rows.T + bias + residual``; a packed matrix by the kernels, numbers by torch."""
     if isinstance(rows, PackedWeight):
         return triton_linear.linear(x_TD, rows, bias, residual, out)
-    return torch_ops.linear(x_TD, rows, bias, residual, out)
+    return torch_ops.product(x_TD, rows, bias, residual, out)
 
 
 def attend(
@@ -58,3 +53,12 @@ def attend(
         tables = sequences.block_tables
         attend_rows_(out_TNH, q_TNH, cache, sequences.single_rows, (tables, window))
     return out_TNH
+
+
+CUDA = Ops(
+    rms_norm=triton_elementwise.rms_norm,
+    apply_rotary=triton_elementwise.apply_rotary,
+    product=product,
+    swiglu=torch_ops.swiglu_,
+    attend=attend,
+)

@@ -1,57 +1,32 @@
 """Which implementation of the operators a model runs on. The choice is made once, and shown."""
 
 from importlib import import_module
-from typing import Protocol, cast
 
-import torch
+from thinslice.kernels import native, native_ops, native_stack, torch_ops
+from thinslice.kernels.ops import Ops
 
-from thinslice.kernels import native, native_ops, torch_ops
-from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
-from thinslice.kernels.torch_ops import Rows
-
-
-class Ops(Protocol):
-    """The operators, as torch_ops documents them."""
-
-    def rms_norm(self, x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float, /) -> torch.Tensor:
-        """Root-mean-square norm over the last dimension."""
-
-    def apply_rotary(
-        self, x_TNH: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor, /
-    ) -> torch.Tensor:
-        """Rotary embedding."""
-
-    def linear(
-        self,
-        x_TD: torch.Tensor,
-        rows: Rows,
-        bias: torch.Tensor | None = None,
-        residual: torch.Tensor | None = None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Product with the transpose of some rows."""
-
-    def swiglu_(self, gate_TF: torch.Tensor, up_TF: torch.Tensor, /) -> torch.Tensor:
-        """SwiGLU in place."""
-
-    def attend(
-        self,
-        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        cache: PagedKv,
-        slots_T: torch.Tensor,
-        sequences: SequenceBatch,
-        window: int | None = None,
-    ) -> torch.Tensor:
-        """Write K and V, then causal attention over the cache."""
-
-
-TORCH = cast(Ops, torch_ops)
-NATIVE = cast(Ops, native_ops)
+TORCH = Ops(
+    rms_norm=torch_ops.rms_norm,
+    apply_rotary=torch_ops.apply_rotary,
+    product=torch_ops.product,
+    swiglu=torch_ops.swiglu_,
+    attend=torch_ops.attend,
+)
+NATIVE = Ops(
+    rms_norm=native_ops.rms_norm,
+    apply_rotary=native_ops.apply_rotary,
+    product=native_ops.product,
+    swiglu=native_ops.swiglu_,
+    attend=native_ops.attend,
+    fuse=native_stack.fuse,
+    fuse_prediction=native_stack.fuse_prediction,
+)
 
 
 def cuda_ops() -> Ops:
     """The operators on a CUDA card. Only there is Triton needed; importing it takes a second."""
-    return cast(Ops, import_module("thinslice.kernels.cuda_ops"))
+    ops: Ops = import_module("thinslice.kernels.cuda_ops").CUDA
+    return ops
 
 
 def is_native(dtype: str, head_dim: int) -> bool:

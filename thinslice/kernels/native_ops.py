@@ -7,9 +7,9 @@ last bits; a row's bits do not depend on the rows beside it. Norm weights and bi
 import torch
 
 from thinslice.kernels import native, native_attention, torch_ops
+from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
-from thinslice.kernels.torch_ops import Rows
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -23,7 +23,7 @@ def apply_rotary(x_TNH: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor
     return native.rope_(x_TNH, torch.arange(x_TNH.shape[0]), cos_TR, sin_TR)
 
 
-def linear(
+def product(
     x_TD: torch.Tensor,
     rows: Rows,
     bias: torch.Tensor | None = None,
@@ -33,7 +33,7 @@ def linear(
     """``x @ rows.T + bias + residual``; a packed matrix by the kernels, numbers by torch."""
     if isinstance(rows, PackedWeight):
         return native.linear(x_TD, rows, bias=bias, residual=residual, out=out)
-    return torch_ops.linear(x_TD, rows, bias, residual, out)
+    return torch_ops.product(x_TD, rows, bias, residual, out)
 
 
 def swiglu_(gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:

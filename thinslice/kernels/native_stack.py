@@ -5,108 +5,76 @@ saves is Python between them: of a model of 135M parameters a third of the time 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from thinslice.kernels.native import FORMAT_CODES, check_indices, check_vector, library
+from thinslice.kernels.ops import FeedForwardWeights, LayerWeights, Linear, PredictionWeights
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
+from thinslice.plan.model_shape import ModelShape
+
+# What crosses the border of a matrix: data, format, whether it takes wide activations, rows, bias.
+_Address = tuple[int, int, int, int, int]
 
 
-@dataclass(frozen=True, eq=False)
-class StackMatrix:
-    """A packed matrix and its bias, float32 or None."""
-
-    weight: PackedWeight
-    bias: torch.Tensor | None = None
-
-    def address(self, out_features: int, in_features: int) -> tuple[int, int, int, int, int]:
-        """What crosses the border of a matrix of this size."""
-        weight, bias = self.weight, self.bias
-        found = (weight.out_features, weight.in_features)
-        if found != (out_features, in_features):
-            raise ValueError(f"expected a matrix {(out_features, in_features)}, got {found}")
-        if bias is not None:
-            check_vector(bias, weight.out_features, "bias")
-        bias_address = 0 if bias is None else bias.data_ptr()
-        return (
-            weight.data.data_ptr(),
-            FORMAT_CODES[weight.format],
-            int(weight.is_wide),
-            weight.out_features,
-            bias_address,
-        )
+def fuse(
+    shape: ModelShape, layers: Sequence[LayerWeights], kv_caches: Sequence[PagedKv]
+) -> "NativeStack | None":
+    """Layers as one call, or None: a matrix is streamed or not packed, or gate or up has a bias."""
+    return NativeStack(shape, layers, kv_caches) if all(map(_is_known, layers)) else None
 
 
-@dataclass(frozen=True, eq=False)
-class StackLayer:
-    """One layer.
-
-    Attributes:
-        norms: input, q, k and post-attention norm, float32; q and k may be None.
-        attention: q, k, v and o.
-        blocks: gate, up (both without bias) and down of each block of the feed-forward.
-        window: positions a token sees; 0 for all.
-    """
-
-    norms: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor]
-    attention: tuple[StackMatrix, StackMatrix, StackMatrix, StackMatrix]
-    blocks: Sequence[tuple[StackMatrix, StackMatrix, StackMatrix]]
-    window: int
+def fuse_prediction(
+    shape: ModelShape, prediction: PredictionWeights, kv_cache: PagedKv
+) -> "NativePrediction | None":
+    """A prediction layer as one call; None as for ``fuse``."""
+    if not _is_known(prediction.layer) or not _is_packed(prediction.pairing):
+        return None
+    return NativePrediction(shape, prediction, kv_cache)
 
 
-@dataclass(frozen=True, eq=False)
-class StackPairing:
-    """What stands around a prediction layer's block; the norms are float32.
-
-    Attributes:
-        projection: [D, 2 D], of the normed hidden state and the normed token side by side.
-    """
-
-    hidden_norm: torch.Tensor
-    token_norm: torch.Tensor
-    projection: StackMatrix
-    final_norm: torch.Tensor
-
-    def addresses(self, size: int) -> tuple[int, int, tuple[int, int, int, int, int], int]:
-        """What crosses the border, for a hidden state of this size."""
-        for norm in (self.hidden_norm, self.token_norm, self.final_norm):
-            check_vector(norm, size, "norm")
-        norms = (self.hidden_norm.data_ptr(), self.token_norm.data_ptr())
-        return (*norms, self.projection.address(size, 2 * size), self.final_norm.data_ptr())
+def _is_known(layer: LayerWeights) -> bool:
+    matrices = [layer.query, layer.key, layer.value, layer.output]
+    for block in layer.blocks:
+        if block.gate.bias is not None or block.up.bias is not None:
+            return False
+        matrices += [block.gate, block.up, block.down]
+    return all(map(_is_packed, matrices))
 
 
-@dataclass(frozen=True)
-class StackShape:
-    """Sizes that all layers share."""
-
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    eps: float
+def _is_packed(linear: Linear) -> bool:
+    return isinstance(linear.whole, PackedWeight)
 
 
 class NativeStack:
-    """Layers with their KV caches, checked once."""
+    """The first layers of a model with their KV caches, checked once.
+
+    Args:
+        layers: of packed matrices that lie in memory whole; gate and up have no bias. Norms and
+            biases are float32.
+    """
 
     def __init__(
-        self, shape: StackShape, layers: Sequence[StackLayer], kv_caches: Sequence[PagedKv]
+        self, shape: ModelShape, layers: Sequence[LayerWeights], kv_caches: Sequence[PagedKv]
     ) -> None:
         # The addresses inside hold only as long as these do.
         self._layers, self._caches = tuple(layers), tuple(kv_caches)
         self._shape = shape
         self._stack = library().Stack(
             shape.hidden_size,
-            shape.num_heads,
-            shape.num_kv_heads,
+            shape.num_attention_heads,
+            shape.num_key_value_heads,
             shape.head_dim,
-            shape.eps,
+            shape.rms_norm_eps,
             shape.head_dim**-0.5,
         )
-        for layer, cache in zip(self._layers, self._caches, strict=True):
-            self._add(layer, cache)
+        for idx, (layer, cache) in enumerate(zip(self._layers, self._caches, strict=True)):
+            self._add(layer, cache, self._window_of(idx))
+
+    def _window_of(self, layer_idx: int) -> int:
+        """Positions that a token sees; 0 for all."""
+        return self._shape.window_of(layer_idx) or 0
 
     def serves(self, kv_caches: Sequence[PagedKv]) -> bool:
         """Whether these are the caches it was made with."""
@@ -162,41 +130,46 @@ class NativeStack:
             ),
         )
 
-    def _add(self, layer: StackLayer, cache: PagedKv) -> None:
+    def _add(self, layer: LayerWeights, cache: PagedKv, window: int) -> None:
         shape = self._shape
-        size, q_size = shape.hidden_size, shape.num_heads * shape.head_dim
-        widths = (size, shape.head_dim, shape.head_dim, size)
-        for norm, width in zip(layer.norms, widths, strict=True):
-            if norm is not None:
-                check_vector(norm, width, "norm")
-        if (layer.norms[1] is None) != (layer.norms[2] is None):
-            raise ValueError("q and k are both normed, or neither is")
-        if (cache.k.shape[1], cache.k.shape[3]) != (shape.num_kv_heads, shape.head_dim):
-            raise ValueError(f"a cache {list(cache.k.shape)} is not of these heads")
-        kv_size = shape.num_kv_heads * shape.head_dim
-        sizes = ((q_size, size), (kv_size, size), (kv_size, size), (size, q_size))
-        self._stack.add_layer(
-            tuple(0 if norm is None else norm.data_ptr() for norm in layer.norms),
-            tuple(m.address(*one) for m, one in zip(layer.attention, sizes, strict=True)),
-            [_block_addresses(block, size) for block in layer.blocks],
-            layer.window,
-            cache.addresses,
+        size, head_dim = shape.hidden_size, shape.head_dim
+        q_size, kv_size = shape.q_size, shape.kv_size
+        norms = (
+            _norm_address(layer.input_norm, size),
+            _norm_address(layer.query_norm, head_dim),
+            _norm_address(layer.key_norm, head_dim),
+            _norm_address(layer.post_attention_norm, size),
         )
+        if (layer.query_norm is None) != (layer.key_norm is None):
+            raise ValueError("q and k are both normed, or neither is")
+        if (cache.k.shape[1], cache.k.shape[3]) != (shape.num_key_value_heads, head_dim):
+            raise ValueError(f"a cache {list(cache.k.shape)} is not of these heads")
+        attention = (
+            _address(layer.query, q_size, size),
+            _address(layer.key, kv_size, size),
+            _address(layer.value, kv_size, size),
+            _address(layer.output, size, q_size),
+        )
+        blocks = [_block_addresses(block, size) for block in layer.blocks]
+        self._stack.add_layer(norms, attention, blocks, window, cache.addresses)
 
 
 class NativePrediction(NativeStack):
-    """A prediction layer in one call, its norms and projection too.
+    """A prediction layer in one call, its norms and projection too."""
 
-    Args:
-        pairing: what stands around the one layer.
-    """
+    def __init__(self, shape: ModelShape, prediction: PredictionWeights, kv_cache: PagedKv) -> None:
+        super().__init__(shape, [prediction.layer], [kv_cache])
+        size = shape.hidden_size
+        self._prediction = prediction
+        self._around = (
+            _norm_address(prediction.hidden_norm, size),
+            _norm_address(prediction.token_norm, size),
+            _address(prediction.pairing, size, 2 * size),
+            _norm_address(prediction.final_norm, size),
+        )
 
-    def __init__(
-        self, shape: StackShape, layer: StackLayer, kv_cache: PagedKv, pairing: StackPairing
-    ) -> None:
-        super().__init__(shape, [layer], [kv_cache])
-        self._pairing = pairing
-        self._around = pairing.addresses(shape.hidden_size)
+    def _window_of(self, layer_idx: int) -> int:
+        return 0
 
     def predict(
         self,
@@ -226,14 +199,40 @@ def _empty(num_values: int) -> torch.Tensor:
     return torch.empty(num_values, dtype=torch.float32, device="cpu")
 
 
-def _block_addresses(
-    block: tuple[StackMatrix, StackMatrix, StackMatrix], size: int
-) -> tuple[tuple[int, int, int, int, int], ...]:
-    gate, up, down = block
-    if gate.bias is not None or up.bias is not None:
+def _norm_address(norm: torch.Tensor | None, size: int) -> int:
+    if norm is None:
+        return 0
+    check_vector(norm, size, "norm")
+    return norm.data_ptr()
+
+
+def _address(linear: Linear, out_features: int, in_features: int) -> _Address:
+    """What crosses the border of a matrix, which must be of this size."""
+    weight, bias = linear.whole, linear.bias
+    assert isinstance(weight, PackedWeight), "a matrix that is streamed or not packed"
+    found = (weight.out_features, weight.in_features)
+    if found != (out_features, in_features):
+        raise ValueError(f"expected a matrix {(out_features, in_features)}, got {found}")
+    if bias is not None:
+        check_vector(bias, weight.out_features, "bias")
+    return (
+        weight.data.data_ptr(),
+        FORMAT_CODES[weight.format],
+        int(weight.is_wide),
+        weight.out_features,
+        0 if bias is None else bias.data_ptr(),
+    )
+
+
+def _block_addresses(block: FeedForwardWeights, size: int) -> tuple[_Address, _Address, _Address]:
+    if block.gate.bias is not None or block.up.bias is not None:
         raise ValueError("gate and up have no bias here")
-    inner = gate.weight.out_features
-    return gate.address(inner, size), up.address(inner, size), down.address(size, inner)
+    inner = block.gate.out_features
+    return (
+        _address(block.gate, inner, size),
+        _address(block.up, inner, size),
+        _address(block.down, size, inner),
+    )
 
 
 def _check_float(x: torch.Tensor, shape: tuple[int, ...], name: str) -> None:

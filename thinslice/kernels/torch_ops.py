@@ -1,21 +1,20 @@
 """The operators of a dense decoder in torch: correct on every device, fast where torch is.
 
-Tensors in, tensors out; no state. Letters in names are the dimensions: T packed query tokens,
-S cached positions, D hidden size, N query heads, K KV heads, H head dim.
+Tensors in, tensors out; no state. Letters in names are those of kernels/ops.py, and S cached
+positions.
 """
 
 import torch
 import torch.nn.functional as F
 
 from thinslice.errors import ConfigError
+from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight, unpack
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 from thinslice.plan.cost import padded_rows
 from thinslice.plan.packed_format import PANEL_ROWS
 from thinslice.units import MIB
 
-# Rows of a matrix: numbers, or packed.
-Rows = torch.Tensor | PackedWeight
 # Weights of a packed matrix that are numbers at one time.
 _UNPACKED_AT_ONCE = MIB
 
@@ -48,7 +47,7 @@ def swiglu_(gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
     return F.silu(gate_TF, inplace=True).mul_(up_TF)
 
 
-def linear(
+def product(
     x_TD: torch.Tensor,
     rows: Rows,
     bias: torch.Tensor | None = None,

@@ -7,45 +7,42 @@ needed and never lie on the device as a table.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 
 import torch
-from torch import nn
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.kernels.torch_ops import Rows
+from thinslice.kernels.ops import Linear, Rows
 from thinslice.memory.device import Device
 from thinslice.memory.device_copies import DeviceCopies, Source
 from thinslice.memory.embedding_rows import EmbeddingRows
-from thinslice.memory.slice_reader import ReaderOptions, ReadStats, SliceReader
-from thinslice.memory.slice_rows import (
-    PlacedSlice,
-    read_slice,
-    rows_in,
-    slice_on_disk,
-    stored_name,
-)
+from thinslice.memory.slice_reader import ReaderOptions, SliceReader
+from thinslice.memory.slice_rows import PlacedSlice, read_slice, rows_in, slice_on_disk
 from thinslice.memory.slice_schedule import Slice
-from thinslice.model.decoder import Decoder, Embedding, Linear
+from thinslice.model.weights import ReadStats
 from thinslice.plan.device_plan import DEVICE_ALIGNMENT, PIECE_BYTES
 from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.tensors import EMBEDDING
 from thinslice.plan.weight_layout import WeightLayout, WeightSlice
 
 Progress = Callable[[int, int], None]
 
 
 class DeviceStore:
-    """Gives a decoder its matrices on a device; ``open`` places them, ``close`` lets them go.
+    """Gives a decoder its weights on a device, a ``WeightSource``.
 
-    One thread at a time runs the decoder. Call ``begin_sweep`` before each forward pass.
+    ``open`` places them, ``close`` lets them go. One thread at a time runs the decoder. Call
+    ``begin_sweep`` before each forward pass.
 
     Args:
         plan: one for a device.
-        dtype: of the numbers that embedding rows become.
+        vectors: norms and biases by their names, in the type that embedding rows get too.
     """
+
+    layer_rows = None
 
     def __init__(
         self,
@@ -53,14 +50,16 @@ class DeviceStore:
         layout: WeightLayout,
         plan: MemoryPlan,
         device: Device,
-        dtype: torch.dtype,
+        vectors: Mapping[str, torch.Tensor],
     ) -> None:
         self.checkpoint = checkpoint
         self.layout = layout
         self.plan = plan
         self.device = device
-        self.dtype = dtype
+        self._vectors = vectors
         self._rows = CheckpointReader(checkpoint)
+        dtype = next(iter(vectors.values())).dtype
+        self._embedding = EmbeddingRows(self._rows, EMBEDDING, layout, dtype)
         weakref.finalize(self, self._rows.close)
         self._placed: dict[str, list[PlacedSlice]] = {}
         self._locked: list[torch.Tensor] = []
@@ -90,27 +89,28 @@ class DeviceStore:
         rows_of = dict(zip(resident, self._place(resident, count), strict=True))
         for one in slices:
             self._placed.setdefault(one.matrix.name, []).append(PlacedSlice(one, rows_of.get(one)))
+        self._vectors = {name: one.to(self.device.place) for name, one in self._vectors.items()}
         if streamed:
             bytes_of = dict(zip(kept, self._lock(kept, count), strict=True))
             self._stream([slices[index] for index in streamed], bytes_of)
 
-    def attach(self, decoder: Decoder) -> None:
-        """Let every matrix of the decoder come from here, and put all else onto the device."""
-        for name, module in decoder.named_modules():
-            if isinstance(module, Linear):
-                module.slices = partial(
-                    self._slices_of, stored_name(f"{name}.weight", self._placed)
-                )
-            elif isinstance(module, Embedding):
-                rows = EmbeddingRows(self._rows, f"{name}.weight", self.layout, self.dtype)
-                module.read_rows = partial(self._embedding_rows, rows)
-        place = self.device.place
-        for name, vector in list(decoder.named_parameters()):
-            if vector.ndim == 1:
-                path, _, attribute = name.rpartition(".")
-                moved = nn.Parameter(vector.to(place), requires_grad=False)
-                setattr(decoder.get_submodule(path), attribute, moved)
-        decoder.rotary.inv_freq = decoder.rotary.inv_freq.to(place)
+    def vector(self, name: str) -> torch.Tensor:
+        """A norm or a bias."""
+        return self._vectors[name]
+
+    def linear(self, name: str, bias: torch.Tensor | None) -> Linear:
+        """A matrix, whose slices come from here in the order of use."""
+        placed = self._placed[name]
+        whole = placed[0].rows if len(placed) == 1 else None
+        return Linear(placed[-1].one.stop, partial(self._slices_of, name), bias, whole)
+
+    def embed(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+        """Rows of the embedding table on the device, [T, D]."""
+        return self._embedding(token_ids_T).to(self.device.place)
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Layers take all rows at once."""
+        return nullcontext()
 
     @property
     def streams(self) -> bool:
@@ -124,7 +124,7 @@ class DeviceStore:
 
     def read_stats(self) -> ReadStats:
         """What was read from disk since the store was opened; the waiting is that for copies."""
-        stats = ReadStats(0, 0.0, 0.0) if self._reader is None else self._reader.stats()
+        stats = ReadStats() if self._reader is None else self._reader.stats()
         wait_s = 0.0 if self._copies is None else self._copies.wait_s
         return ReadStats(stats.num_bytes, wait_s, stats.io_s)
 
@@ -217,10 +217,6 @@ class DeviceStore:
             assert self._copies is not None, "a streamed slice without copies"
             with self._copies.next(one) as data:
                 yield one.start, one.stop, rows_in(data, one)
-
-    def _embedding_rows(self, rows: EmbeddingRows, token_ids_T: torch.Tensor) -> torch.Tensor:
-        """The tokens' rows on the device."""
-        return rows(token_ids_T).to(self.device.place)
 
     def _on_disk(self, one: WeightSlice) -> Slice:
         assert not one.matrix.is_converted, "a slice that is converted cannot be copied from disk"

@@ -3,7 +3,7 @@
 import torch
 
 from thinslice.kernels.buffers import empty_bytes
-from thinslice.kernels.torch_ops import Rows
+from thinslice.kernels.ops import Rows
 from thinslice.plan.packed_format import ALIGNMENT
 from thinslice.plan.weight_layout import WeightSlice
 

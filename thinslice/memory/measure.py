@@ -222,7 +222,7 @@ def _packed_rate() -> float:
     weight = quantize(torch.full((_GEMM_OUT, _GEMM_IN), 0.5), PackedFormat.INT4)
     ops = ops_for("int4", head_dim=64)
     with torch.inference_mode():
-        seconds = _best_s(lambda: ops.linear(inputs, weight))
+        seconds = _best_s(lambda: ops.product(inputs, weight))
     return 2 * MEASURED_ROWS * _GEMM_IN * _GEMM_OUT / seconds
 
 

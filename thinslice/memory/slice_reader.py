@@ -21,6 +21,7 @@ from thinslice.errors import CheckpointError
 from thinslice.memory.aligned_buffer import aligned_buffer
 from thinslice.memory.slice_schedule import Piece, Slice, pieces_of
 from thinslice.memory.uncached_file import ALIGNMENT, UncachedFile
+from thinslice.model.weights import ReadStats
 from thinslice.units import MIB
 
 # GB/s of slices of 8 MiB read into three buffers from a virtual NVMe disk, by request size and
@@ -37,21 +38,6 @@ NUM_THREADS = 8
 
 # A disk that does not answer for so long is broken; waiting on would hang the whole program.
 _STUCK_S = 10.0
-
-
-@dataclass(frozen=True)
-class ReadStats:
-    """What a reader has done since it was opened.
-
-    Attributes:
-        num_bytes: bytes read, those that only align a request included.
-        wait_s: seconds the consumer waited for slices.
-        io_s: seconds in which at least one request was in flight.
-    """
-
-    num_bytes: int
-    wait_s: float
-    io_s: float
 
 
 @dataclass(frozen=True)

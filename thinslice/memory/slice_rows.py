@@ -1,6 +1,5 @@
 """Slices of matrices: where they lie on disk, and their rows read into what they are kept as."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +8,11 @@ from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight
-from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.slice_schedule import Slice
 from thinslice.plan.packed_format import PackedFormat
-from thinslice.plan.tensors import EMBEDDING, HEAD, Role
+from thinslice.plan.tensors import Role
 from thinslice.plan.weight_layout import WeightSlice
 from thinslice.units import MIB
 
@@ -29,11 +28,6 @@ class PlacedSlice:
     one: WeightSlice
     rows: Rows | None
     on_disk: Slice | None = None
-
-
-def stored_name(name: str, placed: Collection[str]) -> str:
-    """The name a matrix is stored under: a tied head is the embedding table."""
-    return EMBEDDING if name == HEAD and name not in placed else name
 
 
 def slice_on_disk(checkpoint: Checkpoint, one: WeightSlice) -> Slice:

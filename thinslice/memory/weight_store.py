@@ -6,7 +6,7 @@ across layers and tokens. What is pinned and how large a slice is, the plan says
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
@@ -18,32 +18,28 @@ from thinslice.checkpoint.reader import CheckpointReader, decode_rows
 from thinslice.closing import Closing
 from thinslice.kernels.buffers import empty_bytes
 from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.kernels.ops import Linear, Rows
 from thinslice.kernels.packed import PackedWeight
-from thinslice.kernels.torch_ops import Rows
 from thinslice.memory.embedding_rows import EmbeddingRows
 from thinslice.memory.held_slices import HeldSlices
-from thinslice.memory.slice_reader import ReadStats, SliceReader
-from thinslice.memory.slice_rows import (
-    PlacedSlice,
-    read_slice,
-    rows_in,
-    slice_on_disk,
-    stored_name,
-)
-from thinslice.model.decoder import Decoder, Embedding, Linear
+from thinslice.memory.slice_reader import SliceReader
+from thinslice.memory.slice_rows import PlacedSlice, read_slice, rows_in, slice_on_disk
+from thinslice.model.weights import ReadStats
 from thinslice.plan.memory_plan import StreamingPlan
 from thinslice.plan.packed_format import ALIGNMENT
+from thinslice.plan.tensors import EMBEDDING
 from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
 
 Progress = Callable[[int, int], None]
 
 
 class WeightStore(Closing):
-    """Gives a decoder its matrices; a context manager.
+    """Gives a decoder its weights, a ``WeightSource``; a context manager.
 
     One thread at a time runs the decoder. Call ``begin_sweep`` before each forward pass.
 
     Args:
+        vectors: norms and biases, by their names.
         streaming: None keeps every matrix whole and in memory.
         dtype: of the numbers that embedding rows become.
     """
@@ -52,15 +48,19 @@ class WeightStore(Closing):
         self,
         checkpoint: Checkpoint,
         layout: WeightLayout,
+        vectors: Mapping[str, torch.Tensor],
         streaming: StreamingPlan | None,
         dtype: torch.dtype,
     ) -> None:
         self.checkpoint = checkpoint
         self.layout = layout
         self.streaming = streaming
+        self.layer_rows = None if streaming is None else streaming.layer_rows
         self.dtype = dtype
+        self._vectors = vectors
         self._rows = CheckpointReader(checkpoint)
         weakref.finalize(self, self._rows.close)
+        self._embedding = EmbeddingRows(self._rows, EMBEDDING, layout, dtype)
         self._placed: dict[str, list[PlacedSlice]] = {}
         self._reader: SliceReader | None = None
         self._converted = torch.empty(0, dtype=torch.uint8)
@@ -90,6 +90,8 @@ class WeightStore(Closing):
         for one in (*slices, *prediction):
             placed = PlacedSlice(one, rows_of.get(one), on_disk.get(one))
             self._placed.setdefault(one.matrix.name, []).append(placed)
+        table = self._placed.get(EMBEDDING, ())
+        self._embedding = EmbeddingRows(self._rows, EMBEDDING, self.layout, self.dtype, table)
         if streamed and streaming is not None:
             converted = [one.kept_bytes for one in streamed if _is_packed_on_the_way(one.matrix)]
             self._converted = empty_bytes(max(converted, default=0))
@@ -103,20 +105,19 @@ class WeightStore(Closing):
             if streaming.layer_rows is not None:
                 self._held = HeldSlices(self._most_held(streamed))
 
-    def attach(self, decoder: Decoder) -> None:
-        """Let every matrix of the decoder come from here."""
-        if self.streaming is not None:
-            decoder.layer_rows = self.streaming.layer_rows
-            decoder.hold_layer = self._hold_layer
-        for name, module in decoder.named_modules():
-            if isinstance(module, Linear):
-                module.slices = partial(
-                    self._slices_of, stored_name(f"{name}.weight", self._placed)
-                )
-            elif isinstance(module, Embedding):
-                table = f"{name}.weight"
-                placed = self._placed.get(table, ())
-                module.read_rows = EmbeddingRows(self._rows, table, self.layout, self.dtype, placed)
+    def vector(self, name: str) -> torch.Tensor:
+        """A norm or a bias."""
+        return self._vectors[name]
+
+    def linear(self, name: str, bias: torch.Tensor | None) -> Linear:
+        """A matrix, whose slices come from here in the order of reading."""
+        placed = self._placed[name]
+        whole = placed[0].rows if len(placed) == 1 else None
+        return Linear(placed[-1].one.stop, partial(self._slices_of, name), bias, whole)
+
+    def embed(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+        """Rows of the embedding table, [T, D]."""
+        return self._embedding(token_ids_T)
 
     @property
     def streams(self) -> bool:
@@ -130,13 +131,7 @@ class WeightStore(Closing):
 
     def read_stats(self) -> ReadStats:
         """What was read since the store was opened; the pinned slices are not counted."""
-        return ReadStats(0, 0.0, 0.0) if self._reader is None else self._reader.stats()
-
-    def resident(self, name: str) -> PackedWeight | None:
-        """A packed matrix that lies in memory as a whole, else None."""
-        placed = self._placed[stored_name(name, self._placed)]
-        rows = placed[0].rows if len(placed) == 1 else None
-        return rows if isinstance(rows, PackedWeight) else None
+        return ReadStats() if self._reader is None else self._reader.stats()
 
     def close(self) -> None:
         """Stop reading and close the files."""
@@ -180,7 +175,7 @@ class WeightStore(Closing):
         return self._reader.next(placed.on_disk)
 
     @contextmanager
-    def _hold_layer(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Keep each slice that is read until the block ends, so that it is read once."""
         self._is_holding = True
         try:

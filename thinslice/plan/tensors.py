@@ -14,6 +14,7 @@ from thinslice.plan.packing import Packing
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
 
 
 class Role(StrEnum):
@@ -60,7 +61,7 @@ class Tensor:
     """One tensor of a checkpoint, packed or not.
 
     Attributes:
-        name: in the checkpoint.
+        name, name_in_layer: in the checkpoint, with its layer's prefix and without.
         shape: rows first; a vector has one dimension.
         index: of its layer within its room; 0 for tables.
         grain: rows that cannot be parted: those of a head stay together in q, k and v, for a GGUF
@@ -73,6 +74,7 @@ class Tensor:
     room: Room
     index: int
     origin: Origin
+    name_in_layer: str
     grain: int = 1
 
     @property
@@ -112,7 +114,7 @@ def tensors_of(shape: ModelShape, packing: Packing | None = None) -> tuple[Tenso
         _list_layer(layer, shape, packing)
         layers += layer.found
     ends = _Tensors(Room.TABLES)
-    ends.add("model.norm.weight", (size,), Role.NORM)
+    ends.add(FINAL_NORM, (size,), Role.NORM)
     if not is_head:
         ends.add(HEAD, (vocab_size, size), Role.HEAD)
     predictions: list[Tensor] = []
@@ -137,17 +139,29 @@ class _Tensors:
     def add(self, name: str, shape: tuple[int, ...], role: Role, grain: int = 1) -> None:
         """List a tensor that an unpacked checkpoint has too."""
         columns = shape[1] if len(shape) == 2 else 1
-        name = self._prefix + name
-        origin = Origin(name, (0, shape[0]), (0, columns))
-        self.found.append(Tensor(name, shape, role, self._room, self._index, origin, grain))
+        self._append(name, shape, role, Origin(name, (0, shape[0]), (0, columns)), grain)
 
     def add_part(self, name: str, role: Role, origin: Origin) -> None:
         """List a block of a tensor; both are named without the layer."""
         (first, last), (left, right) = origin.rows, origin.columns
         shape = (last - first,) if role is Role.BIAS else (last - first, right - left)
-        origin = replace(origin, name=self._prefix + origin.name)
-        name = self._prefix + name
-        self.found.append(Tensor(name, shape, role, self._room, self._index, origin))
+        self._append(name, shape, role, origin)
+
+    def _append(
+        self, name: str, shape: tuple[int, ...], role: Role, origin: Origin, grain: int = 1
+    ) -> None:
+        self.found.append(
+            Tensor(
+                name=self._prefix + name,
+                shape=shape,
+                role=role,
+                room=self._room,
+                index=self._index,
+                origin=replace(origin, name=self._prefix + origin.name),
+                name_in_layer=name,
+                grain=grain,
+            )
+        )
 
 
 def _list_layer(layer: _Tensors, shape: ModelShape, packing: Packing | None) -> None:

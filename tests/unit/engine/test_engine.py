@@ -175,8 +175,8 @@ def test_a_callback_that_fails_on_the_last_token_is_an_error_too() -> None:
 
 def test_logits_that_are_no_numbers_end_the_sequence_that_has_them() -> None:
     engine = tiny_engine()
-    table = engine.runner.decoder.model.embed_tokens.weight
-    table.data[50] = float("nan")
+    table = engine.runner.weights.source.vector("model.embed_tokens.weight")
+    table[50] = float("nan")
     broken, sound = engine.add_request([4, 50], GREEDY), engine.add_request(PROMPT, GREEDY)
     run_all(engine)
     assert isinstance(broken.error, CheckpointError)

@@ -233,7 +233,7 @@ def test_a_streamed_model_ends_its_threads_when_it_is_closed(
 
 def test_closing_lets_the_weights_go(model: str) -> None:
     with LLM(model, memory=beside(GIB), context=64, dtype="float32") as llm:
-        weights = weakref.ref(llm.engine.runner.decoder)
+        weights = weakref.ref(llm.engine.runner.weights)
         llm.generate("abc", LONG)
     gc.collect()
     assert weights() is None

@@ -18,7 +18,8 @@ from tests.speculation import (
     unchanged,
 )
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
-from thinslice.model.mtp import MTPDecoder
+from thinslice.model.decoder import Decoder
+from thinslice.model.weights import Weights
 from tools.small_mtp_text import examples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,7 +29,7 @@ COUNT = 60
 
 
 @pytest.fixture(scope="module")
-def decoder() -> MTPDecoder:
+def weights() -> Weights:
     return load_small_mtp()
 
 
@@ -36,30 +37,30 @@ def check_in_step(speculation: Speculation, run: Run) -> None:
     sequence, num_drafts = run.sequence, len(run.drafts)
     kept = cached(speculation.mtp_caches, run.blocks, sequence.num_computed)
     token_ids = sequence.tokens(0, sequence.num_computed + 1)
-    expected, drafts = from_scratch(speculation.decoder, token_ids, num_drafts)
+    expected, drafts = from_scratch(speculation.weights, token_ids, num_drafts)
     for one, other in zip(kept, expected, strict=True):
         torch.testing.assert_close(one, other)
     assert run.drafts == drafts
 
 
-def speculate(decoder: MTPDecoder, num_drafts: int, change: Change = unchanged) -> Speculation:
-    speculation = Speculation(decoder, PROMPTS, num_drafts, change=change)
+def speculate(weights: Weights, num_drafts: int, change: Change = unchanged) -> Speculation:
+    speculation = Speculation(weights, PROMPTS, num_drafts, change=change)
     speculation.generate(COUNT)
     return speculation
 
 
 @pytest.mark.parametrize("num_drafts", [1, 3])
 def test_k_and_v_kept_in_step_equal_those_of_the_whole_text(
-    decoder: MTPDecoder, num_drafts: int
+    weights: Weights, num_drafts: int
 ) -> None:
-    speculation = speculate(decoder, num_drafts)
+    speculation = speculate(weights, num_drafts)
     for run in speculation.runs:
         assert 0 < run.num_accepted < run.num_drafted, "both outcomes must have come"
         check_in_step(speculation, run)
 
 
-def test_a_prompt_in_chunks_leaves_what_it_leaves_at_once(decoder: MTPDecoder) -> None:
-    speculation = Speculation(decoder, PROMPTS)
+def test_a_prompt_in_chunks_leaves_what_it_leaves_at_once(weights: Weights) -> None:
+    speculation = Speculation(weights, PROMPTS)
     while any(run.sequence.num_computed == 0 or not run.drafts for run in speculation.runs):
         speculation.step([run for run in speculation.runs if not run.drafts], chunk=7)
     for run in speculation.runs:
@@ -67,16 +68,16 @@ def test_a_prompt_in_chunks_leaves_what_it_leaves_at_once(decoder: MTPDecoder) -
         check_in_step(speculation, run)
 
 
-def test_drafts_do_not_depend_on_company(decoder: MTPDecoder) -> None:
-    together = speculate(decoder, 2)
+def test_drafts_do_not_depend_on_company(weights: Weights) -> None:
+    together = speculate(weights, 2)
     for prompt, run in zip(PROMPTS, together.runs, strict=True):
-        alone = Speculation(decoder, [prompt], 2)
+        alone = Speculation(weights, [prompt], 2)
         (tokens,) = alone.generate(COUNT)
         assert tokens[:COUNT] == run.sequence.completion_token_ids[:COUNT]
 
 
-def test_sequences_may_draft_different_lengths(decoder: MTPDecoder) -> None:
-    speculation = speculate(decoder, 3)
+def test_sequences_may_draft_different_lengths(weights: Weights) -> None:
+    speculation = speculate(weights, 3)
     lengths = [3, 0, 1, 2]
     for run, length in zip(speculation.runs, lengths, strict=True):
         run.num_drafts = length
@@ -113,21 +114,22 @@ def no_rows_of_accepted_drafts(rows: CertainRows, drafts: list[int]) -> CertainR
 @pytest.mark.parametrize(
     "fault", [tokens_of_rejected_drafts, one_position_late, no_rows_of_accepted_drafts]
 )
-def test_faults_are_seen(decoder: MTPDecoder, fault: Change) -> None:
-    speculation = speculate(decoder, 1, fault)
+def test_faults_are_seen(weights: Weights, fault: Change) -> None:
+    speculation = speculate(weights, 1, fault)
     for run in speculation.runs:
         with pytest.raises(AssertionError):
             check_in_step(speculation, run)
 
 
-def test_a_layer_trained_on_normed_states_gets_them(decoder: MTPDecoder) -> None:
+def test_a_layer_trained_on_normed_states_gets_them(weights: Weights) -> None:
     """FastMTP's setting: as if the states given had gone through the main model's norm."""
     torch.manual_seed(0)
-    hidden, blocks = torch.randn(5, decoder.shape.hidden_size), [0, 1, 2, 3]
+    decoder = Decoder(weights.shape)
+    hidden, blocks = torch.randn(5, weights.shape.hidden_size), [0, 1, 2, 3]
     kept = []
-    for normed, states in ((True, hidden), (False, decoder.model.norm(hidden)), (False, hidden)):
-        (cache,) = empty_caches(decoder, 1, 1)
-        drafter = MTPDrafter(decoder, [cache], takes_normed_hidden=normed)
+    for normed, states in ((True, hidden), (False, decoder.norm(hidden, weights)), (False, hidden)):
+        (cache,) = empty_caches(weights.shape, 1, 1)
+        drafter = MTPDrafter(decoder, weights, [cache], takes_normed_hidden=normed)
         drafter.propose([CertainRows(0, states, [1, 2, 3, 4, 5], blocks)])
         kept.append(cached(cache, blocks, 5)[0])
     assert torch.equal(kept[0], kept[1])

@@ -17,6 +17,7 @@ from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import Scored, Sequence
 from thinslice.errors import BusyError, CheckpointError, ContextError, RequestError
+from thinslice.model.weights import Weights
 from thinslice.units import KIB
 
 RNG = random.Random(4)
@@ -156,8 +157,8 @@ def test_no_tile_has_more_logits_than_there_is_room_for(monkeypatch: pytest.Monk
     most, decoder = [], engine.runner.decoder
     tiles = decoder.logit_tiles
 
-    def seen(x_TD: torch.Tensor, most_elements: int) -> object:
-        for first_row, first_id, tile in tiles(x_TD, most_elements):
+    def seen(x_TD: torch.Tensor, weights: Weights, most_elements: int) -> object:
+        for first_row, first_id, tile in tiles(x_TD, weights, most_elements):
             most.append(tile.numel())
             yield first_row, first_id, tile
 

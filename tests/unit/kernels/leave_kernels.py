@@ -19,19 +19,28 @@ import torch
 from tests.numerics import oracle
 from thinslice.kernels import native
 from thinslice.kernels.native_attention import write_kv
-from thinslice.kernels.native_stack import (
-    NativePrediction,
-    StackLayer,
-    StackMatrix,
-    StackPairing,
-    StackShape,
-)
+from thinslice.kernels.native_stack import NativePrediction
+from thinslice.kernels.ops import FeedForwardWeights, LayerWeights, Linear, PredictionWeights
 from thinslice.kernels.packed import empty
 from thinslice.kernels.paged_kv import PagedKv
+from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import PackedFormat
 
 TOKENS, HEADS, DIM, BLOCK = 64, 4, 32, 16
 SIZE = HEADS * DIM
+SHAPE = ModelShape(
+    architecture="LlamaForCausalLM",
+    vocab_size=1,
+    hidden_size=SIZE,
+    intermediate_size=SIZE,
+    num_hidden_layers=1,
+    num_attention_heads=HEADS,
+    num_key_value_heads=HEADS,
+    head_dim=DIM,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    max_position_embeddings=TOKENS,
+)
 
 
 @dataclass(frozen=True)
@@ -59,13 +68,10 @@ def kernel_calls() -> dict[str, Callable[[], object]]:
     blocks = torch.zeros(SIZE, SIZE // 32 * 18, dtype=torch.uint8)
     repacked, memory = empty(PackedFormat.INT4, SIZE, SIZE), torch.zeros(1 << 20).byte()
 
-    whole = StackMatrix(matrix)
-    layer = StackLayer(
-        (ones, None, None, ones), (whole, whole, whole, whole), [(whole, whole, whole)], 0
-    )
-    pairing = StackPairing(ones, ones, StackMatrix(wide), ones)
-    shape = StackShape(SIZE, HEADS, HEADS, DIM, 1e-6)
-    stack = NativePrediction(shape, layer, cache, pairing)
+    whole, block = Linear.resident(matrix), FeedForwardWeights(*[Linear.resident(matrix)] * 3)
+    layer = LayerWeights(ones, whole, whole, whole, whole, None, None, ones, (block,))
+    prediction = PredictionWeights(ones, ones, Linear.resident(wide), layer, ones)
+    stack = NativePrediction(SHAPE, prediction, cache)
     workspace = torch.empty(stack._stack.workspace(TOKENS) + 2 * TOKENS * SIZE)
     sequences = (tables.data_ptr(), len(tables), starts.data_ptr(), lengths.data_ptr(), 1)
     at_T, half_TR = positions.data_ptr(), half.data_ptr()

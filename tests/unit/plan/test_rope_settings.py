@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tests.checkpoints import tiny_config
 from thinslice.errors import CheckpointError
-from thinslice.model.rope import attention_factor, inverse_frequencies
+from thinslice.kernels.rotary import attention_factor, inverse_frequencies
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.shape_from_config import notes_of_config, shape_from_config
 

@@ -11,6 +11,24 @@ import torch
 from thinslice.plan.model_shape import ModelShape, RopeScaling
 
 
+class Rotary:
+    """The rotary tables of a model, for the positions of a batch."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.inv_freq = inverse_frequencies(shape)
+        self.factor = attention_factor(shape.rope_scaling)
+
+    def tables(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine of each position and frequency, [T, H / 2] each; float32, where the
+        positions lie."""
+        self.inv_freq = self.inv_freq.to(positions_T.device)
+        angles = torch.outer(positions_T.float(), self.inv_freq)
+        cos_TR, sin_TR = angles.cos(), angles.sin()
+        if self.factor == 1.0:
+            return cos_TR, sin_TR
+        return cos_TR * self.factor, sin_TR * self.factor
+
+
 def inverse_frequencies(shape: ModelShape) -> torch.Tensor:
     """The H/2 rotary frequencies of a model, scaled as its shape says; float32."""
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
@@ -37,15 +55,6 @@ def attention_factor(scaling: RopeScaling | None) -> float:
         top = _yarn_mscale(scaling.factor, scaling.mscale)
         return top / _yarn_mscale(scaling.factor, scaling.mscale_all_dim)
     return _yarn_mscale(scaling.factor, 1.0)
-
-
-def rotary_tables(
-    inv_freq: torch.Tensor, positions_T: torch.Tensor, factor: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of each position and frequency, [T, H / 2] each; float32."""
-    angles = torch.outer(positions_T.float(), inv_freq)
-    cos_TR, sin_TR = angles.cos(), angles.sin()
-    return (cos_TR, sin_TR) if factor == 1.0 else (cos_TR * factor, sin_TR * factor)
 
 
 def _llama3(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
