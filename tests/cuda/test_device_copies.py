@@ -26,7 +26,7 @@ def content(index: int) -> torch.Tensor:
 
 def slice_at(index: int) -> WeightSlice:
     origin = Origin("a", (0, NUM_SLICES), (0, SIZE))
-    tensor = Tensor("a", (NUM_SLICES, SIZE), Role.UP, Room.LAYERS, 0, origin, "a")
+    tensor = Tensor("a", (NUM_SLICES, SIZE), Role.UP, Room.LAYERS, 0, origin)
     return WeightSlice(Matrix(tensor, "I8", SIZE, "I8"), index, index + 1)
 
 

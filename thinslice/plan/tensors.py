@@ -61,7 +61,7 @@ class Tensor:
     """One tensor of a checkpoint, packed or not.
 
     Attributes:
-        name, name_in_layer: in the checkpoint, with its layer's prefix and without.
+        name: in the checkpoint.
         shape: rows first; a vector has one dimension.
         index: of its layer within its room; 0 for tables.
         grain: rows that cannot be parted: those of a head stay together in q, k and v, for a GGUF
@@ -74,8 +74,12 @@ class Tensor:
     room: Room
     index: int
     origin: Origin
-    name_in_layer: str
     grain: int = 1
+
+    @property
+    def name_in_layer(self) -> str:
+        """The name without its layer's; the whole of it for tables."""
+        return self.name.removeprefix(_prefix(self.room, self.index))
 
     @property
     def is_matrix(self) -> bool:
@@ -110,7 +114,7 @@ def tensors_of(shape: ModelShape, packing: Packing | None = None) -> tuple[Tenso
     tables.add(EMBEDDING, (vocab_size, size), Role.HEAD if is_head else Role.EMBEDDING)
     layers: list[Tensor] = []
     for idx in range(shape.num_hidden_layers):
-        layer = _Tensors(Room.LAYERS, idx, f"model.layers.{idx}.")
+        layer = _Tensors(Room.LAYERS, idx)
         _list_layer(layer, shape, packing)
         layers += layer.found
     ends = _Tensors(Room.TABLES)
@@ -119,7 +123,7 @@ def tensors_of(shape: ModelShape, packing: Packing | None = None) -> tuple[Tenso
         ends.add(HEAD, (vocab_size, size), Role.HEAD)
     predictions: list[Tensor] = []
     for idx in range(shape.num_nextn_predict_layers):
-        layer = _Tensors(Room.PREDICTION, idx, f"model.mtp_layers.{idx}.")
+        layer = _Tensors(Room.PREDICTION, idx)
         layer.add("token_layernorm.weight", (size,), Role.NORM)
         layer.add("hidden_layernorm.weight", (size,), Role.NORM)
         layer.add("input_proj.weight", (size, 2 * size), Role.PAIRING)
@@ -129,39 +133,34 @@ def tensors_of(shape: ModelShape, packing: Packing | None = None) -> tuple[Tenso
     return (*tables.found, *layers, *ends.found, *predictions)
 
 
+def _prefix(room: Room, index: int) -> str:
+    """What the names of a layer's tensors begin with."""
+    if room is Room.TABLES:
+        return ""
+    return f"model.{'layers' if room is Room.LAYERS else 'mtp_layers'}.{index}."
+
+
 class _Tensors:
     """Tensors of one layer, or of the tables, listed one by one."""
 
-    def __init__(self, room: Room, index: int = 0, prefix: str = "") -> None:
-        self._room, self._index, self._prefix = room, index, prefix
+    def __init__(self, room: Room, index: int = 0) -> None:
+        self._room, self._index, self._prefix = room, index, _prefix(room, index)
         self.found: list[Tensor] = []
 
     def add(self, name: str, shape: tuple[int, ...], role: Role, grain: int = 1) -> None:
         """List a tensor that an unpacked checkpoint has too."""
         columns = shape[1] if len(shape) == 2 else 1
-        self._append(name, shape, role, Origin(name, (0, shape[0]), (0, columns)), grain)
+        name = self._prefix + name
+        origin = Origin(name, (0, shape[0]), (0, columns))
+        self.found.append(Tensor(name, shape, role, self._room, self._index, origin, grain))
 
     def add_part(self, name: str, role: Role, origin: Origin) -> None:
         """List a block of a tensor; both are named without the layer."""
         (first, last), (left, right) = origin.rows, origin.columns
         shape = (last - first,) if role is Role.BIAS else (last - first, right - left)
-        self._append(name, shape, role, origin)
-
-    def _append(
-        self, name: str, shape: tuple[int, ...], role: Role, origin: Origin, grain: int = 1
-    ) -> None:
-        self.found.append(
-            Tensor(
-                name=self._prefix + name,
-                shape=shape,
-                role=role,
-                room=self._room,
-                index=self._index,
-                origin=replace(origin, name=self._prefix + origin.name),
-                name_in_layer=name,
-                grain=grain,
-            )
-        )
+        origin = replace(origin, name=self._prefix + origin.name)
+        name = self._prefix + name
+        self.found.append(Tensor(name, shape, role, self._room, self._index, origin))
 
 
 def _list_layer(layer: _Tensors, shape: ModelShape, packing: Packing | None) -> None:
