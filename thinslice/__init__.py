@@ -11,6 +11,7 @@ from importlib import import_module
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from thinslice.config import SamplingParams as SamplingParams
+    from thinslice.config import Scheduling as Scheduling
     from thinslice.engine.llm import LLM as LLM
     from thinslice.engine.llm import Stream as Stream
     from thinslice.engine.logprobs import Logprobs as Logprobs
@@ -37,6 +38,7 @@ _HOMES = {
     "Message": "thinslice.text.messages",
     "Stream": "thinslice.engine.llm",
     "SamplingParams": "thinslice.config",
+    "Scheduling": "thinslice.config",
     "Completion": "thinslice.engine.request",
     "TextChunk": "thinslice.engine.request",
     "Logprobs": "thinslice.engine.logprobs",
@@ -65,6 +67,7 @@ __all__ = [
     "Prediction",
     "RequestError",
     "SamplingParams",
+    "Scheduling",
     "StoreError",
     "Stream",
     "TextChunk",

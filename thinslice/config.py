@@ -87,10 +87,6 @@ class SamplingParams:
         logprobs: Give each token's log-probability and those of this many likeliest tokens, of
             the model's own distribution: before penalties, temperature and filters. None gives
             none.
-        priority: Requests of lower priority values go first, and may displace others.
-        deadline_s: Seconds after which a request ends, wherever it is.
-        cache_salt: Only requests of the same salt share cached prefixes: who guesses another's
-            prompt cannot see by the time an answer takes that the guess is right.
 
     Errors: RequestError for a value out of range.
     """
@@ -110,9 +106,6 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
-    priority: int = 0
-    deadline_s: float | None = None
-    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         for name in ADVISABLE:
@@ -129,11 +122,6 @@ class SamplingParams:
         _in_range("n", self.n, 1, MAX_SAMPLES)
         if self.logprobs is not None:
             _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        _in_range("priority", self.priority, -(1 << 31), 1 << 31)
-        if self.deadline_s is not None:
-            _in_range("deadline_s", self.deadline_s, 0.0, 1e9)
-        if not isinstance(self.cache_salt, str) or len(self.cache_salt) > MAX_SALT_LENGTH:
-            raise RequestError(f"cache_salt is no text of at most {MAX_SALT_LENGTH} characters")
         self._check_stops()
         self._check_bias()
 
@@ -213,6 +201,35 @@ class SamplingParams:
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
         )
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """How a request stands beside others. No token of its completion depends on it.
+
+    Attributes:
+        priority: Requests of lower priority values go first, and may displace others.
+        deadline_s: Seconds after which a request ends, wherever it is.
+        cache_salt: Only requests of the same salt share cached prefixes: who guesses another's
+            prompt cannot see by the time an answer takes that the guess is right.
+
+    Errors: RequestError for a value out of range.
+    """
+
+    priority: int = 0
+    deadline_s: float | None = None
+    cache_salt: str = ""
+
+    def __post_init__(self) -> None:
+        _in_range("priority", self.priority, -(1 << 31), 1 << 31)
+        if self.deadline_s is not None:
+            _in_range("deadline_s", self.deadline_s, 0.0, 1e9)
+        if not isinstance(self.cache_salt, str) or len(self.cache_salt) > MAX_SALT_LENGTH:
+            raise RequestError(f"cache_salt is no text of at most {MAX_SALT_LENGTH} characters")
+
+    def deadline_from(self, now: float) -> float:
+        """When a request ends at the latest that begins now; infinity for none."""
+        return float("inf") if self.deadline_s is None else now + self.deadline_s
 
 
 def check_advisable(name: str, value: object) -> None:
@@ -355,3 +372,7 @@ class EngineSettings:
         """The budget of the machine's own memory beside a card, or None where none was named."""
         given = self.host_memory
         return parse_bytes(given) if isinstance(given, str) else given
+
+
+# A request as any other: behind what can check it.
+DEFAULT_SCHEDULING = Scheduling()

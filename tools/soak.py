@@ -23,12 +23,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from thinslice.config import SamplingParams
+from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.async_engine import AsyncEngine, AsyncStream
 from thinslice.engine.llm import LLM
 from thinslice.errors import BusyError, RequestError
@@ -115,12 +115,10 @@ class Load:
 
     async def _request(self, kind: Kind) -> None:
         rng = self.rng
-        params = replace(
-            kind.params,
-            priority=rng.choice([0, 0, 1]),
-            deadline_s=rng.choice([None, None, None, 2.0]),
+        scheduling = Scheduling(
+            priority=rng.choice([0, 0, 1]), deadline_s=rng.choice([None, None, None, 2.0])
         )
-        stream = await self.engine.submit(kind.prompt, params)
+        stream = await self.engine.submit(kind.prompt, kind.params, scheduling)
         way = rng.choice(["read"] * 6 + ["left", "unread", "dropped", "cancelled"])
         if way == "read":
             await self._read(stream, kind)

@@ -9,13 +9,14 @@ from thinslice.units import MIB
 # Prompts of ever new lengths: each number of rows is another product to be compiled for.
 LENGTHS = """
 import random, sys
-from thinslice import LLM, SamplingParams
+from thinslice import LLM, SamplingParams, Scheduling
 from thinslice.memory.meter import peak_rss_bytes
 llm = LLM("smollm2", memory=sys.argv[1], dtype=sys.argv[2], context=1024, draft="off")
+params = SamplingParams(max_tokens=2)
 rng = random.Random(0)
 for length in range(5, 133, int(sys.argv[3])):
     tokens = [rng.randrange(49152) for _ in range(length)]
-    llm.engine.add_request(tokens, SamplingParams(max_tokens=2, cache_salt=str(length)))
+    llm.engine.add_request(tokens, params, scheduling=Scheduling(cache_salt=str(length)))
     while llm.engine.has_work:
         llm.engine.step()
 print(peak_rss_bytes(), llm.plan.peak_bytes, llm.plan.budget_bytes)
@@ -24,13 +25,13 @@ print(peak_rss_bytes(), llm.plan.peak_bytes, llm.plan.budget_bytes)
 THREADS = """
 import sys
 from threading import Event, Thread
-from thinslice import LLM, SamplingParams
+from thinslice import LLM, SamplingParams, Scheduling
 from thinslice.memory.meter import peak_rss_bytes
 llm = LLM("smollm2", memory=sys.argv[1], context=1024, max_num_seqs=1)
 end = Event()
 def answer(index, done):
-    params = SamplingParams(max_tokens=2, cache_salt=str(index))
-    llm.engine.add_request(list(range(300, 900)), params)
+    scheduling = Scheduling(cache_salt=str(index))
+    llm.engine.add_request(list(range(300, 900)), SamplingParams(max_tokens=2), None, scheduling)
     while llm.engine.has_work:
         llm.engine.step()
     done.set()

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 
-from thinslice.config import SamplingParams
+from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.contained import Contained
-from thinslice.engine.llm import LLM, Prompt, checked_params
+from thinslice.engine.llm import LLM, checked_params, checked_scheduling
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.request import Completion, Delta, Request
 from thinslice.engine.results import Held
@@ -201,13 +201,14 @@ class AsyncEngine:
         self,
         prompt: str | Sequence[Message] | Conversation,
         params: SamplingParams | None = None,
+        scheduling: Scheduling | None = None,
     ) -> AsyncStream:
         """Queue a prompt; what comes of it is the stream's.
 
         Errors: RequestError as ``LLM.generate``, and in a child of a fork; BusyError where too many
         wait, or the engine is shutting down.
         """
-        params = checked_params(params)
+        params, scheduling = checked_params(params), checked_scheduling(scheduling)
         self._check_process()
         self._check_room(params.n)
         loop = asyncio.get_running_loop()
@@ -217,7 +218,8 @@ class AsyncEngine:
         with self._changed:
             self._check_room(params.n)
             self._num_handed_over += params.n
-            self._commands.append(partial(self._add, feed, prepared, params))
+            queued = partial(self.llm.add_requests, prepared, params, scheduling)
+            self._commands.append(partial(self._add, feed, queued, params.n))
             self._changed.notify()
         stream = AsyncStream(self, feed)
         weakref.finalize(stream, feed.held.release).atexit = False
@@ -311,14 +313,14 @@ class AsyncEngine:
         self._run_commands()
         self._end_all("abort")
 
-    def _add(self, feed: _Feed, prompt: Prompt, params: SamplingParams) -> None:
+    def _add(self, feed: _Feed, queued: Callable[[], list[Request]], num_samples: int) -> None:
         with Contained() as trouble:
-            feed.requests = self.llm.add_requests(prompt, params)
+            feed.requests = queued()
         with self._changed:
-            self._num_handed_over -= params.n
+            self._num_handed_over -= num_samples
         self._unfinished += [(feed, request) for request in feed.requests]
         if trouble.error is not None:
-            self._send([(feed, _failed(index, trouble.error)) for index in range(params.n)])
+            self._send([(feed, _failed(index, trouble.error)) for index in range(num_samples)])
 
     def _abort(self, feed: _Feed) -> None:
         self._unfinished = [one for one in self._unfinished if one[0] is not feed]

@@ -215,7 +215,7 @@ class BlockManager:
     def _extend_digests(self, sequence: Sequence, num_blocks: int) -> None:
         digests, size = sequence.digests, self.block_size
         if not digests:
-            digests.append(root_digest(sequence.params.cache_salt))
+            digests.append(root_digest(sequence.scheduling.cache_salt))
         for index in range(len(digests) - 1, num_blocks):
             token_ids = sequence.tokens(index * size, (index + 1) * size + self.lookahead)
             digests.append(_digest(digests[-1], token_ids))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from thinslice.config import SamplingParams
+from thinslice.config import DEFAULT_SCHEDULING, SamplingParams, Scheduling
 from thinslice.engine.advance import Advance, advance_all
 from thinslice.engine.checks import check_prompt, check_scored
 from thinslice.engine.contained import Contained
@@ -118,6 +118,7 @@ class Engine:
         prompt_token_ids: list[int],
         params: SamplingParams,
         on_output: OnOutput | None = None,
+        scheduling: Scheduling = DEFAULT_SCHEDULING,
     ) -> Sequence:
         """Queue a prompt for one completion.
 
@@ -129,13 +130,14 @@ class Engine:
         """
         if params.n != 1:
             raise RequestError(f"n is {params.n}; this gives one completion, generate several")
-        return self.add_samples(prompt_token_ids, params, on_output)[0]
+        return self.add_samples(prompt_token_ids, params, on_output, scheduling)[0]
 
     def add_samples(
         self,
         prompt_token_ids: list[int],
         params: SamplingParams,
         on_output: OnOutput | None = None,
+        scheduling: Scheduling = DEFAULT_SCHEDULING,
     ) -> list[Sequence]:
         """Queue a prompt for ``params.n`` completions, which share its blocks.
 
@@ -156,9 +158,10 @@ class Engine:
                 params=params,
                 max_positions=self._max_positions(prompt_token_ids, params),
                 generator=torch.Generator().manual_seed((seed + index) & _LARGEST_SEED),
-                deadline=now + (float("inf") if params.deadline_s is None else params.deadline_s),
+                deadline=scheduling.deadline_from(now),
                 arrived_at=now,
                 on_output=on_output,
+                scheduling=scheduling,
             )
             for index in range(params.n)
         ]
@@ -209,6 +212,7 @@ class Engine:
         start: int = 1,
         num_top: int = 0,
         on_output: OnOutput | None = None,
+        scheduling: Scheduling = DEFAULT_SCHEDULING,
     ) -> Sequence:
         """Queue a text to be scored, as ``score``; the sequence ends with the reason ``scored``.
 
@@ -218,6 +222,7 @@ class Engine:
         """
         vocab_size = self.runner.decoder.shape.vocab_size
         check_scored(token_ids, start, num_top, self.scheduler.capacity, vocab_size)
+        now = self.clock()
         sequence = Sequence(
             seq_id=next(self._ids),
             prompt_token_ids=token_ids,
@@ -225,8 +230,10 @@ class Engine:
             max_positions=len(token_ids),
             generator=torch.Generator(),
             scored=Scored(start, num_top),
-            arrived_at=self.clock(),
+            deadline=scheduling.deadline_from(now),
+            arrived_at=now,
             on_output=on_output,
+            scheduling=scheduling,
         )
         held = Held(self.results)
         weakref.finalize(sequence, held.release).atexit = False

@@ -7,6 +7,7 @@ from typing import TypedDict, Unpack
 
 from thinslice.closing import Closing
 from thinslice.config import (
+    DEFAULT_SCHEDULING,
     DeviceName,
     Draft,
     Dtype,
@@ -14,6 +15,7 @@ from thinslice.config import (
     KvDtype,
     MtpHidden,
     SamplingParams,
+    Scheduling,
 )
 from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine
@@ -183,6 +185,7 @@ class LLM(Closing):
         prompts: str | Sequence[str | Sequence[Message] | Conversation],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        scheduling: Scheduling | None = None,
     ) -> list[Completion]:
         """Complete texts as they stand and answer conversations, several at a time.
 
@@ -205,7 +208,7 @@ class LLM(Closing):
             lengths = [len(prompt.token_ids) for prompt in prepared]
             with self.engine.results.held_for([*zip(lengths, params_of, strict=True)]) as held:
                 for prompt, one in zip(prepared, params_of, strict=True):
-                    requests += self.add_requests(prompt, one)
+                    requests += self.add_requests(prompt, one, scheduling)
                 self._run(requests, held, progress)
         finally:
             for request in requests:
@@ -213,13 +216,16 @@ class LLM(Closing):
         return [request.completion() for request in requests]
 
     def chat(
-        self, messages: Sequence[Message] | Conversation, params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message] | Conversation,
+        params: SamplingParams | None = None,
+        scheduling: Scheduling | None = None,
     ) -> Completion:
         """Answer a conversation; ``reasoning`` and ``text`` are apart.
 
         Errors: RequestError as ``generate``, and where the model has no chat template.
         """
-        stream = self.stream(for_template(messages), params)
+        stream = self.stream(for_template(messages), params, scheduling=scheduling)
         for _ in stream:
             pass
         return stream.completion
@@ -229,6 +235,7 @@ class LLM(Closing):
         prompt: str | Sequence[Message] | Conversation,
         params: SamplingParams | None = None,
         progress: Callable[[int, int], None] | None = None,
+        scheduling: Scheduling | None = None,
     ) -> Stream:
         """Complete a prompt, or answer a conversation, piece by piece.
 
@@ -243,7 +250,8 @@ class LLM(Closing):
             raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
         if progress is not None and not callable(progress):
             raise RequestError(f"progress is {shown(progress)}; expected a function")
-        return Stream(self.add_requests(self.prepare(prompt), params)[0], progress)
+        request = self.add_requests(self.prepare(prompt), params, scheduling)[0]
+        return Stream(request, progress)
 
     def prepare(self, prompt: str | Sequence[Message] | Conversation) -> Prompt:
         """The tokens of a text, or of a conversation rendered by the model's template.
@@ -265,7 +273,9 @@ class LLM(Closing):
         rendered = template.render(conversation.messages, tools=conversation.tools)
         return Prompt(self._encode(rendered, is_plain=False), rendered)
 
-    def add_requests(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
+    def add_requests(
+        self, prompt: Prompt, params: SamplingParams, scheduling: Scheduling | None = None
+    ) -> list[Request]:
         """Queue a prompt's ``params.n`` completions, sampled as the model advises where the user
         says nothing.
 
@@ -282,7 +292,8 @@ class LLM(Closing):
                 )
         if stop_ids:
             params = replace(params, stop_token_ids=tuple({*params.stop_token_ids, *stop_ids}))
-        sequences = engine.add_samples(prompt.token_ids, params)
+        scheduling = checked_scheduling(scheduling)
+        sequences = engine.add_samples(prompt.token_ids, params, scheduling=scheduling)
         try:
             for index, sequence in enumerate(sequences):
                 requests.append(Request(engine, sequence, self.tokenizer, prompt.rendered, index))
@@ -368,3 +379,11 @@ def checked_params(params: object) -> SamplingParams:
     if not isinstance(params, SamplingParams):
         raise RequestError(f"params is {shown(params)}; expected SamplingParams(...)")
     return params
+
+
+def checked_scheduling(scheduling: object) -> Scheduling:
+    """None is a Scheduling without values. Errors: RequestError for anything else."""
+    scheduling = DEFAULT_SCHEDULING if scheduling is None else scheduling
+    if not isinstance(scheduling, Scheduling):
+        raise RequestError(f"scheduling is {shown(scheduling)}; expected Scheduling(...)")
+    return scheduling

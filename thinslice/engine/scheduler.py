@@ -188,9 +188,9 @@ class Scheduler:
 
     def _displace_for(self, sequence: Sequence, step: _Step) -> bool:
         """Preempt sequences of a higher priority value, the last in order first, if that helps."""
-        priority = sequence.params.priority
-        others = [s for s in self.running if s.params.priority <= priority]
-        victims = [s for s in self.running if s.params.priority > priority]
+        priority = sequence.scheduling.priority
+        others = [s for s in self.running if s.scheduling.priority <= priority]
+        victims = [s for s in self.running if s.scheduling.priority > priority]
         free = self.blocks.num_free + sum(self.blocks.num_alone(victim) for victim in victims)
         if not victims or self.blocks.num_taken_by(sequence) > free - self._num_needed(others):
             return False

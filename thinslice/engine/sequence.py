@@ -7,7 +7,7 @@ from typing import Optional
 
 import torch
 
-from thinslice.config import SamplingParams
+from thinslice.config import DEFAULT_SCHEDULING, SamplingParams, Scheduling
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.processors import LogitsProcessor, processors_for
 
@@ -101,6 +101,7 @@ class Sequence:
     first_token_at: float | None = None
     last_token_at: float = 0.0
     on_output: OnOutput | None = None
+    scheduling: Scheduling = DEFAULT_SCHEDULING
     scored: Scored | None = None
     processors: tuple[LogitsProcessor, ...] = field(init=False)
 
@@ -133,7 +134,7 @@ class Sequence:
     @property
     def order(self) -> tuple[int, int]:
         """Sequences are served in this order: by priority, then first come."""
-        return (self.params.priority, self.seq_id)
+        return (self.scheduling.priority, self.seq_id)
 
     @property
     def waits_for_leader(self) -> bool:

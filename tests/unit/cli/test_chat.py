@@ -369,7 +369,7 @@ def test_set_changes_what_the_next_answer_is_sampled_with(
     shown = capsys.readouterr().out
     for name in ("temperature", "top_p", "max_tokens", "seed", "stop_token_ids"):
         assert f"\n{name} " in "\n" + shown
-    assert "cache_salt" not in shown
+    assert "logit_bias" not in shown
 
 
 @pytest.mark.parametrize(

@@ -386,7 +386,7 @@ def test_streams_of_somebody_else_do_not_end_the_thread(llm: LLM) -> None:
 def test_a_request_that_cannot_be_added_hears_of_it(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException]
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise error("planted")
 
     async def task(engine: AsyncEngine) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.engines import logits_of, run_all, tiny_engine
-from thinslice.config import SamplingParams
+from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.engine import Engine
 from thinslice.engine.sequence import Sequence, Status, StepOutput
 from thinslice.errors import CheckpointError, RequestError
@@ -122,8 +122,8 @@ def test_a_request_past_its_deadline_ends_wherever_it_is() -> None:
     engine = tiny_engine(max_num_seqs=1)
     now = [0.0]
     engine.clock = lambda: now[0]
-    running = engine.add_request(PROMPT, replace(GREEDY, deadline_s=5.0))
-    waiting = engine.add_request(PROMPT, replace(GREEDY, deadline_s=2.0))
+    running = engine.add_request(PROMPT, GREEDY, scheduling=Scheduling(deadline_s=5.0))
+    waiting = engine.add_request(PROMPT, GREEDY, scheduling=Scheduling(deadline_s=2.0))
     last = engine.add_request(PROMPT, GREEDY)
     engine.step()
     now[0] = 2.0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.engines import run_all, tiny_engine
-from thinslice.config import SamplingParams
+from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.draft_length import DraftLength
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.engine import Engine
@@ -37,7 +37,7 @@ KINDS = (
     ([*PREFIX, 5], DRAWN),
     ([7, 8] * 9, replace(GREEDY, frequency_penalty=0.3)),
     ([*PREFIX, 5, 6], replace(DRAWN, seed=9, n=2)),
-    ([4, 4, 4, 4, 4, 4], replace(DRAWN, seed=2, priority=-1)),
+    ([4, 4, 4, 4, 4, 4], replace(DRAWN, seed=2)),
 )
 SCORED = [*PREFIX, *range(5, 25)]
 Trace = Callable[[FrameType, str, Any], Any]
@@ -120,8 +120,9 @@ class Course:
         self._check()
 
     def _add(self, index: int, alone: list[list[list[int]]]) -> None:
-        prompt, params = KINDS[index]
-        sequences = self.engine.add_samples(prompt, params)
+        # The last goes first.
+        scheduling = Scheduling(priority=-(index == len(KINDS) - 1))
+        sequences = self.engine.add_samples(*KINDS[index], scheduling=scheduling)
         self.sequences += zip(sequences, alone[index], strict=True)
 
     def _add_scored(self) -> None:

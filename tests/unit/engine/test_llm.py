@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.tiny_llm import TEMPLATE, beside, write_model
-from thinslice.config import SamplingParams
+from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine import advance
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM
@@ -289,9 +289,12 @@ def test_params_out_of_range_are_refused() -> None:
     for wrong in ((3,), 4, {"a"}):
         with pytest.raises(RequestError, match="stop"):
             SamplingParams(stop=wrong)  # type: ignore[arg-type]
-    for settings in ({"n": 0}, {"logprobs": 21}, {"deadline_s": -1.0}, {"cache_salt": 3}):
+    for settings in ({"n": 0}, {"logprobs": 21}):
         with pytest.raises(RequestError, match=next(iter(settings))):
             SamplingParams(**settings)  # type: ignore[arg-type]
+    for settings in ({"priority": 1.5}, {"deadline_s": -1.0}, {"cache_salt": 3}):
+        with pytest.raises(RequestError, match=next(iter(settings))):
+            Scheduling(**settings)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="temperature is '1'; expected a number"):
         SamplingParams(temperature="1")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected a whole number"):

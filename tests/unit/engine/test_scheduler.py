@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinslice.config import SamplingParams
+from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.block_manager import BlockManager, root_digest
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.sequence import Sequence, Status
@@ -37,12 +37,13 @@ def new_sequence(
     num_prompt: int,
     num_completion: int,
     first_token: int = 0,
-    **params: object,
+    **scheduling: object,
 ) -> Sequence:
     return Sequence(
         seq_id=seq_id,
         prompt_token_ids=[first_token, *range(1, num_prompt)],
-        params=SamplingParams(**params),  # type: ignore[arg-type]
+        params=SamplingParams(),
+        scheduling=Scheduling(**scheduling),  # type: ignore[arg-type]
         max_positions=num_prompt + num_completion,
         generator=torch.Generator(),
     )

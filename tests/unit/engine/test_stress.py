@@ -13,7 +13,7 @@ import torch
 
 from tests.cuda.twin_device import TwinDevice
 from tests.engines import run_all, tiny_engine
-from thinslice.config import SamplingParams
+from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.block_manager import BlockManager
 from thinslice.engine.engine import Engine
 from thinslice.engine.sequence import Sequence, Status
@@ -53,15 +53,15 @@ class Stress:
         self.kinds = [self._kind() for _ in range(80)]
         self.alone = [
             [tokens_alone(prompt, params, index) for index in range(params.n)]
-            for prompt, params in self.kinds
+            for prompt, params, _ in self.kinds
         ]
-        self.scores_alone = [scores_alone(prompt) for prompt, _ in self.kinds]
+        self.scores_alone = [scores_alone(prompt) for prompt, *_ in self.kinds]
         self.alive: dict[Sequence, list[int]] = {}
         # With what each gives alone.
         self.scored: dict[Sequence, list[float]] = {}
         self.ends: Counter[str] = Counter()
 
-    def _kind(self) -> tuple[list[int], SamplingParams]:
+    def _kind(self) -> tuple[list[int], SamplingParams, str]:
         """Prompts that begin alike, greedy and drawn, with penalties and without."""
         rng = self.rng
         prefix = [3 + rng.randrange(2)] * rng.choice([0, 7, 12, 30])
@@ -73,9 +73,8 @@ class Stress:
             seed=rng.randrange(100),
             max_tokens=rng.randint(1, 20),
             n=rng.choice([1, 1, 1, 3]),
-            cache_salt=rng.choice(["", "", "mine"]),
         )
-        return prompt, params
+        return prompt, params, rng.choice(["", "", "mine"])
 
     def run(self) -> None:
         operations = [self.add, self.score, self.abort, self.draft, self.step]
@@ -90,10 +89,14 @@ class Stress:
         if len(self.engine.scheduler.waiting) > 12:
             return
         which = self.rng.randrange(len(self.kinds))
-        prompt, params = self.kinds[which]
+        prompt, params, salt = self.kinds[which]
         deadline_s = 20.0 if self.rng.random() < 0.1 else None
-        params = replace(params, priority=self.rng.choice([0, 0, 0, 1]), deadline_s=deadline_s)
-        sequences = self.engine.add_samples(prompt, params)
+        scheduling = Scheduling(
+            priority=self.rng.choice([0, 0, 0, 1]),
+            deadline_s=deadline_s,
+            cache_salt=salt,
+        )
+        sequences = self.engine.add_samples(prompt, params, scheduling=scheduling)
         self.alive |= dict(zip(sequences, self.alone[which], strict=True))
 
     def score(self) -> None:
