@@ -28,10 +28,9 @@ from thinslice.engine.sequence import Sequence
 from thinslice.memory.spilled_kv import BlockMove
 
 
-def root_digest(salt: str, adapter: str = "") -> bytes:
+def root_digest(salt: str, weights_version: int) -> bytes:
     """The digest of an empty prefix; only sequences of one root share blocks."""
-    parts = (part.encode(errors="surrogatepass") for part in (salt, adapter))
-    return _hash(b"".join(len(part).to_bytes(8) + part for part in parts))
+    return _hash(weights_version.to_bytes(8) + salt.encode(errors="surrogatepass"))
 
 
 def _digest(parent: bytes, token_ids: list[int]) -> bytes:
@@ -50,6 +49,7 @@ class BlockManager:
 
     Attributes:
         moves: copies to make, in this order, before anything is computed with the blocks.
+        weights_version: of the weights that fill blocks from now on; only they share them.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class BlockManager:
     ) -> None:
         self.num_blocks = num_blocks
         self.num_host_blocks = num_host_blocks
+        self.weights_version = 0
         self.block_size = block_size
         self.lookahead = lookahead
         self.moves: deque[BlockMove] = deque()
@@ -215,7 +216,7 @@ class BlockManager:
     def _extend_digests(self, sequence: Sequence, num_blocks: int) -> None:
         digests, size = sequence.digests, self.block_size
         if not digests:
-            digests.append(root_digest(sequence.scheduling.cache_salt))
+            digests.append(root_digest(sequence.scheduling.cache_salt, self.weights_version))
         for index in range(len(digests) - 1, num_blocks):
             token_ids = sequence.tokens(index * size, (index + 1) * size + self.lookahead)
             digests.append(_digest(digests[-1], token_ids))

@@ -1,9 +1,11 @@
 """LLM: a model by name, ready to complete prompts inside a budget."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict, Unpack
+
+import torch
 
 from thinslice.closing import Closing
 from thinslice.config import (
@@ -20,6 +22,7 @@ from thinslice.config import (
 from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
+from thinslice.engine.replace import replace_weights
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.engine.results import Held, text_bytes
 from thinslice.engine.signature import check_settings, errors_in_python, with_settings
@@ -302,6 +305,14 @@ class LLM(Closing):
                 engine.abort(sequence)
             raise
         return requests
+
+    def replace_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put other numbers in the place of some weights; see engine/replace.py.
+
+        Errors: ConfigError for a model whose weights are packed or streamed, and for tensors that
+        do not fit, with nothing replaced; BusyError while requests are under way.
+        """
+        replace_weights(self.engine, tensors)
 
     def _run(
         self,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.errors import ConfigError
 from thinslice.kernels.ops import Linear
 from thinslice.model.weights import ReadStats
 from thinslice.plan.tensors import EMBEDDING, Role, Room, Tensor, tensors_of
@@ -43,6 +44,25 @@ class ResidentWeights:
     def embed(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """Rows of the embedding table, [T, D]."""
         return F.embedding(token_ids_T, self.tensors[EMBEDDING])
+
+    def check(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Errors: ConfigError where not all of these could take the places of tensors here."""
+        for name, tensor in tensors.items():
+            if name not in self.tensors:
+                raise ConfigError(f"{name} is no weight that this model has loaded")
+            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+                raise ConfigError(
+                    f"{name} is to be replaced by {type(tensor)}, no tensor of floats"
+                )
+            if tensor.shape != self.tensors[name].shape:
+                own = list(self.tensors[name].shape)
+                raise ConfigError(f"{name} is {own}, and {list(tensor.shape)} is to replace it")
+
+    @torch.no_grad()
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy these into the places of tensors here, rounded to their types."""
+        for name, tensor in tensors.items():
+            self.tensors[name].copy_(tensor)
 
     def hold(self) -> AbstractContextManager[None]:
         """Nothing passes by."""

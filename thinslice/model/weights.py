@@ -77,6 +77,7 @@ class Weights:
         has_predictions: the multi-token-prediction layers are there.
 
     Attributes:
+        version: how often weights were replaced.
         predictions: the multi-token-prediction layers.
         fused, fused_predictions: the layers, and each prediction layer, as one call; None where
             they cannot be.
@@ -93,6 +94,7 @@ class Weights:
         self.shape = shape
         self.source = source
         self.ops = ops
+        self.version = 0
         layers: dict[tuple[Room, int], list[Tensor]] = {}
         for tensor in tensors_of(shape, packing):
             layers.setdefault((tensor.room, tensor.index), []).append(tensor)

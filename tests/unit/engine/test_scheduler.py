@@ -231,8 +231,7 @@ def test_another_salt_or_another_first_token_shares_nothing() -> None:
         scheduler.add(sequence)
         run_step(scheduler)
         assert sequence.num_cached == 0
-    roots = [root_digest("ab", "c"), root_digest("a", "bc"), root_digest("abc"), root_digest("ab")]
-    assert len(set(roots)) == 4
+    assert len({root_digest("a", 0), root_digest("a", 1), root_digest("b", 0)}) == 3
 
 
 def test_the_block_let_go_of_longest_ago_is_emptied_first() -> None:
