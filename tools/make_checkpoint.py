@@ -358,7 +358,7 @@ def write_tokenizer(folder: Path, source: Path, vocab_size: int) -> None:
     config = {
         "add_bos_token": bool(files.special.prompt_prefix_ids),
         "bos_token": files.special.bos_token,
-        "chat_template": files.chat_template_source,
+        "chat_template": files.templates.default,
         "eos_token": files.special.eos_token,
     }
     known = {key: value for key, value in config.items() if value is not None}

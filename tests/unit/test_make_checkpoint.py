@@ -142,7 +142,7 @@ def test_a_tokenizer_is_taken_from_another_model(
         tokens.index("a"),
         257,
     ]
-    assert files.chat_template_source == "{{ messages[0].content }}"
+    assert files.templates.default == "{{ messages[0].content }}"
     assert files.special.eos_token == "<|im_end|>"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from thinslice.errors import CheckpointError
+from thinslice.units import format_bytes
 
 # What Git puts in a file's place where Git LFS has not fetched it; a few lines of text.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -116,3 +117,19 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"key {key!r:.80} appears twice")
         result[key] = value
     return result
+
+
+def read_capped(path: Path, max_bytes: int) -> bytes:
+    """The content of a file.
+
+    Errors: CheckpointError for one that is larger, is an LFS pointer, or cannot be read.
+    """
+    num_bytes = file_size(path)
+    if num_bytes > max_bytes:
+        raise CheckpointError(
+            f"{path} has {format_bytes(num_bytes)}; at most {format_bytes(max_bytes)} are expected"
+        )
+    with os_errors_named(path), path.open("rb") as file:
+        content = file.read(max_bytes)
+    refuse_lfs_pointer(path, content)
+    return content

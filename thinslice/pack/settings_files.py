@@ -158,14 +158,16 @@ def _write_tokenizer(files: TokenizerFiles, folder: Path) -> None:
     files.backend.save(str(part), pretty=False)
     sync_file(part)
     publish(part, folder / "tokenizer.json")
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": special.bos_token,
         "eos_token": special.eos_token,
         "add_bos_token": bool(special.prompt_prefix_ids),
     }
-    if isinstance(files.chat_template_source, str):
-        config["chat_template"] = files.chat_template_source
+    named = {"default": files.templates.default, "tool_use": files.templates.tool_use}
+    templates = {name: source for name, source in named.items() if isinstance(source, str)}
+    if templates:
+        config["chat_template"] = templates if "tool_use" in templates else templates["default"]
     _write_json(folder / "tokenizer_config.json", config)
 
 

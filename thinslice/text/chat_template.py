@@ -5,7 +5,7 @@ The template comes with the model and is not trusted; template_sandbox.py bounds
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -71,16 +71,23 @@ class ChatTemplate:
     Args:
         tokens: the texts of the tokenizer's special tokens by name, such as bos_token. One with
             the name of something else that a template is given stands behind it.
+        for_tools: gives the template that takes this one's place where there are tools.
 
     Errors: CheckpointError for a template that does not compile.
     """
 
-    def __init__(self, source: str, tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        tokens: Mapping[str, str] | None = None,
+        for_tools: "Callable[[], ChatTemplate] | None" = None,
+    ) -> None:
         if len(source) > _MAX_SOURCE_CHARACTERS:
             raise CheckpointError(
                 f"the model's chat template has {len(source)} characters; "
                 f"at most {_MAX_SOURCE_CHARACTERS} are expected"
             )
+        self._for_tools = for_tools
         self._sandbox = TemplateSandbox()
         known = self._sandbox.globals
         self._tokens = {name: text for name, text in (tokens or {}).items() if name not in known}
@@ -115,6 +122,11 @@ class ChatTemplate:
         where it would leave out tools or calls; CheckpointError where it reaches for what it may
         not, or for too much time or memory.
         """
+        if tools and self._for_tools is not None:
+            template = self._for_tools()
+            return template.render(
+                messages, tools=tools, add_generation_prompt=add_generation_prompt
+            )
         if tools and not self._takes_tools:
             raise RequestError("the model's chat template has no place for tools")
         if not any("tool_calls" in message for message in messages):

@@ -70,7 +70,8 @@ ADDED_TOKEN_READ = frozenset(("id", "content", *FLAGS))
 # shape_from_gguf read.
 GGUF_READ = key_set(
     """
-    chat_template ggml.add_bos_token ggml.add_space_prefix ggml.bos_token_id ggml.eom_token_id
+    chat_template chat_template.tool_use
+    ggml.add_bos_token ggml.add_space_prefix ggml.bos_token_id ggml.eom_token_id
     ggml.eos_token_id ggml.eot_token_id ggml.fim_pad_token_id ggml.fim_rep_token_id
     ggml.fim_sep_token_id ggml.merges ggml.model ggml.pre ggml.scores ggml.token_type ggml.tokens
     """

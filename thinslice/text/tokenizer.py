@@ -7,7 +7,7 @@ become U+FFFD. It does not stream: that is detokenizer.py.
 import json
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,7 +56,7 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self.special = files.special
         self._backend = files.backend
-        self._template_source = files.chat_template_source
+        self._templates = files.templates
         added = files.backend.get_added_tokens_decoder()
         self._added_text = {token_id: token.content for token_id, token in added.items()}
         self.special_token_ids = frozenset(
@@ -77,17 +77,30 @@ class Tokenizer:
 
         Errors: CheckpointError as ``ChatTemplate``.
         """
-        if self._template_source is None:
+        if self._templates.default is None:
             return None
-        if isinstance(self._template_source, CheckpointError):
-            raise self._template_source
-        return ChatTemplate(self._template_source, self.special.named)
+        has_other = self._templates.tool_use is not None
+        for_tools = (lambda: self._tool_template) if has_other else None
+        return self._compiled(self._templates.default, for_tools)
+
+    @cached_property
+    def _tool_template(self) -> ChatTemplate:
+        """The one for conversations with tools, compiled where there are any."""
+        assert self._templates.tool_use is not None, "one that is not there"
+        return self._compiled(self._templates.tool_use, None)
+
+    def _compiled(
+        self, source: str | CheckpointError, for_tools: Callable[[], ChatTemplate] | None
+    ) -> ChatTemplate:
+        if isinstance(source, CheckpointError):
+            raise source
+        return ChatTemplate(source, self.special.named, for_tools)
 
     def _marker_notes(self) -> tuple[str, ...]:
         """A line naming the chat template's control markers that would be split into text."""
-        if not isinstance(self._template_source, str):
+        if not isinstance(self._templates.default, str):
             return ()
-        markers = control_markers(self._template_source)[:_MAX_MARKERS]
+        markers = control_markers(self._templates.default)[:_MAX_MARKERS]
         with named_library_errors(CheckpointError, "the tokenizer cannot be used"):
             split = [one for one in markers if len(self._encoder.encode(one, None)) != 1]
         if not split:

@@ -8,13 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
-from thinslice.checkpoint.files import (
-    file_size,
-    is_there,
-    os_errors_named,
-    read_json_object,
-    refuse_lfs_pointer,
-)
+from thinslice.checkpoint.files import is_there, read_capped, read_json_object
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
 from thinslice.plan.known_keys import named_keys
@@ -34,12 +28,12 @@ from thinslice.text.named_tokens import (
     settings_with_special_tokens,
 )
 from thinslice.text.post_processor import tokens_around
-from thinslice.units import MIB, format_bytes
+from thinslice.text.template_source import TemplateSources, folder_templates, gguf_templates
+from thinslice.units import MIB
 
 # Qwen3's tokenizer.json has 11 MiB, Gemma's 33 MiB.
 _MAX_TOKENIZER_BYTES = 64 * MIB
 _MAX_CONFIG_BYTES = 8 * MIB
-_MAX_TEMPLATE_BYTES = 1 * MIB
 # WordPiece's ## before the later pieces of a word; no model here has it, and merges that do not
 # fit it panic in tokenizers.
 _SUBWORD_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
@@ -76,14 +70,12 @@ class TokenizerFiles:
     """The tokenizer itself, which adds no special tokens of its own, and what belongs to it.
 
     Attributes:
-        chat_template_source: Jinja; None where the files have none, and an error where what they
-            have is no template.
         notes: what a user should know of the files, one line each.
     """
 
     backend: Tokenizer
     special: SpecialTokens
-    chat_template_source: str | CheckpointError | None
+    templates: TemplateSources
     notes: tuple[str, ...] = ()
 
 
@@ -115,16 +107,9 @@ def _read_gguf(checkpoint: Checkpoint) -> TokenizerFiles:
             bos_token=bos_token,
             eos_token=eos_token,
         ),
-        chat_template_source=_gguf_template(metadata),
+        templates=gguf_templates(metadata),
         notes=gguf_tokenizer_notes(metadata),
     )
-
-
-def _gguf_template(metadata: Mapping[str, Any]) -> str | CheckpointError | None:
-    try:
-        return _template_text(metadata.get("tokenizer.chat_template"), "GGUF")
-    except CheckpointError as error:  # what is not UTF-8 is refused where it is asked for
-        return error
 
 
 def _gguf_token(metadata: Mapping[str, Any], backend: Tokenizer, name: str) -> str | None:
@@ -178,7 +163,7 @@ def _read_folder(checkpoint: Checkpoint) -> TokenizerFiles:
             eos_token=eos_token,
             further=further_texts(settings),
         ),
-        chat_template_source=_folder_template(folder, settings),
+        templates=folder_templates(folder, settings),
         notes=notes,
     )
 
@@ -202,7 +187,7 @@ def _read_backend(path: Path) -> tuple[Tokenizer, tuple[str, ...]]:
             f"{path.parent} has no tokenizer.json; other tokenizer files are not read. "
             "transformers' AutoTokenizer can write one with save_pretrained"
         )
-    content = _read_capped(path, _MAX_TOKENIZER_BYTES)
+    content = read_capped(path, _MAX_TOKENIZER_BYTES)
     if _SUBWORD_PREFIX.search(content):
         raise CheckpointError(f"{path}: a tokenizer with a subword prefix is not supported")
     with named_library_errors(CheckpointError, f"{path} is no valid tokenizer"):
@@ -215,18 +200,6 @@ def _read_backend(path: Path) -> tuple[Tokenizer, tuple[str, ...]]:
     backend.no_padding()
     backend.model.dropout = None
     return backend, tokenizer_json_notes(content)
-
-
-def _read_capped(path: Path, max_bytes: int) -> bytes:
-    num_bytes = file_size(path)
-    if num_bytes > max_bytes:
-        raise CheckpointError(
-            f"{path} has {format_bytes(num_bytes)}; at most {format_bytes(max_bytes)} are expected"
-        )
-    with os_errors_named(path), path.open("rb") as file:
-        content = file.read(max_bytes)
-    refuse_lfs_pointer(path, content)
-    return content
 
 
 def _end_ids(backend: Tokenizer, checkpoint: Checkpoint, eos_token: str | None) -> frozenset[int]:
@@ -253,42 +226,3 @@ def _first_token(backend: Tokenizer, ids: tuple[int | None, ...], vocab_size: in
     if token_id is None or not 0 <= token_id < vocab_size:
         return None
     return backend.id_to_token(token_id)
-
-
-def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | CheckpointError | None:
-    """chat_template.jinja goes first, as in transformers; of several named ones, ``default``."""
-    path = folder / "chat_template.jinja"
-    if is_there(path):
-        content = _read_capped(path, _MAX_TEMPLATE_BYTES)
-        try:
-            return content.decode()
-        except UnicodeDecodeError:
-            return CheckpointError(f"{path} is not UTF-8 text")
-    value = config.get("chat_template")
-    if isinstance(value, list):
-        entries = [entry for entry in value if isinstance(entry, dict)]
-        named = [entry.get("template") for entry in entries if entry.get("name") == "default"]
-        if not named:
-            return CheckpointError("tokenizer_config.json: no chat_template is named default")
-        value = named[-1]
-    if isinstance(value, dict):
-        if "default" not in value:
-            return CheckpointError("tokenizer_config.json: no chat_template is named default")
-        value = value["default"]
-    return _template_text(value, "tokenizer_config.json")
-
-
-def _template_text(value: Any, source: str) -> str | CheckpointError | None:
-    """A template, none where it is empty, or what is wrong: the model may not need it."""
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str):
-        return CheckpointError(f"{source}: chat_template is {value!r:.60}; expected a string")
-    # A template in a JSON string may hold halves of surrogate pairs.
-    num_bytes = len(value.encode(errors="surrogatepass"))
-    if num_bytes > _MAX_TEMPLATE_BYTES:
-        return CheckpointError(
-            f"{source}: chat_template has {format_bytes(num_bytes)}; at most "
-            f"{format_bytes(_MAX_TEMPLATE_BYTES)} are expected"
-        )
-    return value

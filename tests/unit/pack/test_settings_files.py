@@ -23,6 +23,7 @@ from thinslice.pack.source import SourceFiles
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer
+from thinslice.text.template_source import TemplateSources
 from thinslice.text.tokenizer import load_tokenizer
 from thinslice.text.tokenizer_files import read_tokenizer_files
 
@@ -131,6 +132,8 @@ def test_what_config_json_cannot_say_is_refused(tmp_path: Path) -> None:
         byte_level(words="hello the", add_bos_token=True),
         byte_level("llama-bpe", words="hello"),
         byte_level("smollm") | {"tokenizer.chat_template": "{{ messages[0].content }}"},
+        byte_level()
+        | {"tokenizer.chat_template": "a{{ tools }}", "tokenizer.chat_template.tool_use": "b"},
         sentencepiece("▁the ▁a he"),
         sentencepiece("▁the", add_bos_token=False, add_space_prefix=False),
         byte_level(fim_pad_token_id=5, fim_sep_token_id=9),
@@ -145,8 +148,9 @@ def test_the_tokenizer_reads_back(vocabulary: dict[str, Any], tmp_path: Path) ->
     assert before.notes == after.notes
     assert before.special_token_ids == after.special_token_ids
     assert before.strips_leading_space == after.strips_leading_space
-    templates = [read_tokenizer_files(one).chat_template_source for one in (source, found)]
-    assert templates[0] == templates[1] == vocabulary.get("tokenizer.chat_template")
+    templates = [read_tokenizer_files(one).templates for one in (source, found)]
+    keys = ("tokenizer.chat_template", "tokenizer.chat_template.tool_use")
+    assert templates[0] == templates[1] == TemplateSources(*map(vocabulary.get, keys))
     for text in TEXTS:
         for prefix in (False, True):
             ids = before.encode(text, add_special_tokens=prefix)

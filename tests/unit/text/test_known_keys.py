@@ -19,8 +19,9 @@ from tests.unit.text import vocabularies
 from tests.unit.text.test_tokenizer import BYTE_LEVEL, IM_END, IM_START, folder
 from tests.unit.text.test_tokenizer import gguf as gguf_checkpoint
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.errors import CheckpointError
+from thinslice.errors import CheckpointError, RequestError
 from thinslice.plan.shape_from_gguf import shape_from_gguf
+from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer
 from thinslice.text.known_keys import (
     ADDED_TOKEN_READ,
@@ -70,8 +71,15 @@ def outcome(checkpoint: Checkpoint) -> Any:
         return str(error)
     ids = tokenizer.encode(TEXT, add_special_tokens=True)
     template = tokenizer.chat_template
-    rendered = None if template is None else template.render([])
+    rendered = [] if template is None else [template.render([]), with_tools(template)]
     return ids, tokenizer.decode(ids), tokenizer.special, tokenizer.special_token_ids, rendered
+
+
+def with_tools(template: ChatTemplate) -> str:
+    try:
+        return template.render([], tools=[{}])
+    except RequestError as error:
+        return str(error)
 
 
 def notes(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -283,6 +291,7 @@ def test_a_long_list_is_read_without_the_vocabulary_after_it(
 
 GGUF_OTHER: dict[str, tuple[dict[str, Any], Any]] = {
     "chat_template": ({}, "{{ 1 }}"),
+    "chat_template.tool_use": (BYTE_LEVEL | {"tokenizer.chat_template": "1"}, "{{ tools }}"),
     "ggml.add_bos_token": ({}, True),
     "ggml.add_space_prefix": (vocabularies.sentencepiece("▁he llo"), False),
     "ggml.bos_token_id": ({}, 5),
@@ -351,6 +360,7 @@ def test_every_tokenizer_key_of_the_gguf_package_is_in_a_table() -> None:
     assert keys - {"chat_template.{name}"} <= GGUF_READ | GGUF_INERT | set(GGUF_NOT_APPLIED)
     # Of llama.cpp, and of older versions of the package.
     elsewhere = {
+        "chat_template.tool_use",
         "ggml.cls_token_id",
         "ggml.normalizer.lowercase",
         "ggml.normalizer.strip_accents",
