@@ -234,7 +234,7 @@ def interrupt() -> Iterator[tuple[int, int, Rows]]:
 @contextmanager
 def slices_taken(engine: Engine) -> Iterator[list[int]]:
     """Collects the bytes of each slice that is taken from the reader."""
-    reader = engine.runner.weights.source._reader
+    reader = engine.runner.weights.source.place.reader
     taken: list[int] = []
 
     @contextmanager
@@ -250,7 +250,7 @@ def slices_taken(engine: Engine) -> Iterator[list[int]]:
 
 def streamed_bytes(engine: Engine, dtype: str) -> list[int]:
     """Bytes of each slice that one sweep streams, in order."""
-    checkpoint = engine.runner.weights.source.checkpoint
+    checkpoint = engine.runner.weights.source._reader.checkpoint
     slices = Model.of(checkpoint).layout(dtype).slices(SLICE_BYTES)
     pinned = engine.plan.streaming.pinned()
     return [one.stored_bytes for index, one in enumerate(slices) if index not in pinned]
@@ -316,10 +316,10 @@ def test_faults_of_a_held_layer_are_seen(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_two_slices_of_one_shape_that_are_swapped_are_found(tmp_path: Path) -> None:
     engine = streamed_engine(write("bf16", tmp_path), 0)
-    placed = engine.runner.weights.source._placed
+    placed = engine.runner.weights.source._slices
     key, value = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "kv")
-    assert [one.one.stored_bytes for one in placed[key]] == [
-        one.one.stored_bytes for one in placed[value]
+    assert [one.stored_bytes for one, _ in placed[key]] == [
+        one.stored_bytes for one, _ in placed[value]
     ]
     placed[key][:], placed[value][:] = placed[value][:], placed[key][:]
     with pytest.raises(AssertionError, match="the next slice is"):

@@ -16,10 +16,11 @@ from thinslice.kernels.dispatch import NATIVE, cuda_ops, ops_for
 from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.ops import Ops
 from thinslice.memory.device import Device
-from thinslice.memory.device_store import DeviceStore
+from thinslice.memory.device_slices import DeviceSlices
 from thinslice.memory.forks import prepare_for_forks
+from thinslice.memory.host_slices import HostSlices
 from thinslice.memory.kv_cache import allocate_kv_caches
-from thinslice.memory.resident import LoadedDtypes, load_resident, load_vectors
+from thinslice.memory.resident import LoadedDtypes, load_resident
 from thinslice.memory.spilled_kv import SpilledKv
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.decoder import Decoder
@@ -81,10 +82,10 @@ def _source(
     with CheckpointReader(checkpoint) as reader:
         if chosen.streaming is None and chosen.dtype in FLOAT_DTYPES:
             return load_resident(reader, dtypes, has_predictions, progress)
-        vectors = load_vectors(reader, dtypes, has_predictions)
     layout = Model.of(checkpoint).layout(chosen.dtype)
     layout = layout if has_predictions else layout.without_prediction()
-    store = WeightStore(checkpoint, layout, vectors, chosen.streaming, dtype)
+    place = HostSlices(checkpoint, chosen.streaming)
+    store = WeightStore(CheckpointReader(checkpoint), layout, chosen.streaming, dtypes, place)
     try:
         store.open(progress)
     except BaseException:
@@ -102,10 +103,14 @@ def _load_on_device(
 ) -> Engine:
     device.hold_to(chosen.budget_bytes)
     dtype = FLOAT_DTYPES.get(chosen.dtype, torch.float32)
-    with CheckpointReader(checkpoint) as reader:
-        vectors = load_vectors(reader, LoadedDtypes(dtype, dtype), has_predictions=False)
     layout = Model.of(checkpoint).layout(chosen.dtype).without_prediction()
-    store = DeviceStore(checkpoint, layout, chosen, device, vectors)
+    store = WeightStore(
+        CheckpointReader(checkpoint),
+        layout,
+        chosen.streaming,
+        LoadedDtypes(dtype, dtype),
+        DeviceSlices(checkpoint, chosen, device),
+    )
     spilled = None
     try:
         store.open(progress and partial(progress, "loading weights"))

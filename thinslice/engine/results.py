@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from thinslice.config import SamplingParams
 from thinslice.engine.logprobs import Logprobs
@@ -29,7 +29,8 @@ class ResultsRoom:
         self._plan = plan
         self._promised = 0
         self._released: deque[int] = deque()
-        self._lock = threading.Lock()
+        # A signal handler may ask for room in the middle of what follows, in the same thread.
+        self._lock = threading.RLock()
 
     @contextmanager
     def held_for(self, asked: Sequence[tuple[int, SamplingParams]]) -> Iterator["Held"]:
@@ -51,9 +52,11 @@ class ResultsRoom:
     def take(self, num_bytes: int) -> bool:
         """Promise so many bytes; False, and nothing is, where there is no room."""
         with self._lock:
-            if num_bytes > self._left():
-                return False
+            # First: whoever asks in between knows of it.
             self._promised += num_bytes
+            if self._left() < 0:
+                self._promised -= num_bytes
+                return False
             return True
 
     def release(self, num_bytes: int) -> None:
@@ -64,12 +67,16 @@ class ResultsRoom:
     def left_bytes(self) -> int:
         """What is promised to nobody."""
         with self._lock:
-            return self._left()
+            return max(self._left(), 0)
 
     def _left(self) -> int:
-        while self._released:
-            self._promised -= self._released.popleft()
-        return max(_room(self._plan) - self._promised, 0)
+        """What is promised to nobody, less than nothing where that is too much."""
+        with suppress(IndexError):
+            while True:
+                # In two lines: a handler that runs after the first finds nothing half done.
+                num_bytes = self._released.popleft()
+                self._promised -= num_bytes
+        return _room(self._plan) - self._promised
 
     def _promise(self, asked: Sequence[tuple[int, SamplingParams]], held: "Held") -> None:
         num_bytes = sum(_bytes_of(self._plan, *one) for one in asked)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 
 from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight, unpack_rows
-from thinslice.memory.slice_rows import PlacedSlice, read_slice, rows_in
+from thinslice.memory.slice_rows import read_slice, rows_in
 from thinslice.plan.packed_format import PANEL_ROWS
 from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
 
@@ -18,8 +19,8 @@ class EmbeddingRows:
     Args:
         name: of the table.
         dtype: of the rows given.
-        placed: the slices of a table that is the head as well, in order; none where they lie out of
-            reach, on a device.
+        slices: those of a table that is the head as well, in order, with the rows of those that
+            lie in memory; none where they lie out of reach, on a device.
     """
 
     def __init__(
@@ -28,12 +29,12 @@ class EmbeddingRows:
         name: str,
         layout: WeightLayout,
         dtype: torch.dtype,
-        placed: Sequence[PlacedSlice] = (),
+        slices: Sequence[tuple[WeightSlice, Rows | None]] = (),
     ) -> None:
         self._reader = reader
         self._name = name
         self._dtype = dtype
-        self._placed = tuple(placed)
+        self._slices = tuple(slices)
         is_packed_head = layout.head.name == name and layout.head.is_packed
         self._packed = layout.head if is_packed_head else None
         # Packing writes another table in bfloat16; what it is packed from gives the same bits.
@@ -46,8 +47,8 @@ class EmbeddingRows:
         Extra memory: the rows once more, and of a packed table a panel of 16.
         Errors: CheckpointError.
         """
-        if self._packed is not None and len(self._placed) == 1:
-            whole = self._placed[0].rows
+        if self._packed is not None and len(self._slices) == 1:
+            whole = self._slices[0][1]
             if isinstance(whole, PackedWeight):
                 return unpack_rows(whole, token_ids_T).to(self._dtype)
         token_ids: list[int] = token_ids_T.tolist()
@@ -65,10 +66,11 @@ class EmbeddingRows:
 
     def _packed_row(self, matrix: Matrix, row: int) -> torch.Tensor:
         """The numbers that a row of the packed table stands for."""
-        if self._placed:
-            place = self._placed[bisect_right(self._placed, row, key=lambda p: p.one.start) - 1]
-            if isinstance(place.rows, PackedWeight):
-                return unpack_rows(place.rows, torch.tensor([row - place.one.start]))[0]
+        if self._slices:
+            index = bisect_right(self._slices, row, key=lambda pair: pair[0].start) - 1
+            one, pinned = self._slices[index]
+            if isinstance(pinned, PackedWeight):
+                return unpack_rows(pinned, torch.tensor([row - one.start]))[0]
         start = row // PANEL_ROWS * PANEL_ROWS
         panel = WeightSlice(matrix, start, min(start + PANEL_ROWS, matrix.rows))
         rows = rows_in(torch.empty(panel.kept_bytes, dtype=torch.uint8), panel)

@@ -9,10 +9,11 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from threading import Lock
+from threading import RLock
 
 import torch
 
+from thinslice.errors import BusyError
 from thinslice.memory.meter import rss_to_plan_from
 from thinslice.memory.process_state import resident_bytes
 from thinslice.plan.memory_plan import MemoryPlan
@@ -72,12 +73,17 @@ class Ledger:
     """The reservations of this process."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()
         self._held = weakref.WeakSet[Reservation]()
 
     @contextmanager
     def planning(self) -> Iterator[Planning]:
-        """For one plan at a time, its reservation included."""
+        """For one plan at a time, its reservation included.
+
+        Errors: BusyError in the middle of another plan of the same thread: in a signal handler.
+        """
+        if self._lock._is_owned():  # type: ignore[attr-defined] # as Condition asks it
+            raise BusyError("a model is planned at this moment; load another one after that")
         with self._lock:
             # The promises first: what is taken between the two is then counted twice, not never.
             promised = self.promised_bytes()
@@ -89,7 +95,7 @@ class Ledger:
 
     def forked(self) -> None:
         """In a child: whoever was planning is not here."""
-        self._lock = Lock()
+        self._lock = RLock()
 
 
 _LEDGER = Ledger()

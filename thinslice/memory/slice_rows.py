@@ -1,6 +1,6 @@
 """Slices of matrices: where they lie on disk, and their rows read into what they are kept as."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
@@ -21,20 +21,20 @@ _MAKE_KV = (Role.KEY, Role.VALUE)
 _CONVERTED_AT_ONCE = MIB
 
 
-@dataclass(frozen=True)
-class PlacedSlice:
-    """A slice, and its rows where it stays in memory or its place on disk where it is streamed."""
-
-    one: WeightSlice
-    rows: Rows | None
-    on_disk: Slice | None = None
-
-
 def slice_on_disk(checkpoint: Checkpoint, one: WeightSlice) -> Slice:
     """Return the place of a slice's stored bytes."""
     entry = checkpoint.tensors[one.matrix.name]
     offset = entry.offset + one.matrix.stored_bytes(one.start)
     return Slice(entry.path, offset, one.stored_bytes)
+
+
+def starts_of(slices: Sequence[WeightSlice], alignment: int) -> tuple[list[int], int]:
+    """The start of each slice in one buffer, and the end of the last, at multiples of a number."""
+    starts, end = [], 0
+    for one in slices:
+        starts.append(end)
+        end += -(-one.kept_bytes // alignment) * alignment
+    return starts, end
 
 
 def rows_in(data: torch.Tensor, one: WeightSlice) -> Rows:

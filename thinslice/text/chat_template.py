@@ -91,7 +91,8 @@ class ChatTemplate:
         self._sandbox = TemplateSandbox()
         known = self._sandbox.globals
         self._tokens = {name: text for name, text in (tokens or {}).items() if name not in known}
-        self._lock = threading.Lock()
+        # A signal handler may render in the middle of a rendering.
+        self._lock = threading.RLock()
         try:
             tree = self._sandbox.parse(source)
             self._takes_tools = any(one.name == "tools" for one in tree.find_all(nodes.Name))
@@ -153,17 +154,19 @@ class ChatTemplate:
         except TooCostlyError as error:
             raise RequestError("the messages are too long for a chat template") from error
         fuel = _BASE_FUEL + _FUEL_PER_MESSAGE_BYTE * size
+        variables = {
+            **self._tokens,
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+            "tools": tools or None,
+            "documents": None,
+        }
         with self._lock:
-            self._sandbox.meter = Meter(fuel, _MAX_SECONDS)
-            return self._render(
-                {
-                    **self._tokens,
-                    "messages": messages,
-                    "add_generation_prompt": add_generation_prompt,
-                    "tools": tools or None,
-                    "documents": None,
-                }
-            )
+            before, self._sandbox.meter = self._sandbox.meter, Meter(fuel, _MAX_SECONDS)
+            try:
+                return self._render(variables)
+            finally:
+                self._sandbox.meter = before
 
     def _render(self, variables: Mapping[str, Any]) -> str:
         try:

@@ -10,6 +10,7 @@ import torch
 from tests.tiny_llm import write_model
 from thinslice.config import SamplingParams
 from thinslice.engine.llm import LLM
+from thinslice.errors import BusyError
 from thinslice.memory import ledger as ledger_module
 from thinslice.memory.ledger import Ledger, Reservation, ledger
 from thinslice.memory.process_state import resident_bytes
@@ -37,6 +38,13 @@ def reserve(made: Ledger) -> Reservation:
 def begins_at(made: Ledger) -> int:
     with made.planning() as planning:
         return planning.runtime_bytes
+
+
+def test_a_plan_in_the_middle_of_another_is_refused(made: Ledger) -> None:
+    """As from a signal handler: it would wait for itself, or promise the same bytes."""
+    with made.planning(), pytest.raises(BusyError, match="a model is planned at this moment"):
+        begins_at(made)
+    assert begins_at(made) == HELD
 
 
 def test_the_next_plan_begins_above_what_the_models_will_hold(made: Ledger) -> None:

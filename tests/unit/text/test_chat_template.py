@@ -1,10 +1,12 @@
 """Chat templates: what they render, and that a hostile one is stopped."""
 
 import ast
+import sys
 import threading
 import time
 import tracemalloc
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -389,6 +391,29 @@ def test_long_conversations_are_no_hostile_templates() -> None:
     messages = [{"role": role, "content": "word " * 2000} for role in ("user", "assistant")] * 200
     rendered = ChatTemplate(STRICT).render(messages)
     assert rendered.count("word") == 2000 * 400
+
+
+def test_a_template_may_be_rendered_in_the_middle_of_a_rendering() -> None:
+    """As from a signal handler: at each line of the first one."""
+    messages, long = [{"role": "user", "content": "Hi"}], [{"role": "user", "content": "x" * 9000}]
+    template = ChatTemplate("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    expected, inner = template.render(messages), list[str]()
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        if event == "line" and frame.f_code.co_filename.endswith("chat_template.py"):
+            sys.settrace(None)
+            inner.append(template.render(long))
+            sys.settrace(trace)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        assert template.render(messages) == expected
+    finally:
+        sys.settrace(before)
+    assert len(inner) > 10
+    assert set(inner) == {"X" * 9000}
 
 
 def test_threads_may_share_a_template() -> None:

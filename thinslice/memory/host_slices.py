@@ -1,0 +1,164 @@
+"""Slices in main memory: pinned there, or read into a ring of buffers ahead of each use."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.pack_rows import pack_rows
+from thinslice.checkpoint.reader import CheckpointReader, decode_rows
+from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.kernels.ops import Rows
+from thinslice.kernels.packed import PackedWeight
+from thinslice.memory.held_slices import HeldSlices
+from thinslice.memory.slice_reader import SliceReader
+from thinslice.memory.slice_rows import read_slice, rows_in, slice_on_disk, starts_of
+from thinslice.memory.slice_schedule import Slice
+from thinslice.memory.weight_store import Progress, SplitSlices
+from thinslice.model.weights import ReadStats
+from thinslice.plan.memory_plan import StreamingPlan
+from thinslice.plan.packed_format import ALIGNMENT
+from thinslice.plan.weight_layout import Matrix, WeightSlice
+
+
+class HostSlices:
+    """Main memory; a ``SlicePlace``.
+
+    Memory: the pinned slices; the ring, what a slice is converted to on the way, and where a layer
+    takes its rows in several parts what it streams.
+    """
+
+    reads_pinned = True
+
+    def __init__(self, checkpoint: Checkpoint, streaming: StreamingPlan | None) -> None:
+        self._checkpoint = checkpoint
+        self._streaming = streaming
+        self.layer_rows = None if streaming is None else streaming.layer_rows
+        self.reader: SliceReader | None = None
+        self._on_disk: dict[WeightSlice, Slice] = {}
+        self._converted = torch.empty(0, dtype=torch.uint8)
+        self._held = HeldSlices(0)
+        self._is_holding = False
+
+    @property
+    def streams(self) -> bool:
+        """Whether slices are read at each use."""
+        return self.reader is not None
+
+    def open(
+        self, reader: CheckpointReader, slices: SplitSlices, progress: Progress | None
+    ) -> list[Rows]:
+        """Read the pinned slices, and begin to read ahead. Errors: CheckpointError."""
+        rows = _pin(reader, slices.pinned, progress)
+        streamed, streaming = slices.streamed, self._streaming
+        if streamed and streaming is not None:
+            self._on_disk = {one: slice_on_disk(self._checkpoint, one) for one in streamed}
+            converted = [one.kept_bytes for one in streamed if _is_packed_on_the_way(one.matrix)]
+            self._converted = empty_bytes(max(converted, default=0))
+            self.reader = SliceReader.open(
+                [*self._on_disk.values()],
+                buffer_bytes=streaming.buffer_bytes,
+                num_buffers=streaming.num_buffers,
+            )
+            if streaming.layer_rows is not None:
+                self._held = HeldSlices(_most_held(slices))
+        return rows
+
+    @contextmanager
+    def next(self, one: WeightSlice) -> Iterator[Rows]:
+        """The rows of a streamed slice, which must be the one that is read next."""
+        if self._is_holding:
+            held = self._held.get(one)
+            yield self._hold(one) if held is None else held
+            return
+        with self._raw(one) as raw:
+            yield self._streamed_rows(one, raw)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep each slice that is read until the block ends, so that it is read once."""
+        self._is_holding = True
+        try:
+            yield
+        finally:
+            self._is_holding = False
+            self._held.clear()
+
+    def moved(self, data: torch.Tensor) -> torch.Tensor:
+        """The numbers, which are here."""
+        return data
+
+    def begin_sweep(self) -> None:
+        """Go to the first slice, also after a sweep that was broken off."""
+        if self.reader is not None:
+            self.reader.restart()
+
+    def read_stats(self) -> ReadStats:
+        """What was read since it was opened; the pinned slices are not counted."""
+        return ReadStats() if self.reader is None else self.reader.stats()
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self.reader is not None:
+            self.reader.close()
+
+    def _raw(self, one: WeightSlice) -> AbstractContextManager[torch.Tensor]:
+        """The stored bytes of a streamed slice."""
+        assert self.reader is not None, "a streamed slice without a reader"
+        return self.reader.next(self._on_disk[one])
+
+    def _hold(self, one: WeightSlice) -> Rows:
+        """The next slice, moved to where it is held; its buffer is read into again at once."""
+        entry = self._checkpoint.tensors[one.matrix.name]
+        target = rows_in(self._held.place(one), one)
+        with self._raw(one) as raw:
+            if isinstance(target, torch.Tensor):
+                target.copy_(decode_rows(entry, one.start, raw))
+            elif _is_packed_on_the_way(one.matrix):
+                pack_rows(entry, one.start, raw, target)
+            else:
+                target.data.copy_(raw)
+        self._held.add(one, target)
+        return target
+
+    def _streamed_rows(self, one: WeightSlice, raw: torch.Tensor) -> Rows:
+        matrix, entry = one.matrix, self._checkpoint.tensors[one.matrix.name]
+        if _is_packed_on_the_way(matrix):
+            target = rows_in(self._converted[: one.kept_bytes], one)
+            assert isinstance(target, PackedWeight)
+            pack_rows(entry, one.start, raw, target)
+            return target
+        if matrix.is_packed:
+            return rows_in(raw, one)
+        return decode_rows(entry, one.start, raw).to(FLOAT_DTYPES[matrix.kept])
+
+
+def _pin(
+    reader: CheckpointReader, slices: Sequence[WeightSlice], progress: Progress | None
+) -> list[Rows]:
+    """Read slices into one piece of memory, so that small matrices share large pages."""
+    starts, end = starts_of(slices, ALIGNMENT)
+    arena = empty_bytes(end)
+    pinned = []
+    for one, start in zip(slices, starts, strict=True):
+        target = rows_in(arena[start : start + one.kept_bytes], one)
+        read_slice(reader, one, target)
+        pinned.append(target)
+        if progress is not None:
+            progress(start + one.kept_bytes, end)
+    return pinned
+
+
+def _most_held(slices: SplitSlices) -> int:
+    """Bytes of the slices of the layer that streams most."""
+    streamed_of = Counter[str]()
+    for one in slices.streamed:
+        streamed_of[one.matrix.name] += HeldSlices.bytes_of(one)
+    return max(sum(streamed_of[m.name] for m in layer) for layer in slices.layout.layers)
+
+
+def _is_packed_on_the_way(matrix: Matrix) -> bool:
+    return matrix.is_packed and matrix.is_converted
