@@ -24,7 +24,8 @@ from thinslice.kernels import native
 from thinslice.memory.spilled_kv import BlockMove
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.case import Workload
-from thinslice.plan.device_plan import DeviceLimits, plan_on_device
+from thinslice.plan.device_plan import DeviceLimits
+from thinslice.plan.device_planner import plan_on_device
 from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.packing import Packing

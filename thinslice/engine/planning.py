@@ -20,7 +20,8 @@ from thinslice.plan.available import (
     known_bound,
 )
 from thinslice.plan.case import Workload
-from thinslice.plan.device_plan import DeviceLimits, plan_on_device
+from thinslice.plan.device_plan import DeviceLimits
+from thinslice.plan.device_planner import plan_on_device
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan

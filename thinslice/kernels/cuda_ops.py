@@ -13,7 +13,7 @@ from thinslice.kernels.ops import Ops, Rows
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 from thinslice.kernels.triton_attention import attend_rows_
-from thinslice.plan.device_plan import MOST_SINGLE_ROWS
+from thinslice.plan.kernel_limits import MOST_SINGLE_ROWS
 
 
 def product(

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from thinslice.plan.device_plan import MOST_SINGLE_ROWS
+from thinslice.plan.kernel_limits import MOST_SINGLE_ROWS
 
 CACHE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 

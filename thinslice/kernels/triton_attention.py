@@ -12,7 +12,7 @@ import triton.language as tl
 
 from thinslice.kernels.paged_kv import PagedKv, SingleRows
 from thinslice.kernels.triton_numbers import dot, rounded
-from thinslice.plan.device_plan import ATTENTION_SPLIT as SPLIT
+from thinslice.plan.kernel_limits import ATTENTION_SPLIT as SPLIT
 
 # Positions that a program looks at together.
 TILE = 32

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.triton_numbers import dot, rounded
-from thinslice.plan.device_plan import MOST_SINGLE_ROWS
+from thinslice.plan.kernel_limits import MOST_SINGLE_ROWS
 from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, num_panels
 
 # Lines of 64 bytes that a program has in flight: 8 KiB at a time, two programs on a multiprocessor.

@@ -20,7 +20,7 @@ from thinslice.memory.slice_rows import read_slice, rows_in, slice_on_disk, star
 from thinslice.memory.slice_schedule import Slice
 from thinslice.memory.weight_store import Progress, SplitSlices
 from thinslice.model.weights import ReadStats
-from thinslice.plan.device_plan import DEVICE_ALIGNMENT, PIECE_BYTES
+from thinslice.plan.kernel_limits import DEVICE_ALIGNMENT, PIECE_BYTES
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.weight_layout import WeightSlice
 

@@ -1,4 +1,4 @@
-"""plan_on_device(): the sizes that fit a budget of device memory and one of host memory.
+"""The sizes that fit a budget of device memory and one of host memory: arithmetic alone.
 
 Weights are resident on the device where they fit beside a useful context. Else they are streamed
 through a ring of buffers there: from host memory, which holds as many slices as its budget has room
@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
-from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.candidates import BLOCK_SIZE, LOADING_BYTES
 from thinslice.plan.case import Workload
 from thinslice.plan.cost import (
@@ -22,22 +21,18 @@ from thinslice.plan.cost import (
     logits_bytes,
     ngram_index_bytes,
 )
+from thinslice.plan.kernel_limits import (
+    ATTENTION_SPLIT,
+    DEVICE_ALIGNMENT,
+    MOST_SINGLE_ROWS,
+    PIECE_BYTES,
+)
 from thinslice.plan.memory_plan import DevicePlan, DraftPlan, MemoryPlan, StreamingPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.refusal import suggested_size
 from thinslice.plan.sweep_bytes import SweepBytes
 from thinslice.plan.tensors import Role
 from thinslice.plan.weight_layout import WeightLayout
-from thinslice.units import KIB, MIB, describe_need, size_option
-
-# Slices and rings begin at multiples of this: what a card reads at once.
-DEVICE_ALIGNMENT = 256
-# What is read and converted at a time on its way to the device.
-PIECE_BYTES = 16 * MIB
-# Rows that a device multiplies one by one, of a sequence those that it attends with one by one, and
-# positions of one part of that.
-MOST_SINGLE_ROWS = 16
-ATTENTION_SPLIT = 512
+from thinslice.units import KIB, MIB
 
 _CHUNKS = (2048, 1024, 512, 256, 128, 64, 32, 16)
 _SMALLEST_CONTEXT = 256
@@ -79,7 +74,9 @@ class DeviceLimits:
 
 
 @dataclass(frozen=True)
-class _Case:
+class DeviceCase:
+    """A model, the budgets, and what is asked for: all that a plan for a device is made of."""
+
     shape: ModelShape
     layout: WeightLayout
     limits: DeviceLimits
@@ -108,30 +105,12 @@ class _Case:
         )
 
 
-def plan_on_device(
-    shape: ModelShape, layout: WeightLayout, limits: DeviceLimits, workload: Workload
-) -> MemoryPlan:
+def best_on_device(case: DeviceCase) -> MemoryPlan | None:
     """Choose residency, slices, chunk, context and KV blocks so that both peaks fit their budgets.
 
-    Errors: ConfigError for what the model does not have or a device does not do; BudgetError where
-    nothing fits, with the need by part and what would fit.
+    Where nothing else fits the host, what takes least there; None where that does not fit either.
     """
-    if workload.context is not None and not 0 < workload.context <= shape.max_position_embeddings:
-        raise ConfigError(
-            f"--context {workload.context} is out of range; "
-            f"this model has 1..{shape.max_position_embeddings}"
-        )
-    if workload.draft == "mtp":
-        raise ConfigError(f"--draft mtp does not run on {limits.name}; --draft ngram does")
-    if workload.mtp_hidden != "pre-norm":
-        raise ConfigError(
-            f"--mtp-hidden has no effect: no prediction layer drafts on {limits.name}"
-        )
-    if workload.kv_dtype == "int8":
-        raise ConfigError(f"--kv-dtype int8 does not run on {limits.name}; bfloat16 does")
-    draft = _draft(limits, workload)
-    case = _Case(shape, layout.without_prediction(), limits, workload, draft)
-    sizes = [(size, layout.sweep_bytes(size)) for size in _SLICE_BYTES]
+    sizes = [(size, case.layout.sweep_bytes(size)) for size in _SLICE_BYTES]
     groups = chain(
         [_candidates(case, None, _USEFUL_CONTEXT)],
         (_candidates(case, size, _USEFUL_CONTEXT) for size in sizes),
@@ -145,33 +124,13 @@ def plan_on_device(
         assert chosen.device is not None, "a plan for no device"
         if chosen.device.host_headroom_bytes >= 0:
             return chosen
-    floors = _floors(case)
-    on_host = _least_on_host(case, floors)
-    if on_host is None or on_host.device is None or on_host.device.host_headroom_bytes < 0:
-        raise _budget_error(case, floors, on_host)
-    return on_host
-
-
-def _draft(limits: DeviceLimits, workload: Workload) -> DraftPlan | None:
-    """Drafts as long as all sequences' rows together are multiplied one by one: beyond that a row
-    has other bits, and a text would depend on the drafts.
-
-    Errors: ConfigError where drafts were asked for and there is no room for one.
-    """
-    if workload.draft == "off":
+    least = least_on_host(case)
+    if least is None or least.device is None or least.device.host_headroom_bytes < 0:
         return None
-    length = min(workload.draft_length, MOST_SINGLE_ROWS // workload.max_num_seqs - 1)
-    if length > 0:
-        return DraftPlan(uses_ngram=True, num_mtp_layers=0, length=length)
-    if workload.draft == "auto":
-        return None
-    raise ConfigError(
-        f"--draft {workload.draft}: with {workload.max_num_seqs} sequences {limits.name} has no "
-        f"rows for drafts; --sequences {MOST_SINGLE_ROWS // 2} has"
-    )
+    return least
 
 
-def _candidates(case: _Case, slices: _Slices | None, shortest: int) -> Iterator[MemoryPlan]:
+def _candidates(case: DeviceCase, slices: _Slices | None, shortest: int) -> Iterator[MemoryPlan]:
     """Plans to try, the best first; all weights on the device where there are no slices."""
     limit = case.shape.max_position_embeddings if slices is None else _STREAMED_CONTEXT
     share = int(case.limits.device_bytes * _LARGEST_CHUNK_SHARE)
@@ -182,7 +141,7 @@ def _candidates(case: _Case, slices: _Slices | None, shortest: int) -> Iterator[
                 yield candidate
 
 
-def _contexts(case: _Case, longest: int, shortest: int) -> Iterator[int]:
+def _contexts(case: DeviceCase, longest: int, shortest: int) -> Iterator[int]:
     """The context asked for, or ``longest`` and its fractions."""
     if case.workload.context is not None:
         yield case.workload.context
@@ -195,7 +154,7 @@ def _contexts(case: _Case, longest: int, shortest: int) -> Iterator[int]:
     yield shortest
 
 
-def _plan(case: _Case, slices: _Slices | None, context: int, chunk: int) -> MemoryPlan:
+def _plan(case: DeviceCase, slices: _Slices | None, context: int, chunk: int) -> MemoryPlan:
     """Room for one sequence of the whole context; streamed, with no slice on the device yet."""
     chunk = min(chunk, context)
     shape, layout, workload = case.shape, case.layout, case.workload
@@ -237,12 +196,12 @@ def _plan(case: _Case, slices: _Slices | None, context: int, chunk: int) -> Memo
     )
 
 
-def _num_logits_rows(case: _Case, chunk: int) -> int:
+def _num_logits_rows(case: DeviceCase, chunk: int) -> int:
     per_sequence = 1 if case.draft is None else 1 + case.draft.length
     return min(case.workload.max_num_seqs * per_sequence, chunk)
 
 
-def _activations(case: _Case, context: int, chunk: int) -> int:
+def _activations(case: DeviceCase, context: int, chunk: int) -> int:
     """On the device: one layer's, what rows attended with one by one leave for each part of their
     positions, and the logits."""
     shape, itemsize = case.shape, case.how.itemsize
@@ -255,7 +214,7 @@ def _activations(case: _Case, context: int, chunk: int) -> int:
     return max(running, logits + 3 * chunk * shape.hidden_size * itemsize)
 
 
-def _host_parts(case: _Case, context: int, chunk: int) -> tuple[tuple[str, int], ...]:
+def _host_parts(case: DeviceCase, context: int, chunk: int) -> tuple[tuple[str, int], ...]:
     """On the host, without weights: rows of the embedding, logits and their sorting."""
     shape, num_rows = case.shape, _num_logits_rows(case, chunk)
     sampling = logits_bytes(shape, num_rows, 4) + 2 * chunk * shape.hidden_size * 4
@@ -269,7 +228,7 @@ def _host_parts(case: _Case, context: int, chunk: int) -> tuple[tuple[str, int],
     return tuple(parts.items())
 
 
-def _with_more(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
+def _with_more(case: DeviceCase, chosen: MemoryPlan) -> MemoryPlan:
     """Use the headroom for KV blocks, or for slices in faster places."""
     if chosen.streaming is not None:
         return _with_slices(case, chosen, chosen.streaming)
@@ -280,7 +239,7 @@ def _with_more(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
     return replace(chosen, parts=parts, num_kv_blocks=chosen.num_kv_blocks + extra)
 
 
-def _with_slices(case: _Case, chosen: MemoryPlan, streaming: StreamingPlan) -> MemoryPlan:
+def _with_slices(case: DeviceCase, chosen: MemoryPlan, streaming: StreamingPlan) -> MemoryPlan:
     """Slices resident on the device, then of the others those in host memory."""
     sweep = case.layout.sweep_bytes(streaming.slice_bytes)
     kept = [_aligned(num_bytes) for num_bytes in sweep.kept]
@@ -311,7 +270,7 @@ def _with_slices(case: _Case, chosen: MemoryPlan, streaming: StreamingPlan) -> M
     return _on_host(chosen, count, locked(count), (_NUM_STAGING, staging_bytes))
 
 
-def _with_spilled_blocks(case: _Case, chosen: MemoryPlan) -> MemoryPlan:
+def _with_spilled_blocks(case: DeviceCase, chosen: MemoryPlan) -> MemoryPlan:
     """Room for what sequences need beside the device's blocks, where host memory has it once all
     weights lie there or on the device; no more than as much again, as it is locked from the start.
     """
@@ -365,7 +324,7 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // DEVICE_ALIGNMENT) * DEVICE_ALIGNMENT
 
 
-def _floors(case: _Case) -> list[MemoryPlan]:
+def floors(case: DeviceCase) -> list[MemoryPlan]:
     """The plans that take least, whatever the budgets."""
     context = case.workload.context
     context = context or min(_SMALLEST_CONTEXT, case.shape.max_position_embeddings)
@@ -373,30 +332,8 @@ def _floors(case: _Case) -> list[MemoryPlan]:
     return [_plan(case, size, context, _CHUNKS[-1]) for size in sizes]
 
 
-def _least_on_host(case: _Case, floors: list[MemoryPlan]) -> MemoryPlan | None:
+def least_on_host(case: DeviceCase) -> MemoryPlan | None:
     """Return the plan that takes least on the host, of those that fit the device."""
-    grown = [_with_more(case, one) for one in floors if one.headroom_bytes >= 0]
+    grown = [_with_more(case, one) for one in floors(case) if one.headroom_bytes >= 0]
     sized = [(one.device.host_peak_bytes, one) for one in grown if one.device is not None]
     return min(sized, key=lambda pair: pair[0], default=(0, None))[1]
-
-
-def _budget_error(case: _Case, floors: list[MemoryPlan], on_host: MemoryPlan | None) -> BudgetError:
-    """The least that either side needs, by part."""
-    limits = case.limits
-    need = min(floors, key=lambda one: one.peak_bytes)
-    if on_host is None or on_host.device is None:
-        return BudgetError(
-            f"no plan fits --memory {size_option(limits.device_bytes)} of {limits.name} at "
-            f"--context {need.context}\n"
-            f"  {describe_need(need.parts)}\n"
-            f"  this fits the device: --memory {suggested_size(need.peak_bytes)}"
-        )
-    host = on_host.device
-    hint = ""
-    if host.num_locked and any(matrix.is_converted for matrix in case.layout.sweep):
-        hint = "\n  matrices that are converted cannot be copied from disk; thinslice pack first"
-    return BudgetError(
-        f"no plan fits --host-memory {size_option(limits.host_bytes)} beside {limits.name}\n"
-        f"  {describe_need(host.host_parts)}{hint}\n"
-        f"  this fits: --host-memory {suggested_size(host.host_peak_bytes)}"
-    )

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.candidates import floor
-from thinslice.plan.case import Case
+from thinslice.plan.case import Case, Workload
 from thinslice.plan.choose import SMALLEST_CONTEXT, best_plan
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.units import MIB, describe_need, format_bytes, parse_bytes, size_option
@@ -51,7 +51,7 @@ def _suggestions(case: Case, budget_bytes: int, need: MemoryPlan) -> Iterator[st
         smaller_cache = replace(case, workload=replace(workload, kv_dtype="int8"))
         if best_plan(smaller_cache, room) is not None:
             yield "--kv-dtype int8"
-    for dtype in _smaller_dtypes(case):
+    for dtype in smaller_dtypes(workload):
         smaller = _with_dtype(case, dtype)
         if smaller is not None and best_plan(smaller, room) is not None:
             yield f"--dtype {dtype}"
@@ -65,9 +65,8 @@ def _suggestions(case: Case, budget_bytes: int, need: MemoryPlan) -> Iterator[st
         yield f"--memory {memory}"
 
 
-def _smaller_dtypes(case: Case) -> tuple[str, ...]:
+def smaller_dtypes(workload: Workload) -> tuple[str, ...]:
     """What takes less, the least change first."""
-    workload = case.workload
     return _DTYPES[_DTYPES.index(workload.dtype) + 1 :] if workload.can_change_dtype else ()
 
 

@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from tests.checkpoints import tiny_config
 from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.case import Workload
-from thinslice.plan.device_plan import MOST_SINGLE_ROWS, DeviceLimits, plan_on_device
+from thinslice.plan.device_plan import DeviceLimits
+from thinslice.plan.device_planner import plan_on_device
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
+from thinslice.plan.kernel_limits import MOST_SINGLE_ROWS
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.plan.weight_layout import layout_of, stored_as
-from thinslice.units import GIB, MIB
+from thinslice.units import GIB, MIB, parse_bytes
 
 MIMO = shape_from_config(
     tiny_config(
@@ -109,6 +111,39 @@ def test_below_the_floor_what_is_named_fits(device: int, host: int, text: str) -
     fits = (size, host) if text == "--memory" else (device, size)
     assert planned(*fits).headroom_bytes >= 0
     assert "context 500.00 MiB" in str(caught.value) or "runtime" in str(caught.value)
+
+
+def suggestions(error: BudgetError) -> list[str]:
+    lines = str(error).partition("any one of these fits:\n")[2].splitlines()
+    return [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "context", "options"),
+    [
+        (3 * GIB // 2, 8 * GIB, 8192, {"--context", "--memory"}),
+        (6 * GIB, GIB // 2, 8192, {"--host-memory"}),
+        (GIB // 2, GIB // 4, None, set()),
+    ],
+)
+def test_each_suggestion_fits(
+    device: int, host: int, context: int | None, options: set[str]
+) -> None:
+    with pytest.raises(BudgetError) as caught:
+        planned(device, host, context=context, max_num_seqs=1)
+    found = suggestions(caught.value)
+    assert options <= {one.split()[0] for one in found}
+    for option, value in (one.split() for one in found):
+        given = {"device_bytes": device, "host_bytes": host, "context": context, "draft": "auto"}
+        if option == "--context":
+            given["context"] = int(value)
+        elif option == "--draft":
+            given["draft"] = value
+        else:
+            given["device_bytes" if option == "--memory" else "host_bytes"] = parse_bytes(value)
+        assert planned(**given, max_num_seqs=1).headroom_bytes >= 0, option
+    if not found:
+        assert "no single change fits" in str(caught.value)
 
 
 @pytest.mark.parametrize(("num_seqs", "length"), [(1, 8), (2, 7), (5, 2), (8, 1), (9, 0)])
