@@ -205,7 +205,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Scheduling:
-    """How a request stands beside others. No token of its completion depends on it.
+    """How a request stands beside others. It chooses no token; a deadline may cut a text short.
 
     Attributes:
         priority: Requests of lower priority values go first, and may displace others.

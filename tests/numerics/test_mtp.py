@@ -47,10 +47,28 @@ TINY = replace(
     max_position_embeddings=64,
 )
 Tensors = dict[str, torch.Tensor]
+# Some of model.safetensors.index.json and the headers of XiaomiMiMo/MiMo-7B-RL.
+PUBLISHED = {
+    "model.embed_tokens.weight": (151680, 4096),
+    "model.layers.0.self_attn.q_proj.bias": (4096,),
+    "model.layers.0.self_attn.k_proj.weight": (1024, 4096),
+    "model.layers.35.self_attn.o_proj.weight": (4096, 4096),
+    "model.layers.35.mlp.down_proj.weight": (4096, 11008),
+    "model.layers.35.post_attention_layernorm.weight": (4096,),
+    "model.norm.weight": (4096,),
+    "lm_head.weight": (151680, 4096),
+    "model.mtp_layers.0.input_proj.weight": (4096, 8192),
+    "model.mtp_layers.0.token_layernorm.weight": (4096,),
+    "model.mtp_layers.0.hidden_layernorm.weight": (4096,),
+    "model.mtp_layers.0.final_layernorm.weight": (4096,),
+    "model.mtp_layers.0.mlp.gate_proj.weight": (11008, 4096),
+}
 
 
 def test_mimo_7b_has_its_published_tensors_and_parameters() -> None:
-    assert len(expected_tensors(MIMO_7B)) == len(tensors_of(MIMO_7B)) == 451
+    shapes = expected_tensors(MIMO_7B)
+    assert len(shapes) == len(tensors_of(MIMO_7B)) == 451
+    assert PUBLISHED.items() <= shapes.items()
     assert sum(one.numel for one in tensors_of(MIMO_7B)) == 7_833_409_536
     is_prediction = {one: one.room is Room.PREDICTION for one in tensors_of(MIMO_7B)}
     main = sum(one.numel for one, is_one in is_prediction.items() if not is_one)

@@ -13,6 +13,9 @@ SETTINGS = (
     "added_tokens.json",
     "chat_template.jinja",
 )
+# The template for conversations with tools, beside chat_template.jinja: where transformers writes
+# it, and where it lies in the store, which has no folders in a model's.
+TOOL_TEMPLATES = ("additional_chat_templates/tool_use.jinja", "tool_use.jinja")
 MODEL_CARD = "README.md"
 _DOCUMENT = re.compile(r"(README|LICEN[CS]E|NOTICE)(\.(md|txt))?")
 

@@ -239,7 +239,7 @@ def _opened(path: Path, mode: str) -> IO[bytes]:
         return open(path, mode)
     except OSError as error:
         verb = "read" if mode == "rb" else "write"
-        hint = "; standard input is /dev/stdin" if f"{path}" == "-" else ""
+        hint = "; standard input is /dev/stdin" if f"{path}" == "-" and mode == "rb" else ""
         raise ConfigError(f"cannot {verb} {path}: {error.strerror}{hint}") from None
 
 

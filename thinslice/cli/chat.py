@@ -245,9 +245,9 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
         if history.trouble is not None and not told:
             told.append(history.trouble)
             note(f"what you type is not kept across starts: {history.trouble}")
-        text = ""
+        text, closing = "", _FENCE if prompt == _INSIDE else None
         try:
-            text = editor.read(prompt, typed_ahead.next(offered, prompt == _INSIDE))
+            text = editor.read(prompt, typed_ahead.next(offered, closing))
         except KeyboardInterrupt:
             typed_ahead.drop()
             raise

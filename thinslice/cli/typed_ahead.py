@@ -10,8 +10,6 @@ _MESSAGE = re.compile(
     r"(?:\x1b\[200~.*?(?:\x1b\[201~|\Z)|[^\r\n\x1b]+|\x1b)*(?:\r\n|\r|\n|\Z)",
     re.DOTALL,
 )
-# Up to the line that closes a fence of three quotes, or to the end.
-_FENCED = re.compile(r'(?:.*?"""[^\S\r\n]*(?:\r\n|\r|\n|\Z))|.*', re.DOTALL)
 # Keys and answers of the terminal: CSI and SS3 sequences, and Alt with a key.
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
 _ERASE_LINE = "\x15"
@@ -27,13 +25,13 @@ class TypedAhead:
         self._held = ""
         self._is_typed = False
 
-    def next(self, offered: str | None, is_fenced: bool = False) -> str:
+    def next(self, offered: str | None, closing: str | None = None) -> str:
         """What the next line begins with: the text offered, or else the first message.
 
         Nothing typed ahead is ever sent by itself. Messages behind the first wait for their turn.
         What a command took the place of comes again; one that was offered gives way to another, and
-        with None offered to nothing. Behind an open fence of three quotes, all lines up to the one
-        that closes it are one text.
+        with None offered to nothing. Where a text of several lines is open, all lines up to one
+        that ends with what closes it are one text.
         """
         if offered is None:
             self._held = ""
@@ -48,13 +46,25 @@ class TypedAhead:
             return offered
         text = ""
         while self._keys and not text:
-            found = (_FENCED if is_fenced else _MESSAGE).match(self._keys)
-            assert found is not None, "an expression that matches anything"
-            text, self._keys = typed_text(found[0]), self._keys[found.end() :]
+            text = self._message() if closing is None else self._lines(closing)
         if text:
             behind = " and what follows it" if typed_text(self._keys) else ""
             note(f"typed meanwhile; Enter sends it, Ctrl-C drops it{behind}:")
         return text
+
+    def _message(self) -> str:
+        """The first message, which may be empty."""
+        found = _MESSAGE.match(self._keys)
+        assert found is not None, "an expression that matches anything"
+        self._keys = self._keys[found.end() :]
+        return typed_text(found[0])
+
+    def _lines(self, closing: str) -> str:
+        """The messages up to one that ends so, or to the last, as lines."""
+        lines = [self._message()]
+        while self._keys and not lines[-1].rstrip().endswith(closing):
+            lines.append(self._message())
+        return "\n".join(lines)
 
     def put_back(self, text: str) -> None:
         """Keep what the last line began with: a command has taken its place."""

@@ -51,3 +51,8 @@ def _check_ids(token_ids: list[int], vocab_size: int) -> None:
     for token_id in (min(token_ids), max(token_ids)):
         if not 0 <= token_id < vocab_size:
             raise RequestError(f"token id {token_id} is outside the vocabulary of {vocab_size}")
+
+
+def max_positions(token_ids: list[int], params: SamplingParams, capacity: int) -> int:
+    """The most positions that a prompt and its completion can come to hold."""
+    return capacity if params.max_tokens is None else len(token_ids) + params.max_tokens

@@ -6,18 +6,19 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 
 from thinslice.config import DEFAULT_SCHEDULING, SamplingParams, Scheduling
 from thinslice.engine.advance import Advance, advance_all
-from thinslice.engine.checks import check_prompt, check_scored
+from thinslice.engine.checks import check_prompt, check_scored, max_positions
 from thinslice.engine.contained import Contained
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.metrics import Metrics
+from thinslice.engine.replace import replace_weights
 from thinslice.engine.results import Held, ResultsRoom
 from thinslice.engine.runner import Runner
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
@@ -77,11 +78,11 @@ class Engine:
     def runner(self) -> Runner:
         """What runs the model.
 
-        Errors: RequestError once it is closed, and as ``Runner.check_process``.
+        Errors: RequestError once it is closed, and as ``Runner.check``.
         """
         if self._runner is None:
             raise RequestError(CLOSED)
-        self._runner.check_process()
+        self._runner.check()
         return self._runner
 
     def close(self) -> None:
@@ -147,18 +148,15 @@ class Engine:
         Errors: RequestError as ``check_request``.
         """
         self.check_request(prompt_token_ids, params)
-        seed = params.seed
-        if seed is None:
-            seed = int.from_bytes(os.urandom(7), "little")
+        seed = int.from_bytes(os.urandom(7), "little") if params.seed is None else params.seed
         now = self.clock()
         sequences = [
             Sequence(
                 seq_id=next(self._ids),
                 prompt_token_ids=prompt_token_ids,
                 params=params,
-                max_positions=self._max_positions(prompt_token_ids, params),
+                max_positions=max_positions(prompt_token_ids, params, self.scheduler.capacity),
                 generator=torch.Generator().manual_seed((seed + index) & _LARGEST_SEED),
-                deadline=scheduling.deadline_from(now),
                 arrived_at=now,
                 on_output=on_output,
                 scheduling=scheduling,
@@ -179,7 +177,13 @@ class Engine:
             self.metrics.prompt_tokens += len(sequences[0].prompt_token_ids)
             self._undo = None
 
-    def score(self, token_ids: list[int], start: int = 1, num_top: int = 0) -> Logprobs:
+    def score(
+        self,
+        token_ids: list[int],
+        start: int = 1,
+        num_top: int = 0,
+        scheduling: Scheduling = DEFAULT_SCHEDULING,
+    ) -> Logprobs:
         """How likely the model finds each token of a text, after those before it.
 
         Other sequences run on in the same steps.
@@ -194,17 +198,13 @@ class Engine:
         Errors: RequestError as ``add_scored``, and where the sequence was ended by somebody else;
         CheckpointError for logits that are not numbers.
         """
-        sequence = self.add_scored(token_ids, start, num_top)
+        sequence = self.add_scored(token_ids, start, num_top, scheduling=scheduling)
         try:
             while sequence.status is not Status.FINISHED:
                 self.step()
         finally:
             self.abort(sequence)
-        if sequence.error is not None:
-            raise sequence.error
-        if sequence.finish_reason != "scored":
-            raise RequestError(f"scoring was ended: {sequence.finish_reason}")
-        return sequence.logprobs
+        return sequence.scores()
 
     def add_scored(
         self,
@@ -222,7 +222,6 @@ class Engine:
         """
         vocab_size = self.runner.decoder.shape.vocab_size
         check_scored(token_ids, start, num_top, self.scheduler.capacity, vocab_size)
-        now = self.clock()
         sequence = Sequence(
             seq_id=next(self._ids),
             prompt_token_ids=token_ids,
@@ -230,8 +229,7 @@ class Engine:
             max_positions=len(token_ids),
             generator=torch.Generator(),
             scored=Scored(start, num_top),
-            deadline=scheduling.deadline_from(now),
-            arrived_at=now,
+            arrived_at=self.clock(),
             on_output=on_output,
             scheduling=scheduling,
         )
@@ -265,6 +263,14 @@ class Engine:
                 return [self._expire(sequence) for sequence in expired]
             return self._step(runner) if self.scheduler.has_work else []
 
+    def replace_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put other numbers in the place of weights; see engine/replace.py."""
+        self._operation.check_entry()
+        with self.lock, self._operation:
+            if self._runner is None:
+                raise RequestError(CLOSED)
+            replace_weights(self._runner, self.scheduler, tensors)
+
     def abort(self, sequence: Sequence) -> None:
         """End a sequence now and free its blocks; a finished one is left as it is.
 
@@ -297,11 +303,6 @@ class Engine:
                 pass
         finally:
             lock.release()
-
-    def _max_positions(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
-        if params.max_tokens is None:
-            return self.scheduler.capacity
-        return len(prompt_token_ids) + params.max_tokens
 
     def _step(self, runner: Runner) -> list[StepOutput]:
         start = time.perf_counter()

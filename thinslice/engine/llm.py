@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict, Unpack
+from typing import TypedDict, TypeVar, Unpack
 
 import torch
 
@@ -22,7 +22,6 @@ from thinslice.config import (
 from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
-from thinslice.engine.replace import replace_weights
 from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.engine.results import Held, text_bytes
 from thinslice.engine.signature import check_settings, errors_in_python, with_settings
@@ -32,6 +31,8 @@ from thinslice.plan.weight_layout import FLOAT_BYTES
 from thinslice.process import bound_allocator
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.messages import Conversation, Message, for_template
+
+_Given = TypeVar("_Given", SamplingParams, Scheduling)
 
 
 class Settings(TypedDict, total=False):
@@ -188,12 +189,12 @@ class LLM(Closing):
         prompts: str | Sequence[str | Sequence[Message] | Conversation],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: Callable[[int, int], None] | None = None,
-        scheduling: Scheduling | None = None,
+        scheduling: Scheduling | Sequence[Scheduling] | None = None,
     ) -> list[Completion]:
         """Complete texts as they stand and answer conversations, several at a time.
 
         Args:
-            params: for all prompts, or one for each.
+            params, scheduling: for all prompts, or one for each.
             progress: called with the number of completions that are finished, and of all.
 
         Returns the completions in the prompts' order, ``params.n`` for each prompt. Where one goes
@@ -204,14 +205,15 @@ class LLM(Closing):
         asked = [prompts] if isinstance(prompts, str) else prompts
         if not isinstance(asked, list | tuple):
             raise RequestError(f"prompts is {shown(asked)}; expected a text or a list")
-        params_of = _params_for_each(params, len(asked))
+        params_of = _for_each("params", params, len(asked), checked_params)
+        scheduling_of = _for_each("scheduling", scheduling, len(asked), checked_scheduling)
         requests: list[Request] = []
         try:
             prepared = [self.prepare(prompt) for prompt in asked]
             lengths = [len(prompt.token_ids) for prompt in prepared]
             with self.engine.results.held_for([*zip(lengths, params_of, strict=True)]) as held:
-                for prompt, one in zip(prepared, params_of, strict=True):
-                    requests += self.add_requests(prompt, one, scheduling)
+                for queued in zip(prepared, params_of, scheduling_of, strict=True):
+                    requests += self.add_requests(*queued)
                 self._run(requests, held, progress)
         finally:
             for request in requests:
@@ -225,6 +227,9 @@ class LLM(Closing):
         scheduling: Scheduling | None = None,
     ) -> Completion:
         """Answer a conversation; ``reasoning`` and ``text`` are apart.
+
+        Args:
+            scheduling: how it stands beside other requests.
 
         Errors: RequestError as ``generate``, and where the model has no chat template.
         """
@@ -245,6 +250,7 @@ class LLM(Closing):
         Args:
             progress: called after each step before the first token, with the number of prompt
                 tokens that have been computed, and of all.
+            scheduling: how it stands beside other requests.
 
         Errors: RequestError as ``generate`` and ``chat``, at once and not on iteration.
         """
@@ -307,12 +313,20 @@ class LLM(Closing):
         return requests
 
     def replace_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put other numbers in the place of some weights; see engine/replace.py.
+        """Put other numbers in the place of some weights, between requests.
+
+        Prefixes that were cached before are not used again.
+
+        Args:
+            tensors: by their Hugging Face names, as a state dict has them, in any type of floats
+                and on any device; they are copied and rounded to what the model computes in. A head
+                that is the embedding may stand beside it, and prediction layers that draft nothing
+                here are passed over.
 
         Errors: ConfigError for a model whose weights are packed or streamed, and for tensors that
         do not fit, with nothing replaced; BusyError while requests are under way.
         """
-        replace_weights(self.engine, tensors)
+        self.engine.replace_weights(tensors)
 
     def _run(
         self,
@@ -374,14 +388,15 @@ def _loaded(prepared: Prepared, progress: Progress | None) -> Engine:
     return engine
 
 
-def _params_for_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> Sequence[SamplingParams]:
-    if not isinstance(params, list | tuple):
-        return [checked_params(params)] * count
-    if len(params) != count:
-        raise RequestError(f"{len(params)} params for {count} prompts; give one for each, or one")
-    return [checked_params(one) for one in params]
+def _for_each(
+    name: str, given: object, count: int, checked: Callable[[object], _Given]
+) -> list[_Given]:
+    """One for each prompt, of one for all or a list."""
+    if not isinstance(given, list | tuple):
+        return [checked(given)] * count
+    if len(given) != count:
+        raise RequestError(f"{len(given)} {name} for {count} prompts; give one for each, or one")
+    return [checked(one) for one in given]
 
 
 def checked_params(params: object) -> SamplingParams:

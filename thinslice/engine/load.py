@@ -1,6 +1,7 @@
 """From an opened checkpoint to an engine that fits the budget."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -101,6 +102,7 @@ def _load_on_device(
     progress: Progress | None,
     device: Device,
 ) -> Engine:
+    ops = cuda_ops()  # first: what it imports may be missing
     device.hold_to(chosen.budget_bytes)
     dtype = FLOAT_DTYPES.get(chosen.dtype, torch.float32)
     layout = Model.of(checkpoint).layout(chosen.dtype).without_prediction()
@@ -111,18 +113,17 @@ def _load_on_device(
         LoadedDtypes(dtype, dtype),
         DeviceSlices(checkpoint, chosen, device),
     )
-    spilled = None
-    try:
+    with ExitStack() as stack:
+        stack.callback(store.close)
         store.open(progress and partial(progress, "loading weights"))
+        weights = Weights(checkpoint.shape, store, ops, checkpoint.packing)
         kv_caches = allocate_kv_caches(checkpoint.shape, chosen, device.place)
+        runner = Runner(Decoder(checkpoint.shape), weights, kv_caches, chosen.block_size)
+        runner.device = device
         if chosen.device is not None and chosen.device.num_spilled_blocks:
-            spilled = SpilledKv(device, kv_caches, chosen.device.num_spilled_blocks)
-    except BaseException:
-        store.close()
-        raise
-    weights = Weights(checkpoint.shape, store, cuda_ops(), checkpoint.packing)
-    runner = Runner(Decoder(checkpoint.shape), weights, kv_caches, chosen.block_size)
-    runner.device = device
-    runner.spilled = spilled
-    drafting = None if chosen.draft is None else Drafting(chosen.draft, None)
-    return Engine(runner, chosen, eos_token_ids, drafting)
+            runner.spilled = SpilledKv(device, kv_caches, chosen.device.num_spilled_blocks)
+            stack.callback(runner.spilled.close)
+        drafting = None if chosen.draft is None else Drafting(chosen.draft, None)
+        engine = Engine(runner, chosen, eos_token_ids, drafting)
+        stack.pop_all()
+        return engine

@@ -48,13 +48,19 @@ class Runner:
         self.spilled: SpilledKv | None = None
         self._pid = os.getpid()
 
-    def check_process(self) -> None:
-        """A child of a fork has none of the threads that read weights, and there torch waits for
-        ever for its own. The compiled kernels start theirs anew.
+    def check(self) -> None:
+        """Whether it can run.
+
+        A child of a fork has none of the threads that read weights, and there torch waits for ever
+        for its own. The compiled kernels start theirs anew.
 
         Errors: RequestError in a child of the process that loaded the model, but for a packed model
-        in memory.
+        in memory; and where weights were replaced in part.
         """
+        if not self.weights.is_whole:
+            raise RequestError(
+                "weights were replaced in part, as somebody was interrupted; replace them again"
+            )
         if self._pid == os.getpid():
             return
         streams = self.weights.source.streams

@@ -10,6 +10,7 @@ import torch
 from thinslice.config import DEFAULT_SCHEDULING, SamplingParams, Scheduling
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.processors import LogitsProcessor, processors_for
+from thinslice.errors import RequestError
 
 
 class Status(Enum):
@@ -69,7 +70,6 @@ class Sequence:
         num_preemptions: how often it lost its blocks to another.
         num_drafted, num_accepted: drafts that were run, and those of them that stood.
         leader: the sequence of the same prompt that computes it for this one.
-        deadline: when it ends at the latest, on the engine's clock.
         arrived_at, first_token_at, last_token_at: on the engine's clock.
         scored: None where a completion is asked for.
         processors: what changes its logits before each token is chosen.
@@ -96,7 +96,6 @@ class Sequence:
     num_drafted: int = 0
     num_accepted: int = 0
     leader: Optional["Sequence"] = None
-    deadline: float = float("inf")
     arrived_at: float = 0.0
     first_token_at: float | None = None
     last_token_at: float = 0.0
@@ -137,12 +136,28 @@ class Sequence:
         return (self.scheduling.priority, self.seq_id)
 
     @property
+    def deadline(self) -> float:
+        """When it ends at the latest, on the engine's clock."""
+        return self.scheduling.deadline_from(self.arrived_at)
+
+    @property
     def waits_for_leader(self) -> bool:
         """Whether another sequence is still to compute the prompt that both have."""
         leader = self.leader
         if leader is None or leader.status is Status.FINISHED:
             return False
         return not leader.completion_token_ids
+
+    def scores(self) -> Logprobs:
+        """What came of a text that was scored.
+
+        Errors: whatever went wrong with it; RequestError where somebody else ended it.
+        """
+        if self.error is not None:
+            raise self.error
+        if self.finish_reason != "scored":
+            raise RequestError(f"scoring was ended: {self.finish_reason}")
+        return self.logprobs
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids of positions ``[start, stop)``; drafts follow the completion."""

@@ -59,6 +59,6 @@ CUDA = Ops(
     rms_norm=triton_elementwise.rms_norm,
     apply_rotary=triton_elementwise.apply_rotary,
     product=product,
-    swiglu=torch_ops.swiglu_,
+    swiglu_=torch_ops.swiglu_,
     attend=attend,
 )

@@ -9,14 +9,14 @@ TORCH = Ops(
     rms_norm=torch_ops.rms_norm,
     apply_rotary=torch_ops.apply_rotary,
     product=torch_ops.product,
-    swiglu=torch_ops.swiglu_,
+    swiglu_=torch_ops.swiglu_,
     attend=torch_ops.attend,
 )
 NATIVE = Ops(
     rms_norm=native_ops.rms_norm,
     apply_rotary=native_ops.apply_rotary,
     product=native_ops.product,
-    swiglu=native_ops.swiglu_,
+    swiglu_=native_ops.swiglu_,
     attend=native_ops.attend,
     fuse=native_stack.fuse,
     fuse_prediction=native_stack.fuse_prediction,

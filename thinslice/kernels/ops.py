@@ -1,9 +1,10 @@
 """The operators that a dense decoder is written in, and the weights they take.
 
 Each implementation is one ``Ops``: a table of functions, and what is made of them. Values flow: an
-operator returns its result, and may have computed it in the place of its first argument, which is
-not used again. Letters in names are the dimensions: T packed query tokens, D hidden size, F inner
-features, N query heads, K KV heads, H head dim, R = H / 2.
+operator returns its result. ``apply_rotary`` and ``add_linear`` may compute it in the place of
+their first argument, which is then not used again; ``swiglu_`` must. Letters in names are the
+dimensions: T packed query tokens, D hidden size, F inner features, N query heads, K KV heads, H
+head dim, R = H / 2.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -154,7 +155,7 @@ class Ops:
         rms_norm: root-mean-square norm over the last dimension, by a weight and an epsilon.
         apply_rotary: rotary embedding of [T, N, H] by two tables.
         product: of rows and some rows of a matrix.
-        swiglu: ``silu(gate) * up``.
+        swiglu_: ``silu(gate) * up``, in the place of ``gate``.
         attend: attention over the paged cache.
         fuse, fuse_prediction: make one call of layers, or of a prediction layer, where they hold
             nothing that the call does not know; None where that cannot be.
@@ -163,7 +164,7 @@ class Ops:
     rms_norm: Callable[[Array, Array, float], Array]
     apply_rotary: Callable[[Array, Array, Array], Array]
     product: Product
-    swiglu: Callable[[Array, Array], Array]
+    swiglu_: Callable[[Array, Array], Array]
     attend: Attend
     fuse: Callable[[ModelShape, Sequence[LayerWeights], Sequence[PagedKv]], Fused | None] | None = (
         None
@@ -192,7 +193,7 @@ class Ops:
         """``silu(gate) * linear(x)``. Extra memory: the output of one slice."""
         for start, stop, rows in linear.slices():
             up = self.product(x_TD, rows, linear.bias_of(start, stop))
-            self.swiglu(gate_TF[:, start:stop], up)
+            self.swiglu_(gate_TF[:, start:stop], up)
         return gate_TF
 
     def side_by_side(self, *parts: Array) -> Array:

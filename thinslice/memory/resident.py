@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.errors import ConfigError
+from thinslice.errors import ConfigError, shown
 from thinslice.kernels.ops import Linear
 from thinslice.model.weights import ReadStats
 from thinslice.plan.tensors import EMBEDDING, Role, Room, Tensor, tensors_of
@@ -50,10 +50,13 @@ class ResidentWeights:
         for name, tensor in tensors.items():
             if name not in self.tensors:
                 raise ConfigError(f"{name} is no weight that this model has loaded")
-            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-                raise ConfigError(
-                    f"{name} is to be replaced by {type(tensor)}, no tensor of floats"
-                )
+            if not isinstance(tensor, torch.Tensor):
+                raise ConfigError(f"{name} is to become {shown(tensor)}; expected a tensor")
+            if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+                kind = f"a tensor of {tensor.dtype}, {tensor.layout}"
+                raise ConfigError(f"{name} is to become {kind}; expected dense floats")
+            if tensor.is_meta:
+                raise ConfigError(f"{name} is to become a tensor without numbers, on meta")
             if tensor.shape != self.tensors[name].shape:
                 own = list(self.tensors[name].shape)
                 raise ConfigError(f"{name} is {own}, and {list(tensor.shape)} is to replace it")
@@ -76,8 +79,7 @@ class ResidentWeights:
         return ReadStats()
 
     def close(self) -> None:
-        """Let the tensors go."""
-        self.tensors.clear()
+        """Nothing is open; the tensors go with whoever holds them."""
 
 
 def load_resident(

@@ -108,7 +108,7 @@ class WeightStore(Closing):
         self._reader = reader
         weakref.finalize(self, reader.close)
         weakref.finalize(self, place.close)
-        self._embedding = EmbeddingRows(reader, EMBEDDING, layout, dtypes.weights)
+        self._embedding: EmbeddingRows
         self._vectors: dict[str, torch.Tensor] = {}
         # Of each matrix its slices, with the rows of those that are pinned.
         self._slices: dict[str, list[tuple[WeightSlice, Rows | None]]] = {}

@@ -1,7 +1,7 @@
 """The dense decoder: Llama, Mistral, Qwen2, Qwen3 and MiMo by the fields of one ModelShape.
 
-It holds no weights: they are an argument, wherever they lie. Values flow: what a function is given
-to add to, it returns, and the one before is not used again.
+It holds no weights: they are an argument, wherever they lie. Values flow: what a function here is
+given to add to, it returns, and the one before is not used again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,7 +67,7 @@ class Decoder:
                     x_TD[part.rows], part.rotary, part.batch.slots_T, sequences
                 )
             return x_TD
-        for idx, cache in enumerate(kv_caches):
+        for idx, cache in zip(range(len(weights.layers)), kv_caches, strict=True):
             window = self.shape.window_of(idx)
             with weights.layer(idx, is_used_again=len(parts) > 1) as layer:
                 for part in parts:

@@ -77,7 +77,7 @@ class Weights:
         has_predictions: the multi-token-prediction layers are there.
 
     Attributes:
-        version: how often weights were replaced.
+        is_whole: False where somebody was interrupted who replaced them.
         predictions: the multi-token-prediction layers.
         fused, fused_predictions: the layers, and each prediction layer, as one call; None where
             they cannot be.
@@ -94,7 +94,7 @@ class Weights:
         self.shape = shape
         self.source = source
         self.ops = ops
-        self.version = 0
+        self.is_whole = True
         layers: dict[tuple[Room, int], list[Tensor]] = {}
         for tensor in tensors_of(shape, packing):
             layers.setdefault((tensor.room, tensor.index), []).append(tensor)

@@ -164,10 +164,8 @@ def _write_tokenizer(files: TokenizerFiles, folder: Path) -> None:
         "eos_token": special.eos_token,
         "add_bos_token": bool(special.prompt_prefix_ids),
     }
-    named = {"default": files.templates.default, "tool_use": files.templates.tool_use}
-    templates = {name: source for name, source in named.items() if isinstance(source, str)}
-    if templates:
-        config["chat_template"] = templates if "tool_use" in templates else templates["default"]
+    if (templates := files.templates.as_config()) is not None:
+        config["chat_template"] = templates
     _write_json(folder / "tokenizer_config.json", config)
 
 

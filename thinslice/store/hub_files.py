@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinslice.checkpoint.adapters import ADAPTER_CONFIG, is_adapter_weights
-from thinslice.checkpoint.file_names import CONFIG, SETTINGS, is_document
+from thinslice.checkpoint.file_names import CONFIG, SETTINGS, TOOL_TEMPLATES, is_document
 from thinslice.errors import CheckpointError, ConfigError, StoreError
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_SMALL = {CONFIG, INDEX, *SETTINGS}
+_SMALL = {CONFIG, INDEX, *SETTINGS, TOOL_TEMPLATES[0]}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # llama.cpp's gguf-split names the parts of a model so.

@@ -5,7 +5,8 @@ The template comes with the model and is not trusted; template_sandbox.py bounds
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -16,6 +17,7 @@ from thinslice.text.messages import arguments_as_text, with_calls
 from thinslice.text.template_functions import RaisedByTemplateError
 from thinslice.text.template_meter import Meter, TooCostlyError, weight
 from thinslice.text.template_sandbox import TemplateSandbox
+from thinslice.text.template_source import Source
 from thinslice.units import KIB, MIB
 
 # The longest of 60 published templates has 17 KB. At worst, 64 KiB take 1.6 s and 230 MiB
@@ -71,7 +73,8 @@ class ChatTemplate:
     Args:
         tokens: the texts of the tokenizer's special tokens by name, such as bos_token. One with
             the name of something else that a template is given stands behind it.
-        for_tools: gives the template that takes this one's place where there are tools.
+        for_tools: the source of a template that takes this one's place where there are tools; it
+            is compiled where there are any.
 
     Errors: CheckpointError for a template that does not compile.
     """
@@ -80,14 +83,14 @@ class ChatTemplate:
         self,
         source: str,
         tokens: Mapping[str, str] | None = None,
-        for_tools: "Callable[[], ChatTemplate] | None" = None,
+        for_tools: Source = None,
     ) -> None:
         if len(source) > _MAX_SOURCE_CHARACTERS:
             raise CheckpointError(
                 f"the model's chat template has {len(source)} characters; "
                 f"at most {_MAX_SOURCE_CHARACTERS} are expected"
             )
-        self._for_tools = for_tools
+        self._tool_source = for_tools
         self._sandbox = TemplateSandbox()
         known = self._sandbox.globals
         self._tokens = {name: text for name, text in (tokens or {}).items() if name not in known}
@@ -123,8 +126,7 @@ class ChatTemplate:
         where it would leave out tools or calls; CheckpointError where it reaches for what it may
         not, or for too much time or memory.
         """
-        if tools and self._for_tools is not None:
-            template = self._for_tools()
+        if tools and (template := self._tool_template) is not None:
             return template.render(
                 messages, tools=tools, add_generation_prompt=add_generation_prompt
             )
@@ -142,6 +144,13 @@ class ChatTemplate:
         if self._metered(named, tools, add_generation_prompt).count(_PROBE) < num_calls:
             raise RequestError("the model's chat template leaves calls of tools out")
         return text
+
+    @cached_property
+    def _tool_template(self) -> "ChatTemplate | None":
+        """The one for conversations with tools. Errors: CheckpointError where it is none."""
+        if isinstance(self._tool_source, CheckpointError):
+            raise self._tool_source
+        return None if self._tool_source is None else ChatTemplate(self._tool_source, self._tokens)
 
     def _metered(
         self,

@@ -7,9 +7,10 @@ become U+FFFD. It does not stream: that is detokenizer.py.
 import json
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import tokenizers
 
@@ -79,28 +80,15 @@ class Tokenizer:
         """
         if self._templates.default is None:
             return None
-        has_other = self._templates.tool_use is not None
-        for_tools = (lambda: self._tool_template) if has_other else None
-        return self._compiled(self._templates.default, for_tools)
-
-    @cached_property
-    def _tool_template(self) -> ChatTemplate:
-        """The one for conversations with tools, compiled where there are any."""
-        assert self._templates.tool_use is not None, "one that is not there"
-        return self._compiled(self._templates.tool_use, None)
-
-    def _compiled(
-        self, source: str | CheckpointError, for_tools: Callable[[], ChatTemplate] | None
-    ) -> ChatTemplate:
-        if isinstance(source, CheckpointError):
-            raise source
-        return ChatTemplate(source, self.special.named, for_tools)
+        if isinstance(self._templates.default, CheckpointError):
+            raise self._templates.default
+        return ChatTemplate(self._templates.default, self.special.named, self._templates.tool_use)
 
     def _marker_notes(self) -> tuple[str, ...]:
         """A line naming the chat template's control markers that would be split into text."""
-        if not isinstance(self._templates.default, str):
-            return ()
-        markers = control_markers(self._templates.default)[:_MAX_MARKERS]
+        sources = (self._templates.default, self._templates.tool_use)
+        found = [control_markers(one) for one in sources if isinstance(one, str)]
+        markers = list(dict.fromkeys(chain.from_iterable(found)))[:_MAX_MARKERS]
         with named_library_errors(CheckpointError, "the tokenizer cannot be used"):
             split = [one for one in markers if len(self._encoder.encode(one, None)) != 1]
         if not split:

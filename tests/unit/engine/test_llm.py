@@ -285,6 +285,19 @@ def test_an_interrupt_while_sampling_leaves_every_sequence_where_it_was(
     assert_idle(llm)
 
 
+def test_each_prompt_may_be_scheduled_its_own_way(llm: LLM) -> None:
+    text = "the same beginning of both of these prompts"
+    salts = [Scheduling(cache_salt=salt) for salt in ("a", "b", "a")]
+    found = [llm.generate([text], LONG, scheduling=[one])[0].num_cached for one in salts]
+    assert found[:2] == [0, 0]
+    assert found[2] > 0
+    with pytest.raises(RequestError, match="2 scheduling for 1 prompts"):
+        llm.generate([text], scheduling=salts[:2])
+    for wrong in ("x", [3]):
+        with pytest.raises(RequestError, match=r"expected Scheduling\(...\)"):
+            llm.generate([text], scheduling=wrong)  # type: ignore[arg-type]
+
+
 def test_params_out_of_range_are_refused() -> None:
     for wrong in ((3,), 4, {"a"}):
         with pytest.raises(RequestError, match="stop"):

@@ -1,18 +1,24 @@
 """Weights replaced under a model that stays loaded give what a model gives that has them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.checkpoints import random_tensors
-from tests.engines import greedy, tiny_engine
+from tests.checkpoints import random_tensors, tiny_config, write_safetensors_model
+from tests.engines import engine_of, greedy, logits_of, run_all, tiny_engine
 from tests.numerics.test_streaming import streamed_engine, write
+from tests.speculation import load_small_mtp
+from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import SamplingParams
-from thinslice.engine.replace import replace_weights
-from thinslice.errors import BusyError, ConfigError
+from thinslice.engine.replace import _own
+from thinslice.engine.sequence import StepOutput
+from thinslice.errors import BusyError, ConfigError, RequestError
 from thinslice.memory.resident import ResidentWeights
+from thinslice.plan.tensors import EMBEDDING, HEAD, Room, tensors_of
 
+GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 PROMPT = [3, 17, 5, 48, 41, 9, 60, 2, 33, 11, 12, 13]
 
 
@@ -23,7 +29,7 @@ def others() -> dict[str, torch.Tensor]:
 def test_the_tokens_are_those_of_the_new_weights() -> None:
     engine = tiny_engine()
     old = greedy(engine, PROMPT, 12)
-    replace_weights(engine, {name: one.double() for name, one in others().items()})
+    engine.replace_weights({name: one.double() for name, one in others().items()})
     new = greedy(engine, PROMPT, 12)
     fresh = tiny_engine()
     source = fresh.runner.weights.source
@@ -32,7 +38,7 @@ def test_the_tokens_are_those_of_the_new_weights() -> None:
     assert new == greedy(fresh, PROMPT, 12) != old
     assert greedy(engine, PROMPT, 12) == new, "from the cached prefix of the new weights"
     assert engine.metrics.prefix_hit_tokens > 0
-    replace_weights(engine, random_tensors(engine.runner.weights.shape, seed=2))
+    engine.replace_weights(random_tensors(engine.runner.weights.shape, seed=2))
     assert greedy(engine, PROMPT, 12) == old
 
 
@@ -40,10 +46,10 @@ def test_a_prefix_of_the_old_weights_that_is_used_is_seen() -> None:
     """The planted fault: as if the prefix cache did not know."""
     engine = tiny_engine()
     greedy(engine, PROMPT, 12)
-    replace_weights(engine, others())
+    engine.replace_weights(others())
     engine.scheduler.blocks.weights_version = 0
     fresh = tiny_engine()
-    replace_weights(fresh, others())
+    fresh.replace_weights(others())
     expected = greedy(fresh, PROMPT, 12)
     assert greedy(engine, PROMPT, 12) != expected
 
@@ -53,10 +59,18 @@ def test_a_prefix_of_the_old_weights_that_is_used_is_seen() -> None:
     [
         (lambda tensors: tensors.update(x=torch.ones(2)), "x is no weight"),
         (lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}), r"\[3\] is to rep"),
-        (lambda tensors: tensors.update({"model.norm.weight": [1.0]}), "no tensor of floats"),
+        (lambda tensors: tensors.update({"model.norm.weight": [1.0]}), "expected a tensor"),
         (
             lambda tensors: tensors.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}),
-            "no tensor of floats",
+            "torch.int8, torch.strided; expected dense floats",
+        ),
+        (
+            lambda tensors: tensors.update({"model.norm.weight": torch.ones(32, device="meta")}),
+            "without numbers",
+        ),
+        (
+            lambda tensors: tensors.update({"model.norm.weight": torch.ones(32).to_sparse()}),
+            "torch.sparse_coo; expected dense",
         ),
     ],
 )
@@ -68,7 +82,7 @@ def test_what_does_not_fit_replaces_nothing(
     tensors = others()
     change(tensors)
     with pytest.raises(ConfigError, match=told):
-        replace_weights(engine, tensors)
+        engine.replace_weights(tensors)
     assert greedy(engine, PROMPT, 12) == expected
 
 
@@ -76,13 +90,100 @@ def test_requests_under_way_are_not_changed_under() -> None:
     engine = tiny_engine()
     sequence = engine.add_request(PROMPT, SamplingParams(max_tokens=4))
     with pytest.raises(BusyError, match="some are under way"):
-        replace_weights(engine, others())
+        engine.replace_weights(others())
     engine.abort(sequence)
-    replace_weights(engine, others())
+    engine.replace_weights(others())
 
 
-def test_weights_that_are_no_numbers_in_memory_are_refused(tmp_path: object) -> None:
+def test_weights_that_are_no_numbers_in_memory_are_refused(tmp_path: Path) -> None:
     engine = streamed_engine(write("bf16", tmp_path), 2)
     with pytest.raises(ConfigError, match="can be replaced; load the model with dtype"):
-        replace_weights(engine, {})
+        engine.replace_weights({})
     engine.runner.close()
+
+
+def test_replacing_that_is_interrupted_leaves_no_model_that_runs() -> None:
+    engine, expected = tiny_engine(), tiny_engine()
+    expected.replace_weights(others())
+
+    class Interrupting(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, *_: object, **__: object) -> object:
+            raise KeyboardInterrupt
+
+    tensors = others()
+    name, last = [*tensors.items()][-1]
+    source = engine.runner.weights.source
+    assert isinstance(source, ResidentWeights)
+    own = source.tensors[name]
+    source.tensors[name] = own.as_subclass(Interrupting)
+    source.check = lambda _: None  # type: ignore[method-assign] # it would be interrupted as well
+    with pytest.raises(KeyboardInterrupt):
+        engine.replace_weights(tensors)
+    source.tensors[name] = own
+    for run in (lambda: engine.add_request(PROMPT, GREEDY), engine.step):
+        with pytest.raises(RequestError, match="weights were replaced in part"):
+            run()
+    engine.replace_weights(tensors)
+    assert last is not own
+    assert greedy(engine, PROMPT, 12) == greedy(expected, PROMPT, 12)
+
+
+def test_a_callback_cannot_replace_weights_within_a_step() -> None:
+    engine = tiny_engine()
+    expected = greedy(tiny_engine(), PROMPT, 4)
+    refused: list[BusyError] = []
+
+    def replace(_: StepOutput) -> None:
+        with pytest.raises(BusyError) as caught:
+            engine.replace_weights(others())
+        refused.append(caught.value)
+
+    sequence = engine.add_request(PROMPT, GREEDY, replace)
+    run_all(engine)
+    assert len(refused) == 4
+    assert sequence.completion_token_ids == expected
+
+
+def test_a_closed_model_says_so() -> None:
+    engine = tiny_engine()
+    engine.close()
+    with pytest.raises(RequestError, match="this model is closed"):
+        engine.replace_weights(others())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_every_weight_is_replaced(
+    dtype: str, architecture: str, is_tied: bool, tmp_path: Path
+) -> None:
+    """By a whole state dict, which has a tied head twice."""
+    config = tiny_config(architecture, tie_word_embeddings=is_tied)
+    for name, seed in (("old", 1), ("new", 2)):
+        (tmp_path / name).mkdir()
+        write_safetensors_model(tmp_path / name, config, seed=seed)
+    old, new = (engine_of(open_checkpoint(tmp_path / name), dtype) for name in ("old", "new"))
+    tensors = random_tensors(old.runner.weights.shape, seed=2, dtype=torch.bfloat16)
+    if is_tied:
+        tensors[HEAD] = tensors[EMBEDDING].clone()
+    expected = logits_of(new, PROMPT)
+    assert not torch.equal(logits_of(old, PROMPT), expected)
+    old.replace_weights(tensors)
+    assert torch.equal(logits_of(old, PROMPT), expected)
+    if is_tied:
+        tensors[HEAD] = tensors[HEAD] + 1
+        with pytest.raises(ConfigError, match="are to differ"):
+            old.replace_weights(tensors)
+        old.replace_weights({HEAD: tensors[EMBEDDING]})
+        assert torch.equal(logits_of(old, PROMPT), expected)
+
+
+def test_prediction_layers_that_are_not_loaded_are_passed_over() -> None:
+    weights = load_small_mtp()
+    shape = weights.shape
+    source = ResidentWeights({name: torch.zeros(1) for name in ("model.norm.weight",)})
+    tensors = {one.name: torch.ones(1) for one in tensors_of(shape)}
+    kept = _own(tensors, shape, source)
+    assert not [name for name in kept if "mtp_layers" in name]
+    assert len(kept) == len([one for one in tensors_of(shape) if one.room is not Room.PREDICTION])

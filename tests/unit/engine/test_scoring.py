@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.engines import logits_of, run_all, tiny_engine
-from thinslice.config import SamplingParams
+from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine import results
 from thinslice.engine.engine import Engine
 from thinslice.engine.logprobs import Logprobs, TokenLogprobs
@@ -170,6 +170,17 @@ def test_no_tile_has_more_logits_than_there_is_room_for(monkeypatch: pytest.Monk
     engine.add_scored(TOKENS)
     run_all(engine)
     assert max(most) == 64, "beside a row that is sampled"
+
+
+def test_a_text_that_is_not_scored_in_time_is_told() -> None:
+    engine = tiny_engine()
+    with pytest.raises(RequestError, match="scoring was ended: deadline"):
+        engine.score(TOKENS, scheduling=Scheduling(deadline_s=0.0))
+    salts = ("a", "b", "a")
+    for salt in salts:
+        engine.score(TOKENS, start=40, scheduling=Scheduling(cache_salt=salt))
+    assert engine.metrics.prefix_hit_tokens > 0
+    assert engine.metrics.prefix_hit_tokens < len(TOKENS), "one shared with another of its salt"
 
 
 def test_a_wrong_text_is_refused() -> None:
