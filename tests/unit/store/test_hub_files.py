@@ -131,7 +131,15 @@ def test_shards_in_a_folder_of_their_own_are_fetched_by_their_names() -> None:
 def test_only_data_files_are_small_files() -> None:
     wanted = ["config.json", "tokenizer.json", "added_tokens.json", "special_tokens_map.json"]
     wanted += ["tokenizer_config.json", "chat_template.jinja", "LICENSE.md", "README.md"]
-    others = ["modeling.py", "setup.cfg", "tokenizer.model", "sub/config.json", "LICENSE.py"]
+    wanted += ["additional_chat_templates/tool_use.jinja"]
+    others = [
+        "additional_chat_templates/rag.jinja",
+        "modeling.py",
+        "setup.cfg",
+        "tokenizer.model",
+        "sub/config.json",
+        "LICENSE.py",
+    ]
     assert [file.path for file in small_files(files_of(*wanted, *others))] == wanted
 
 
