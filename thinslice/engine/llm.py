@@ -148,6 +148,7 @@ class LLM(Closing):
         if not isinstance(model, str):
             raise TypeError(f"model is {shown(model)}; expected a name or a path, as text")
         with errors_in_python():
+            _check_progress(progress)
             prepared = prepare(model, EngineSettings(**settings), progress)
             self.plan, self.tokenizer = prepared.plan, prepared.tokenizer
             self.notes, self.sampling = prepared.notes, prepared.checkpoint.sampling
@@ -205,6 +206,7 @@ class LLM(Closing):
         asked = [prompts] if isinstance(prompts, str) else prompts
         if not isinstance(asked, list | tuple):
             raise RequestError(f"prompts is {shown(asked)}; expected a text or a list")
+        _check_progress(progress)
         params_of = _for_each("params", params, len(asked), checked_params)
         scheduling_of = _for_each("scheduling", scheduling, len(asked), checked_scheduling)
         requests: list[Request] = []
@@ -257,8 +259,7 @@ class LLM(Closing):
         params = checked_params(params)
         if params.n != 1:
             raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
-        if progress is not None and not callable(progress):
-            raise RequestError(f"progress is {shown(progress)}; expected a function")
+        _check_progress(progress)
         request = self.add_requests(self.prepare(prompt), params, scheduling)[0]
         return Stream(request, progress)
 
@@ -397,6 +398,11 @@ def _for_each(
     if len(given) != count:
         raise RequestError(f"{len(given)} {name} for {count} prompts; give one for each, or one")
     return [checked(one) for one in given]
+
+
+def _check_progress(progress: object) -> None:
+    if progress is not None and not callable(progress):
+        raise RequestError(f"progress is {shown(progress)}; expected a function")
 
 
 def checked_params(params: object) -> SamplingParams:

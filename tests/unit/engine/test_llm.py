@@ -298,6 +298,16 @@ def test_each_prompt_may_be_scheduled_its_own_way(llm: LLM) -> None:
             llm.generate([text], scheduling=wrong)  # type: ignore[arg-type]
 
 
+def test_progress_that_is_no_function_is_refused(llm: LLM, model: str) -> None:
+    for call in (
+        lambda: llm.generate("abc", progress=5),
+        lambda: llm.stream("abc", progress=5),
+        lambda: LLM(model, progress=5),
+    ):
+        with pytest.raises(RequestError, match="progress is 5; expected a function"):
+            call()
+
+
 def test_params_out_of_range_are_refused() -> None:
     for wrong in ((3,), 4, {"a"}):
         with pytest.raises(RequestError, match="stop"):
