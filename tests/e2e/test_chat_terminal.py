@@ -116,8 +116,9 @@ def test_a_full_context_is_not_the_end(model: Path, tmp_path: Path) -> None:
         assert "/undo takes the last exchange back" in told
         program.type("more\r")
         told = program.wait_for_prompt()
-        assert "the message was not sent" in told
-        assert "(/reset starts a new conversation)" in " ".join(told.split())
+        told = " ".join(told.split())
+        assert "the context is full (128 of 128 tokens): the message was not sent" in told
+        assert "(/reset starts a new conversation)" in told
         program.wait_for("more")
         # A command takes the place of the message that is offered again.
         program.type("/undo\r")

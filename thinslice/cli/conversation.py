@@ -231,10 +231,10 @@ class Conversation:
                 f"shorten it{larger * (self.llm.longest_context > context)}"
             )
         used = self.num_tokens()
-        return RequestError(
-            f"the message does not fit behind {used:,} of {context:,} tokens of the context "
-            f"and was not sent{self._room_advice()}"
-        )
+        why = f"the message does not fit behind {used:,} of {context:,} tokens of the context"
+        if used >= context - 1:
+            why = f"the context is full ({context} of {context} tokens)"
+        return RequestError(f"{why}: the message was not sent{self._room_advice()}")
 
     def _room_advice(self) -> str:
         """The commands that make room, of those that can do something now."""
