@@ -70,7 +70,10 @@ def test_64_greedy_tokens_equal_transformers(
 ) -> None:
     reference.generation_config.eos_token_id = None  # go on for 64 tokens, as ours does
     for prompt in prompts[: 20 if is_long else 1]:
-        out = reference.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)
+        ids = torch.tensor([prompt])
+        # Else it takes <|im_end|> in a prompt for padding, and does not attend to it.
+        mask = torch.ones_like(ids)
+        out = reference.generate(ids, attention_mask=mask, max_new_tokens=64, do_sample=False)
         assert greedy(engine, prompt, 64) == out[0, len(prompt) :].tolist()
 
 
