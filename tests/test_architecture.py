@@ -140,6 +140,16 @@ def test_modules_and_public_names_say_what_they_are(path: Path) -> None:
             assert ast.get_docstring(node), f"{node.name} says nothing"
 
 
+@pytest.mark.parametrize("name", ["decoder.py", "mtp.py", "weights.py"])
+def test_the_text_of_the_model_names_no_torch(name: str) -> None:
+    """It is written in operators; what their arrays are is theirs to know."""
+    for node in ast.walk(parse(PACKAGE / "model" / name)):
+        if isinstance(node, ast.Import):
+            assert not [one.name for one in node.names if one.name.split(".")[0] == "torch"]
+        if isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] != "torch"
+
+
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_planning_and_the_store_need_no_torch(module: str) -> None:
     files = [path for path in FILES if room_of(path) == module and path.name != "__init__.py"]

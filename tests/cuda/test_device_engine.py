@@ -3,6 +3,7 @@
 What is copied where and when, and what is computed, is the code that a card would run.
 """
 
+import os
 from collections import Counter, deque
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,12 @@ from tests.packed_checkpoints import write_packed_model
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import SamplingParams
+from thinslice.engine import load
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model
 from thinslice.kernels import native
+from thinslice.kernels.ops import Ops
 from thinslice.memory.spilled_kv import BlockMove
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.case import Workload
@@ -210,4 +213,34 @@ def test_blocks_that_are_spilled_come_back_as_they_were(tmp_path: Path) -> None:
         alone = engine_on(TwinDevice(), checkpoint, chosen)
         assert sequence.completion_token_ids == greedy(alone, prompt, 12)
     engine.runner.close()
+    assert device.num_locked == 0
+
+
+def test_a_child_of_a_fork_lets_nothing_of_the_parents_device_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not use the device, and what it ends with runs the store's finaliser."""
+    checkpoint, device = write("packed-int8", tmp_path), TwinDevice()
+    chosen = streamed(device_plan(checkpoint, "int8"), checkpoint, (0, 2))
+    engine = engine_on(device, checkpoint, chosen)
+    before, place = device.num_locked, engine.runner.weights.source.place
+    assert before > 0
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: -1)
+        place.close()
+    assert device.num_locked == before
+    engine.close()
+    assert device.num_locked == 0
+
+
+def test_nothing_is_placed_where_the_operators_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> Ops:
+        raise ImportError("no Triton")
+
+    monkeypatch.setattr(load, "cuda_ops", missing)
+    checkpoint, device = write("packed-int8", tmp_path), TwinDevice()
+    with pytest.raises(ImportError, match="no Triton"):
+        engine_on(device, checkpoint, device_plan(checkpoint, "int8"))
     assert device.num_locked == 0

@@ -30,7 +30,7 @@ def replace_weights(
         )
     if not isinstance(tensors, Mapping):
         raise ConfigError(f"tensors is {shown(tensors)}; expected a mapping from names to tensors")
-    own = _own(dict(tensors), weights.shape, source)
+    own = loaded_tensors(dict(tensors), weights.shape, source)
     source.check(own)
     if scheduler.has_work:
         raise BusyError("weights are replaced between requests, and some are under way")
@@ -40,10 +40,10 @@ def replace_weights(
     weights.is_whole = True
 
 
-def _own(
+def loaded_tensors(
     tensors: dict[str, torch.Tensor], shape: ModelShape, source: ResidentWeights
 ) -> dict[str, torch.Tensor]:
-    """Without what a whole state dict has twice, or has for layers that are not loaded.
+    """A state dict without what it has twice, or has for layers that are not loaded.
 
     Errors: ConfigError for a tied head that is another than the embedding.
     """

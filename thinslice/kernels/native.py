@@ -299,6 +299,21 @@ def _rows_of(x: torch.Tensor) -> tuple[int, int, int, int, int]:
     return x.data_ptr(), DTYPE_CODES[x.dtype], x.shape[0], x.shape[1], x.stride(0)
 
 
+def weight_address(
+    weight: PackedWeight, bias: torch.Tensor | None
+) -> tuple[int, int, int, int, int]:
+    """What crosses the border of a matrix: data, format, width of activations, rows, bias."""
+    if bias is not None:
+        check_vector(bias, weight.out_features, "bias")
+    return (
+        weight.data.data_ptr(),
+        FORMAT_CODES[weight.format],
+        int(weight.is_wide),
+        weight.out_features,
+        0 if bias is None else bias.data_ptr(),
+    )
+
+
 def _target(
     weight: PackedWeight,
     rows: int,
@@ -313,14 +328,8 @@ def _target(
         _check_count(residual, rows, "residual")
         if residual.dtype != out.dtype:
             raise TypeError(f"residual must have out's dtype {out.dtype}, got {residual.dtype}")
-    if bias is not None:
-        check_vector(bias, weight.out_features, "bias")
     return (
-        weight.data.data_ptr(),
-        FORMAT_CODES[weight.format],
-        int(weight.is_wide),
-        weight.out_features,
-        0 if bias is None else bias.data_ptr(),
+        *weight_address(weight, bias),
         0 if residual is None else residual.data_ptr(),
         0 if residual is None else residual.stride(0),
         out.data_ptr(),

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import torch
 
-from thinslice.kernels.native import FORMAT_CODES, check_indices, check_vector, library
+from thinslice.kernels.native import check_indices, check_vector, library, weight_address
 from thinslice.kernels.ops import FeedForwardWeights, LayerWeights, Linear, PredictionWeights
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 from thinslice.plan.model_shape import ModelShape
 
-# What crosses the border of a matrix: data, format, whether it takes wide activations, rows, bias.
+# What crosses the border of a matrix; see native.weight_address.
 _Address = tuple[int, int, int, int, int]
 
 
@@ -208,20 +208,12 @@ def _norm_address(norm: torch.Tensor | None, size: int) -> int:
 
 def _address(linear: Linear, out_features: int, in_features: int) -> _Address:
     """What crosses the border of a matrix, which must be of this size."""
-    weight, bias = linear.whole, linear.bias
+    weight = linear.whole
     assert isinstance(weight, PackedWeight), "a matrix that is streamed or not packed"
     found = (weight.out_features, weight.in_features)
     if found != (out_features, in_features):
         raise ValueError(f"expected a matrix {(out_features, in_features)}, got {found}")
-    if bias is not None:
-        check_vector(bias, weight.out_features, "bias")
-    return (
-        weight.data.data_ptr(),
-        FORMAT_CODES[weight.format],
-        int(weight.is_wide),
-        weight.out_features,
-        0 if bias is None else bias.data_ptr(),
-    )
+    return weight_address(weight, linear.bias)
 
 
 def _block_addresses(block: FeedForwardWeights, size: int) -> tuple[_Address, _Address, _Address]:

@@ -5,6 +5,7 @@ into page-locked buffers. The last two are copied into a ring of buffers on the 
 their use. The plan says which are where.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
@@ -18,7 +19,7 @@ from thinslice.memory.device_copies import DeviceCopies, Source
 from thinslice.memory.slice_reader import ReaderOptions, SliceReader
 from thinslice.memory.slice_rows import read_slice, rows_in, slice_on_disk, starts_of
 from thinslice.memory.slice_schedule import Slice
-from thinslice.memory.weight_store import Progress, SplitSlices
+from thinslice.memory.weight_store import Progress
 from thinslice.model.weights import ReadStats
 from thinslice.plan.kernel_limits import DEVICE_ALIGNMENT, PIECE_BYTES
 from thinslice.plan.memory_plan import MemoryPlan
@@ -42,6 +43,7 @@ class DeviceSlices:
         self._locked: list[torch.Tensor] = []
         self._reader: SliceReader | None = None
         self._copies: DeviceCopies | None = None
+        self._pid = os.getpid()
 
     @property
     def streams(self) -> bool:
@@ -49,18 +51,22 @@ class DeviceSlices:
         return self._copies is not None
 
     def open(
-        self, reader: CheckpointReader, slices: SplitSlices, progress: Progress | None
+        self,
+        reader: CheckpointReader,
+        pinned: Sequence[WeightSlice],
+        streamed: Sequence[WeightSlice],
+        progress: Progress | None,
     ) -> list[Rows]:
         """Read what lies on the device and in host memory, and begin to copy ahead.
 
         Memory: as planned.
         Errors: CheckpointError.
         """
-        host, streamed = self._plan.device, slices.streamed
+        host = self._plan.device
         assert host is not None, "a plan for no device"
         locked = [streamed[idx] for idx in host.locked([*range(len(streamed))])]
-        count = _Count(sum(one.kept_bytes for one in (*slices.pinned, *locked)), progress)
-        rows = self._place(reader, slices.pinned, count)
+        count = _Count(sum(one.kept_bytes for one in (*pinned, *locked)), progress)
+        rows = self._place(reader, pinned, count)
         if streamed:
             bytes_of = dict(zip(locked, self._lock(reader, locked, count), strict=True))
             self._stream(streamed, bytes_of)
@@ -93,7 +99,10 @@ class DeviceSlices:
         return ReadStats(stats.num_bytes, wait_s, stats.io_s)
 
     def close(self) -> None:
-        """Stop copying and reading, and let host memory go."""
+        """Stop copying and reading, and let host memory go; nothing in a child of a fork, which may
+        not use the device."""
+        if self._pid != os.getpid():
+            return
         with ExitStack() as stack:
             while self._locked:
                 stack.callback(self._device.unlock, self._locked.pop())

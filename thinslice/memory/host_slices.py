@@ -17,10 +17,11 @@ from thinslice.memory.held_slices import HeldSlices
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_rows import read_slice, rows_in, slice_on_disk, starts_of
 from thinslice.memory.slice_schedule import Slice
-from thinslice.memory.weight_store import Progress, SplitSlices
+from thinslice.memory.weight_store import Progress
 from thinslice.model.weights import ReadStats
 from thinslice.plan.memory_plan import StreamingPlan
 from thinslice.plan.packed_format import ALIGNMENT
+from thinslice.plan.tensors import Room
 from thinslice.plan.weight_layout import Matrix, WeightSlice
 
 
@@ -49,11 +50,14 @@ class HostSlices:
         return self.reader is not None
 
     def open(
-        self, reader: CheckpointReader, slices: SplitSlices, progress: Progress | None
+        self,
+        reader: CheckpointReader,
+        pinned: Sequence[WeightSlice],
+        streamed: Sequence[WeightSlice],
+        progress: Progress | None,
     ) -> list[Rows]:
         """Read the pinned slices, and begin to read ahead. Errors: CheckpointError."""
-        rows = _pin(reader, slices.pinned, progress)
-        streamed, streaming = slices.streamed, self._streaming
+        rows, streaming = _pin(reader, pinned, progress), self._streaming
         if streamed and streaming is not None:
             self._on_disk = {one: slice_on_disk(self._checkpoint, one) for one in streamed}
             converted = [one.kept_bytes for one in streamed if _is_packed_on_the_way(one.matrix)]
@@ -64,7 +68,7 @@ class HostSlices:
                 num_buffers=streaming.num_buffers,
             )
             if streaming.layer_rows is not None:
-                self._held = HeldSlices(_most_held(slices))
+                self._held = HeldSlices(_most_held(streamed))
         return rows
 
     @contextmanager
@@ -152,12 +156,13 @@ def _pin(
     return pinned
 
 
-def _most_held(slices: SplitSlices) -> int:
+def _most_held(streamed: Sequence[WeightSlice]) -> int:
     """Bytes of the slices of the layer that streams most."""
-    streamed_of = Counter[str]()
-    for one in slices.streamed:
-        streamed_of[one.matrix.name] += HeldSlices.bytes_of(one)
-    return max(sum(streamed_of[m.name] for m in layer) for layer in slices.layout.layers)
+    of_layer = Counter[int]()
+    for one in streamed:
+        if one.matrix.tensor.room is Room.LAYERS:
+            of_layer[one.matrix.tensor.index] += HeldSlices.bytes_of(one)
+    return max(of_layer.values(), default=0)
 
 
 def _is_packed_on_the_way(matrix: Matrix) -> bool:

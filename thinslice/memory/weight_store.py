@@ -8,7 +8,6 @@ and how they come, a place: host_slices.py or device_slices.py.
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -27,21 +26,6 @@ from thinslice.plan.weight_layout import WeightLayout, WeightSlice
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class SplitSlices:
-    """The slices of a model in the order of use.
-
-    Attributes:
-        pinned: those that stay, and the prediction layers behind them.
-        streamed: those that pass by.
-        layout: what they are slices of.
-    """
-
-    pinned: tuple[WeightSlice, ...]
-    streamed: tuple[WeightSlice, ...]
-    layout: WeightLayout
-
-
 class SlicePlace(Protocol):
     """Where slices are computed with.
 
@@ -58,9 +42,16 @@ class SlicePlace(Protocol):
         """Whether any slice passes by."""
 
     def open(
-        self, reader: CheckpointReader, slices: SplitSlices, progress: Progress | None
+        self,
+        reader: CheckpointReader,
+        pinned: Sequence[WeightSlice],
+        streamed: Sequence[WeightSlice],
+        progress: Progress | None,
     ) -> list[Rows]:
-        """Read the pinned slices, whose rows it returns, and begin to fetch the others."""
+        """Read the slices that stay, whose rows it returns, and begin to fetch those that pass by.
+
+        ``streamed`` is in the order of use.
+        """
 
     def next(self, one: WeightSlice) -> AbstractContextManager[Rows]:
         """The rows of a streamed slice, which must be the one that comes next."""
@@ -128,8 +119,8 @@ class WeightStore(Closing):
         prediction = [WeightSlice(one, 0, one.rows) for one in self.layout.prediction]
         stay = [one for idx, one in enumerate(every) if idx in pinned] + prediction
         pass_by = [one for idx, one in enumerate(every) if idx not in pinned]
-        slices = SplitSlices(tuple(stay), tuple(pass_by), self.layout)
-        rows_of = dict(zip(stay, self.place.open(self._reader, slices, progress), strict=True))
+        rows = self.place.open(self._reader, stay, pass_by, progress)
+        rows_of = dict(zip(stay, rows, strict=True))
         for one in (*every, *prediction):
             self._slices.setdefault(one.matrix.name, []).append((one, rows_of.get(one)))
         table = self._slices.get(EMBEDDING, ()) if self.place.reads_pinned else ()

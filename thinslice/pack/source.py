@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from thinslice.checkpoint.file_names import CONFIG, SETTINGS, is_document
+from thinslice.checkpoint.file_names import CONFIG, SETTINGS, TOOL_TEMPLATES, is_document
 from thinslice.checkpoint.files import file_size, os_errors_named
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
@@ -62,7 +62,7 @@ def settings_files(source: Checkpoint) -> list[Path]:
     """config.json and what is copied beside it; nothing for a GGUF, which holds all of it."""
     if source.kind == "gguf":
         return []
-    names = [CONFIG, *SETTINGS, *_documents(source.path)]
+    names = [CONFIG, *SETTINGS, *reversed(TOOL_TEMPLATES), *_documents(source.path)]
     return [source.path / name for name in names if (source.path / name).is_file()]
 
 

@@ -89,8 +89,7 @@ def _budget_error(case: DeviceCase) -> BudgetError:
             f"no plan fits --memory {memory} of {limits.name} at --context {need.context}",
             f"  {describe_need(need.parts)}",
         ]
-        least_bytes = need.peak_bytes
-        larger = f"--memory {suggested_size(least_bytes)}"
+        larger = f"--memory {suggested_size(need.peak_bytes)}"
     else:
         host = least.device
         lines = [
@@ -101,7 +100,9 @@ def _budget_error(case: DeviceCase) -> BudgetError:
         if host.num_locked and any(matrix.is_converted for matrix in case.layout.sweep):
             lines.append("  converted matrices cannot be copied from disk; thinslice pack first")
         larger = f"--host-memory {suggested_size(host.host_peak_bytes)}"
-    changes = [*_suggestions(case), larger] if _fits(case, larger) else [*_suggestions(case)]
+    changes = [*_suggestions(case)]
+    if _fits(case, larger):
+        changes.append(larger)
     if changes:
         lines += ["  any one of these fits:", *(f"    {change}" for change in changes)]
     else:

@@ -12,7 +12,7 @@ from tests.numerics.test_streaming import streamed_engine, write
 from tests.speculation import load_small_mtp
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import SamplingParams
-from thinslice.engine.replace import _own
+from thinslice.engine.replace import loaded_tensors
 from thinslice.engine.sequence import StepOutput
 from thinslice.errors import BusyError, ConfigError, RequestError
 from thinslice.memory.resident import ResidentWeights
@@ -184,6 +184,6 @@ def test_prediction_layers_that_are_not_loaded_are_passed_over() -> None:
     shape = weights.shape
     source = ResidentWeights({name: torch.zeros(1) for name in ("model.norm.weight",)})
     tensors = {one.name: torch.ones(1) for one in tensors_of(shape)}
-    kept = _own(tensors, shape, source)
+    kept = loaded_tensors(tensors, shape, source)
     assert not [name for name in kept if "mtp_layers" in name]
     assert len(kept) == len([one for one in tensors_of(shape) if one.room is not Room.PREDICTION])

@@ -16,6 +16,7 @@ from tests.checkpoints import (
     write_safetensors_model,
 )
 from tests.unit.text.vocabularies import byte_level, sentencepiece
+from thinslice.checkpoint.file_names import TOOL_TEMPLATES
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import CheckpointError
 from thinslice.pack.pack import PackOptions, pack_model
@@ -172,6 +173,18 @@ def test_tokens_named_in_a_file_of_their_own_read_back(tmp_path: Path) -> None:
     for tokenizer in (before, after):
         ids = tokenizer.encode("<|im_start|>a", add_special_tokens=False)
         assert ids == [names["<|im_start|>"], state["model"]["vocab"]["a"]]
+
+
+@pytest.mark.parametrize("name", TOOL_TEMPLATES)
+def test_a_template_for_tools_in_a_file_of_its_own_reads_back(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    write_safetensors_model(source, tiny_config(vocab_size=512))
+    (source / "tokenizer.json").write_text(build_gguf_tokenizer(byte_level()).to_str())
+    (source / "chat_template.jinja").write_text("plain")
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).write_text("{{ tools }}")
+    out = open_checkpoint(packed(source, tmp_path))
+    assert read_tokenizer_files(out).templates == TemplateSources("plain", "{{ tools }}")
 
 
 @pytest.mark.parametrize("metadata", [{}, {"tokenizer.ggml.model": "no_vocab"}])
