@@ -12,6 +12,7 @@ import pytest
 
 from tests.terminals import TerminalProgram, thinslice_in_terminal
 from tests.tiny_llm import write_model
+from thinslice.cli.terminal import PASTE_END, PASTE_START
 from thinslice.units import MIB
 
 # What a paste of 100 kB may add to the peak: the text, its encoding before it is refused, and what
@@ -162,3 +163,19 @@ def test_piped_chat_is_plain(model: Path) -> None:
     assert b"\x1b[" not in done.stdout + done.stderr
     assert done.stderr == b""
     assert done.stdout.count(b"tokens of the context") == 1
+
+
+def test_a_paste_during_an_answer_is_one_message(model: Path, tmp_path: Path) -> None:
+    with chat(model, tmp_path) as program:
+        endless(program)
+        program.type("go\r")
+        program.type(f"{PASTE_START}first\rsecond\rthird{PASTE_END}\r")
+        program.type("\x03")
+        shown = program.wait_for_prompt() + program.wait_for("third")
+        assert shown.count("typed meanwhile") == 1
+        assert "first" in shown
+        assert "\x1b[?2004l" not in program.raw, "a terminal would not mark the paste"
+        program.type("\x03")
+        program.wait_for_prompt()
+        program.type("exit\r")
+        assert program.end() == 0

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from thinslice.cli.console import ReaderGoneError, note, progress_bars
+from thinslice.cli.console import ReaderGoneError, note, progress_bars, unwritten
 from thinslice.config import SamplingParams
 from thinslice.errors import ConfigError, RequestError, ThinsliceError
 from thinslice.store.store import Store
@@ -59,6 +59,11 @@ class Batch:
             raise RequestError(f"{self.prompts} holds no prompt")
         if self.out is not None and self.out.exists() and self.out.samefile(self.prompts):
             raise ConfigError(f"--out {self.out} is the file of the prompts; name another one")
+        if self.out is not None and self.out.exists() and not self.out.is_file():
+            raise ConfigError(
+                f"--out {self.out} is not a file, from which answers could be read again; without "
+                "--out they go to standard output"
+            )
         with _out_file(self.out):
             pass
 
@@ -216,19 +221,22 @@ def _record_in(answer: bytes) -> dict[str, Any]:
 
 
 def _append(out: IO[bytes], record: dict[str, Any]) -> None:
-    out.write(json.dumps(record, ensure_ascii=False).encode(errors="surrogatepass") + b"\n")
-    out.flush()
-    if out is not sys.stdout.buffer:
-        os.fsync(out.fileno())
+    is_output = out is sys.stdout.buffer
+    try:
+        out.write(json.dumps(record, ensure_ascii=False).encode(errors="surrogatepass") + b"\n")
+        out.flush()
+        if not is_output:
+            os.fsync(out.fileno())
+    except BrokenPipeError as error:
+        raise ReaderGoneError from error
+    except OSError as error:
+        raise unwritten("the output" if is_output else out.name, error) from error
 
 
 @contextmanager
 def _out_file(path: Path | None) -> Iterator[IO[bytes]]:
     if path is None:
-        try:
-            yield sys.stdout.buffer
-        except BrokenPipeError as error:
-            raise ReaderGoneError from error
+        yield sys.stdout.buffer
         return
     with _opened(path, "r+b" if path.exists() else "w+b") as file:
         yield file

@@ -70,11 +70,12 @@ def chat(
     load: Load = EngineSettings(),  # noqa: B008
     sampling: Sampling = SamplingParams(),  # noqa: B008
     quiet: Quiet = False,
-) -> None:
+) -> int:
     """Hold a conversation; /help lists its commands.
 
-    What is typed is kept across starts in thinslice/chat-history where the system keeps a user's
-    state, or in THINSLICE_HOME, readable by the user alone.
+    Piped lines are messages too; where one could not be answered, the exit code is that of the
+    first such error. What is typed on a terminal is kept across starts in thinslice/chat-history
+    where the system keeps a user's state, or in THINSLICE_HOME, readable by the user alone.
 
     Args:
         model: Name of the model.
@@ -93,16 +94,23 @@ def chat(
         if llm.template is None:
             raise RequestError("this model has no chat template; use thinslice run --raw")
         note(f"{model}: {llm.plan.summary()}" + ("; /help for commands" if is_terminal else ""))
-        Chat(Conversation(llm, sampling, system_prompt(model, system))).loop(read_line)
+        talk = Chat(Conversation(llm, sampling, system_prompt(model, system)))
+        talk.loop(read_line)
+        return 0 if is_terminal else talk.exit_code
 
 
 class Chat:
-    """What a typed line does: a command, or a message for the model."""
+    """What a typed line does: a command, or a message for the model.
+
+    Attributes:
+        exit_code: of the first error; 0 where there was none.
+    """
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
         # What the next line begins with; None for nothing of what was offered before either.
         self.offered: str | None = ""
+        self.exit_code = 0
         self.commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: _show_help(),
             "/?": lambda _: _show_help(),
@@ -147,6 +155,7 @@ class Chat:
             else:
                 self._show(lambda view: self.conversation.ask(text, view))
         except ThinsliceError as error:
+            self.exit_code = self.exit_code or error.exit_code
             print_error(str(error))
 
     def _show(self, answered: Callable[[AnswerView], Answer]) -> None:
@@ -182,14 +191,21 @@ class Chat:
 
 
 def read_turn(read_line: ReadLine, offered: str | None = "") -> str:
-    """One message: a line, or the lines between two fences of three quotes."""
+    """One message: a line, or the lines between two fences of three quotes.
+
+    Errors: EOFError at the end of the input, RequestError where that is between two fences.
+    """
     line = read_line(">>> ", offered)
     if not line.lstrip().startswith(_FENCE):
         return line
     lines = [line.lstrip().removeprefix(_FENCE)]
     num_characters = 0
     while not lines[-1].rstrip().endswith(_FENCE):
-        lines.append(read_line(_INSIDE, ""))
+        try:
+            lines.append(read_line(_INSIDE, ""))
+        except EOFError:
+            told = f"the text that {_FENCE} opened has no {_FENCE} at the end of a line"
+            raise RequestError(f"{told}; it was not sent") from None
         num_characters += len(lines[-1])
         if num_characters > _LONGEST_PIPED:
             raise RequestError(f"a message of over {_LONGEST_PIPED >> 20} MiB is no prompt")
@@ -251,6 +267,11 @@ def _on_terminal(stack: ExitStack) -> tuple["Terminal", ReadLine]:
         except KeyboardInterrupt:
             typed_ahead.drop()
             raise
+        except EOFError:
+            if prompt != _INSIDE:
+                raise
+            note(f"the text that {_FENCE} opened was dropped")
+            raise KeyboardInterrupt from None
         except RequestError as error:  # more than a message can be
             print_error(str(error))
         if editor.replaced:

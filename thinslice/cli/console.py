@@ -90,8 +90,13 @@ class _Output(TextIOBase):
         except BrokenPipeError as error:
             raise ReaderGoneError from error
         except OSError as error:
-            reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
-            raise StoreError(f"cannot write the output: {reason}") from error
+            raise unwritten("the output", error) from error
+
+
+def unwritten(what: str, error: OSError) -> StoreError:
+    """The error for something that could not be written."""
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
+    return StoreError(f"cannot write {what}: {reason}")
 
 
 class _Notes(_Output):

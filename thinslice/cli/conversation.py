@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -70,7 +70,7 @@ class Conversation:
         self.unsent = text
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         try:
-            stream = self.llm.stream(messages, self.sampling, view.read_prompt)
+            stream = self.llm.stream(messages, self._sampling_for(messages), view.read_prompt)
         except ContextError:
             raise self._context_error(text) from None
         chunks = iter(stream)
@@ -240,6 +240,14 @@ class Conversation:
         """The commands that make room, of those that can do something now."""
         compact = ", /compact drops the oldest ones" if self.num_exchanges > 1 else ""
         return f"; /undo takes the last exchange back{compact} {FULL_ADVICE}"
+
+    def _sampling_for(self, messages: list["Message"]) -> SamplingParams:
+        """An answer is as long as the context has room for, and at most as long as asked for."""
+        most = self.sampling.max_tokens
+        if most is None:
+            return self.sampling
+        room = self.llm.plan.context - self._num_tokens(messages)
+        return replace(self.sampling, max_tokens=max(min(most, room), 1))
 
     def _num_tokens(self, messages: list["Message"]) -> int:
         if not messages:

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from io import TextIOWrapper
+from pathlib import Path
 
 from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
@@ -68,6 +69,8 @@ def _missing(error: MissingArgumentError, arguments: list[str]) -> str:
     hint = f": {' or '.join(choices)}" if choices else ""
     if name in arguments:
         behind = arguments[arguments.index(name) + 1 :][:1]
+        if behind == [PIPED] and error.argument.hint in (Path, Path | None, tuple[Path, ...]):
+            return f"{name} -: standard input is written {name} /dev/stdin"
         if behind and not behind[0].startswith("--"):
             meant = f"{name}={behind[0]}"
             return f"{name} {behind[0]}: a value that begins with - is written {meant}{hint}"

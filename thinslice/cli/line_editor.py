@@ -21,6 +21,7 @@ from prompt_toolkit.input.typeahead import get_typeahead
 from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.output import create_output
 
 from thinslice.cli.chat_history import ChatHistory
 from thinslice.cli.terminal import PASTE_END, PASTE_START, Terminal
@@ -243,9 +244,14 @@ class LineEditor:
         self._offered = ""
         self.replaced = ""
         self._input = BurstInput()
+        output = create_output()
+        # Pastes stay marked behind a prompt: one that comes during an answer is one text then. The
+        # terminal turns the marks off when chat lets go of it.
+        output.disable_bracketed_paste = lambda: None  # type: ignore[method-assign]
         self._session: PromptSession[str] = PromptSession(
             history=history,
             input=self._input,
+            output=output,
             completer=WordsCompleter(words_for),
             complete_while_typing=False,
             validate_while_typing=False,

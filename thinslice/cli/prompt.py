@@ -79,7 +79,8 @@ def _read_file(path: Path) -> str:
         with path.open("rb") as file:
             return _decoded(_read(file, str(path)), str(path))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        hint = "; standard input is /dev/stdin" if f"{path}" == PIPED else ""
+        raise ConfigError(f"{path} cannot be read: {error.strerror}{hint}") from None
 
 
 def _read(stream: BinaryIO, name: str) -> bytes:

@@ -78,7 +78,7 @@ def remove(root: Path, name: StoredName) -> None:
     Errors: StoreError while the model is being pulled.
     """
     folder = folder_in(root, name)
-    with disk_errors(root, name.text), _lock(root, name, None):
+    with disk_errors(root, name.text, verb="remove"), _lock(root, name, None):
         (folder / MANIFEST).unlink(missing_ok=True)
         # rmtree deletes a link, it does not follow one.
         shutil.rmtree(folder)
@@ -89,7 +89,7 @@ def remove_packed(root: Path, folder: Path) -> None:
 
     Errors: StoreError while it is being packed.
     """
-    with disk_errors(root, folder.name), hold_packed(root, folder.name, None):
+    with disk_errors(root, folder.name, verb="remove"), hold_packed(root, folder.name, None):
         (folder / RECORD).unlink(missing_ok=True)
         shutil.rmtree(folder)
 

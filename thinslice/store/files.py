@@ -18,13 +18,14 @@ _ADVICE = "remove a model with `thinslice rm`, or name a larger disk in THINSLIC
 
 @contextmanager
 def disk_errors(
-    folder: Path, what: str, num_bytes: int = 0, advice: str = _ADVICE
+    folder: Path, what: str, num_bytes: int = 0, advice: str = _ADVICE, *, verb: str = "store"
 ) -> Iterator[None]:
     """Turn the file system's refusals into a StoreError that names what was being stored.
 
     Args:
         num_bytes: what the work needs in all, told where the disk turns out to be full.
         advice: what would help then.
+        verb: what is done with it.
     """
     try:
         yield
@@ -32,7 +33,7 @@ def disk_errors(
         if error.errno in _FULL:
             raise StoreError(_full(folder, what, num_bytes, advice)) from error
         reason = error.strerror or type(error).__name__
-        raise StoreError(f"cannot store {what} in {folder}: {reason}") from error
+        raise StoreError(f"cannot {verb} {what} in {folder}: {reason}") from error
 
 
 def check_free_space(folder: Path, what: str, num_bytes: int, advice: str = _ADVICE) -> None:

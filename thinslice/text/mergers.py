@@ -83,7 +83,7 @@ def too_long(most: int) -> RequestError:
     """The error for a text without a place to cut it in."""
     return RequestError(
         f"the prompt has over {most} characters in a row that this model's tokenizer "
-        "takes as one word; put spaces or line breaks into them"
+        "takes as one word; break them up"
     )
 
 

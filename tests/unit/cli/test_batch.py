@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_llm import write_model
-from thinslice.cli.batch import Batch, answer_all, answered_already
+from thinslice.cli.batch import Batch, _append, answer_all, answered_already
 from thinslice.config import SamplingParams
 from thinslice.engine.in_order import complete_in_order
 from thinslice.engine.llm import LLM
 from thinslice.engine.request import Completion
-from thinslice.errors import ConfigError, RequestError
+from thinslice.errors import ConfigError, RequestError, StoreError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 MESSAGES = [{"role": "system", "content": "Brief."}, {"role": "user", "content": "Hm?"}]
@@ -192,6 +192,19 @@ def test_files_that_cannot_be_used_are_refused_before_a_model_is_loaded(batch: B
         replace(batch, out=empty.parent / "no" / "folder").check()
     with pytest.raises(ConfigError, match="the file of the prompts"):
         replace(batch, out=batch.prompts).check()
+
+
+def test_a_place_that_keeps_no_answers_is_no_file_for_them(batch: Batch) -> None:
+    with pytest.raises(ConfigError, match="is not a file"):
+        replace(batch, out=Path("/dev/null")).check()
+
+
+def test_a_full_disk_is_told_with_the_files_name() -> None:
+    with (
+        open("/dev/full", "wb", buffering=0) as file,
+        pytest.raises(StoreError, match="cannot write /dev/full: the disk is full"),
+    ):
+        _append(file, {})
 
 
 def test_few_prompts_are_read_ahead_and_leaving_early_leaves_nothing(llm: LLM) -> None:

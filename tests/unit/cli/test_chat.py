@@ -443,3 +443,31 @@ def test_a_piped_line_longer_than_any_prompt_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(chat.sys, "stdin", stream)
     with pytest.raises(RequestError, match="MiB"):
         chat._plain_line("", "")
+
+
+def test_the_exit_code_is_that_of_the_first_error() -> None:
+    llm = ScriptedLLM([CheckpointError], said("fine"))
+    chatting = Chat(Conversation(llm, SamplingParams(), None))
+    chatting.loop(reader(["/helo", "one", "two"]))
+    assert chatting.exit_code == RequestError.exit_code
+    other = Chat(Conversation(ScriptedLLM([CheckpointError], said("fine")), SamplingParams(), None))
+    other.loop(reader(["one", "two"]))
+    assert other.exit_code == CheckpointError.exit_code
+    third = Chat(Conversation(ScriptedLLM(said("fine")), SamplingParams(), None))
+    third.loop(reader(["one"]))
+    assert third.exit_code == 0
+
+
+def test_a_fence_that_is_never_closed_is_told_and_nothing_is_sent() -> None:
+    llm = ScriptedLLM()
+    with pytest.raises(RequestError, match='""" at the end of a line; it was not sent'):
+        talk(llm, ['"""', "Hi"])
+    assert llm.asked == []
+
+
+def test_an_answer_takes_the_room_there_is_where_more_was_asked_for() -> None:
+    llm = ScriptedLLM(said("a" * 20), said("b"), said("c"))
+    chatting = Chat(Conversation(llm, SamplingParams(max_tokens=30), None))
+    chatting.loop(reader(["x" * 10, "y" * 14, "z" * 15]))
+    # The context of 64 less 10; less 10 + 20 + 14; less that, 1 and 15.
+    assert [params.max_tokens for params in llm.params] == [30, 20, 4]
