@@ -23,7 +23,8 @@ import torch
 from benchmarks.harness import ROOT
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.engine.planning import Model
-from thinslice.memory.cuda_device import missing_for_cuda, open_device
+from thinslice.memory.cuda_device import CudaDevice
+from thinslice.memory.device import missing_for_cuda
 from thinslice.memory.measure_device import measure_device
 from thinslice.plan.memory_plan import StreamingPlan
 from thinslice.plan.weight_layout import WeightLayout
@@ -81,7 +82,7 @@ def run_peer(options: argparse.Namespace) -> Report:
     """One run of transformers: decode tokens/s of the batch, and the device's peak."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 -- the peer's process alone
 
-    device = open_device("cuda")  # first: what is in use on the card already is not the peer's
+    device = CudaDevice()  # first: what is in use on the card already is not the peer's
     # accelerate counts weights only: context and activations are given their room beside them.
     limits = {0: options.peer_memory, "cpu": "1000GiB"} if options.peer_memory else None
     model = AutoModelForCausalLM.from_pretrained(
@@ -132,7 +133,7 @@ def per_gib(report: Report) -> float:
 
 def compare(source: Path, packed: Path, options: argparse.Namespace) -> Report:
     """All rounds; medians of what each gave."""
-    device = open_device("cuda")
+    device = CudaDevice()
     profile = measure_device(device, 256 * MIB)
     torch.cuda.empty_cache()
     rounds: list[Report] = []

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from thinslice.kernels import native
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.buffers import empty, empty_bytes
 from thinslice.kernels.packed import PackedWeight
 from thinslice.plan.packed_format import PackedFormat, packed_bytes
 
@@ -49,11 +49,11 @@ def weights(fmt: PackedFormat) -> list[PackedWeight]:
     count = -(-WORKING_SET // size)
     buffer = empty_bytes(count * size)
     # Bytes below 0x3c: any two of them are a small finite half.
-    pattern = torch.randint(0, 60, (1 << 20,), dtype=torch.uint8)
-    for start in range(0, buffer.numel(), pattern.numel()):
-        piece = buffer[start : start + pattern.numel()]
-        piece.copy_(pattern[: piece.numel()])
-    parts = buffer.split(size)
+    pattern = np.random.default_rng(0).integers(0, 60, 1 << 20, np.uint8)
+    for start in range(0, buffer.size, pattern.size):
+        piece = buffer[start : start + pattern.size]
+        piece[...] = pattern[: piece.size]
+    parts = buffer.reshape(count, size)
     return [PackedWeight(part, fmt, OUT_FEATURES, IN_FEATURES) for part in parts]
 
 
@@ -63,16 +63,16 @@ def read_bandwidth(matrices: list[PackedWeight], first: int, count: int) -> floa
     for i in range(first, first + count):
         data = matrices[i % len(matrices)].data
         total += seconds(lambda data=data: native.read_memory(data))  # type: ignore[misc]
-    return count * matrices[0].data.numel() / total / 1e9
+    return count * matrices[0].data.size / total / 1e9
 
 
 def measure(matrices: list[PackedWeight], rows: int, threads: int, passes: int) -> Figure:
     """Pairs of a few calls and a read of as many bytes, taken in turn."""
     native.set_num_threads(threads)
-    x = torch.randn(rows, IN_FEATURES)
-    out = torch.empty(rows, OUT_FEATURES)
+    x = np.random.default_rng(0).standard_normal((rows, IN_FEATURES), np.float32)
+    out = empty((rows, OUT_FEATURES), np.float32)
     calls = 8 if rows <= 16 else 1
-    size = matrices[0].data.numel()
+    size = matrices[0].data.size
     times, reads = [], []
     for i in range(passes):
         first = 2 * i * calls
@@ -92,7 +92,9 @@ def measure(matrices: list[PackedWeight], rows: int, threads: int, passes: int) 
 
 
 def measure_torch(rows: int, threads: int, passes: int) -> Figure:
-    """torch's bf16 linear (oneDNN) on the same shape, as what there was before."""
+    """torch's bf16 linear (oneDNN) on the same shape, as another library's."""
+    import torch  # noqa: PLC0415 -- of no other figure
+
     torch.set_num_threads(threads)
     count = -(-WORKING_SET // (2 * OUT_FEATURES * IN_FEATURES))
     matrices = torch.zeros(count, OUT_FEATURES, IN_FEATURES, dtype=torch.bfloat16)
@@ -102,7 +104,6 @@ def measure_torch(rows: int, threads: int, passes: int) -> Figure:
         weight = matrices[i % count]
         times.append(seconds(lambda w=weight: torch.nn.functional.linear(x, w)))  # type: ignore[misc]
     per_call = statistics.median(times[1:])
-    torch.set_num_threads(1)
     return Figure(
         what="torch bf16",
         rows=rows,
@@ -132,7 +133,6 @@ def main() -> None:
     parser.add_argument("--skip-torch", action="store_true")
     args = parser.parse_args()
     native.set_isa(args.isa)
-    torch.set_num_threads(1)
     figures = []
     for name in args.formats:
         matrices = weights(PackedFormat(name))

@@ -15,8 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from thinslice import LLM, SamplingParams
 from thinslice.errors import ThinsliceError
 from thinslice.kernels import native
@@ -90,12 +88,12 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 def measure_memory() -> dict[str, object]:
     """GB/s of reading a buffer far larger than the caches, on all threads."""
     data = empty_bytes(GIB + GIB // 8)
-    data.fill_(1)
+    data.fill(1)
     rates = []
     for _ in range(5):
         start = time.perf_counter()
         native.read_memory(data)
-        rates.append(data.numel() / (time.perf_counter() - start))
+        rates.append(data.size / (time.perf_counter() - start))
     return {"bytes_per_s": statistics.median(rates)}
 
 
@@ -114,7 +112,6 @@ def main() -> None:
     if options.model is None and not options.read_memory:
         parser.error("name a MODEL, or --read-memory")
     if options.threads is not None:
-        torch.set_num_threads(options.threads)
         native.set_num_threads(options.threads)
     try:
         result = measure_memory() if options.read_memory else measure(options)

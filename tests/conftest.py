@@ -8,10 +8,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Before torch is imported, as the command line does: its threads would spin while they wait.
+# Torch, which computes references, would have its threads spin while they wait.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-import torch
 
+from thinslice.kernels import native
 from thinslice.store.store import Store
 
 pytest_plugins = ["tests.own_store", "tests.random_order"]
@@ -63,7 +63,7 @@ def smollm2_path() -> Path:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """For tiny models, whose threads would wait for each other longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = native.num_threads()
+    native.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    native.set_num_threads(before)

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from tests.arrays import array_of
 from tests.checkpoints import random_tensors, tiny_config
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import SamplingParams
@@ -12,7 +15,7 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model
 from thinslice.engine.runner import Runner
-from thinslice.kernels.dispatch import TORCH
+from thinslice.kernels.native_ops import NATIVE
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.resident import ResidentWeights
 from thinslice.model.batch import TokenRun, pack
@@ -46,20 +49,22 @@ def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
     return sequence.completion_token_ids
 
 
-@torch.inference_mode()
-def logits_of(engine: Engine, prompt: list[int]) -> torch.Tensor:
+def logits_of(engine: Engine, prompt: list[int]) -> NDArray[np.float32]:
     """Logits [T, V] of every position of a prompt, run at once."""
     block_size = engine.plan.block_size
     blocks = range(-(-len(prompt) // block_size))
     batch = pack([TokenRun(prompt, 0, blocks)], block_size)
     runner = engine.runner
+    if runner.device is not None:
+        batch = batch.to(runner.device.moved)
     hidden_TD = runner.decoder.forward(batch, runner.weights, runner.kv_caches)
     return runner.decoder.logits(hidden_TD, runner.weights)
 
 
 def resident_weights(shape: ModelShape, tensors: Mapping[str, torch.Tensor]) -> Weights:
-    """Weights from tensors by their names in a checkpoint, on torch's operators."""
-    return Weights(shape, ResidentWeights(tensors), TORCH, None, shape.num_nextn_predict_layers > 0)
+    """Weights from tensors by their names in a checkpoint."""
+    source = ResidentWeights({name: array_of(one) for name, one in tensors.items()})
+    return Weights(shape, source, NATIVE, None, shape.num_nextn_predict_layers > 0)
 
 
 def tiny_engine(**sizes: int) -> Engine:

@@ -1,21 +1,25 @@
 """Speculative decoding in the plainest way, for tests of its parts: no scheduler, no budget."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.config import SamplingParams
 from thinslice.engine import sequence as engine_sequence
+from thinslice.engine.draws import Draws
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.sampler import best_tokens, sample_rows
-from thinslice.kernels.dispatch import TORCH
+from thinslice.kernels.convert import converted
+from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.kernels.native_ops import NATIVE
 from thinslice.kernels.ops import Linear
 from thinslice.kernels.paged_kv import PagedKv
-from thinslice.kernels.torch_ops import gather_kv
 from thinslice.memory.resident import LoadedDtypes, load_resident
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder
@@ -32,33 +36,45 @@ def load_small_mtp() -> Weights:
     """The small trained model in float32."""
     checkpoint = open_checkpoint(SMALL_MTP)
     with CheckpointReader(checkpoint) as reader:
-        dtypes = LoadedDtypes(torch.float32, torch.float32)
+        dtypes = LoadedDtypes(np.dtype(np.float32), np.dtype(np.float32))
         source = load_resident(reader, dtypes, has_predictions=True)
-    return Weights(checkpoint.shape, source, TORCH, has_predictions=True)
+    return Weights(checkpoint.shape, source, NATIVE, has_predictions=True)
 
 
-def empty_caches(shape: ModelShape, num_sequences: int, count: int) -> list[PagedKv]:
+def empty_caches(
+    shape: ModelShape, num_sequences: int, count: int, dtype: np.dtype = FLOAT_DTYPES["float32"]
+) -> list[PagedKv]:
     """K and V of so many layers; garbage where nothing has been written, as in an engine."""
     num_blocks = num_sequences * MAX_POSITIONS // BLOCK_SIZE
     size = (num_blocks, shape.num_key_value_heads, BLOCK_SIZE, shape.head_dim)
-    return [PagedKv(torch.full(size, 9.0), torch.full(size, -9.0)) for _ in range(count)]
+    nines = np.full(size, 9.0, np.float32)
+    return [
+        PagedKv(converted(nines, dtype).copy(), converted(-nines, dtype).copy())
+        for _ in range(count)
+    ]
 
 
-def cached(cache: PagedKv, blocks: list[int], count: int) -> list[torch.Tensor]:
-    """K and V of a sequence's first positions."""
-    used = torch.tensor(blocks[: -(-count // BLOCK_SIZE)])
-    return [gather_kv(one, used, count) for one in (cache.k, cache.v)]
+def cached(cache: PagedKv, blocks: list[int], count: int) -> list[NDArray[np.generic]]:
+    """K and V of a sequence's first positions, [K, S, H]."""
+    used = blocks[: -(-count // BLOCK_SIZE)]
+    return [np.concatenate([*one[used]], axis=1)[:, :count] for one in (cache.k, cache.v)]
 
 
-@torch.inference_mode()
 def from_scratch(
-    weights: Weights, token_ids: list[int], num_drafts: int, num_kept: int | None = None
-) -> tuple[list[torch.Tensor], list[int]]:
+    weights: Weights,
+    token_ids: list[int],
+    num_drafts: int,
+    num_kept: int | None = None,
+    kv_dtype: np.dtype = FLOAT_DTYPES["float32"],
+) -> tuple[list[NDArray[np.generic]], list[int]]:
     """K and V of each prediction layer of a whole text's rows, all run at once, or of the first so
     many; and the drafts after it."""
     shape, decoder = weights.shape, Decoder(weights.shape)
     count, num_main = len(token_ids) - 1, shape.num_hidden_layers
-    caches = empty_caches(shape, 1, num_main + shape.num_nextn_predict_layers)
+    caches = empty_caches(shape, 1, num_main + shape.num_nextn_predict_layers, kv_dtype)
+    # What an engine fused writes into the engine's caches.
+    weights = copy(weights)
+    weights.fused, weights.fused_predictions = None, [None] * shape.num_nextn_predict_layers
     blocks = list(range(caches[0].k.shape[0]))
     batch = pack([TokenRun(token_ids[:-1], 0, blocks)], BLOCK_SIZE)
     hidden = decoder.forward(batch, weights, caches[:num_main])
@@ -116,11 +132,11 @@ class Speculation:
         self.main_caches, self.mtp_caches = caches[:-1], caches[-1]
         self.drafter = MTPDrafter(self.decoder, weights, [self.mtp_caches])
         # Blocks of a sequence lie apart, so that a wrong one is seen.
-        tables = torch.arange(caches[0].k.shape[0]).view(-1, len(prompts)).T.flip(1)
+        tables = np.arange(caches[0].k.shape[0]).reshape(-1, len(prompts)).T[:, ::-1]
         params = SamplingParams(temperature=0)
         self.runs = [
             Run(
-                engine_sequence.Sequence(i, prompt, params, MAX_POSITIONS, torch.Generator()),
+                engine_sequence.Sequence(i, prompt, params, MAX_POSITIONS, Draws(0)),
                 tables[i].tolist(),
                 num_drafts,
             )
@@ -133,7 +149,6 @@ class Speculation:
             self.step(active)
         return [run.sequence.completion_token_ids for run in self.runs]
 
-    @torch.inference_mode()
     def step(self, runs: list[Run], chunk: int = MAX_POSITIONS) -> None:
         """Up to ``chunk`` tokens of each sequence through the model, then verify and draft."""
         fed = []
@@ -145,7 +160,7 @@ class Speculation:
         for run, drafts in zip(runs, self.drafter.propose(rows), strict=True):
             run.drafts = drafts
 
-    def _advance(self, run: Run, fed: list[int], hidden: torch.Tensor) -> CertainRows:
+    def _advance(self, run: Run, fed: list[int], hidden: NDArray[np.float32]) -> CertainRows:
         """Verify where the prompt is through; the rows that are certain now."""
         sequence, drafts = run.sequence, run.drafts
         start, count = sequence.num_computed, len(fed) - len(drafts)
@@ -165,7 +180,7 @@ class Speculation:
         rows = CertainRows(start, hidden[:count], next_ids, run.blocks, num_drafts)
         return self.change(rows, drafts)
 
-    def _forward(self, runs: list[Run], fed: list[list[int]]) -> list[torch.Tensor]:
+    def _forward(self, runs: list[Run], fed: list[list[int]]) -> list[NDArray[np.float32]]:
         packed = [
             TokenRun(tokens, run.sequence.num_computed, run.blocks)
             for run, tokens in zip(runs, fed, strict=True)
@@ -189,7 +204,7 @@ def embedding_first(weights: Weights) -> None:
     """A planted fault: the halves of the concatenation the other way round."""
     (layer,) = weights.predictions
     whole = layer.pairing.whole
-    assert isinstance(whole, torch.Tensor)
-    first, second = whole.chunk(2, dim=1)
-    pairing = Linear.resident(torch.cat((second, first), dim=1))
+    assert isinstance(whole, np.ndarray)
+    first, second = np.split(whole, 2, axis=1)
+    pairing = Linear.resident(np.concatenate((second, first), axis=1))
     weights.predictions = (replace(layer, pairing=pairing),)

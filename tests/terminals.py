@@ -64,6 +64,13 @@ class TerminalProgram:
         before, self._read_to = self.shown[self._read_to : end], end
         return before
 
+    def wait_for_more(self) -> None:
+        """Read until more than spaces is shown behind what was waited for."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.shown[self._read_to :].strip():
+            assert time.monotonic() < deadline, f"no more behind {self.shown[-2000:]!r}"
+            self._read(1.0)
+
     def wait_for_prompt(self) -> str:
         """Read until a new prompt waits for keys; returns what was shown before it."""
         shown = self.wait_for(PASTES_MARKED)

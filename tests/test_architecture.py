@@ -27,6 +27,22 @@ LAYERS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 TORCH_FREE = ("units", "closing", "process", "errors", "config", "plan", "store")
+# What computes on a card, or copies there; all else has arrays of NumPy.
+TORCH_FILES = (
+    "kernels/torch_ops.py",
+    "kernels/cuda_ops.py",
+    "kernels/tensors.py",
+    "kernels/triton_*.py",
+    "memory/cuda_device.py",
+)
+# What loads, runs, compares and packs models.
+WITHOUT_A_CARD = (
+    "thinslice.cli.commands",
+    "thinslice.engine.llm",
+    "thinslice.engine.async_engine",
+    "thinslice.engine.compare",
+    "thinslice.pack.pack",
+)
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 450, 70, 5
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -48,6 +64,15 @@ def imports_of(tree: ast.AST) -> Iterator[tuple[ast.stmt, str]]:
             yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node, node.module
+
+
+def imported_by_name(tree: ast.AST) -> Iterator[str]:
+    """Modules whose names are given to a function that imports."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args)
+    for call in calls:
+        is_import = ast.unparse(call.func).split(".")[-1] in ("import_module", "__import__")
+        if is_import and isinstance(call.args[0], ast.Constant):
+            yield str(call.args[0].value)
 
 
 def functions_of(tree: ast.AST) -> Iterator[Function]:
@@ -140,14 +165,18 @@ def test_modules_and_public_names_say_what_they_are(path: Path) -> None:
             assert ast.get_docstring(node), f"{node.name} says nothing"
 
 
-@pytest.mark.parametrize("name", ["decoder.py", "mtp.py", "weights.py"])
-def test_the_text_of_the_model_names_no_torch(name: str) -> None:
-    """It is written in operators; what their arrays are is theirs to know."""
-    for node in ast.walk(parse(PACKAGE / "model" / name)):
-        if isinstance(node, ast.Import):
-            assert not [one.name for one in node.names if one.name.split(".")[0] == "torch"]
-        if isinstance(node, ast.ImportFrom):
-            assert (node.module or "").split(".")[0] != "torch"
+@each_file
+def test_torch_is_imported_for_a_card_alone(path: Path) -> None:
+    if any(path.match(f"thinslice/{one}") for one in TORCH_FILES):
+        return
+    tree = parse(path)
+    names = [*(name for _, name in imports_of(tree)), *imported_by_name(tree)]
+    assert "torch" not in [name.split(".")[0] for name in names]
+
+
+def test_a_model_runs_on_the_processor_without_torch() -> None:
+    check = f"import sys, {', '.join(WITHOUT_A_CARD)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

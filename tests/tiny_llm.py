@@ -19,9 +19,15 @@ def beside(num_bytes: int) -> int:
     return current_rss_bytes() + num_bytes
 
 
-def write_model(path: Path, chat_template: str = TEMPLATE) -> Path:
-    """Write the model and return its path."""
-    config = tiny_config(vocab_size=259, bos_token_id=257, eos_token_id=258)
+def write_model(path: Path, chat_template: str = TEMPLATE, context: int = 512) -> Path:
+    """Write the model and return its path.
+
+    Args:
+        context: the most positions it is said to know.
+    """
+    config = tiny_config(
+        vocab_size=259, bos_token_id=257, eos_token_id=258, max_position_embeddings=context
+    )
     tokenizer = GgufTokenizer(
         tokens=(*BYTE_TO_CHARACTER, "th", *SPECIAL),
         merges=("t h",),

@@ -12,18 +12,12 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 
+import thinslice.cli.commands
+import thinslice.engine.compare
+import thinslice.engine.llm
+import thinslice.pack.pack  # noqa: F401
 from tests.warm_start import STREAMS
 from thinslice.cli.app import main
-from thinslice.process import set_environment
-
-set_environment()  # before torch is imported
-import thinslice.cli.commands  # noqa: E402
-import thinslice.engine.compare  # noqa: E402
-import thinslice.engine.llm  # noqa: E402
-import thinslice.pack.pack  # noqa: E402, F401
-
-# Read when libraries are imported, so that they are those of this process.
-_SET_BEFORE_IMPORT = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
 
 @dataclass
@@ -94,9 +88,8 @@ def _become(descriptors: list[int]) -> list[str]:
     )
     environment: dict[str, str] = order["environment"]
     arguments: list[str] = order["arguments"]
-    kept = {name: os.environ[name] for name in _SET_BEFORE_IMPORT}
     os.environ.clear()
-    os.environ.update(environment | kept)
+    os.environ.update(environment)
     os.chdir(order["folder"])
     sys.argv = ["thinslice", *arguments]
     return arguments

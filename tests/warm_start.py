@@ -2,10 +2,10 @@
 
     subprocess.run([*warm_thinslice(), "plan", "smollm2"], ...)
 
-behaves as with ``python -m thinslice``, two seconds sooner: one process imports what commands need
-and forks a child for each. What happens before and while that is imported (variables that libraries
-read, encodings, control groups, Ctrl-C at a start) needs processes of its own, and so does what is
-said of memory: such a child begins without most pages of the libraries.
+behaves as with ``python -m thinslice``, half a second sooner: one process imports what commands
+need and forks a child for each. What happens before and while that is imported (variables that
+libraries read, encodings, control groups, Ctrl-C at a start) needs processes of its own, and so
+does what is said of memory: such a child begins without most pages of the libraries.
 """
 
 import atexit

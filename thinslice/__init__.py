@@ -79,7 +79,6 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
-        import_module("thinslice.process").set_environment()  # before torch is imported
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'thinslice' has no attribute {name!r}")
 

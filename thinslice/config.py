@@ -294,9 +294,8 @@ class EngineSettings:
             the memory.
         context: Tokens of prompt and completion together. Default: as many as fit beside resident
             weights, if that is at least 1,024; otherwise the weights are streamed.
-        dtype: Weight type. auto: int4 or int8 if the file is quantised so, otherwise bfloat16 if
-            the processor supports it. For int4 or int8, a model of floats is packed once; the copy
-            is kept in the store.
+        dtype: Weight type. auto: int4 or int8 if the file is quantised so, otherwise bfloat16. For
+            int4 or int8, a model of floats is packed once; the copy is kept in the store.
         kv_dtype: KV cache type. auto: bfloat16, or float32 with float32 weights.
         draft: Speculative drafting; the output does not change. ngram: prompt lookup. mtp: the
             model's own prediction layer. auto: ngram, otherwise mtp if the model has it and it fits

@@ -16,7 +16,7 @@ from itertools import cycle
 from math import prod
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.names import expected_tensors
@@ -114,8 +114,8 @@ def _pieces(target: Target, work: Work, floats: RandomValues) -> Iterator[memory
 
 @lru_cache(maxsize=8)
 def _template(fmt: PackedFormat, columns: int) -> memoryview:
-    generator = torch.Generator().manual_seed(columns)
-    return as_bytes(quantize(torch.randn(_ROWS, columns, generator=generator) * STD, fmt).data)
+    numbers = np.random.default_rng(columns).standard_normal((_ROWS, columns), np.float32)
+    return memoryview(quantize(numbers * np.float32(STD), fmt).data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

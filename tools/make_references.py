@@ -34,6 +34,8 @@ from thinslice.checkpoint.names import expected_tensors
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ConfigError, ThinsliceError
+from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.tensors import tensor_of
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.store.store import Store
 from thinslice.units import MIB
@@ -86,8 +88,9 @@ def write_folder(source: Path, config: Mapping[str, Any], folder: Path) -> None:
     tensors = {}
     with CheckpointReader(open_checkpoint(source)) as reader:
         for name, size in expected_tensors(shape).items():
-            tensors[name] = torch.empty(size, dtype=torch.bfloat16)
-            reader.read(name, tensors[name])
+            numbers = np.empty(size, BF16)
+            reader.read(name, numbers)
+            tensors[name] = tensor_of(numbers)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", config)
     write_tokenizer(folder, source, shape.vocab_size)

@@ -26,8 +26,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
@@ -36,17 +38,19 @@ from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ConfigError, ThinsliceError
 from thinslice.kernels import torch_ops
-from thinslice.kernels.dispatch import TORCH
 from thinslice.kernels.ops import RotaryTables
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.kernels.rotary import Rotary
-from thinslice.memory.resident import LoadedDtypes, load_resident
+from thinslice.kernels.tensors import tensor_of
+from thinslice.kernels.torch_ops import TORCH
+from thinslice.memory.resident import LoadedDtypes, ResidentWeights, load_resident
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder
 from thinslice.model.mtp import PredictionLayer
 from thinslice.model.weights import Weights
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.shape_from_config import shape_from_config
+from thinslice.plan.tensors import EMBEDDING
 from thinslice.text.byte_level import BYTE_TO_CHARACTER
 from tools.small_mtp_text import (
     END_OF_TEXT,
@@ -243,7 +247,8 @@ class TrainedModel(nn.Module):
         The first of the rows have no second draft, and the first two no third.
         """
         length = ids.shape[1] - 1
-        rotary = Rotary(self.shape).tables(torch.arange(length))
+        cos, sin = Rotary(self.shape).tables(np.arange(length))
+        rotary = tensor_of(cos), tensor_of(sin)
         embeddings = self.model.embed_tokens(ids)
         x = embeddings[:, :-1]
         for layer in self.model.layers:
@@ -359,6 +364,14 @@ def _shares(name: str, outcomes: dict[str, list[bool]]) -> dict[str, float]:
     return {key: round(sum(v) / len(v), 4) for key, v in {name: everything, **shares}.items()}
 
 
+class TorchWeights(ResidentWeights):
+    """The weights of a checkpoint as torch's tensors."""
+
+    def embed(self, token_ids_T: NDArray[np.int64]) -> torch.Tensor:
+        """Rows of the embedding table, [T, D]."""
+        return self.tensors[EMBEDDING][torch.from_numpy(token_ids_T)]
+
+
 @torch.inference_mode()
 def check_export(folder: Path, model: TrainedModel) -> None:
     """Load the folder with thinslice and compare the logits of a row with the trained model's.
@@ -368,22 +381,22 @@ def check_export(folder: Path, model: TrainedModel) -> None:
     checkpoint = open_checkpoint(folder)
     shape = checkpoint.shape
     with CheckpointReader(checkpoint) as reader:
-        dtypes = LoadedDtypes(torch.float32, torch.float32)
-        source = load_resident(reader, dtypes, has_predictions=True)
+        dtypes = LoadedDtypes(np.dtype(np.float32), np.dtype(np.float32))
+        loaded = load_resident(reader, dtypes, has_predictions=True).tensors
+    source = TorchWeights({name: tensor_of(one) for name, one in loaded.items()})
     decoder, weights = Decoder(shape), Weights(shape, source, TORCH, has_predictions=True)
     row, _ = next(training_rows(random.Random(1), 128))
-    ids = torch.tensor(row)
-    batch = pack([TokenRun(row[:-1], 0, [0])], block_size=128)
+    batch = pack([TokenRun(row[:-1], 0, [0])], block_size=128).to(tensor_of)
     size = (1, shape.num_key_value_heads, 128, shape.head_dim)
     caches = [
         PagedKv(torch.zeros(size), torch.zeros(size)) for _ in range(shape.num_hidden_layers + 1)
     ]
     hidden = decoder.forward(batch, weights, caches[:-1])
     layer = PredictionLayer(decoder, weights, 0, caches[-1])
-    out = layer.predict(hidden, weights.embed(ids[1:]), batch)
-    logits, drafted = model(ids[None])
-    torch.testing.assert_close(decoder.logits(hidden, weights), logits[0])
-    torch.testing.assert_close(weights.ops.linear(out, weights.head).float(), drafted[0][0])
+    out = layer.predict(hidden, weights.embed(np.array(row[1:])), batch)
+    logits, drafted = model(torch.tensor([row]))
+    torch.testing.assert_close(tensor_of(decoder.logits(hidden, weights)), logits[0])
+    torch.testing.assert_close(weights.ops.linear(out, weights.head), drafted[0][0])
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -6,20 +6,25 @@ import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import triton
 
 from tests.cuda.twin_device import TwinDevice
 from tests.engines import engine_of, greedy
 from tests.tiny_llm import write_model
 from thinslice.checkpoint.open import open_checkpoint
+from thinslice.cli import machine
 from thinslice.cli.app import main
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.engine.llm import LLM
 from thinslice.errors import BudgetError, ConfigError
 from thinslice.memory import cuda_device, nvml
-from thinslice.units import MIB
+from thinslice.memory import device as device_module
+from thinslice.memory.device import missing_for_cuda
+from thinslice.units import GIB, MIB
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +38,8 @@ def _no_input(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def twin(monkeypatch: pytest.MonkeyPatch) -> TwinDevice:
     """A device that --device cuda opens."""
     device = TwinDevice()
-    monkeypatch.setattr(cuda_device, "open_device", lambda name: device)
+    monkeypatch.setattr(cuda_device, "missing", lambda: None)
+    monkeypatch.setattr(cuda_device, "CudaDevice", lambda: device)
     return device
 
 
@@ -115,15 +121,35 @@ def test_without_a_card_one_line_says_what_is_missing(
 def test_what_is_missing_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "no CUDA card" in str(cuda_device.missing_for_cuda())
+    assert "no CUDA card" in str(missing_for_cuda())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda_device, "find_spec", lambda name: None)
-    assert "Triton" in str(cuda_device.missing_for_cuda())
+    assert "Triton" in str(missing_for_cuda())
     monkeypatch.setattr(cuda_device, "find_spec", find_spec)
     monkeypatch.setattr(nvml, "_LIBRARY", "no-such-library.so")
-    assert "no-such-library.so" in str(cuda_device.missing_for_cuda())
+    assert "no-such-library.so" in str(missing_for_cuda())
     monkeypatch.setattr(nvml, "_LIBRARY", None)  # the process itself, which can be opened
-    assert cuda_device.missing_for_cuda() is None
+    assert missing_for_cuda() is None
+    monkeypatch.setattr(device_module, "find_spec", lambda name: None)
+    assert "torch" in str(missing_for_cuda())
+
+
+def test_a_torch_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> ModuleType:
+        raise OSError("libcudart.so.13: cannot open shared object file\nSee the notes")
+
+    monkeypatch.setattr(device_module, "import_module", broken)
+    assert str(missing_for_cuda()).endswith("libcudart.so.13: cannot open shared object file")
+
+
+def test_cards_are_told_with_what_computes_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "missing_for_cuda", lambda: None)
+    monkeypatch.setattr(cuda_device, "cards", lambda: [("H200", 140 * GIB), ("T4", 15 * GIB)])
+    findings = {finding.name: finding.value for finding in machine._devices()}
+    assert findings["torch"] == torch.__version__
+    assert findings["Triton"] == triton.__version__
+    assert findings["GPU 0"] == "H200, 140.0 GiB; for --device cuda"
+    assert findings["GPU 1"].startswith("T4, 15.0 GiB")
 
 
 def test_options_that_cannot_take_effect_are_refused(twin: TwinDevice, tmp_path: Path) -> None:

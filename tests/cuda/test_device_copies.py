@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from tests.cuda.twin_device import TwinDevice, TwinEvent
+from tests.arrays import tensor_of
+from tests.cuda.twin_device import Memory, TwinDevice, TwinEvent
 from thinslice.errors import CheckpointError
 from thinslice.memory.device_copies import DeviceCopies, Source
 from thinslice.memory.measure_device import measure_device
@@ -20,8 +23,8 @@ from thinslice.plan.weight_layout import Matrix, WeightSlice
 SIZE, NUM_SLICES = 4096, 7
 
 
-def content(index: int) -> torch.Tensor:
-    return torch.full((SIZE,), index, dtype=torch.uint8)
+def content(index: int) -> NDArray[np.uint8]:
+    return np.full(SIZE, index, np.uint8)
 
 
 def slice_at(index: int) -> WeightSlice:
@@ -40,7 +43,7 @@ def copies_of(device: TwinDevice, path: Path, num_buffers: int = 3) -> Iterator[
         for index in range(NUM_SLICES)
     ]
     sources = [Source(slice_at(index), place) for index, place in enumerate(places)]
-    ring = list(torch.zeros(num_buffers, SIZE, dtype=torch.uint8))
+    ring = [*device.empty((num_buffers, SIZE), "uint8")]
     with SliceReader.open(on_disk, buffer_bytes=2 * SIZE, num_buffers=2) as reader:
         copies = DeviceCopies(device, sources, ring, reader)
         copies.start()
@@ -53,7 +56,7 @@ def copies_of(device: TwinDevice, path: Path, num_buffers: int = 3) -> Iterator[
 def sweep(copies: DeviceCopies, count: int = NUM_SLICES) -> None:
     for index in range(count):
         with copies.next(slice_at(index)) as data:
-            assert torch.equal(data, content(index))
+            assert torch.equal(data, tensor_of(content(index)))
 
 
 def sweep_often(copies: DeviceCopies) -> None:
@@ -109,7 +112,7 @@ class Hasty(TwinDevice):
 class Rash(TwinDevice):
     """Copies without waiting for computing."""
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, after: TwinEvent | None):
+    def copy(self, target: Memory, source: Memory, after: TwinEvent | None):
         return super().copy(target, source, None)
 
 
@@ -141,7 +144,7 @@ def test_copies_that_do_not_wait_are_seen(
 class Faulty(TwinDevice):
     """Fails at a copy."""
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, after: TwinEvent | None):
+    def copy(self, target: Memory, source: Memory, after: TwinEvent | None):
         if self.num_copied_bytes == 2 * SIZE:
             raise RuntimeError("the card is busy")
         return super().copy(target, source, after)
@@ -162,7 +165,7 @@ class Late(Faulty):
         super().__init__()
         self.may_fail = threading.Event()
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, after: TwinEvent | None):
+    def copy(self, target: Memory, source: Memory, after: TwinEvent | None):
         if self.num_copied_bytes == 2 * SIZE:
             self.may_fail.wait(10)
         return super().copy(target, source, after)
@@ -181,7 +184,7 @@ def test_such_an_error_during_a_restart_is_not_forgotten(tmp_path: Path) -> None
 def test_memory_that_is_unlocked_under_a_copy_is_seen() -> None:
     device = TwinDevice()
     source = device.page_locked(SIZE)
-    copied = device.copy(torch.zeros(SIZE, dtype=torch.uint8), source, None)
+    copied = device.copy(device.empty((SIZE,), "uint8"), source, None)
     with pytest.raises(AssertionError, match="under a copy"):
         device.unlock(source)
     device.finish(copied)

@@ -5,10 +5,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from tests.arrays import tensor_of
 from tests.numerics.oracle import random_packed
 from thinslice.kernels import cuda_ops, torch_ops, triton_attention, triton_linear
 from thinslice.kernels.packed import PackedWeight, unpack
@@ -22,7 +26,15 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
 def exact(x_TD: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    return x_TD.double() @ unpack(weight).double().T
+    return x_TD.double() @ torch.as_tensor(unpack(weight)).double().T
+
+
+def linear(
+    x_TD: torch.Tensor, weight: PackedWeight, *others: torch.Tensor, **more: torch.Tensor
+) -> torch.Tensor:
+    """The kernels' product with a matrix of the host, as a device has it."""
+    there = replace(weight, data=tensor_of(weight.data))
+    return triton_linear.linear(x_TD, there, *others, **more)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -39,8 +51,8 @@ def test_products_are_those_of_the_numbers(
     bias, residual = random(size[0], seed=1), random(num_rows, 2 * size[0], seed=2)[:, : size[0]]
     entered = x if num_rows <= 16 else x.bfloat16()
     expected = (exact(entered, weight) + bias + residual).float()
-    torch.testing.assert_close(triton_linear.linear(x, weight, bias, residual), expected)
-    out = triton_linear.linear(x, weight, bias, residual, out=residual)
+    torch.testing.assert_close(linear(x, weight, bias, residual), expected)
+    out = linear(x, weight, bias, residual, out=residual)
     assert out.data_ptr() == residual.data_ptr()
     torch.testing.assert_close(residual, expected)
 
@@ -49,7 +61,7 @@ def test_products_are_those_of_the_numbers(
 @pytest.mark.parametrize("num_rows", [2, 20])
 def test_products_of_bfloat16_are_the_nearest(fmt: PackedFormat, num_rows: int) -> None:
     weight, x = random_packed(fmt, 48, 96, seed=1), random(num_rows, 96).bfloat16()
-    result = triton_linear.linear(x, weight)
+    result = linear(x, weight)
     assert result.dtype == torch.bfloat16
     expected = exact(x, weight)
     error = (result.double() - expected).abs()
@@ -59,52 +71,53 @@ def test_products_of_bfloat16_are_the_nearest(fmt: PackedFormat, num_rows: int) 
 @each_format
 def test_a_row_has_the_same_bits_in_any_company(fmt: PackedFormat) -> None:
     weight, x = random_packed(fmt, 40, 96, seed=1), random(16, 96)
-    alone = triton_linear.linear(x[:1], weight)
+    alone = linear(x[:1], weight)
     for num_rows in (2, 5, 16):
-        assert torch.equal(triton_linear.linear(x[:num_rows], weight)[:1], alone)
+        assert torch.equal(linear(x[:num_rows], weight)[:1], alone)
 
 
 @pytest.mark.parametrize("num_rows", [2, 20])
 def test_a_fault_in_the_scales_is_seen(num_rows: int) -> None:
     """The comparison fails where the scales of two groups are exchanged."""
     weight, x = random_packed(PackedFormat.INT4, 48, 128, seed=1), random(num_rows, 128)
-    faulty = weight.data.clone().view(3, 2, 576)
-    faulty[:, :, 512:] = weight.data.view(3, 2, 576)[:, :, 512:].roll(32, dims=2)
-    other = PackedWeight(faulty.flatten(), weight.format, 48, 128)
+    faulty = tensor_of(weight.data).clone().view(3, 2, 576)
+    faulty[:, :, 512:] = faulty[:, :, 512:].roll(32, dims=2)
+    other = replace(weight, data=faulty.flatten())
     entered = x if num_rows <= 16 else x.bfloat16()
     expected = exact(entered, weight).float()
-    torch.testing.assert_close(triton_linear.linear(x, weight), expected)
+    torch.testing.assert_close(linear(x, weight), expected)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(triton_linear.linear(x, other), expected)
 
 
 def sequences_of(
     lengths: Sequence[int], counts: Sequence[int]
-) -> tuple[SequenceBatch, torch.Tensor]:
+) -> tuple[SequenceBatch, NDArray[np.int64]]:
     """A batch whose blocks lie in no order, and the slots of its rows."""
     num_blocks = [-(-length // BLOCK_SIZE) for length in lengths]
     order = torch.randperm(sum(num_blocks), generator=torch.Generator().manual_seed(3)).tolist()
-    tables = torch.zeros(len(lengths), max(num_blocks), dtype=torch.int32)
+    tables = np.zeros((len(lengths), max(num_blocks)), np.int32)
     slots = []
     for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         blocks = [order.pop() for _ in range(num_blocks[row])]
-        tables[row, : len(blocks)] = torch.tensor(blocks)
+        tables[row, : len(blocks)] = blocks
         positions = range(length - count, length)
         slots += [blocks[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE for at in positions]
-    starts = torch.tensor([0, *counts]).cumsum(0).int()
-    return SequenceBatch(starts, torch.tensor(lengths).int(), tables), torch.tensor(slots)
+    starts = np.cumsum([0, *counts], dtype=np.int32)
+    return SequenceBatch(starts, np.array(lengths, np.int32), tables), np.array(slots)
 
 
 def attended(
     ops: object, dtype: torch.dtype, head_dim: int, window: int | None, batch: SequenceBatch
 ) -> torch.Tensor:
     lengths, starts = batch.context_lens.tolist(), batch.query_starts
-    _, slots = sequences_of(lengths, starts.diff().tolist())
+    _, slots = sequences_of(lengths, np.diff(starts).tolist())
     num_blocks = sum(-(-length // BLOCK_SIZE) for length in lengths)
     k, v = random(2, num_blocks, 2, BLOCK_SIZE, head_dim, seed=1).to(dtype)
     q = random(int(starts[-1]), 4, head_dim, seed=2).to(dtype)
     new = random(2, int(starts[-1]), 2, head_dim, seed=4).to(dtype)
-    return ops.attend((q, *new), PagedKv(k, v), slots, batch, window)
+    there = batch.to(tensor_of)
+    return ops.attend((q, *new), PagedKv(k, v), tensor_of(slots), there, window)
 
 
 @pytest.mark.parametrize("head_dim", [16, 24])
@@ -141,14 +154,12 @@ def test_a_rows_attention_does_not_depend_on_its_company() -> None:
     q, new = random(2, 4, 16, seed=2), random(2, 2, 2, 16, seed=4)
     results = []
     for count in (1, 2):
-        tables = (
-            torch.stack([torch.arange(10), torch.arange(10).flip(0) + 2])[:count].int().contiguous()
-        )
-        starts, lengths = torch.arange(count + 1).int(), torch.tensor([150, 20])[:count].int()
+        tables = np.stack([np.arange(10), np.arange(10)[::-1] + 2])[:count].astype(np.int32)
+        starts, lengths = np.arange(count + 1, dtype=np.int32), np.array([150, 20], np.int32)
         slots = torch.tensor([9 * BLOCK_SIZE + 5, 11 * BLOCK_SIZE + 3])[:count]
-        cache, batch = PagedKv(*kv.clone()), SequenceBatch(starts, lengths, tables)
+        cache, batch = PagedKv(*kv.clone()), SequenceBatch(starts, lengths[:count], tables)
         qkv = (q[:count], *new[:, :count])
-        results.append(cuda_ops.attend(qkv, cache, slots, batch)[0])
+        results.append(cuda_ops.attend(qkv, cache, slots, batch.to(tensor_of))[0])
     assert torch.equal(*results)
 
 

@@ -6,14 +6,19 @@ changed too early, and a buffer that is copied into while it is still computed w
 """
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from tests.arrays import tensor_of
 from thinslice.units import GIB, MIB
 
 NONSENSE = 0xA5
+# Host memory as an array, or the twin's own as a tensor.
+Memory = NDArray[np.generic] | torch.Tensor
 
 
 @dataclass(eq=False)
@@ -34,8 +39,8 @@ class _Copy:
         self.content = self.source.clone()
         self.target.fill_(NONSENSE)
 
-    def uses(self, buffer: torch.Tensor) -> bool:
-        first, stop = buffer.data_ptr(), buffer.data_ptr() + buffer.nbytes
+    def uses(self, buffer: NDArray[np.uint8]) -> bool:
+        first, stop = buffer.ctypes.data, buffer.ctypes.data + buffer.nbytes
         return any(first <= one.data_ptr() < stop for one in (self.source, self.target))
 
     def is_before(self, source: torch.Tensor, target: torch.Tensor) -> bool:
@@ -44,6 +49,7 @@ class _Copy:
             self.source.data_ptr() == target.data_ptr()
         )
 
+    @torch.inference_mode()
     def do(self) -> None:
         assert torch.equal(self.source, self.content), "a source changed before it was copied"
         self.target.copy_(self.source)
@@ -54,7 +60,6 @@ class TwinDevice:
 
     def __init__(self, memory_bytes: int = GIB) -> None:
         self.name = "cuda"
-        self.place = torch.device("cpu")
         self.context_bytes = 300 * MIB
         self.memory_bytes = memory_bytes
         self.held_to: int | None = None
@@ -68,7 +73,7 @@ class TwinDevice:
         self._in_use: dict[int, int] = {}
 
     def current(self) -> AbstractContextManager[object]:
-        return nullcontext()
+        return torch.inference_mode()
 
     def total_bytes(self) -> int:
         return self.context_bytes + self.memory_bytes
@@ -82,21 +87,33 @@ class TwinDevice:
     def peak_bytes(self) -> int:
         return self.context_bytes + 64 * MIB
 
-    def page_locked(self, num_bytes: int) -> torch.Tensor:
+    def moved(self, data: NDArray[np.generic]) -> torch.Tensor:
+        return tensor_of(data).clone()
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+        return torch.empty(shape, dtype=getattr(torch, dtype))
+
+    def bytes_of(self, data: torch.Tensor) -> torch.Tensor:
+        return data.view(-1).view(torch.uint8)
+
+    def numbers_of(self, data: torch.Tensor, dtype: str) -> torch.Tensor:
+        return data.view(getattr(torch, dtype))
+
+    def page_locked(self, num_bytes: int) -> NDArray[np.uint8]:
         self.num_locked += 1
-        whole = torch.empty(num_bytes + 4096, dtype=torch.uint8)
-        start = -whole.data_ptr() % 4096
+        whole = np.empty(num_bytes + 4096, np.uint8)
+        start = -whole.ctypes.data % 4096
         return whole[start : start + num_bytes]
 
-    def unlock(self, buffer: torch.Tensor) -> None:
+    def unlock(self, buffer: NDArray[np.uint8]) -> None:
         with self._lock:
             waiting = self._copies[self._num_done :]
         assert not any(copy.uses(buffer) for copy in waiting), "unlocked under a copy"
         self.num_locked -= 1
 
-    def copy(
-        self, target: torch.Tensor, source: torch.Tensor, after: TwinEvent | None
-    ) -> TwinEvent:
+    def copy(self, target: Memory, source: Memory, after: TwinEvent | None) -> TwinEvent:
+        target, source = _tensor(target), _tensor(source)
+        assert (target.dtype, target.shape) == (source.dtype, source.shape), "not the same bytes"
         with self._lock:
             # Copies are made in order, so that one may read what another one wrote.
             waiting = enumerate(self._copies[self._num_done :], self._num_done + 1)
@@ -129,3 +146,11 @@ class TwinDevice:
         for copy in self._copies[self._num_done : count]:
             copy.do()
         self._num_done = max(self._num_done, count)
+
+
+def _tensor(memory: Memory) -> torch.Tensor:
+    """The same memory as a tensor."""
+    if isinstance(memory, torch.Tensor):
+        return memory
+    assert memory.flags.c_contiguous, "bytes that do not lie together"
+    return tensor_of(memory)

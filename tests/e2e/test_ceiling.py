@@ -65,14 +65,13 @@ def python_inside(
     ("memory", "num_prompt_tokens", "num_tokens", "dtype"),
     [
         ("floor", 200, 1, "auto"),
-        ("450MiB", 3600, 2, "auto"),  # layer by layer
+        ("265MiB", 3600, 2, "auto"),  # streamed
         ("1GiB", 4000, 64, "auto"),
-        ("512MiB", 1500, 1, "bfloat16"),
-        pytest.param("512MiB", 1500, 1, "auto", marks=pytest.mark.long),
+        ("300MiB", 1500, 1, "bfloat16"),
+        pytest.param("320MiB", 1500, 1, "auto", marks=pytest.mark.long),
         pytest.param("2GiB", 4000, 4, "auto", marks=pytest.mark.long),
         pytest.param("floor", 200, 1, "bfloat16", marks=pytest.mark.long),
-        # Minutes on a processor without products of bfloat16.
-        pytest.param("450MiB", 3600, 2, "bfloat16", marks=pytest.mark.long),
+        pytest.param("250MiB", 3600, 2, "bfloat16", marks=pytest.mark.long),
         pytest.param("1GiB", 4000, 64, "bfloat16", marks=pytest.mark.long),
         pytest.param("2GiB", 4000, 4, "bfloat16", marks=pytest.mark.long),
     ],

@@ -26,6 +26,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a context that its answer takes many seconds to fill: what is typed meanwhile
+    comes before its end."""
+    return write_model(tmp_path_factory.mktemp("lasting") / "tiny.gguf", context=16_384)
+
+
 @contextmanager
 def chat(model: Path, home: Path, *options: str, columns: int = 80) -> Iterator[TerminalProgram]:
     arguments = ("chat", str(model), "--memory", "1GiB", "--temperature", "0", *options)
@@ -33,6 +40,13 @@ def chat(model: Path, home: Path, *options: str, columns: int = 80) -> Iterator[
         program.wait_for("/help for commands")
         program.wait_for_prompt()
         yield program
+
+
+def begin_answer(program: TerminalProgram) -> None:
+    """Ask, and wait for the answer's first text."""
+    program.type("go\r")
+    program.wait_for("go")
+    program.wait_for_more()
 
 
 def endless(program: TerminalProgram) -> None:
@@ -60,11 +74,11 @@ def test_a_long_text_takes_little_memory_and_is_kept(model: Path, tmp_path: Path
 
 
 def test_what_is_typed_during_an_answer_is_the_next_input_and_never_runs(
-    model: Path, tmp_path: Path
+    lasting: Path, tmp_path: Path
 ) -> None:
-    with chat(model, tmp_path) as program:
+    with chat(lasting, tmp_path) as program:
         endless(program)
-        program.type("go\r")
+        begin_answer(program)
         # More than the terminal's queue, while nothing but chat reads it; then an interrupt.
         program.type("/reset\r" + "ahead " * 2000 + "\r")
         program.type("\x03")
@@ -165,10 +179,10 @@ def test_piped_chat_is_plain(model: Path) -> None:
     assert done.stdout.count(b"tokens of the context") == 1
 
 
-def test_a_paste_during_an_answer_is_one_message(model: Path, tmp_path: Path) -> None:
-    with chat(model, tmp_path) as program:
+def test_a_paste_during_an_answer_is_one_message(lasting: Path, tmp_path: Path) -> None:
+    with chat(lasting, tmp_path) as program:
         endless(program)
-        program.type("go\r")
+        begin_answer(program)
         program.type(f"{PASTE_START}first\rsecond\rthird{PASTE_END}\r")
         program.type("\x03")
         shown = program.wait_for_prompt() + program.wait_for("third")

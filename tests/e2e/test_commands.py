@@ -126,7 +126,7 @@ def test_rm_removes_what_ls_showed(smollm2_path: Path, tmp_path: Path) -> None:
 
 
 def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None:
-    fit = ("--memory", "400MiB", "--context", "1024", "--dtype", "bfloat16")
+    fit = ("--memory", "200MiB", "--context", "1024", "--dtype", "bfloat16")
     planned = thinslice("plan", "smollm2", *fit, is_alone=True)
     assert planned.returncode == 0, planned.stderr
     for part in (
@@ -139,7 +139,7 @@ def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None
     ):
         assert part in planned.stdout
     record = json.loads(thinslice("plan", "smollm2", *fit, "--json", is_alone=True).stdout)
-    assert sum(record["parts"].values()) == record["peak_bytes"] <= 400 * MIB
+    assert sum(record["parts"].values()) == record["peak_bytes"] <= 200 * MIB
     assert record["prediction"]["bound"] in ("disk", "memory", "attention", "overhead")
     assert record["streaming"]["num_pinned"] < record["streaming"]["num_slices"]
     refused = thinslice("plan", "smollm2", "--memory", "100MiB", is_alone=True)
@@ -149,7 +149,7 @@ def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None
 
 def test_plan_without_a_disk_to_measure_has_no_speeds(smollm2_path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    asked = ("plan", str(smollm2_path), "--memory", "400MiB")
+    asked = ("plan", str(smollm2_path), "--memory", "200MiB")
     planned = thinslice(*asked, home=tmp_path / "file" / "store", is_alone=True)
     assert planned.returncode == 0, planned.stderr
     assert planned.stderr.count("no speeds are predicted: ") == 1
@@ -160,14 +160,14 @@ def test_plan_without_a_disk_to_measure_has_no_speeds(smollm2_path: Path, tmp_pa
         thinslice(*asked, "--json", home=tmp_path / "file" / "store", is_alone=True).stdout
     )
     assert record["prediction"] is None
-    assert record["peak_bytes"] <= 400 * MIB
+    assert record["peak_bytes"] <= 200 * MIB
 
 
 def test_doctor_finds_a_store_it_cannot_use(tmp_path: Path) -> None:
     works = thinslice("doctor", "--json")
     assert works.returncode == 0
     names = {finding["name"] for finding in json.loads(works.stdout)["findings"]}
-    assert {"Python", "torch", "cores", "memory", "compiled kernels", "model store"} <= names
+    assert {"Python", "numpy", "cores", "memory", "compiled kernels", "model store"} <= names
     (tmp_path / "file").write_text("")
     broken = thinslice("doctor", home=tmp_path / "file")
     assert broken.returncode == 1
@@ -215,7 +215,7 @@ def test_bench_tells_speed_and_memory(smollm2_path: Path) -> None:
 
 
 def test_bench_streamed_tells_what_a_sweep_reads(smollm2_path: Path, is_long: bool) -> None:
-    sizes = ("--prompt-tokens", "8", "--completion-tokens", "2", "--memory", "450MiB")
+    sizes = ("--prompt-tokens", "8", "--completion-tokens", "2", "--memory", "240MiB")
     sizes += ("--dtype", "bfloat16")
     record = json.loads(thinslice("bench", "smollm2", *sizes, "--json", is_alone=True).stdout)
     assert record["plan"]["streaming"] is not None

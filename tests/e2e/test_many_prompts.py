@@ -171,7 +171,7 @@ def budget(model: Path, dtype: str, num_seqs: int, is_streamed: bool, home: Path
     asked = [*command, "plan", str(model), "--dtype", dtype, "--context", str(CONTEXT)]
     asked += ["--sequences", str(num_seqs)]
     if is_streamed:
-        refused = thinslice(home, *asked, "--memory", "100MiB").stderr
+        refused = thinslice(home, *asked, "--memory", "40MiB").stderr
         return int(refused.split("--memory ")[-1].split("MiB")[0]) << 20
     done = thinslice(home, *asked, "--memory", "4GiB", "--json")
     return int(json.loads(done.stdout)["resident"]["memory_bytes"])

@@ -125,7 +125,7 @@ def test_a_reader_that_goes_away_is_no_error(smollm2_path: Path) -> None:
         (["run", "smolm2", "hi"], b"", 2, "unknown model 'smolm2'; did you mean smollm2"),
         (["run", "./none.gguf", "hi"], b"", 4, "no such file or folder: ./none.gguf"),
         (["run", "smollm2", "hi", "--memory", "8G"], b"", 2, "write 8GiB (1024-based) or 8GB"),
-        (["run", "smollm2", "hi", "--memory", "200MiB"], b"", 3, "no plan fits --memory 200MiB"),
+        (["run", "smollm2", "hi", "--memory", "60MiB"], b"", 3, "no plan fits --memory 60MiB"),
         (["run", "smollm2", "hi", "--context", "9000"], b"", 2, "this model has 1..8192"),
         (["run", "smollm2", ""], b"", 5, "the prompt is empty"),
         (["run", "smollm2"], b" \n", 5, "the prompt is empty"),
@@ -173,12 +173,12 @@ def test_bad_input_is_one_clear_line_and_an_exit_code(
 def test_every_suggestion_of_a_budget_error_runs(smollm2_path: Path, is_long: bool) -> None:
     arguments = ["run", "smollm2", "--dtype", "float32", "--context", "8192", "--max-tokens", "1"]
     arguments.append("Hi")
-    refused = run_alone(*arguments, "--memory", "600MiB")
+    refused = run_alone(*arguments, "--memory", "400MiB")
     assert refused.returncode == 3
     changes = re.findall(r"^    (--\w+) (\S+)$", refused.stderr.decode(), re.MULTILINE)
     assert {option for option, _ in changes} >= {"--memory", "--dtype"}
     for option, value in changes if is_long else changes[:: len(changes) - 1]:
-        memory = [] if option == "--memory" else ["--memory", "600MiB"]
+        memory = [] if option == "--memory" else ["--memory", "400MiB"]
         kept = [*arguments]
         if option in kept:
             index = kept.index(option)
@@ -190,7 +190,7 @@ def test_every_suggestion_of_a_budget_error_runs(smollm2_path: Path, is_long: bo
 
 
 def test_what_plan_shows_beside_its_plan_is_what_runs(smollm2_path: Path, is_long: bool) -> None:
-    fit = ["--memory", "440MiB", "--draft", "off"]
+    fit = ["--memory", "255MiB", "--draft", "off"]
     table = run_alone("plan", "smollm2", *fit).stdout.decode()
     rows = re.findall(r"^(--\w+) (\S+) +(.+?)  +(\d*)(?:  .*)?$", table, re.MULTILINE)
     assert len(rows) >= 4, table

@@ -31,7 +31,7 @@ def test_a_long_prompt_shows_how_far_it_is(smollm2_path: Path, tmp_path: Path) -
     (tmp_path / "long.txt").write_text("one two three four five six " * 600)
     asked = ("run", "smollm2", "--max-tokens", "4", "--file", str(tmp_path / "long.txt"))
     # Streamed through a few slices at a time, the prompt takes long on any machine.
-    small = ("--memory", "420MiB", "--context", "4096", "--dtype", "bfloat16")
+    small = ("--memory", "230MiB", "--context", "4096", "--dtype", "bfloat16")
     with thinslice_in_terminal(*asked, *small, home=tmp_path) as program:
         program.wait_for("reading the prompt: ")
         program.wait_for(" tokens")

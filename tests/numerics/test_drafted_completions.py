@@ -29,24 +29,28 @@ def full_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DraftLength, "choose", choose)
 
 
-def load(draft: str) -> LLM:
+def load(draft: str, dtype: str) -> LLM:
     return LLM(
         str(SMALL_MTP),
         memory=beside(GIB),
-        dtype="float32",
+        dtype=dtype,
         context=320,
         draft=draft,
         draft_length=5,
     )
 
 
-@pytest.fixture(scope="module")
-def plain() -> LLM:
-    return load("off")
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def plain(request: pytest.FixtureRequest) -> LLM:
+    return load("off", request.param)
+
+
+def with_drafts(plain: LLM) -> LLM:
+    return load("mtp", plain.plan.dtype)
 
 
 def both(plain: LLM, params: SamplingParams) -> tuple[list[Completion], list[Completion]]:
-    drafting = load("mtp")
+    drafting = with_drafts(plain)
     done = drafting.generate(PROMPTS, params)
     assert drafting.engine.metrics.accepted_tokens > 50
     assert drafting.engine.metrics.requests == Counter(one.finish_reason for one in done)
@@ -69,15 +73,11 @@ def test_drafted_tokens_have_the_log_probabilities_they_would(plain: LLM) -> Non
     for one, other in zip(without, done, strict=True):
         assert one.token_ids == other.token_ids
         assert len(other.logprobs) == len(other.token_ids)
-        for left, right in zip(one.logprobs, other.logprobs, strict=True):
-            assert left.logprob == pytest.approx(right.logprob, abs=1e-4)
-            for (a, b), (c, d) in zip(left.top, right.top, strict=True):
-                assert b == pytest.approx(d, abs=1e-4)
-                assert a == c or b == pytest.approx(left.top[-1][1], abs=1e-4)
+        assert [*one.logprobs] == [*other.logprobs]
 
 
 def test_texts_are_scored_beside_drafts(plain: LLM) -> None:
-    llm = load("mtp")
+    llm = with_drafts(plain)
     texts = [llm.prepare(prompt).token_ids for prompt in PROMPTS[:6]]
     completions = [llm.engine.add_request(text, GREEDY) for text in texts]
     scored = [llm.engine.add_scored(text) for text in texts]
@@ -86,9 +86,7 @@ def test_texts_are_scored_beside_drafts(plain: LLM) -> None:
         llm.engine.scheduler.blocks.check()
     assert llm.engine.metrics.accepted_tokens > 20
     for text, completion, sequence in zip(texts, completions, scored, strict=True):
-        alone = plain.engine.score(text)
-        got = [one.logprob for one in sequence.logprobs]
-        assert got == pytest.approx([one.logprob for one in alone], abs=1e-4)
+        assert [*sequence.logprobs] == [*plain.engine.score(text)]
         done = plain.engine.add_request(text, GREEDY)
         while plain.engine.has_work:
             plain.engine.step()
@@ -123,7 +121,7 @@ def test_samples_of_one_prompt_are_those_without_drafts(plain: LLM) -> None:
 
 
 def test_who_is_aborted_with_drafts_in_hand_leaves_nothing_behind(plain: LLM) -> None:
-    llm = load("mtp")
+    llm = with_drafts(plain)
     kept, gone = (llm.engine.add_request(llm.prepare(p).token_ids, GREEDY) for p in PROMPTS[:2])
     while not gone.draft_token_ids:
         llm.engine.step()

@@ -2,11 +2,12 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count, islice
 
+import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 from tests.engines import run_all
 from tests.speculation import SMALL_MTP, cached, from_scratch
@@ -48,9 +49,20 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(folder)
 
 
-@pytest.fixture(params=["float32", "int8"])
-def checkpoint(request: pytest.FixtureRequest, packed: Checkpoint) -> Checkpoint:
-    return open_checkpoint(SMALL_MTP) if request.param == "float32" else packed
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint, and the type that it runs in."""
+
+    checkpoint: Checkpoint
+    dtype: str
+
+
+PLAIN = Loaded(open_checkpoint(SMALL_MTP), "float32")
+
+
+@pytest.fixture(params=["float32", "bfloat16", "int8"])
+def model(request: pytest.FixtureRequest, packed: Checkpoint) -> Loaded:
+    return Loaded(packed if request.param == "int8" else PLAIN.checkpoint, request.param)
 
 
 @pytest.fixture
@@ -63,16 +75,15 @@ def full_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DraftLength, "choose", choose)
 
 
-def plan_of(checkpoint: Checkpoint, draft: str, **sizes: int) -> MemoryPlan:
-    dtype = "float32" if checkpoint.packing is None else "int8"
-    workload = Workload(320, 8, dtype, draft=draft, draft_length=4)
-    layout = Model.of(checkpoint).layout(dtype)
-    return replace(plan(checkpoint.shape, layout, GIB, workload, 0), **sizes)
+def plan_of(model: Loaded, draft: str, **sizes: int) -> MemoryPlan:
+    workload = Workload(320, 8, model.dtype, draft=draft, draft_length=4)
+    layout = Model.of(model.checkpoint).layout(model.dtype)
+    return replace(plan(model.checkpoint.shape, layout, GIB, workload, 0), **sizes)
 
 
-def streamed(checkpoint: Checkpoint, chosen: MemoryPlan) -> MemoryPlan:
+def streamed(model: Loaded, chosen: MemoryPlan) -> MemoryPlan:
     """The same with slices of a few rows, the head's and a few others pinned."""
-    layout = Model.of(checkpoint).layout(chosen.dtype)
+    layout = Model.of(model.checkpoint).layout(chosen.dtype)
     num_last = len(layout.head.ranges(SLICE_BYTES)) if chosen.num_mtp_layers else 0
     streaming = StreamingPlan(
         slice_bytes=SLICE_BYTES,
@@ -86,8 +97,8 @@ def streamed(checkpoint: Checkpoint, chosen: MemoryPlan) -> MemoryPlan:
     return replace(chosen, streaming=streaming)
 
 
-def load(checkpoint: Checkpoint, chosen: MemoryPlan) -> Engine:
-    return load_engine(checkpoint, chosen, frozenset({END_OF_TEXT, TURN_END}))
+def load(model: Loaded, chosen: MemoryPlan) -> Engine:
+    return load_engine(model.checkpoint, chosen, frozenset({END_OF_TEXT, TURN_END}))
 
 
 def params_of(index: int) -> SamplingParams:
@@ -111,9 +122,8 @@ def texts(engine: Engine) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def plain_texts(packed: Checkpoint) -> dict[str, list[list[int]]]:
     """Without drafts, by dtype."""
-    both = (open_checkpoint(SMALL_MTP), packed)
-    plans = [plan_of(one, "off") for one in both]
-    return {chosen.dtype: texts(load(one, chosen)) for one, chosen in zip(both, plans, strict=True)}
+    every = (PLAIN, replace(PLAIN, dtype="bfloat16"), Loaded(packed, "int8"))
+    return {one.dtype: texts(load(one, plan_of(one, "off"))) for one in every}
 
 
 def assert_drafted(engine: Engine) -> None:
@@ -126,10 +136,10 @@ def assert_drafted(engine: Engine) -> None:
 @pytest.mark.usefixtures("full_length")
 @pytest.mark.parametrize("mode", MODES)
 def test_no_mode_changes_a_token(
-    checkpoint: Checkpoint, plain_texts: dict[str, list[list[int]]], mode: str
+    model: Loaded, plain_texts: dict[str, list[list[int]]], mode: str
 ) -> None:
-    chosen = plan_of(checkpoint, "auto", **MODES[mode])
-    engine = load(checkpoint, chosen)
+    chosen = plan_of(model, "auto", **MODES[mode])
+    engine = load(model, chosen)
     assert texts(engine) == plain_texts[chosen.dtype]
     assert_drafted(engine)
     assert (engine.metrics.preemptions > 3) == (mode == "preemption")
@@ -138,11 +148,11 @@ def test_no_mode_changes_a_token(
 @pytest.mark.usefixtures("full_length")
 @pytest.mark.parametrize("draft", ["ngram", "mtp"])
 def test_neither_drafter_changes_a_token(
-    checkpoint: Checkpoint, plain_texts: dict[str, list[list[int]]], draft: str
+    model: Loaded, plain_texts: dict[str, list[list[int]]], draft: str
 ) -> None:
-    chosen = plan_of(checkpoint, draft)
+    chosen = plan_of(model, draft)
     assert chosen.draft == DraftPlan(draft == "ngram", int(draft == "mtp"), 4)
-    engine = load(checkpoint, chosen)
+    engine = load(model, chosen)
     assert bool(engine.runner.weights.predictions) == (draft == "mtp")
     assert texts(engine) == plain_texts[chosen.dtype]
     assert_drafted(engine)
@@ -152,21 +162,21 @@ def test_neither_drafter_changes_a_token(
 
 @pytest.mark.usefixtures("full_length")
 def test_streamed_weights_change_no_token(
-    checkpoint: Checkpoint, plain_texts: dict[str, list[list[int]]]
+    model: Loaded, plain_texts: dict[str, list[list[int]]]
 ) -> None:
-    chosen = streamed(checkpoint, plan_of(checkpoint, "auto"))
-    engine = load(checkpoint, chosen)
+    chosen = streamed(model, plan_of(model, "auto"))
+    engine = load(model, chosen)
     assert texts(engine) == plain_texts[chosen.dtype]
     assert_drafted(engine)
 
 
 @pytest.mark.usefixtures("full_length")
 def test_the_hidden_state_after_the_norm_changes_no_token(
-    checkpoint: Checkpoint, plain_texts: dict[str, list[list[int]]]
+    model: Loaded, plain_texts: dict[str, list[list[int]]]
 ) -> None:
-    chosen = plan_of(checkpoint, "mtp")
+    chosen = plan_of(model, "mtp")
     assert chosen.draft is not None
-    engine = load(checkpoint, replace(chosen, draft=replace(chosen.draft, mtp_hidden="post-norm")))
+    engine = load(model, replace(chosen, draft=replace(chosen.draft, mtp_hidden="post-norm")))
     assert engine.drafting is not None
     assert engine.drafting.mtp is not None
     assert engine.drafting.mtp.takes_normed_hidden
@@ -174,18 +184,18 @@ def test_the_hidden_state_after_the_norm_changes_no_token(
 
 
 def test_lengths_as_they_are_chosen_change_no_token(
-    checkpoint: Checkpoint, plain_texts: dict[str, list[list[int]]]
+    model: Loaded, plain_texts: dict[str, list[list[int]]]
 ) -> None:
-    chosen = plan_of(checkpoint, "auto")
-    assert texts(load(checkpoint, chosen)) == plain_texts[chosen.dtype]
+    chosen = plan_of(model, "auto")
+    assert texts(load(model, chosen)) == plain_texts[chosen.dtype]
 
 
 @pytest.mark.usefixtures("full_length")
 def test_cached_prefixes_change_no_token(
-    checkpoint: Checkpoint, plain_texts: dict[str, list[list[int]]]
+    model: Loaded, plain_texts: dict[str, list[list[int]]]
 ) -> None:
-    chosen = plan_of(checkpoint, "auto", num_kv_blocks=600)
-    engine = load(checkpoint, chosen)
+    chosen = plan_of(model, "auto", num_kv_blocks=600)
+    engine = load(model, chosen)
     add_all(engine)
     run_all(engine)
     assert texts(engine) == plain_texts[chosen.dtype]
@@ -197,27 +207,28 @@ def test_k_and_v_of_rejected_drafts_would_be_seen(
     plain_texts: dict[str, list[list[int]]],
 ) -> None:
     """The planted fault: what a rejected draft left counts as computed."""
-    checkpoint = open_checkpoint(SMALL_MTP)
-    engine = load(checkpoint, plan_of(checkpoint, "auto"))
+    engine = load(PLAIN, plan_of(PLAIN, "auto"))
     sequences = add_all(engine)
     while engine.has_work:
         kept = [*left_by_rejected(engine)]
         engine.step()
         for place, value in kept:
-            place.copy_(value)
+            place[...] = value
     assert [one.completion_token_ids for one in sequences] != plain_texts["float32"]
 
 
-def left_by_rejected(engine: Engine) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def left_by_rejected(
+    engine: Engine,
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Where each sequence's next token is going to be written, and what lies there now."""
     for sequence in engine.scheduler.running:
         index, offset = divmod(sequence.num_computed, engine.plan.block_size)
         if sequence.num_drafted == sequence.num_accepted or index >= len(sequence.blocks):
             continue
         for cache in engine.runner.kv_caches:
-            for tensor in (cache.k, cache.v):
-                place = tensor[sequence.blocks[index], :, offset]
-                yield place, place.clone()
+            for part in (cache.k, cache.v):
+                place = part[sequence.blocks[index], :, offset]
+                yield place, place.copy()
 
 
 # Sixteen positions to a block: two whole ones, and nothing behind.
@@ -239,7 +250,8 @@ def rows_after_a_hit(engine: Engine, others: list[int], own: list[int]) -> tuple
 
 
 def rows_are_right(engine: Engine, sequence: Sequence) -> bool:
-    """Whether the prediction layers' K and V are those of the sequence's text run at once."""
+    """Whether the prediction layers' K and V are those of the sequence's text run at once, bit for
+    bit."""
     weights, num_rows = engine.runner.weights, sequence.num_settled
     assert engine.drafting is not None
     assert engine.drafting.mtp is not None
@@ -249,19 +261,19 @@ def rows_are_right(engine: Engine, sequence: Sequence) -> bool:
         for one in cached(layer.kv_cache, sequence.blocks, num_rows)
     ]
     num_ahead = len(engine.drafting.mtp.layers)
-    expected, _ = from_scratch(weights, sequence.tokens(0, num_rows + num_ahead), 1, num_rows)
-    return all(torch.allclose(a, b, atol=1e-4) for a, b in zip(kept, expected, strict=True))
+    token_ids, kv_dtype = sequence.tokens(0, num_rows + num_ahead), kept[0].dtype
+    expected, _ = from_scratch(weights, token_ids, 1, num_rows, kv_dtype)
+    return all(np.array_equal(a, b) for a, b in zip(kept, expected, strict=True))
 
 
 @pytest.mark.usefixtures("full_length")
-def test_a_cached_block_is_right_for_the_prediction_layer_too() -> None:
+def test_a_cached_block_is_right_for_the_prediction_layer_too(model: Loaded) -> None:
     """Who goes on otherwise after a block's last token must not take its last row."""
-    checkpoint = open_checkpoint(SMALL_MTP)
     first, *rest = tail = PROMPTS[2][:9]
     otherwise = [(first + 1) % 256, *rest]
 
     def after(others: list[int], own: list[int]) -> tuple[int, bool]:
-        return rows_after_a_hit(load(checkpoint, plan_of(checkpoint, "mtp")), others, own)
+        return rows_after_a_hit(load(model, plan_of(model, "mtp")), others, own)
 
     assert after([*SHARED, *tail], [*SHARED, *otherwise]) == (16, True)
     assert after([*SHARED, *tail], [*SHARED, first, *otherwise]) == (32, True)
@@ -269,10 +281,9 @@ def test_a_cached_block_is_right_for_the_prediction_layer_too() -> None:
 
 
 @pytest.mark.usefixtures("full_length")
-def test_a_block_found_by_its_own_tokens_alone_would_be_seen() -> None:
-    checkpoint = open_checkpoint(SMALL_MTP)
+def test_a_block_found_by_its_own_tokens_alone_would_be_seen(model: Loaded) -> None:
     first, *rest = PROMPTS[2][:9]
-    engine = load(checkpoint, plan_of(checkpoint, "mtp"))
+    engine = load(model, plan_of(model, "mtp"))
     engine.scheduler.blocks.lookahead = 0
     others, own = [*SHARED, first, *rest], [*SHARED, (first + 1) % 256, *rest]
     assert rows_after_a_hit(engine, others, own) == (32, False)
@@ -284,7 +295,7 @@ def test_rows_wait_while_nothing_is_drafted_and_are_right_when_it_is(
     """A block is shared only once the prediction layer has taken in its rows."""
     lengths = [0]
     monkeypatch.setattr(DraftLength, "choose", lambda *_: lengths[0])
-    engine = load(open_checkpoint(SMALL_MTP), plan_of(open_checkpoint(SMALL_MTP), "mtp"))
+    engine = load(PLAIN, plan_of(PLAIN, "mtp"))
     params = SamplingParams(temperature=0, max_tokens=90, ignore_eos=True)
     sequence = engine.add_request(SHARED, params)
     waiting = []
@@ -309,7 +320,7 @@ def test_an_interrupted_step_drafts_again(
     plain_texts: dict[str, list[list[int]]], monkeypatch: pytest.MonkeyPatch, breaks: str
 ) -> None:
     """Every fourth step is broken off while it drafts, before or after what it does."""
-    engine = load(open_checkpoint(SMALL_MTP), plan_of(open_checkpoint(SMALL_MTP), "auto"))
+    engine = load(PLAIN, plan_of(PLAIN, "auto"))
     original, calls = getattr(MTPDrafter, breaks), count()
 
     def broken(drafter: MTPDrafter, sequences: list[CertainRows]) -> object:

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family against transformers in float32."""
+"""Tiny random checkpoints of every family against transformers."""
 
 import json
 from dataclasses import replace
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from tests.engines import engine_of, greedy, logits_of
+from tests.numerics.exactness import Reference
 from thinslice.checkpoint.open import open_checkpoint
 
 SIZES = {
@@ -102,9 +103,7 @@ def test_logits_and_greedy_tokens_equal_transformers(family: str, tmp_path: Path
     engine = engine_of(open_checkpoint(tmp_path), dtype="float32")
     prompt = torch.randint(0, SIZES["vocab_size"], (70,)).tolist()
 
-    with torch.inference_mode():
-        expected = reference(torch.tensor([prompt])).logits[0]
-    torch.testing.assert_close(logits_of(engine, prompt), expected)
+    Reference(reference).check((prompt, logits_of(engine, prompt)))
     assert greedy(engine, prompt, 32) == reference_greedy(reference, prompt, 32)
 
 
@@ -119,9 +118,7 @@ def test_mimo_equals_qwen2_of_the_same_weights(tmp_path: Path) -> None:
     engine = engine_of(open_checkpoint(tmp_path), dtype="float32")
     prompt = torch.randint(0, SIZES["vocab_size"], (40,)).tolist()
 
-    with torch.inference_mode():
-        expected = reference(torch.tensor([prompt])).logits[0]
-    torch.testing.assert_close(logits_of(engine, prompt), expected)
+    Reference(reference).check((prompt, logits_of(engine, prompt)))
 
 
 def test_a_planted_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,11 +128,10 @@ def test_a_planted_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     engine = engine_of(open_checkpoint(tmp_path), dtype="float32")
     prompt = torch.randint(0, SIZES["vocab_size"], (40,)).tolist()
     weights = engine.runner.weights
+    weights.fused = None
     weights.layers = tuple(
         replace(layer, key=layer.value, value=layer.key) for layer in weights.layers
     )
 
-    with torch.inference_mode():
-        expected = reference(torch.tensor([prompt])).logits[0]
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(logits_of(engine, prompt), expected)
+        Reference(reference).check((prompt, logits_of(engine, prompt)))

@@ -8,9 +8,11 @@ one Qwen2 block with rotary position p, then the layer's own final norm.
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from tests.arrays import array_of, tensor_of
 from tests.engines import resident_weights
 from thinslice.checkpoint.names import expected_tensors
 from thinslice.kernels.paged_kv import PagedKv
@@ -129,12 +131,11 @@ def plain_mtp(tensors: Tensors, hidden: torch.Tensor, embedding: torch.Tensor) -
     return torch.stack(out)
 
 
-@torch.inference_mode()
 def own_mtp(tensors: Tensors, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
     batch = pack([TokenRun(range(len(hidden)), 0, [0])], block_size=16)
-    cache = PagedKv(torch.zeros(1, 2, 16, 8), torch.zeros(1, 2, 16, 8))
+    cache = PagedKv(*np.zeros((2, 1, 2, 16, 8), np.float32))
     layer = PredictionLayer(Decoder(TINY), resident_weights(TINY, tensors), 0, cache)
-    return layer.predict(hidden, embedding, batch)
+    return tensor_of(layer.predict(array_of(hidden), array_of(embedding), batch))
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.arrays import array_of
 from tests.engines import resident_weights, run_all
 from tests.numerics.test_drafting import (
     MODES,
     PROMPTS,
+    Loaded,
     add_all,
     load,
     plan_of,
@@ -26,7 +29,6 @@ from tests.numerics.test_drafting import (
 )
 from tests.numerics.test_mtp import TINY, Tensors, plain_mtp
 from tests.speculation import SMALL_MTP
-from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.draft_length import DraftLength
@@ -82,7 +84,8 @@ def drafts_in_steps(
 ) -> list[list[int]]:
     """The drafts after each of the steps, which bring so many rows."""
     size = (8, 2, BLOCK_SIZE, 8)
-    caches = [PagedKv(torch.full(size, 9.0), torch.full(size, -9.0)) for _ in range(3)]
+    nines = np.full(size, 9.0, np.float32)
+    caches = [PagedKv(nines.copy(), -nines) for _ in range(3)]
     weights, blocks = resident_weights(THREE, tensors), [5, 2, 7, 0, 1, 3]
     drafter = MTPDrafter(Decoder(THREE), weights, caches)
     if fault is not None:
@@ -90,7 +93,7 @@ def drafts_in_steps(
     drafted, first, stop = [], 0, 0
     for count in steps:
         stop += count
-        rows = CertainRows(first, hidden[first:stop], ids[first:stop], blocks, 5)
+        rows = CertainRows(first, array_of(hidden[first:stop]), ids[first:stop], blocks, 5)
         drafted += drafter.propose([rows])
         first = max(stop - 2, 0)
     return drafted
@@ -104,7 +107,6 @@ def case() -> tuple[torch.Tensor, list[int]]:
 STEPS = [1, 1, 5, 1, 2, 4]
 
 
-@torch.inference_mode()
 def test_drafts_are_those_of_a_plain_implementation() -> None:
     tensors, (hidden, ids) = random_tensors(), case()
     stops = [sum(STEPS[: i + 1]) for i in range(len(STEPS))]
@@ -128,7 +130,6 @@ def only_the_first_layer(drafter: MTPDrafter) -> None:
     drafter.layers = drafter.layers[:1]
 
 
-@torch.inference_mode()
 @pytest.mark.parametrize("fault", [layers_swapped, one_cache_for_all, only_the_first_layer])
 def test_faults_are_seen(fault: Fault) -> None:
     tensors, (hidden, ids) = random_tensors(), case()
@@ -136,8 +137,8 @@ def test_faults_are_seen(fault: Fault) -> None:
     assert drafts_in_steps(tensors, hidden, ids, STEPS, fault) != expected
 
 
-@pytest.fixture(scope="module", params=["float32", "int8"])
-def three(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8"])
+def three(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """The small trained model with two random layers more."""
     folder: Path = tmp_path_factory.mktemp("three") / "model"
     folder.mkdir()
@@ -154,14 +155,14 @@ def three(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                 tensors[other] = value + 0.01 * torch.randn_like(value)
     save_file(tensors, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
-    if request.param == "float32":
-        return checkpoint
+    if request.param != "int8":
+        return Loaded(checkpoint, request.param)
     pack_model(checkpoint, folder.with_name("int8"), PackOptions(PackedFormat.INT8, "three"))
-    return open_checkpoint(folder.with_name("int8"))
+    return Loaded(open_checkpoint(folder.with_name("int8")), "int8")
 
 
 @pytest.fixture(scope="module")
-def plain(three: Checkpoint) -> list[list[int]]:
+def plain(three: Loaded) -> list[list[int]]:
     return texts(load(three, plan_of(three, "off")))
 
 
@@ -175,7 +176,7 @@ def full_length(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("full_length")
 @pytest.mark.parametrize("mode", MODES)
-def test_no_mode_changes_a_token(three: Checkpoint, plain: list[list[int]], mode: str) -> None:
+def test_no_mode_changes_a_token(three: Loaded, plain: list[list[int]], mode: str) -> None:
     chosen = plan_of(three, "mtp", **MODES[mode])
     assert chosen.num_mtp_layers == 3
     engine = load(three, chosen)
@@ -185,7 +186,7 @@ def test_no_mode_changes_a_token(three: Checkpoint, plain: list[list[int]], mode
 
 
 @pytest.mark.usefixtures("full_length")
-def test_cached_prefixes_change_no_token(three: Checkpoint, plain: list[list[int]]) -> None:
+def test_cached_prefixes_change_no_token(three: Loaded, plain: list[list[int]]) -> None:
     engine = load(three, plan_of(three, "mtp", num_kv_blocks=600))
     add_all(engine)
     while engine.has_work:
@@ -198,11 +199,9 @@ def test_cached_prefixes_change_no_token(three: Checkpoint, plain: list[list[int
 SHARED = PROMPTS[0][:20] + PROMPTS[1][:12]  # two blocks of sixteen positions
 
 
-def rows_after_a_hit(
-    checkpoint: Checkpoint, own: list[int], lookahead: int = 3
-) -> tuple[int, bool]:
+def rows_after_a_hit(model: Loaded, own: list[int], lookahead: int = 3) -> tuple[int, bool]:
     """How much of a text was cached by another, and whether all layers' K and V are its own."""
-    engine = load(checkpoint, plan_of(checkpoint, "mtp"))
+    engine = load(model, plan_of(model, "mtp"))
     engine.scheduler.blocks.lookahead = lookahead
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     engine.add_request([*SHARED, *PROMPTS[2][:9]], params)
@@ -215,9 +214,7 @@ def rows_after_a_hit(
 
 
 @pytest.mark.usefixtures("full_length")
-def test_a_block_is_shared_where_all_that_layers_looked_at_is_the_same(three: Checkpoint) -> None:
-    if three.packing is not None:
-        pytest.skip("the whole text at once is run with float32")
+def test_a_block_is_shared_where_all_that_layers_looked_at_is_the_same(three: Loaded) -> None:
     first, second, third, *rest = PROMPTS[2][:9]
     other = (third + 1) % 256
     assert rows_after_a_hit(three, [*SHARED, first, second, other, *rest]) == (16, True)
@@ -229,15 +226,15 @@ def test_a_block_is_shared_where_all_that_layers_looked_at_is_the_same(three: Ch
 
 
 @pytest.mark.usefixtures("full_length")
-def test_streamed_weights_change_no_token(three: Checkpoint, plain: list[list[int]]) -> None:
+def test_streamed_weights_change_no_token(three: Loaded, plain: list[list[int]]) -> None:
     assert texts(load(three, streamed(three, plan_of(three, "mtp")))) == plain
 
 
-def test_memory_of_all_layers_is_in_the_plan(three: Checkpoint) -> None:
-    model = Model.of(three)
-    single = replace(model, shape=replace(three.shape, num_nextn_predict_layers=1))
-    workload = Workload(320, 8, model.own_dtype, draft="mtp")
-    layouts = [one.layout("auto") for one in (model, single)]
+def test_memory_of_all_layers_is_in_the_plan(three: Loaded) -> None:
+    model, shape = Model.of(three.checkpoint), three.checkpoint.shape
+    single = replace(model, shape=replace(shape, num_nextn_predict_layers=1))
+    workload = Workload(320, 8, three.dtype, draft="mtp")
+    layouts = [one.layout(three.dtype) for one in (model, single)]
     plans = [
         plan(one.shape, layout, GIB, workload, 0)
         for one, layout in zip((model, single), layouts, strict=True)
@@ -246,5 +243,5 @@ def test_memory_of_all_layers_is_in_the_plan(three: Checkpoint) -> None:
     parts = [dict(one.parts) for one in plans]
     assert parts[0]["drafting"] - parts[1]["drafting"] == 2 * layouts[1].prediction_bytes
     per_block = [one["kv cache"] / a.num_kv_blocks for one, a in zip(parts, plans, strict=True)]
-    num_main = three.shape.num_hidden_layers
+    num_main = shape.num_hidden_layers
     assert per_block[0] / per_block[1] == pytest.approx((num_main + 3) / (num_main + 1))

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
 from safetensors import safe_open
 
+from tests.arrays import array_of, tensor_of
 from tests.checkpoints import (
     GgufOptions,
     tiny_config,
@@ -51,11 +52,11 @@ def packed_from(source: Path, out: Path, fmt: PackedFormat) -> Checkpoint:
     return checkpoint
 
 
-def dense(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+def dense(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
     entry = checkpoint.tensors[name]
     with CheckpointReader(checkpoint) as reader:
         if not entry.is_packed:
-            out = torch.empty(entry.shape)
+            out = np.empty(entry.shape, np.float32)
             reader.read(name, out)
             return out
         data = empty_bytes(entry.num_bytes)
@@ -66,12 +67,13 @@ def dense(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 def expected_values(
     name: str, tensor: torch.Tensor, fmt: PackedFormat, shape: ModelShape
 ) -> torch.Tensor:
+    """What a packed file holds of a tensor, in float32."""
     if tensor.ndim == 1:
         return tensor.float()
     if name == "model.embed_tokens.weight" and not shape.tie_word_embeddings:
         return tensor.bfloat16().float()
     wanted = fmt if name.startswith("model.layers.") else INT8
-    return unpack(quantize(tensor, wanted))
+    return tensor_of(unpack(quantize(array_of(tensor), wanted)))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_safetensors(
     cut = cut_blocks(expected, packed.packing)
     assert list(packed.tensors) == list(expected_tensors(shape, packed.packing))
     for name, tensor in cut.items():
-        assert torch.equal(dense(packed, name), tensor), name
+        assert np.array_equal(dense(packed, name), array_of(tensor)), name
         if tensor.ndim == 1:
             assert packed.tensors[name].dtype == {2: "BF16", 4: "F32"}[dtype.itemsize]
 
@@ -163,7 +165,8 @@ def test_gguf(dtype: str, fmt: PackedFormat, tied: bool, tmp_path: Path) -> None
         is_head = name in ("lm_head.weight", "model.embed_tokens.weight")
         keeps = (is_head_kept and packed.tensors[name].is_packed) if is_head else is_kept
         keeps = keeps and wanted.ndim == 2
-        assert torch.equal(dense(packed, name), numbers[name] if keeps else wanted), name
+        values = numbers[name] if keeps else wanted
+        assert np.array_equal(dense(packed, name), array_of(values)), name
     is_int4m = dtype == "Q4_1" and fmt is INT4
     assert packed.tensors["model.layers.1.mlp.blocks.1.down_proj.weight"].dtype == (
         "int4m" if is_int4m else fmt
@@ -177,9 +180,9 @@ def test_a_block_cut_at_another_column_would_show(tmp_path: Path) -> None:
     packed = packed_from(tmp_path / "source", tmp_path / "out", INT4)
     down = tensors["model.layers.0.mlp.down_proj.weight"]
     found = dense(packed, "model.layers.0.mlp.blocks.1.down_proj.weight")
-    whole = unpack(quantize(down, INT4))
-    assert torch.equal(found, whole[:, 64:128])
-    assert not torch.equal(found, whole[:, :64])
+    whole = unpack(quantize(array_of(down), INT4))
+    assert np.array_equal(found, whole[:, 64:128])
+    assert not np.array_equal(found, whole[:, :64])
     assert stored_bytes(down[:, 64:128], INT4).shape == (4, 576)
 
 
@@ -235,14 +238,14 @@ def test_codes_of_q4_k_are_kept_although_blocks_cut_through_its_own(tmp_path: Pa
     name = "model.layers.0.mlp.down_proj.weight"
     entry = TensorEntry(name, path, "Q4_K", (rows, columns), 0, bits.size)
     source = Checkpoint(tmp_path, "gguf", shape_from_config(tiny_config()), {name: entry}, (path,))
-    whole = unpack(from_gguf(bits.reshape(rows, -1), GGMLQuantizationType.Q4_K, columns))
+    whole = unpack(from_gguf(bits.reshape(rows, -1), "Q4_K", columns))
     edges = [(0, 192), (192, 384), (384, 512)]
     targets = tuple(layout.Target(f"{one}", 0, 0, (0, rows), one) for one in edges)
     work = layout.Work(entry, INT4M, "F32", targets)
     with CheckpointReader(source) as reader:
         parts = [data for _, data in convert(reader, work, 0, rows)]
     for (first, last), data in zip(edges, parts, strict=True):
-        aligned = empty_bytes(data.numel())
-        aligned.copy_(data)
+        aligned = empty_bytes(data.size)
+        aligned[:] = data
         part = unpack(PackedWeight(aligned, INT4M, rows, last - first))
-        assert torch.equal(part, whole[:, first:last])
+        assert np.array_equal(part, whole[:, first:last])

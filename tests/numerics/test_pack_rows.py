@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
-import gguf
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from tests.arrays import array_of
 from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model, write_safetensors_model
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.kernels import native
 from thinslice.kernels.packed import PackedWeight, empty, unpack
 from thinslice.kernels.quantize import from_gguf, quantize
 from thinslice.plan.packed_format import PackedFormat, keeps_codes
@@ -25,7 +26,7 @@ def packed_rows(
     checkpoint: Checkpoint, name: str, fmt: PackedFormat, start: int, stop: int
 ) -> PackedWeight:
     entry = checkpoint.tensors[name]
-    raw = torch.empty((stop - start) * entry.row_bytes, dtype=torch.uint8)
+    raw = np.empty((stop - start) * entry.row_bytes, np.uint8)
     with CheckpointReader(checkpoint) as reader:
         reader.read_bytes(name, start, stop, raw)
     target = empty(fmt, stop - start, entry.shape[1])
@@ -33,8 +34,8 @@ def packed_rows(
     return target
 
 
-def numbers(checkpoint: Checkpoint, name: str, start: int, stop: int) -> torch.Tensor:
-    out = torch.empty(stop - start, checkpoint.tensors[name].shape[1])
+def numbers(checkpoint: Checkpoint, name: str, start: int, stop: int) -> NDArray[np.float32]:
+    out = np.empty((stop - start, checkpoint.tensors[name].shape[1]), np.float32)
     with CheckpointReader(checkpoint) as reader:
         reader.read_rows(name, start, stop, out)
     return out
@@ -54,28 +55,10 @@ def test_rows_of_a_gguf(dtype: str, name: str, fmt: PackedFormat, tmp_path: Path
         dense = numbers(checkpoint, full, start, stop)
         found = packed_rows(checkpoint, full, fmt, start, stop)
         if keeps_codes(dtype, fmt):
-            assert torch.equal(unpack(found), dense)
+            assert np.array_equal(unpack(found), dense)
         else:
-            assert torch.equal(found.data, quantize(dense, fmt).data)
+            assert np.array_equal(found.data, quantize(dense, fmt).data)
     assert keeps_codes(dtype, fmt) == (EXACT.get(dtype) == fmt)
-
-
-@pytest.mark.skipif(not native.is_available(), reason="the kernels are not built")
-@pytest.mark.parametrize("dtype", EXACT)
-@pytest.mark.parametrize("size", [(40, 96), (16, 64), (7, 32)])
-def test_compiled_repacking_gives_every_byte_of_the_other(
-    dtype: str, size: tuple[int, int]
-) -> None:
-    """Rows that fill up a panel and an odd last group included."""
-    kind = gguf.GGMLQuantizationType[dtype]
-    blocks = gguf.quantize(torch.randn(size).numpy(), kind)
-    expected = from_gguf(blocks, kind, size[1])
-    target = empty(expected.format, *size)
-    target.data.fill_(0xAA)
-    native.repack(torch.from_numpy(blocks), dtype, target)
-    assert torch.equal(target.data, expected.data)
-    native.repack(torch.from_numpy(blocks[:, ::-1].copy()), dtype, target)
-    assert not torch.equal(target.data, expected.data)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -85,7 +68,8 @@ def test_rows_of_safetensors(dtype: torch.dtype, tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.ndim == 2:
             found = packed_rows(checkpoint, name, PackedFormat.INT4, 16, 32)
-            assert torch.equal(found.data, quantize(tensor[16:32], PackedFormat.INT4).data)
+            given = array_of(tensor[16:32])
+            assert np.array_equal(found.data, quantize(given, PackedFormat.INT4).data)
 
 
 def test_reordered_rows_that_are_not_put_back_would_show(tmp_path: Path) -> None:
@@ -96,21 +80,17 @@ def test_reordered_rows_that_are_not_put_back_would_show(tmp_path: Path) -> None
     name = f"model.layers.0.{NAMES[0]}.weight"
     entry = checkpoint.tensors[name]
     assert entry.rotary_heads
-    raw = torch.empty(entry.num_bytes, dtype=torch.uint8)
+    raw = np.empty(entry.num_bytes, np.uint8)
     with CheckpointReader(checkpoint) as reader:
         reader.read_bytes(name, 0, entry.shape[0], raw)
-    faulty = from_gguf(
-        raw.view(entry.shape[0], -1).numpy(), gguf.GGMLQuantizationType.Q8_0, entry.shape[1]
-    )
+    faulty = from_gguf(raw.reshape(entry.shape[0], -1), "Q8_0", entry.shape[1])
     dense = numbers(checkpoint, name, 0, entry.shape[0])
-    assert not torch.equal(unpack(faulty), dense)
+    assert not np.array_equal(unpack(faulty), dense)
     found = packed_rows(checkpoint, name, PackedFormat.INT8, 0, entry.shape[0])
-    assert torch.equal(unpack(found), dense)
+    assert np.array_equal(unpack(found), dense)
 
 
 def test_rows_within_a_head_are_refused(tmp_path: Path) -> None:
     entry = TensorEntry("q", tmp_path, "F32", (64, 32), 0, 64 * 128, rotary_heads=2)
     with pytest.raises(AssertionError, match="within a head"):
-        pack_rows(
-            entry, 16, torch.zeros(16 * 128, dtype=torch.uint8), empty(PackedFormat.INT4, 16, 32)
-        )
+        pack_rows(entry, 16, np.zeros(16 * 128, np.uint8), empty(PackedFormat.INT4, 16, 32))

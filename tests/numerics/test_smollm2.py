@@ -1,4 +1,4 @@
-"""SmolLM2 from its GGUF against transformers' own loading of the same file, in float32."""
+"""SmolLM2 from its GGUF against transformers' own loading of the same file."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.engines import engine_of, greedy, logits_of
+from tests.numerics.exactness import Reference
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
@@ -59,10 +60,7 @@ def test_logits_of_20_prompts_equal_transformers(
     engine: Engine, reference: PreTrainedModel, prompts: list[list[int]]
 ) -> None:
     assert len(prompts) == 20
-    for prompt in prompts:
-        with torch.inference_mode():
-            expected = reference(torch.tensor([prompt])).logits[0]
-        torch.testing.assert_close(logits_of(engine, prompt), expected)
+    Reference(reference).check(*((prompt, logits_of(engine, prompt)) for prompt in prompts))
 
 
 def test_64_greedy_tokens_equal_transformers(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
@@ -25,8 +26,9 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     tensors = {}
     with CheckpointReader(checkpoint) as reader:
         for name, entry in checkpoint.tensors.items():
-            tensors[name] = torch.empty(entry.shape)
-            reader.read(name, tensors[name])
+            numbers = np.empty(entry.shape, np.float32)
+            reader.read(name, numbers)
+            tensors[name] = torch.from_numpy(numbers)
     return tensors
 
 

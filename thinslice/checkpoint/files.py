@@ -88,10 +88,28 @@ def read_exactly(file: int, view: memoryview, offset: int, path: Path) -> None:
         done += num_bytes
 
 
-def drop_from_page_cache(file: int, offset: int, num_bytes: int) -> None:
-    """Ask the system to keep nothing of these bytes in memory."""
+def read_and_forget(file: int, view: memoryview, offset: int, path: Path) -> None:
+    """``read_exactly``, after which the system's cache holds no more of the file than before.
+
+    What somebody has in the cache is taken from there and stays: a disk is read at 2 GB/s, the
+    cache at ten times that.
+    """
+    done = _read_cached(file, view, offset)
+    if done == len(view):
+        return
+    read_exactly(file, view[done:], offset + done, path)
     if hasattr(os, "posix_fadvise"):  # not on macOS
-        os.posix_fadvise(file, offset, num_bytes, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file, offset + done, len(view) - done, os.POSIX_FADV_DONTNEED)
+
+
+def _read_cached(file: int, view: memoryview, offset: int) -> int:
+    """How many bytes from the first on the system's cache has given."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return 0
+    try:
+        return os.preadv(file, [view], offset, os.RWF_NOWAIT)
+    except OSError:  # none, or a file system that does not tell
+        return 0
 
 
 def parse_json_object(content: bytes, source: str) -> dict[str, Any]:

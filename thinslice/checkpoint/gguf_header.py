@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
-
 from thinslice.checkpoint.files import file_size, os_errors_named, refuse_lfs_pointer
 from thinslice.checkpoint.index import TensorEntry
 from thinslice.errors import CheckpointError
+from thinslice.plan.ggml_types import BY_NUMBER
 from thinslice.units import MIB
 
 # A vocabulary of 260,000 tokens with its merges takes about 15 MiB; read into Python objects a
@@ -45,7 +44,7 @@ _IQ_BLOCKS = (
     "IQ4_XS",
 )
 READABLE_TYPES = ("F32", "F16", "BF16", *_SIMPLE_BLOCKS, *_K_BLOCKS, *_IQ_BLOCKS)
-_TYPE_OF = {type_.value: type_ for type_ in GGMLQuantizationType}
+_DEFAULT_ALIGNMENT = 32
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 # Stands for text that could not be decoded.
@@ -282,20 +281,21 @@ def _entry(
     path: Path, name: str, ggml_type: int, shape: tuple[int, ...], offset: int
 ) -> TensorEntry:
     label = f"{path}: tensor {name!r:.120}"
-    dtype = _TYPE_OF[ggml_type].name if ggml_type in _TYPE_OF else f"type {ggml_type}"
-    if dtype not in READABLE_TYPES:
+    kind = BY_NUMBER.get(ggml_type)
+    dtype = f"type {ggml_type}" if kind is None else kind.name
+    if kind is None or dtype not in READABLE_TYPES:
         raise CheckpointError(
             f"{label} is {dtype}, which cannot be read; readable are {', '.join(READABLE_TYPES)}"
         )
-    block_size, block_bytes = GGML_QUANT_SIZES[_TYPE_OF[ggml_type]]
+    block_size = kind.block_size
     if 0 in shape or shape[-1] % block_size or (block_size > 1 and len(shape) == 1):
         raise CheckpointError(f"{label} of type {dtype} has shape {shape}")
-    num_bytes = math.prod(shape) // block_size * block_bytes
+    num_bytes = math.prod(shape) // block_size * kind.block_bytes
     return TensorEntry(name, path, dtype, shape, offset, num_bytes)
 
 
 def _alignment(path: Path, metadata: dict[str, Any]) -> int:
-    alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     is_power = type(alignment) is int and alignment > 0 and alignment & (alignment - 1) == 0
     if not is_power or alignment > _MAX_ALIGNMENT:
         raise CheckpointError(f"{path}: general.alignment is {alignment!r:.40}")

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from io import FileIO
 
-from thinslice.checkpoint.files import drop_from_page_cache, os_errors_named, read_exactly
+from thinslice.checkpoint.files import os_errors_named, read_and_forget
 from thinslice.checkpoint.index import TensorEntry
 from thinslice.plan.model_shape import ModelShape
 from thinslice.units import MIB
@@ -57,8 +57,7 @@ def _are_equal(head: TensorEntry, table: TensorEntry) -> bool:
 def _piece(entry: TensorEntry, file: FileIO, start: int, length: int) -> bytearray:
     piece = bytearray(length)
     offset = entry.offset + start
-    read_exactly(file.fileno(), memoryview(piece), offset, entry.path)
-    drop_from_page_cache(file.fileno(), offset, length)
+    read_and_forget(file.fileno(), memoryview(piece), offset, entry.path)
     return piece
 
 

@@ -9,28 +9,36 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
+from numpy.typing import NDArray
 
-from thinslice.checkpoint.files import drop_from_page_cache, os_errors_named, read_exactly
+from thinslice.checkpoint.files import os_errors_named, read_and_forget
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.closing import Closing
+from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.convert import convert, converted
+from thinslice.kernels.dequantize import dequantized
+from thinslice.kernels.dtypes import BF16
 from thinslice.plan.packed_format import PANEL_ROWS, num_panels
 from thinslice.units import MIB
 
-SCRATCH_BYTES = 4 * MIB
+SCRATCH_BYTES = MIB
 
-STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+Array = NDArray[np.generic]
+STORED_DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": BF16,
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
 
 
 class CheckpointReader(Closing):
     """Reads a checkpoint's tensors; a context manager that holds its files open.
 
     Threads may read at the same time, into different buffers. Nothing is cached: each call reads
-    the bytes it needs, once, and asks the system to drop them from the page cache.
+    the bytes it needs, once, and leaves no more in the system's cache than there was.
 
     Peak extra memory: SCRATCH_BYTES a call for plain types, at most four times that for block
     types (the blocks, their float32 values, and the working copies of gguf.quants).
@@ -48,15 +56,15 @@ class CheckpointReader(Closing):
                 os.close(file)
             self._files.clear()
 
-    def read(self, name: str, out: torch.Tensor) -> None:
+    def read(self, name: str, out: Array) -> None:
         """Fill ``out`` with a whole tensor; see ``read_rows``."""
         self.read_rows(name, 0, self.checkpoint.tensors[name].shape[0], out)
 
-    def read_rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+    def read_rows(self, name: str, start: int, stop: int, out: Array) -> None:
         """Fill ``out`` with rows ``start`` to ``stop`` of a tensor (elements, if it is a vector).
 
         Args:
-            out: [stop - start, *rest], contiguous, on the CPU; float32, bfloat16 or float16.
+            out: [stop - start, *rest], contiguous; float32, bfloat16 or float16.
                 Values are rounded to its type where that is not the type on disk.
 
         Errors: CheckpointError naming the file if it cannot be read or has shrunk.
@@ -64,11 +72,10 @@ class CheckpointReader(Closing):
         entry = self.checkpoint.tensors[name]
         assert not entry.is_packed, f"{name} is packed: read its bytes"
         assert 0 <= start <= stop <= entry.shape[0], f"{name}: rows {start}:{stop}"
-        assert tuple(out.shape) == (stop - start, *entry.shape[1:]), f"{name}: {tuple(out.shape)}"
-        assert out.is_contiguous(), f"{name}: not contiguous"
-        assert out.device.type == "cpu", f"{name}: on {out.device}"
+        assert out.shape == (stop - start, *entry.shape[1:]), f"{name}: {out.shape}"
+        assert out.flags.c_contiguous, f"{name}: not contiguous"
         assert out.dtype in STORED_DTYPES.values(), f"{name}: {out.dtype}"
-        if start == stop or out.numel() == 0:
+        if start == stop or out.size == 0:
             return
         if entry.rotary_heads:
             self._read_rotary(entry, start, stop, out)
@@ -76,9 +83,9 @@ class CheckpointReader(Closing):
             self._fill(entry, start, out)
         else:
             for first, piece in self._pieces(entry, start, stop):
-                out[first - start : first - start + len(piece)].copy_(piece)
+                convert(piece, out[first - start : first - start + len(piece)])
 
-    def read_scattered(self, name: str, rows: Sequence[int], out: torch.Tensor) -> None:
+    def read_scattered(self, name: str, rows: Sequence[int], out: Array) -> None:
         """Fill ``out`` [rows, columns] with some rows of a matrix, each read by itself.
 
         Errors: CheckpointError as ``read_rows``.
@@ -89,25 +96,24 @@ class CheckpointReader(Closing):
                 self.read_rows(name, row, row + 1, out[index : index + 1])
             return
         assert 0 <= min(rows) <= max(rows) < entry.shape[0], f"{name}: rows {rows}"
-        assert tuple(out.shape) == (len(rows), *entry.shape[1:]), f"{name}: {tuple(out.shape)}"
+        assert out.shape == (len(rows), *entry.shape[1:]), f"{name}: {out.shape}"
         size = entry.row_bytes
-        raw = torch.empty(len(rows), size, dtype=torch.uint8)
-        view = raw.numpy().reshape(-1).data
+        raw = empty_bytes(len(rows) * size)
+        view = raw.data
         with os_errors_named(entry.path):
             file = self._file(entry.path)
             for index, row in enumerate(rows):
                 offset = entry.offset + row * size
-                read_exactly(file, view[index * size : (index + 1) * size], offset, entry.path)
-                drop_from_page_cache(file, offset, size)
-        out.copy_(_values(entry, raw))
+                read_and_forget(file, view[index * size : (index + 1) * size], offset, entry.path)
+        convert(_values(entry, raw.reshape(len(rows), size)), out)
 
-    def read_bytes(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+    def read_bytes(self, name: str, start: int, stop: int, out: Array) -> None:
         """Fill ``out`` with the bytes of rows ``start`` to ``stop`` as they lie on disk.
 
         Args:
             start, stop: of a packed matrix multiples of 16, or its last row; that gives whole
                 panels.
-            out: flat uint8 of exactly those bytes, on the CPU.
+            out: flat uint8 of exactly those bytes.
 
         Errors: CheckpointError as ``read_rows``.
         """
@@ -120,13 +126,12 @@ class CheckpointReader(Closing):
             )
             assert is_whole, f"{name}: rows {start}:{stop} are no whole panels"
             rows = num_panels(rows) * PANEL_ROWS
-        assert out.dtype == torch.uint8, f"{name}: {out.dtype}"
-        assert tuple(out.shape) == (rows * entry.row_bytes,), f"{name}: {tuple(out.shape)}"
-        assert out.is_contiguous(), f"{name}: not contiguous"
-        assert out.device.type == "cpu", f"{name}: on {out.device}"
+        assert out.dtype == np.uint8, f"{name}: {out.dtype}"
+        assert out.shape == (rows * entry.row_bytes,), f"{name}: {out.shape}"
+        assert out.flags.c_contiguous, f"{name}: not contiguous"
         self._fill(entry, start, out)
 
-    def _read_rotary(self, entry: TensorEntry, start: int, stop: int, out: torch.Tensor) -> None:
+    def _read_rotary(self, entry: TensorEntry, start: int, stop: int, out: Array) -> None:
         """Put rows back that llama.cpp reordered within each head.
 
         With H rows a head, row i * H/2 + j of a head (i = 0, 1) is kept at 2 * j + i.
@@ -134,37 +139,34 @@ class CheckpointReader(Closing):
         """
         head_rows = entry.row_grain
         for head_start in range(start // head_rows * head_rows, stop, head_rows):
-            wanted = torch.arange(max(start, head_start), min(stop, head_start + head_rows))
+            wanted = np.arange(max(start, head_start), min(stop, head_start + head_rows))
             row = wanted - head_start
             kept = head_start + row % (head_rows // 2) * 2 + row // (head_rows // 2)
             for first, piece in self._pieces(entry, int(kept.min()), int(kept.max()) + 1):
                 is_here = (kept >= first) & (kept < first + len(piece))
                 rows = piece[kept[is_here] - first]
-                out[wanted[is_here] - start] = rows.to(out.dtype)
+                out[wanted[is_here] - start] = converted(rows, out.dtype)
 
-    def _pieces(
-        self, entry: TensorEntry, start: int, stop: int
-    ) -> Iterator[tuple[int, torch.Tensor]]:
+    def _pieces(self, entry: TensorEntry, start: int, stop: int) -> Iterator[tuple[int, Array]]:
         """Rows as they are kept, some at a time: the first row's index and their values."""
         row_bytes = entry.row_bytes
         value_bytes = 4 * _row_values(entry) if entry.dtype not in STORED_DTYPES else row_bytes
         step = max(SCRATCH_BYTES // value_bytes, 1)
         for first in range(start, stop, step):
             num_rows = min(step, stop - first)
-            raw = torch.empty(num_rows, row_bytes, dtype=torch.uint8)
+            raw = empty_bytes(num_rows * row_bytes)
             self._fill(entry, first, raw)
-            yield first, _values(entry, raw)
+            yield first, _values(entry, raw.reshape(num_rows, row_bytes))
 
-    def _fill(self, entry: TensorEntry, start: int, out: torch.Tensor) -> None:
+    def _fill(self, entry: TensorEntry, start: int, out: Array) -> None:
         """Fill ``out``, which has the type on disk, with the bytes of rows from ``start`` on."""
-        view = out.view(torch.uint8).numpy().reshape(-1).data
+        view = out.reshape(-1).view(np.uint8).data
         offset = entry.offset + start * entry.row_bytes
         with os_errors_named(entry.path):
             file = self._file(entry.path)
             for begin in range(0, len(view), SCRATCH_BYTES):
                 piece = view[begin : begin + SCRATCH_BYTES]
-                read_exactly(file, piece, offset + begin, entry.path)
-                drop_from_page_cache(file, offset + begin, len(piece))
+                read_and_forget(file, piece, offset + begin, entry.path)
 
     def _file(self, path: Path) -> int:
         with self._lock:
@@ -173,7 +175,7 @@ class CheckpointReader(Closing):
             return self._files[path]
 
 
-def decode_rows(entry: TensorEntry, start: int, raw: torch.Tensor) -> torch.Tensor:
+def decode_rows(entry: TensorEntry, start: int, raw: NDArray[np.uint8]) -> Array:
     """The numbers of rows that were read elsewhere, such as a streamed slice.
 
     Args:
@@ -183,11 +185,11 @@ def decode_rows(entry: TensorEntry, start: int, raw: torch.Tensor) -> torch.Tens
     Returns [rows, columns] in the type on disk, a view of ``raw`` where no row moved, or float32
     for block types. Peak extra memory: up to 16 bytes for each number of a block type.
     """
-    values = _values(entry, raw.view(-1, entry.row_bytes))
+    values = _values(entry, raw.reshape(-1, entry.row_bytes))
     return restore_rows(entry, start, values)
 
 
-def restore_rows(entry: TensorEntry, start: int, rows: torch.Tensor) -> torch.Tensor:
+def restore_rows(entry: TensorEntry, start: int, rows: Array) -> Array:
     """Put back rows [rows, anything] that llama.cpp reordered; others are returned as they are.
 
     Args:
@@ -199,8 +201,8 @@ def restore_rows(entry: TensorEntry, start: int, rows: torch.Tensor) -> torch.Te
     assert start % head_rows == 0, f"{entry.name}: row {start} is within a head"
     assert len(rows) % head_rows == 0, f"{entry.name}: {len(rows)} rows are no whole heads"
     # [heads, H/2, 2, columns] as it is kept; the pairs' members belong into halves.
-    pairs = rows.view(-1, head_rows // 2, 2, rows.shape[1])
-    return pairs.transpose(1, 2).reshape(rows.shape)
+    pairs = rows.reshape(-1, head_rows // 2, 2, rows.shape[1])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _row_values(entry: TensorEntry) -> int:
@@ -211,15 +213,12 @@ def _row_values(entry: TensorEntry) -> int:
     return values
 
 
-def _values(entry: TensorEntry, raw: torch.Tensor) -> torch.Tensor:
+def _values(entry: TensorEntry, raw: NDArray[np.uint8]) -> Array:
     """The numbers in the bytes of some rows, in the type on disk, or float32 for block types."""
     shape = (len(raw), *entry.shape[1:])
     dtype = STORED_DTYPES.get(entry.dtype)
     if dtype is not None:
+        values = raw.reshape(-1).view(dtype)
         # A header of odd length leaves the numbers after it unaligned.
-        is_aligned = raw.storage_offset() % dtype.itemsize == 0
-        return (raw if is_aligned else raw.clone()).view(dtype).reshape(shape)
-    # A block's scale may be any bytes; what it gives then is no number, but no fault either.
-    with np.errstate(all="ignore"):
-        values = dequantize(raw.numpy(), GGMLQuantizationType[entry.dtype])
-    return torch.from_numpy(values).reshape(shape)
+        return (values if values.flags.aligned else values.copy()).reshape(shape)
+    return dequantized(raw, entry.dtype).reshape(shape)

@@ -23,9 +23,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     _take_interrupts()
-    from thinslice.process import set_environment
-
-    set_environment()
     from thinslice.cli.exit_codes import run_command
 
     code = run_command(arguments)

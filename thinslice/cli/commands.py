@@ -1,20 +1,11 @@
 """The commands of the command line, put together."""
 
 import re
-from collections.abc import Callable
 
 from cyclopts import App, ArgumentCollection, Parameter
 
 from thinslice import __version__
-from thinslice.cli.bench import bench
-from thinslice.cli.chat import chat
-from thinslice.cli.compare import compare
 from thinslice.cli.console import err, helping
-from thinslice.cli.doctor import doctor
-from thinslice.cli.models import ls, pull, rm, show
-from thinslice.cli.pack import pack
-from thinslice.cli.plan import plan
-from thinslice.cli.run import run
 from thinslice.errors import ConfigError
 
 _HELP = """Run compact reasoning models inside a memory budget you name.
@@ -29,19 +20,39 @@ _EPILOGUE = (
     "130 interrupted."
 )
 _WHOLE = (int, int | None, tuple[int, ...])
-_COMMANDS: tuple[Callable[..., int | None], ...] = (
-    run,
-    chat,
-    plan,
-    pack,
-    compare,
-    bench,
-    pull,
-    ls,
-    show,
-    rm,
-    doctor,
-)
+# Of each command the module and the line of the help, which is the first of its docstring: it is
+# imported when it is called.
+_COMMANDS = {
+    "run": ("run", "Answer one prompt, streaming, or with --prompts all prompts of a file."),
+    "chat": ("chat", "Hold a conversation; /help lists its commands."),
+    "plan": (
+        "plan",
+        "Show what a model would take within a budget and how fast it would be, and what other "
+        "settings would give.",
+    ),
+    "pack": ("pack", "Quantise a model once, into a folder that runs as it lies on disk."),
+    "compare": ("compare", "Measure one version of a model against another on a text."),
+    "bench": ("bench", "Measure prefill, decode and memory on prompts of random tokens."),
+    "pull": (
+        "models",
+        "Fetch a model into the store; an interrupted pull goes on where it stopped.",
+    ),
+    "ls": ("models", "List the stored models and their packed copies."),
+    "show": (
+        "models",
+        "Show what is known of a model: source, licence, context length, sizes and digests.",
+    ),
+    "rm": (
+        "models",
+        "Remove a model with its packed copies, one such copy, or what an unfinished pull has "
+        "left.",
+    ),
+    "doctor": (
+        "doctor",
+        "Tell what this machine has and whether thinslice will work; exit code 1 where it will "
+        "not.",
+    ),
+}
 
 
 def check_whole_numbers(_app: App, _commands: tuple[str, ...], given: ArgumentCollection) -> None:
@@ -71,6 +82,6 @@ def make_app() -> App:
         result_action="return_value",
         config=check_whole_numbers,
     )
-    for position, command in enumerate(_COMMANDS):
-        app.command(command, sort_key=position)
+    for position, (name, (module, told)) in enumerate(_COMMANDS.items()):
+        app.command(f"thinslice.cli.{module}:{name}", help=told, sort_key=position)
     return app

@@ -11,12 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryFile
 
-import torch
-
-from thinslice.engine.planning import native_dtype
 from thinslice.errors import StoreError
 from thinslice.kernels import native
-from thinslice.memory.cuda_device import missing_for_cuda
+from thinslice.memory.device import missing_for_cuda
 from thinslice.memory.process_state import alternate_stack_bytes, pid_rooms
 from thinslice.plan.available import (
     budget_for_process,
@@ -27,16 +24,14 @@ from thinslice.plan.available import (
 from thinslice.store.store import Store
 from thinslice.units import GIB, MIB, format_bytes, size_option
 
-# What torch's, the compiled kernels' and the reader's threads come to.
-_THREADS_PER_CORE = 2
-_OTHER_THREADS = 6
+# Threads beside the compiled kernels': the reader's, and the engine's own.
+_OTHER_THREADS = 10
 # Registers of AMX and AVX-512 with a frame around them.
 _AMX_SIGNAL_STACK = 12 * 1024
-_CPU_TORCH = "pip install torch --force-reinstall --index-url https://download.pytorch.org/whl/cpu"
 # What the embedded model takes with its weights streamed, and on disk.
 _SMALLEST_MEMORY = 352 * MIB
 _SMALLEST_DISK = 300 * MIB
-_PACKAGES = ("thinslice", "torch", "tokenizers", "numpy", "gguf", "huggingface_hub")
+_PACKAGES = ("thinslice", "numpy", "tokenizers", "gguf", "huggingface_hub")
 # Instruction sets that decide how fast a matrix product runs, as /proc/cpuinfo spells them.
 _INSTRUCTION_SETS = (
     "avx2",
@@ -97,14 +92,12 @@ def _versions() -> list[Finding]:
 
 def _cores() -> Finding:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("cores", f"{count} usable, {torch.get_num_threads()} threads")
+    return Finding("cores", f"{count} usable")
 
 
 def _instructions() -> Finding:
     found = [name for name in _INSTRUCTION_SETS if name in _cpu_flags()]
-    dtype = native_dtype()
-    state = "ok" if dtype == "bfloat16" else "warn"
-    return Finding("instructions", f"{' '.join(found) or 'unknown'}; computes in {dtype}", state)
+    return Finding("instructions", " ".join(found) or "unknown")
 
 
 def _cpu_flags() -> set[str]:
@@ -120,7 +113,7 @@ def _cpu_flags() -> set[str]:
 
 def _kernels() -> Finding:
     if not native.is_available():
-        return Finding("compiled kernels", native.describe(), "warn")
+        return Finding("compiled kernels", native.describe(), "bad")
     asked = native.num_threads()
     started = native.set_num_threads(asked)
     if started == asked:
@@ -159,7 +152,7 @@ def _threads_allowed() -> Finding:
     if not rooms:
         return Finding("threads", "no bound")
     room, whose = min(rooms)
-    needed = _THREADS_PER_CORE * torch.get_num_threads() + _OTHER_THREADS
+    needed = (native.num_threads() if native.is_available() else 1) + _OTHER_THREADS
     if room >= needed:
         return Finding("threads", f"{room} more allowed ({whose})")
     text = f"{max(room, 0)} more allowed ({whose}); about {needed} are needed: raise pids.max"
@@ -195,14 +188,12 @@ def _working_directory() -> Finding:
 
 def _devices() -> list[Finding]:
     if (missing := missing_for_cuda()) is not None:
-        if torch.version.cuda is None:
-            return [Finding("CUDA", missing)]
-        advice = f"{missing}. Its libraries take some 290 MiB of every budget; without a card: "
-        return [Finding("CUDA", f"{advice}{_CPU_TORCH}", "warn")]
-    findings = [Finding("Triton", import_module("triton").__version__)]
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        text = f"{properties.name}, {properties.total_memory / GIB:.1f} GiB; for --device cuda"
+        return [Finding("CUDA", missing)]
+    triton = import_module("triton").__version__
+    findings = [Finding("torch", version("torch")), Finding("Triton", triton)]
+    cards = import_module("thinslice.memory.cuda_device").cards()
+    for index, (name, num_bytes) in enumerate(cards):
+        text = f"{name}, {num_bytes / GIB:.1f} GiB; for --device cuda"
         findings.append(Finding(f"GPU {index}", text))
     return findings
 

@@ -4,11 +4,9 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from itertools import accumulate
 
-import torch
-
 from thinslice.engine.contained import Contained
 from thinslice.engine.logprobs import Logprobs, TokenLogprobs
-from thinslice.engine.sampler import Sampled, best_tokens, sample_rows
+from thinslice.engine.sampler import Floats, Sampled, best_tokens, sample_rows
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import Sequence
@@ -59,13 +57,13 @@ class Advance:
 
 def advance_all(
     scheduled: Rows[ScheduledTokens],
-    logits_RV: torch.Tensor,
+    logits_RV: Floats,
     eos_token_ids: frozenset[int],
     scores: Scores | None = None,
 ) -> list[Advance]:
     """Sample behind each sequence whose tokens are all through, and note what was scored.
 
-    The sequences are left as they were but for their generators.
+    The sequences are left as they were but for their draws.
     """
     best = best_tokens(logits_RV)
     stops = accumulate(tokens.num_rows for tokens in scheduled)

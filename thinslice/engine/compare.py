@@ -5,15 +5,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
+import numpy as np
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import Dtype, EngineSettings, KvDtype, SamplingParams
 from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_bytes
+from thinslice.engine.draws import Draws
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.planning import Model, fit_model, plan_model
 from thinslice.engine.prepare import open_model, packed_copy, with_budget
+from thinslice.engine.sampler import Floats
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
@@ -173,14 +175,14 @@ class ModelPair:
             for start, logits_a, logits_b in self._tiles(window):
                 # Row i predicts token i + 1.
                 skipped = max(windows.first_scored - 1 - start, 0)
-                next_ids = torch.tensor(window[start + 1 : start + 1 + len(logits_a)])
+                next_ids = np.array(window[start + 1 : start + 1 + len(logits_a)])
                 meter.add(logits_a[skipped:], logits_b[skipped:], next_ids[skipped:])
                 done += max(len(next_ids) - skipped, 0)
                 if progress is not None:
                     progress("comparing", done, total)
         return meter.result()
 
-    def _tiles(self, window: list[int]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    def _tiles(self, window: list[int]) -> Iterator[tuple[int, Floats, Floats]]:
         """First row and both models' logits of each tile of a window, its last row left out."""
         start = 0
         with _sequence(self.a, window[:-1]) as one, _sequence(self.b, window[:-1]) as other:
@@ -318,7 +320,7 @@ def _memory_that_fits(
 def _sequence(engine: Engine, token_ids: list[int]) -> Iterator[TokenSequence]:
     """A sequence of these tokens that holds blocks of the KV cache, outside any schedule."""
     count, blocks = len(token_ids), engine.scheduler.blocks
-    sequence = TokenSequence(0, token_ids, SamplingParams(), count, torch.Generator())
+    sequence = TokenSequence(0, token_ids, SamplingParams(), count, Draws(0))
     blocks.take_prefix(sequence)
     assert blocks.grow(sequence, count), f"no blocks for {count} tokens"
     try:
@@ -327,7 +329,7 @@ def _sequence(engine: Engine, token_ids: list[int]) -> Iterator[TokenSequence]:
         blocks.release(sequence)
 
 
-def _logits(engine: Engine, sequence: TokenSequence, chunk: int) -> Iterator[torch.Tensor]:
+def _logits(engine: Engine, sequence: TokenSequence, chunk: int) -> Iterator[Floats]:
     """Logits of every token of a sequence, tile by tile."""
     while sequence.num_uncomputed:
         tokens = ScheduledTokens(sequence, min(sequence.num_uncomputed, chunk))

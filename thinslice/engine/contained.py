@@ -1,12 +1,12 @@
 """Keep what goes wrong in one request from the others."""
 
-import asyncio
+import sys
 from types import TracebackType
 
 from thinslice.errors import RequestError
 
-# What asks a thread, a task or a generator to end is nobody's fault, and passes.
-_PASSING = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
+# What asks a thread or a generator to end is nobody's fault, and passes.
+_PASSING = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 class Contained:
@@ -30,10 +30,17 @@ class Contained:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if error is None or isinstance(error, _PASSING):
+        if error is None or isinstance(error, _PASSING) or _ends_a_task(error):
             return False
         self.error = error if isinstance(error, Exception) else _as_request_error(error)
         return True
+
+
+def _ends_a_task(error: BaseException) -> bool:
+    """Whether asyncio asks a task to end. Where it was never imported nobody does, and importing it
+    takes a tenth of a short command's time."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and isinstance(error, asyncio.CancelledError)
 
 
 def _as_request_error(error: BaseException) -> RequestError:

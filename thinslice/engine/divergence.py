@@ -9,9 +9,13 @@ everything from the logits on is float64.
 import math
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.errors import CheckpointError, RequestError
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 # Logits worked on at a time: 8 MiB in float64, or one row where that is longer.
 _PIECE = 1 << 20
@@ -59,25 +63,22 @@ class Divergence:
 class DivergenceMeter:
     """Takes the logits of both models tile by tile; keeps 25 bytes for each token.
 
-    Those are allocated at the start: small tensors that outlive large ones would split up the
+    Those are allocated at the start: small arrays that outlive large ones would split up the
     allocator's heap, by 60 MiB with each tile of a vocabulary of 49,152.
     """
 
     def __init__(self, num_tokens: int) -> None:
         if num_tokens < _SMALLEST_SAMPLE:
             raise RequestError(f"{num_tokens} tokens to score; at least {_SMALLEST_SAMPLE} needed")
-        self._kl, self._nll_a, self._nll_b = torch.zeros(3, num_tokens, dtype=torch.float64)
-        self._is_same_top = torch.zeros(num_tokens, dtype=torch.bool)
+        self._kl, self._nll_a, self._nll_b = np.zeros((3, num_tokens))
+        self._is_same_top = np.zeros(num_tokens, np.bool_)
         self._done = 0
 
-    def add(
-        self, logits_a_TV: torch.Tensor, logits_b_TV: torch.Tensor, next_ids_T: torch.Tensor
-    ) -> None:
+    def add(self, logits_a_TV: Floats, logits_b_TV: Floats, next_ids_T: NDArray[np.int64]) -> None:
         """Score the predictions of ``next_ids_T`` by the logits of the tokens before them.
 
         Args:
-            logits_a_TV, logits_b_TV: of any float type.
-            next_ids_T: the tokens that the text goes on with, int64.
+            next_ids_T: the tokens that the text goes on with.
 
         Peak extra memory: 40 MiB, or 40 V bytes where that is more.
         Errors: CheckpointError for logits that are not numbers.
@@ -93,33 +94,44 @@ class DivergenceMeter:
         Errors: CheckpointError for a model that finds the text all but impossible.
         """
         assert self._done == len(self._kl), f"{self._done} of {len(self._kl)} tokens"
-        kl = self._kl.sort().values
+        kl = np.sort(self._kl)
         return Divergence(
             num_scored=len(kl),
             kl=_estimate(kl),
             kl_median=_quantile(kl, 0.5),
             kl_99=_quantile(kl, 0.99),
             kl_max=float(kl[-1]),
-            same_top=_estimate(self._is_same_top.double()),
+            same_top=_estimate(self._is_same_top.astype(np.float64)),
             perplexity_a=_perplexity(self._nll_a),
             perplexity_b=_perplexity(self._nll_b),
             log_ratio=_estimate(self._nll_b - self._nll_a),
         )
 
-    def _add_piece(
-        self, logits_a: torch.Tensor, logits_b: torch.Tensor, next_ids: torch.Tensor
-    ) -> None:
+    def _add_piece(self, logits_a: Floats, logits_b: Floats, next_ids: NDArray[np.int64]) -> None:
         rows = slice(self._done, self._done + len(next_ids))
-        log_a, log_b = logits_a.double().log_softmax(-1), logits_b.double().log_softmax(-1)
-        self._nll_a[rows] = -log_a.gather(1, next_ids.unsqueeze(1)).squeeze(1)
-        self._nll_b[rows] = -log_b.gather(1, next_ids.unsqueeze(1)).squeeze(1)
+        log_a, log_b = _log_softmax(logits_a), _log_softmax(logits_b)
+        places = np.arange(len(next_ids))
+        self._nll_a[rows] = -log_a[places, next_ids]
+        self._nll_b[rows] = -log_b[places, next_ids]
         # Of the logits: in float64 two different ones may still have equal log-probabilities.
         self._is_same_top[rows] = logits_a.argmax(-1) == logits_b.argmax(-1)
-        kl = (log_a.exp() * log_b.neg_().add_(log_a)).sum(-1)
-        if not bool(kl.isfinite().all()):
+        with np.errstate(invalid="ignore"):  # what is no number is told below
+            np.subtract(log_a, log_b, out=log_b)
+            np.exp(log_a, out=log_a)
+            kl = np.einsum("tv,tv->t", log_a, log_b)
+        if not np.isfinite(kl).all():
             raise CheckpointError("a model's logits are not numbers; its weights must be damaged")
         self._kl[rows] = kl
         self._done += len(next_ids)
+
+
+def _log_softmax(logits_TV: Floats) -> Doubles:
+    """Log-probabilities in float64. Extra memory: they, twice."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        shifted = logits_TV.astype(np.float64)
+        shifted -= shifted.max(axis=-1, keepdims=True)
+        shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 def scoring_bytes(vocab_size: int, tile: int) -> int:
@@ -131,12 +143,12 @@ def scoring_bytes(vocab_size: int, tile: int) -> int:
     return logits + _COPIES * 8 * max(_PIECE, vocab_size)
 
 
-def _estimate(values: torch.Tensor) -> Estimate:
-    mean, variance = float(values.mean()), float(values.var(correction=1))
+def _estimate(values: Doubles) -> Estimate:
+    mean, variance = float(values.mean()), float(values.var(ddof=1))
     return Estimate(mean, math.sqrt(variance / len(values)))
 
 
-def _perplexity(nll: torch.Tensor) -> Estimate:
+def _perplexity(nll: Doubles) -> Estimate:
     """The error is that of the mean, carried through exp to first order."""
     mean = _estimate(nll)
     if mean.mean > _LARGEST_EXPONENT:
@@ -148,8 +160,8 @@ def _perplexity(nll: torch.Tensor) -> Estimate:
     return Estimate(perplexity, perplexity * mean.standard_error)
 
 
-def _quantile(ordered: torch.Tensor, fraction: float) -> float:
-    """Linear between two values; torch.quantile takes no more than 16 million."""
+def _quantile(ordered: Doubles, fraction: float) -> float:
+    """Linear between two values, without another copy of them."""
     place = fraction * (len(ordered) - 1)
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)

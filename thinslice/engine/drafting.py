@@ -10,13 +10,12 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 from itertools import compress
 
-import torch
-
 from thinslice.engine.advance import Advance
 from thinslice.engine.draft_length import DraftLength, DraftReport
 from thinslice.engine.measured_seconds import MeasuredSeconds
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.ngram import NgramDrafter
+from thinslice.engine.sampler import Floats
 from thinslice.engine.sequence import Sequence
 from thinslice.plan.cost import PREDICTION_ROWS_HELD
 from thinslice.plan.memory_plan import DraftPlan
@@ -57,7 +56,7 @@ class Drafting:
         self._asked: dict[int, _Asked] = {}
 
     def propose(
-        self, advances: Rows[Advance], hidden_TD: torch.Tensor | None, running: Rows[Sequence]
+        self, advances: Rows[Advance], hidden_TD: Floats | None, running: Rows[Sequence]
     ) -> list[list[int]]:
         """Drafts for each sequence of a step that goes on; a prediction layer takes in its rows.
 
@@ -160,7 +159,7 @@ class Drafting:
     def _predict(
         self,
         advances: Rows[Advance],
-        hidden_TD: torch.Tensor,
+        hidden_TD: Floats,
         lengths: list[int],
     ) -> list[list[int]]:
         """Drafts by the prediction layer, of these lengths.
@@ -197,7 +196,7 @@ class Drafting:
         rows = self._held.get(sequence.seq_id)
         return rows is not None and sequence.num_held == rows.num_rows
 
-    def _rows_of(self, advance: Advance, hidden_TD: torch.Tensor, num_drafts: int) -> CertainRows:
+    def _rows_of(self, advance: Advance, hidden_TD: Floats, num_drafts: int) -> CertainRows:
         """What the prediction layer takes of a sequence; ``hidden_TD`` begins with its rows."""
         assert self.mtp is not None
         sequence, count = advance.tokens.sequence, advance.num_certain

@@ -9,28 +9,27 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
-
 from thinslice.config import DEFAULT_SCHEDULING, SamplingParams, Scheduling
 from thinslice.engine.advance import Advance, advance_all
 from thinslice.engine.checks import check_prompt, check_scored, max_positions
 from thinslice.engine.contained import Contained
 from thinslice.engine.drafting import Drafting
+from thinslice.engine.draws import Draws
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.metrics import Metrics
 from thinslice.engine.replace import replace_weights
 from thinslice.engine.results import Held, ResultsRoom
 from thinslice.engine.runner import Runner
+from thinslice.engine.sampler import Floats
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import OnOutput, Scored, Sequence, Status, StepOutput
 from thinslice.engine.turn import Operation, Turn
 from thinslice.engine.undo import Undo
 from thinslice.errors import RequestError
-from thinslice.memory.give_back import KeptMemory
+from thinslice.kernels.ops import Array
 from thinslice.memory.ledger import Reservation
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.plan.weight_layout import FLOAT_BYTES
 
 _LARGEST_SEED = (1 << 63) - 1
 CLOSED = "this model is closed; load it anew"
@@ -65,8 +64,6 @@ class Engine:
         self.metrics = Metrics(kv_blocks=plan.num_kv_blocks)
         self.results = ResultsRoom(plan)
         self.clock: Callable[[], float] = time.perf_counter
-        # Packed models leave little, and process.bound_allocator bounds it.
-        self._kept_memory = KeptMemory() if plan.dtype in FLOAT_BYTES else None
         self._ids = itertools.count()
         self._turn = Turn()
         weakref.finalize(self, self._turn.keep)
@@ -156,7 +153,7 @@ class Engine:
                 prompt_token_ids=prompt_token_ids,
                 params=params,
                 max_positions=max_positions(prompt_token_ids, params, self.scheduler.capacity),
-                generator=torch.Generator().manual_seed((seed + index) & _LARGEST_SEED),
+                draws=Draws((seed + index) & _LARGEST_SEED),
                 arrived_at=now,
                 on_output=on_output,
                 scheduling=scheduling,
@@ -227,7 +224,7 @@ class Engine:
             prompt_token_ids=token_ids,
             params=SamplingParams(temperature=0.0),
             max_positions=len(token_ids),
-            generator=torch.Generator(),
+            draws=Draws(0),
             scored=Scored(start, num_top),
             arrived_at=self.clock(),
             on_output=on_output,
@@ -263,7 +260,7 @@ class Engine:
                 return [self._expire(sequence) for sequence in expired]
             return self._step(runner) if self.scheduler.has_work else []
 
-    def replace_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def replace_weights(self, tensors: Mapping[str, object]) -> None:
         """Put other numbers in the place of weights; see engine/replace.py."""
         self._operation.check_entry()
         with self.lock, self._operation:
@@ -326,8 +323,6 @@ class Engine:
         self._undo = None  # From here on the step holds, whatever comes.
         self.metrics.count_advances(advances)
         outputs = [self._hand_out(output) for output in outputs]
-        if self._kept_memory is not None:
-            self._kept_memory.bound()
         self.metrics.steps += 1
         self.metrics.schedule_s.observe(scheduled_at - start)
         self.metrics.run_s.observe(ran_at - scheduled_at)
@@ -344,7 +339,7 @@ class Engine:
 
     def _run(
         self, runner: Runner, scheduled: list[ScheduledTokens], scores: Scores | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Floats, Array | None]:
         """The model's pass over one batch: logits, and the residual stream where it is needed
         again. With the sweep's metrics where weights are streamed."""
         source = runner.weights.source
@@ -360,7 +355,7 @@ class Engine:
         return logits_RV, hidden_TD if self.plan.num_mtp_layers else None
 
     def _draft(
-        self, advances: list[Advance], hidden_TD: torch.Tensor | None, seconds: float
+        self, advances: list[Advance], hidden_TD: Array | None, seconds: float
     ) -> list[list[int]]:
         """Guesses for the next step, after learning from those of this one."""
         if self.drafting is None:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict, TypeVar, Unpack
 
-import torch
-
 from thinslice.closing import Closing
 from thinslice.config import (
     DEFAULT_SCHEDULING,
@@ -27,8 +25,6 @@ from thinslice.engine.results import Held, text_bytes
 from thinslice.engine.signature import check_settings, errors_in_python, with_settings
 from thinslice.errors import ContextError, RequestError, shown
 from thinslice.memory.give_back import give_back
-from thinslice.plan.weight_layout import FLOAT_BYTES
-from thinslice.process import bound_allocator
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.messages import Conversation, Message, for_template
 
@@ -313,7 +309,7 @@ class LLM(Closing):
             raise
         return requests
 
-    def replace_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def replace_weights(self, tensors: Mapping[str, object]) -> None:
         """Put other numbers in the place of some weights, between requests.
 
         Prefixes that were cached before are not used again.
@@ -376,7 +372,6 @@ def _loaded(prepared: Prepared, progress: Progress | None) -> Engine:
     Errors: CheckpointError from reading the weights.
     """
     plan, reservation = prepared.plan, prepared.reservation
-    bound_allocator(computes_floats=plan.dtype in FLOAT_BYTES)
     end_ids = prepared.tokenizer.special.eos_token_ids
     try:
         engine = load_engine(prepared.checkpoint, plan, end_ids, progress, prepared.device)

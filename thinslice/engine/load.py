@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from importlib import import_module
 
-import torch
+import numpy as np
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
@@ -13,12 +15,11 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.mtp_drafter import MTPDrafter
 from thinslice.engine.planning import Model
 from thinslice.engine.runner import Runner
-from thinslice.kernels.dispatch import NATIVE, cuda_ops, ops_for
 from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.kernels.native_ops import NATIVE
 from thinslice.kernels.ops import Ops
 from thinslice.memory.device import Device
 from thinslice.memory.device_slices import DeviceSlices
-from thinslice.memory.forks import prepare_for_forks
 from thinslice.memory.host_slices import HostSlices
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.resident import LoadedDtypes, load_resident
@@ -42,14 +43,12 @@ def load_engine(
 
     Errors: CheckpointError from reading the weights.
     """
-    prepare_for_forks()
     if device is not None:
         return _load_on_device(checkpoint, chosen, eos_token_ids, progress, device)
     shape, has_predictions = checkpoint.shape, chosen.num_mtp_layers > 0
-    ops = ops_for(chosen.dtype, shape.head_dim)
-    source = _source(checkpoint, chosen, ops, progress and partial(progress, "loading weights"))
+    source = _source(checkpoint, chosen, progress and partial(progress, "loading weights"))
     try:
-        weights = Weights(shape, source, ops, checkpoint.packing, has_predictions)
+        weights = Weights(shape, source, NATIVE, checkpoint.packing, has_predictions)
         every_cache = allocate_kv_caches(shape, chosen)
         kv_caches = every_cache[: shape.num_hidden_layers]
         mtp_caches = every_cache[shape.num_hidden_layers :]
@@ -65,20 +64,18 @@ def load_engine(
     except BaseException:
         source.close()
         raise
-    is_packed = ops is NATIVE and chosen.dtype not in FLOAT_DTYPES
-    runner = Runner(decoder, weights, kv_caches, chosen.block_size, is_packed)
+    runner = Runner(decoder, weights, kv_caches, chosen.block_size)
     return Engine(runner, chosen, eos_token_ids, drafting)
 
 
 def _source(
     checkpoint: Checkpoint,
     chosen: MemoryPlan,
-    ops: Ops,
     progress: Callable[[int, int], None] | None,
 ) -> WeightSource:
     """The weights in memory, or those pinned there and a reader for the others."""
-    dtype = FLOAT_DTYPES.get(chosen.dtype, torch.float32)
-    dtypes = LoadedDtypes(dtype, torch.float32 if ops is NATIVE else dtype)
+    float32 = np.dtype(np.float32)
+    dtypes = LoadedDtypes(FLOAT_DTYPES.get(chosen.dtype, float32), float32)
     has_predictions = chosen.num_mtp_layers > 0
     with CheckpointReader(checkpoint) as reader:
         if chosen.streaming is None and chosen.dtype in FLOAT_DTYPES:
@@ -95,6 +92,13 @@ def _source(
     return store
 
 
+def cuda_ops() -> Ops:
+    """The operators on a CUDA card. Torch and Triton are needed there alone; importing them takes
+    seconds."""
+    ops: Ops = import_module("thinslice.kernels.cuda_ops").CUDA
+    return ops
+
+
 def _load_on_device(
     checkpoint: Checkpoint,
     chosen: MemoryPlan,
@@ -102,9 +106,9 @@ def _load_on_device(
     progress: Progress | None,
     device: Device,
 ) -> Engine:
-    ops = cuda_ops()  # first: what it imports may be missing
+    ops = replace(cuda_ops(), placed=device.moved)  # first: what it imports may be missing
     device.hold_to(chosen.budget_bytes)
-    dtype = FLOAT_DTYPES.get(chosen.dtype, torch.float32)
+    dtype = FLOAT_DTYPES.get(chosen.dtype, np.dtype(np.float32))
     layout = Model.of(checkpoint).layout(chosen.dtype).without_prediction()
     store = WeightStore(
         CheckpointReader(checkpoint),
@@ -117,7 +121,7 @@ def _load_on_device(
         stack.callback(store.close)
         store.open(progress and partial(progress, "loading weights"))
         weights = Weights(checkpoint.shape, store, ops, checkpoint.packing)
-        kv_caches = allocate_kv_caches(checkpoint.shape, chosen, device.place)
+        kv_caches = allocate_kv_caches(checkpoint.shape, chosen, device.empty)
         runner = Runner(Decoder(checkpoint.shape), weights, kv_caches, chosen.block_size)
         runner.device = device
         if chosen.device is not None and chosen.device.num_spilled_blocks:

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 
-import torch
+import numpy as np
 
 from thinslice.engine.measured_seconds import MeasuredSeconds
+from thinslice.engine.sampler import Floats
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder
@@ -47,24 +48,24 @@ class CertainRows:
     """
 
     start: int
-    hidden_TD: torch.Tensor
+    hidden_TD: Floats
     next_token_ids: list[int]
     blocks: Rows[int]
     num_drafts: int = 1
-    waited_TD: torch.Tensor | None = None
+    waited_TD: Floats | None = None
 
     @property
     def num_rows(self) -> int:
         """The number of rows."""
         return len(self.next_token_ids)
 
-    def hidden(self, start: int, stop: int) -> torch.Tensor:
+    def hidden(self, start: int, stop: int) -> Floats:
         """The residual stream of some of the rows."""
         if self.waited_TD is None:
             return self.hidden_TD[start:stop]
         count = len(self.waited_TD)
         new_TD = self.hidden_TD[max(start - count, 0) : max(stop - count, 0)]
-        return torch.cat([self.waited_TD[start:stop], new_TD])
+        return np.concatenate([self.waited_TD[start:stop], new_TD])
 
     def last(self, count: int) -> "CertainRows":
         """A copy of the last of them, or of all."""
@@ -72,7 +73,7 @@ class CertainRows:
         return replace(
             self,
             start=self.start + first,
-            hidden_TD=self.hidden(first, self.num_rows).clone(),
+            hidden_TD=self.hidden(first, self.num_rows).copy(),
             waited_TD=None,
             next_token_ids=self.next_token_ids[first:],
         )
@@ -114,7 +115,6 @@ class MTPDrafter:
         self.round_seconds = MeasuredSeconds(unknown=0.0)
         self.rows_seconds = MeasuredSeconds(unknown=0.0)
 
-    @torch.inference_mode()
     def propose(self, sequences: Rows[CertainRows]) -> list[list[int]]:
         """Take in the new rows of one sequence or more and draft what comes after them.
 
@@ -153,7 +153,7 @@ class MTPDrafter:
             self.round_seconds.record(len(drafting), time.perf_counter() - start)
         return drafts
 
-    def _take_in(self, sequences: Rows[CertainRows]) -> list[list[torch.Tensor]]:
+    def _take_in(self, sequences: Rows[CertainRows]) -> list[list[Floats]]:
         """Run the new rows, so many at a time.
 
         Returns of each layer and sequence the output of its last row, or none where it has no row:
@@ -175,22 +175,21 @@ class MTPDrafter:
             self.rows_seconds.record(num_rows, time.perf_counter() - start)
         return last
 
-    def _run_each(
-        self, index: int, hidden: list[torch.Tensor], runs: list[TokenRun]
-    ) -> list[torch.Tensor]:
+    def _run_each(self, index: int, hidden: list[Floats], runs: list[TokenRun]) -> list[Floats]:
         """The outputs of each run's rows, of which some may have none."""
         counts = [len(run.token_ids) for run in runs]
         if not any(counts):
             return [one[:0] for one in hidden]
         used = [one[:count] for one, count in zip(hidden, counts, strict=True) if count]
         out_TD = self._run(index, _joined(used), [run for run in runs if run.token_ids])
-        return list(torch.split(out_TD, counts))
+        return np.split(out_TD, np.cumsum(counts)[:-1])
 
-    def _run(self, index: int, hidden_TD: torch.Tensor, runs: list[TokenRun]) -> torch.Tensor:
+    def _run(self, index: int, hidden_TD: Floats, runs: list[TokenRun]) -> Floats:
         """Rows through one of the layers."""
         batch = pack(runs, self.block_size)
         embedding_TD = self.weights.embed(batch.token_ids_T)
-        return self.layers[index].predict(hidden_TD, embedding_TD, batch)
+        out_TD: Floats = self.layers[index].predict(hidden_TD, embedding_TD, batch)
+        return out_TD
 
 
 def _parts_of(sequences: Rows[CertainRows]) -> Iterator[list[tuple[int, slice]]]:
@@ -211,9 +210,9 @@ def _parts_of(sequences: Rows[CertainRows]) -> Iterator[list[tuple[int, slice]]]
         yield parts
 
 
-def _joined(rows: list[torch.Tensor]) -> torch.Tensor:
+def _joined(rows: list[Floats]) -> Floats:
     """One below the other; a copy only where there are several."""
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
 def _new_rows(sequence: CertainRows, rows: slice, index: int) -> TokenRun:

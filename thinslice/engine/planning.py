@@ -1,16 +1,13 @@
 """Plan a model for this process and this machine."""
 
 from dataclasses import dataclass, replace
-
-import torch
+from importlib import import_module
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import EngineSettings
 from thinslice.errors import BudgetError, CheckpointError, ConfigError, StoreError
 from thinslice.kernels import native
-from thinslice.kernels.dispatch import is_native
-from thinslice.memory import cuda_device
-from thinslice.memory.device import Device
+from thinslice.memory.device import Device, missing_for_cuda
 from thinslice.memory.meter import rss_to_plan_from, touched_library_bytes
 from thinslice.pack.layout import matrix_formats
 from thinslice.pack.stored import bytes_to_pack
@@ -84,7 +81,7 @@ class Model:
     def of_shape(cls, shape: ModelShape) -> "Model":
         """A checkpoint of floats of which only the shape is known."""
         stored = stored_as(shape, _STORED_FLOATS.get(shape.dtype, "BF16"))
-        return cls(shape, stored, None, native_dtype())
+        return cls(shape, stored, None, "bfloat16")
 
     def dtype(self, wanted: str) -> str:
         """Resolve a requested weight type.
@@ -150,14 +147,10 @@ def plan_model(
     """
     assert (device is None) == (settings.device == "cpu"), "a plan for another device"
     dtype = model.dtype(settings.dtype)
-    if device is not None and settings.dtype == "auto" and dtype == "float32":
-        dtype = "bfloat16"  # which every card has, whatever the processor computes in
     workload = _workload(model, settings, dtype)
     if device is not None:
         limits = _limits(settings, device, runtime_bytes or rss_to_plan_from())
         return plan_on_device(model.shape, model.layout(dtype), limits, workload)
-    if workload.kv_dtype == "int8" and not workload.is_native:
-        raise ConfigError("--kv-dtype int8 needs the compiled kernels, and not --dtype float32")
     layout = model.layout(settings.dtype)
     runtime_bytes = runtime_bytes or rss_to_plan_from()
     return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
@@ -177,7 +170,6 @@ def _workload(model: Model, settings: EngineSettings, dtype: str) -> Workload:
         max_num_seqs=settings.max_num_seqs,
         dtype=dtype,
         kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
-        is_native=is_native(dtype, model.shape.head_dim),
         num_threads=native.num_threads() if native.is_available() else 1,
         can_change_dtype=model.packing is None,
         # Packing counts all that the process holds, which plans begin below.
@@ -209,7 +201,11 @@ def open_device(settings: EngineSettings) -> Device | None:
 
     Errors: ConfigError where it, or what is needed to use it, is not there.
     """
-    return None if settings.device == "cpu" else cuda_device.open_device(settings.device)
+    if settings.device == "cpu":
+        return None
+    if (missing := missing_for_cuda()) is not None:
+        raise ConfigError(f"--device cuda: {missing}")
+    return import_module("thinslice.memory.cuda_device").CudaDevice()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -281,13 +277,12 @@ def predict_speed(
     if device is not None:
         disk = hardware.disk_read_bytes_per_s
         return predict_on_device(chosen, model.shape, layout, device, disk)
-    has_kernels = is_native(chosen.dtype, model.shape.head_dim)
-    return predict(chosen, model.shape, layout, hardware, is_native=has_kernels)
+    return predict(chosen, model.shape, layout, hardware)
 
 
 def checkpoint_dtype(checkpoint: Checkpoint) -> str:
     """Return the weight type a checkpoint runs in unconverted: int4 or int8 if most of its layers
-    are of that size, otherwise the processor's float type."""
+    are of that size, otherwise bfloat16."""
     if checkpoint.packing is not None:
         return str(checkpoint.packing.weights)
     most = most_common_format(
@@ -295,17 +290,6 @@ def checkpoint_dtype(checkpoint: Checkpoint) -> str:
         for tensor in tensors_of(checkpoint.shape)
         if tensor.is_matrix and tensor.room is Room.LAYERS
     )
-    # Without the kernels packed matrices become numbers at each use: then rather once.
-    if most is None or not is_native("int4", checkpoint.shape.head_dim):
-        return native_dtype()
+    if most is None:
+        return "bfloat16"
     return "int8" if most is PackedFormat.INT8 else "int4"
-
-
-def native_dtype() -> str:
-    """Return bfloat16 if torch has compiled bfloat16 products here, otherwise float32.
-
-    Elsewhere torch emulates bfloat16 many times slower than it runs float32.
-    """
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    is_compiled = has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bfloat16" if is_compiled else "float32"

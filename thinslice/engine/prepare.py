@@ -19,6 +19,7 @@ from thinslice.engine.planning import (
     predict_speed,
 )
 from thinslice.errors import BudgetError, StoreError
+from thinslice.kernels import native
 from thinslice.memory.device import Device
 from thinslice.memory.give_back import give_back
 from thinslice.memory.ledger import Reservation, ledger
@@ -29,7 +30,7 @@ from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.predict import Prediction
-from thinslice.process import bound_allocator_at_first, set_environment
+from thinslice.process import bound_allocator
 from thinslice.store.progress import silent
 from thinslice.store.store import Store
 from thinslice.text.tokenizer import Tokenizer, load_tokenizer
@@ -72,8 +73,9 @@ def prepare(name: str, asked: EngineSettings, progress: Progress | None = None) 
     Errors: ConfigError, StoreError, CheckpointError, BudgetError, each before anything large is
     allocated or packed.
     """
-    set_environment()
-    bound_allocator_at_first()
+    bound_allocator()
+    if asked.device == "cpu":
+        native.library()  # told before anything is fetched
     device = open_device(asked)
     settings, budget = with_budget(asked, device)
     with explaining(settings, budget):

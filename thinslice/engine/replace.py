@@ -3,7 +3,8 @@ between two rounds of completions."""
 
 from collections.abc import Mapping
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.engine.runner import Runner
 from thinslice.engine.scheduler import Scheduler
@@ -13,12 +14,10 @@ from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.tensors import EMBEDDING, HEAD, Room, tensors_of
 
 
-def replace_weights(
-    runner: Runner, scheduler: Scheduler, tensors: Mapping[str, torch.Tensor]
-) -> None:
+def replace_weights(runner: Runner, scheduler: Scheduler, tensors: Mapping[str, object]) -> None:
     """Replace some of the weights; what is cached of the old ones is not found any more.
 
-    Extra memory: a tensor of another type or device once more, one at a time.
+    Extra memory: a tensor that is not float32 on the host once more, in float32, one at a time.
     Errors: ConfigError with nothing replaced; BusyError while requests are under way. Where it is
     interrupted, the model refuses to run until all has been replaced.
     """
@@ -32,17 +31,20 @@ def replace_weights(
         raise ConfigError(f"tensors is {shown(tensors)}; expected a mapping from names to tensors")
     own = loaded_tensors(dict(tensors), weights.shape, source)
     source.check(own)
+    for name, one in own.items():
+        _numbers(name, one)  # refused before anything is replaced
     if scheduler.has_work:
         raise BusyError("weights are replaced between requests, and some are under way")
     scheduler.blocks.weights_version += 1
     weights.is_whole = False
-    source.write(own)
+    for name, one in own.items():
+        source.write({name: _numbers(name, one)})
     weights.is_whole = True
 
 
 def loaded_tensors(
-    tensors: dict[str, torch.Tensor], shape: ModelShape, source: ResidentWeights
-) -> dict[str, torch.Tensor]:
+    tensors: dict[str, object], shape: ModelShape, source: ResidentWeights
+) -> dict[str, object]:
     """A state dict without what it has twice, or has for layers that are not loaded.
 
     Errors: ConfigError for a tied head that is another than the embedding.
@@ -50,8 +52,33 @@ def loaded_tensors(
     if shape.tie_word_embeddings and HEAD in tensors:
         head = tensors.pop(HEAD)
         embedding = tensors.setdefault(EMBEDDING, head)
-        if embedding is not head and not torch.equal(embedding, head):
+        if embedding is not head and not np.array_equal(
+            _numbers(EMBEDDING, embedding), _numbers(HEAD, head)
+        ):
             raise ConfigError(f"{HEAD} is {EMBEDDING} in this model, and they are to differ")
     not_loaded = {one.name for one in tensors_of(shape) if one.room is Room.PREDICTION}
     not_loaded -= source.tensors.keys()
     return {name: one for name, one in tensors.items() if name not in not_loaded}
+
+
+def _numbers(name: str, tensor: object) -> NDArray[np.floating]:
+    """The numbers of an array, or of a tensor of torch's: there float32, and those of float32 on
+    the host where they lie.
+
+    Errors: ConfigError for what has none.
+    """
+    if isinstance(tensor, np.ndarray):
+        if tensor.dtype not in (np.float32, np.float16, np.float64):
+            raise ConfigError(f"{name} is to become an array of {tensor.dtype}; expected floats")
+        return tensor if tensor.dtype == np.float16 else tensor.astype(np.float32, copy=False)
+    # Torch is not asked for by name: who has a tensor has it, and others need it not.
+    try:
+        if not tensor.is_floating_point():  # type: ignore[attr-defined]
+            kind = f"a tensor of {tensor.dtype}"  # type: ignore[attr-defined]
+            raise ConfigError(f"{name} is to become {kind}; expected dense floats")
+        numbers: NDArray[np.float32] = tensor.detach().float().cpu().numpy()  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, RuntimeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{name} is to become {shown(tensor)}; expected an array or a dense tensor of floats"
+        ) from error
+    return numbers

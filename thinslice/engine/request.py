@@ -152,7 +152,7 @@ class Request:
             prompt_token_ids=sequence.prompt_token_ids,
             token_ids=sequence.completion_token_ids[: self._num_seen],
             finish_reason=sequence.finish_reason,
-            seed=sequence.generator.initial_seed(),
+            seed=sequence.draws.seed,
             prefill_s=0.0 if first_at is None else first_at - sequence.arrived_at,
             decode_s=0.0 if first_at is None else sequence.last_token_at - first_at,
             index=self.index,

@@ -18,7 +18,7 @@ _TEXT_BYTES_PER_TOKEN = 16
 _BYTES_PER_TOKEN = 40 + _TEXT_BYTES_PER_TOKEN
 # What is promised at a time where more comes.
 _MORE_BYTES = 64 * KIB
-# A completion without tokens: its texts, its lists, its sequence and generator.
+# A completion without tokens: its texts, its lists, its sequence and draws.
 _BYTES_PER_COMPLETION = 8 * 1024
 
 

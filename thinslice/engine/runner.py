@@ -4,14 +4,16 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 
-import torch
+import numpy as np
 
+from thinslice.engine.sampler import Floats
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.scoring import Scores
 from thinslice.errors import RequestError
+from thinslice.kernels.ops import Array
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.device import Device
 from thinslice.memory.spilled_kv import BlockMove, SpilledKv
@@ -22,9 +24,6 @@ from thinslice.model.weights import Weights
 
 class Runner:
     """Holds the model and its KV cache, and runs batches through them.
-
-    Args:
-        has_own_threads: the compiled kernels multiply, on threads of their own.
 
     Attributes:
         device: that the model lies on; None where it is the processor. Logits come back from it.
@@ -37,13 +36,11 @@ class Runner:
         weights: Weights,
         kv_caches: Rows[PagedKv],
         block_size: int,
-        has_own_threads: bool = False,
     ) -> None:
         self.decoder = decoder
         self.kv_caches = kv_caches
         self.block_size = block_size
         self.weights = weights
-        self.has_own_threads = has_own_threads
         self.device: Device | None = None
         self.spilled: SpilledKv | None = None
         self._pid = os.getpid()
@@ -51,11 +48,11 @@ class Runner:
     def check(self) -> None:
         """Whether it can run.
 
-        A child of a fork has none of the threads that read weights, and there torch waits for ever
-        for its own. The compiled kernels start theirs anew.
+        A child of a fork has none of the threads that read weights; the compiled kernels start
+        theirs anew.
 
-        Errors: RequestError in a child of the process that loaded the model, but for a packed model
-        in memory; and where weights were replaced in part.
+        Errors: RequestError in a child of the process that loaded the model, but for one in memory;
+        and where weights were replaced in part.
         """
         if not self.weights.is_whole:
             raise RequestError(
@@ -63,8 +60,7 @@ class Runner:
             )
         if self._pid == os.getpid():
             return
-        streams = self.weights.source.streams
-        if streams or self.device is not None or not self.has_own_threads:
+        if self.weights.source.streams or self.device is not None:
             raise RequestError(
                 f"this model was loaded by process {self._pid} before a fork and cannot run in "
                 "its child; load it in the child, or start the child with spawn"
@@ -77,18 +73,17 @@ class Runner:
             with self._computing():
                 self.spilled.move(moves)
 
-    @torch.inference_mode()
     def run(
         self, scheduled: Rows[ScheduledTokens], scores: Scores | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Floats, Array]:
         """Run the scheduled tokens.
 
         Args:
             scores: take the logits of the rows that are scored; None where there are none.
 
-        Returns the logits [rows, V] in float32 of the rows that are sampled, in the order of
-        ``scheduled`` the last ``num_rows`` of each; and the residual stream [T, D] of all rows,
-        which a prediction layer takes.
+        Returns the logits [rows, V] of the rows that are sampled, in the order of ``scheduled`` the
+        last ``num_rows`` of each; and the residual stream [T, D] of all rows, which a prediction
+        layer takes.
         """
         batch = self._pack(scheduled)
         self.weights.source.begin_sweep()
@@ -99,29 +94,27 @@ class Runner:
                 scored = _last_rows(scheduled, [tokens.num_scored for tokens in scheduled])
                 return self._score(hidden_TD[[*rows, *scored]], len(rows), scores), hidden_TD
             if not rows:
-                return torch.empty(0, self.decoder.shape.vocab_size), hidden_TD
-            return self.decoder.logits(hidden_TD[rows], self.weights).cpu(), hidden_TD
+                return np.empty((0, self.decoder.shape.vocab_size), np.float32), hidden_TD
+            return self.decoder.logits(hidden_TD[rows], self.weights), hidden_TD
 
-    def _score(self, x_TD: torch.Tensor, num_sampled: int, scores: Scores) -> torch.Tensor:
+    def _score(self, x_TD: Array, num_sampled: int, scores: Scores) -> Floats:
         """The logits of the first rows, which are sampled; the others' go to the scores.
 
         All in one pass over the head, as it may stream by.
         """
         vocab_size = self.decoder.shape.vocab_size
-        logits_RV = torch.empty(num_sampled, vocab_size)
+        logits_RV = np.empty((num_sampled, vocab_size), np.float32)
         room = max(scores.most_rows - num_sampled, 1) * vocab_size
-        for first, first_id, tile in self.decoder.logit_tiles(x_TD, self.weights, room):
-            tile_TV = tile.cpu()
+        for first, first_id, tile_TV in self.decoder.logit_tiles(x_TD, self.weights, room):
             count = min(max(num_sampled - first, 0), len(tile_TV))
             columns = slice(first_id, first_id + tile_TV.shape[1])
             logits_RV[first : first + count, columns] = tile_TV[:count]
             if count < len(tile_TV):
-                scores.add(max(first - num_sampled, 0), first_id, tile_TV[count:].numpy())
+                scores.add(max(first - num_sampled, 0), first_id, tile_TV[count:])
         return logits_RV
 
-    @torch.inference_mode()
-    def all_logits(self, tokens: ScheduledTokens, tile: int) -> Iterator[torch.Tensor]:
-        """Run the scheduled tokens; logits [rows, V] in float32 of all of them, a tile at a time.
+    def all_logits(self, tokens: ScheduledTokens, tile: int) -> Iterator[Floats]:
+        """Run the scheduled tokens; logits [rows, V] of all of them, a tile at a time.
 
         Where weights stream, a tile must hold all tokens: the head passes by once in a sweep.
         """
@@ -131,32 +124,18 @@ class Runner:
         batch = self._pack([tokens])
         with self._computing():
             hidden_TD = self.decoder.forward(batch, self.weights, self.kv_caches)
-        for rows_TD in torch.split(hidden_TD, tile):
+        for start in range(0, len(hidden_TD), tile):
             with self._computing():
-                logits = self.decoder.logits(rows_TD, self.weights).cpu()
+                logits = self.decoder.logits(hidden_TD[start : start + tile], self.weights)
             yield logits
 
     def _pack(self, scheduled: Rows[ScheduledTokens]) -> ForwardBatch:
         batch = pack([_run_of(tokens) for tokens in scheduled], self.block_size)
-        return batch if self.device is None else batch.to(self.device.place)
+        return batch if self.device is None else batch.to(self.device.moved)
 
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """On the device that the model lies on, whatever this thread's own is; or with one thread
-        of torch's beside the kernels' own: two pools that take turns wait for each other; see
-        kernels/cpu/threads.cpp.
-        """
-        if self.device is not None:
-            with self.device.current():
-                yield
-            return
-        count = torch.get_num_threads()
-        if self.has_own_threads:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(count)
+    def _computing(self) -> AbstractContextManager[object]:
+        """On the device that the model lies on, whatever this thread's own is."""
+        return nullcontext() if self.device is None else self.device.current()
 
     def close(self) -> None:
         """Stop reading weights, and let host memory go; a second time nothing happens."""

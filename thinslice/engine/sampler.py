@@ -1,9 +1,9 @@
 """Sampler: from rows of logits to token ids, exactly and repeatably.
 
 The order is logits processors (processors.py), temperature, top-k, top-p, min-p. Every draw takes
-one number from the sequence's own generator, so the draws of one sequence do not depend on its
+one number from the sequence's own draws, so the draws of one sequence do not depend on its
 company in a batch.
-NumPy throughout: one thread, one order of summation, and a fraction of torch's cost for one row.
+NumPy throughout: one thread, one order of summation.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from math import log
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from thinslice.config import SamplingParams, TokenSampling
@@ -50,34 +49,33 @@ class Sampled:
     logprobs: list[TokenLogprobs]
 
 
-def sample(logits_V: torch.Tensor, sequence: Sequence) -> int:
+def sample(logits_V: Floats, sequence: Sequence) -> int:
     """The next token id of a sequence from its logits [V], float32.
 
     Errors: CheckpointError for logits that are not numbers.
     Extra memory: two copies of the row where there are processors; where tokens are drawn two
     float32 copies at a time; where the filters may keep nearly all tokens, 40 bytes per token.
     """
-    row = logits_V.numpy()
-    return _choose(row, int(row.argmax()), sequence, []).token_id
+    return _choose(logits_V, int(logits_V.argmax()), sequence, []).token_id
 
 
-def best_tokens(logits_RV: torch.Tensor) -> list[int]:
+def best_tokens(logits_RV: Floats) -> list[int]:
     """The likeliest token of each row, the lowest id among equals."""
-    best: list[int] = logits_RV.numpy().argmax(axis=1).tolist()
+    best: list[int] = logits_RV.argmax(axis=1).tolist()
     return best
 
 
-def sample_rows(logits_RV: torch.Tensor, best: list[int], sequence: Sequence) -> Sampled:
+def sample_rows(logits_RV: Floats, best: list[int], sequence: Sequence) -> Sampled:
     """The next tokens of a sequence from the row behind its last token and one for each draft.
 
     Each row is sampled as if there were no draft. A draft is accepted where it is the token
     sampled, and the first row where it is not ends the run with that token. This is rejection
     sampling for a drafter that puts all its mass on one token (arXiv 2211.17192): draft x is
     accepted with probability p(x), and what takes its place is distributed as p without x,
-    renormalised. And because each token takes one number from the sequence's generator, as it does
+    renormalised. And because each token takes one number from the sequence's draws, as it does
     without drafts, a seed gives the text it gives without drafts.
 
-    The sequence is left as it was but for its generator. The caller cuts the tokens at the first
+    The sequence is left as it was but for its draws. The caller cuts the tokens at the first
     that ends it.
 
     Args:
@@ -89,7 +87,7 @@ def sample_rows(logits_RV: torch.Tensor, best: list[int], sequence: Sequence) ->
     assert len(best) == len(drafts) + 1, f"{len(best)} rows, {len(drafts)} drafts"
     sampled = Sampled([], [])
     wanted = sequence.params.logprobs
-    for index, row in enumerate(logits_RV.numpy()):
+    for index, row in enumerate(logits_RV):
         chosen = _choose(row, best[index], sequence, sampled.token_ids)
         if wanted is not None:
             sampled.logprobs.append(token_logprobs(row, chosen, wanted))
@@ -148,7 +146,7 @@ def _choose(row: Floats, best: int, sequence: Sequence, accepted: list[int]) -> 
         raise CheckpointError(NO_NUMBERS)
     if params.is_greedy:
         return Chosen(best, 0.0)
-    draw = float(torch.rand((), dtype=torch.float64, generator=sequence.generator))
+    draw = sequence.draws.next()
     temperature = params.token_sampling.temperature
     if not params.has_filter:
         return _draw_from_all(_weights(row, row[best], temperature), draw)

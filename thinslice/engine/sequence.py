@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Optional
 
-import torch
-
 from thinslice.config import DEFAULT_SCHEDULING, SamplingParams, Scheduling
+from thinslice.engine.draws import Draws
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.processors import LogitsProcessor, processors_for
 from thinslice.errors import RequestError
@@ -80,7 +79,7 @@ class Sequence:
     prompt_token_ids: list[int]
     params: SamplingParams
     max_positions: int
-    generator: torch.Generator
+    draws: Draws
     completion_token_ids: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
     num_computed: int = 0

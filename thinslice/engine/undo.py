@@ -9,9 +9,8 @@ interrupted too: it does the same however often it is begun.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 from thinslice.engine.drafting import Drafting
+from thinslice.engine.draws import State
 from thinslice.engine.scheduler import Scheduler
 from thinslice.engine.sequence import Sequence, Status
 
@@ -21,11 +20,11 @@ class _Before:
     """A running sequence before a step, as far as the step's end changes it.
 
     Attributes:
-        generator_state: None where nothing is drawn.
+        draws_state: None where nothing is drawn.
     """
 
     sequence: Sequence
-    generator_state: torch.Tensor | None
+    draws_state: State | None
     num_completion: int
     num_logprobs: int
     num_digests: int
@@ -37,7 +36,7 @@ class _Before:
         is_drawn = not sequence.params.is_greedy
         return cls(
             sequence=sequence,
-            generator_state=sequence.generator.get_state() if is_drawn else None,
+            draws_state=sequence.draws.state() if is_drawn else None,
             num_completion=len(sequence.completion_token_ids),
             num_logprobs=len(sequence.logprobs),
             num_digests=len(sequence.digests),
@@ -47,8 +46,8 @@ class _Before:
 
     def restore(self) -> None:
         sequence = self.sequence
-        if self.generator_state is not None:
-            sequence.generator.set_state(self.generator_state)
+        if self.draws_state is not None:
+            sequence.draws.restore(self.draws_state)
         del sequence.completion_token_ids[self.num_completion :]
         sequence.logprobs.truncate(self.num_logprobs)
         del sequence.digests[self.num_digests :]

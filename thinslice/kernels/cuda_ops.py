@@ -6,10 +6,12 @@ up to 16 rows a packed model's rows have the same bits whatever stands beside th
 run other kernels, whose sums differ in the last bits; torch's products promise nothing.
 """
 
+from dataclasses import replace
+
 import torch
 
 from thinslice.kernels import torch_ops, triton_elementwise, triton_linear
-from thinslice.kernels.ops import Ops, Rows
+from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 from thinslice.kernels.triton_attention import attend_rows_
@@ -55,10 +57,10 @@ def attend(
     return out_TNH
 
 
-CUDA = Ops(
+CUDA = replace(
+    torch_ops.TORCH,
     rms_norm=triton_elementwise.rms_norm,
     apply_rotary=triton_elementwise.apply_rotary,
     product=product,
-    swiglu_=torch_ops.swiglu_,
     attend=attend,
 )

@@ -1,55 +1,93 @@
-"""The operators of a dense decoder in compiled code: the same functions as torch_ops.
+"""The operators of a dense decoder on the processor: compiled code, float32 activations.
 
-Sums are fp32 in one fixed order and results are rounded once, so they differ from torch_ops in the
-last bits; a row's bits do not depend on the rows beside it. Norm weights and biases are float32.
+Every sum has one order, so a row's bits do not depend on the rows beside it.
 """
 
-import torch
+from collections.abc import Sequence
 
-from thinslice.kernels import native, native_attention, torch_ops
-from thinslice.kernels.ops import Rows
-from thinslice.kernels.packed import PackedWeight
+import numpy as np
+from numpy.typing import NDArray
+
+from thinslice.kernels import native, native_attention, native_stack
+from thinslice.kernels.buffers import empty
+from thinslice.kernels.dtypes import to_float32
+from thinslice.kernels.native import Floats, Matrix
+from thinslice.kernels.ops import Ops
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 
 
-def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
-    """Scale each row of the last dimension to unit root mean square, then by ``weight_D``."""
+def rms_norm(x_TD: Floats, weight_D: Floats, eps: float) -> Floats:
+    """Scale each row of the last dimension to unit root mean square, then by ``weight_D``.
+
+    Source: arXiv 1910.07467.
+    """
     rows = x_TD.reshape(-1, x_TD.shape[-1])
-    return native.rms_norm(rows, weight_D, eps).view(x_TD.shape)
+    return native.rms_norm(rows, weight_D, eps).reshape(x_TD.shape)
 
 
-def apply_rotary(x_TNH: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
-    """Rotate each head by its position, in place."""
-    return native.rope_(x_TNH, torch.arange(x_TNH.shape[0]), cos_TR, sin_TR)
+def rms_norm_(x_TD: Floats, weight_D: Floats, eps: float) -> Floats:
+    """The same of rows, in their place."""
+    return native.rms_norm(x_TD, weight_D, eps, out=x_TD)
+
+
+def apply_rotary(x_TNH: Floats, cos_TR: Floats, sin_TR: Floats) -> Floats:
+    """Rotate each head by its position, in place. Source: arXiv 2104.09864, as in GPT-NeoX."""
+    return native.rope_(x_TNH, np.arange(len(x_TNH)), cos_TR, sin_TR)
 
 
 def product(
-    x_TD: torch.Tensor,
-    rows: Rows,
-    bias: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """``x @ rows.T + bias + residual``; a packed matrix by the kernels, numbers by torch."""
-    if isinstance(rows, PackedWeight):
-        return native.linear(x_TD, rows, bias=bias, residual=residual, out=out)
-    return torch_ops.product(x_TD, rows, bias, residual, out)
+    x_TD: Floats,
+    rows: Matrix,
+    bias: Floats | None = None,
+    residual: Floats | None = None,
+    out: Floats | None = None,
+) -> Floats:
+    """``x @ rows.T + bias + residual``; ``out`` may be ``residual``."""
+    return native.linear(x_TD, rows, bias=bias, residual=residual, out=out)
 
 
-def swiglu_(gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
-    """``silu(gate) * up`` in the place of ``gate``."""
+def swiglu_(gate_TF: Floats, up_TF: Floats) -> Floats:
+    """``silu(gate) * up`` in the place of ``gate``. Source: arXiv 2002.05202."""
     return native.silu_mul(gate_TF, up_TF, out=gate_TF)
 
 
 def attend(
-    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    qkv: tuple[Floats, Floats, Floats],
     cache: PagedKv,
-    slots_T: torch.Tensor,
+    slots_T: NDArray[np.int64],
     sequences: SequenceBatch,
     window: int | None = None,
-) -> torch.Tensor:
-    """Put a packed batch's K and V into the cache, and attend over it; see torch_ops.attend."""
+) -> Floats:
+    """Put a batch's K and V [T, K, H] into the cache, and attend with q [T, N, H] over it."""
     q_TNH, k_TKH, v_TKH = qkv
     native_attention.write_kv(k_TKH, v_TKH, cache, slots_T)
     scale = q_TNH.shape[2] ** -0.5
     return native_attention.attention(q_TNH, cache, sequences, scale=scale, window=window or 0)
+
+
+def _itself(numbers: NDArray[np.generic]) -> NDArray[np.generic]:
+    return numbers
+
+
+def _empty_like(like: Floats, shape: tuple[int, ...]) -> Floats:
+    return empty(shape, like.dtype)
+
+
+def _side_by_side(parts: Sequence[Floats]) -> Floats:
+    return np.concatenate(parts, axis=-1)
+
+
+NATIVE = Ops(
+    placed=_itself,
+    to_host=to_float32,
+    empty=_empty_like,
+    side_by_side=_side_by_side,
+    rms_norm=rms_norm,
+    rms_norm_=rms_norm_,
+    apply_rotary=apply_rotary,
+    product=product,
+    swiglu_=swiglu_,
+    attend=attend,
+    fuse=native_stack.fuse,
+    fuse_prediction=native_stack.fuse_prediction,
+)

@@ -1,4 +1,4 @@
-"""The border to all layers of a decoder in one call, where every packed matrix lies in memory.
+"""The border to all layers of a decoder in one call, where every matrix lies in memory.
 
 The same kernels in the same order as one operator after the other, and so the same bits; what it
 saves is Python between them: of a model of 135M parameters a third of the time of a token.
@@ -6,9 +6,18 @@ saves is Python between them: of a model of 135M parameters a third of the time 
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from thinslice.kernels.native import check_indices, check_vector, library, weight_address
+from thinslice.kernels.buffers import empty
+from thinslice.kernels.native import (
+    Floats,
+    Matrix,
+    check_array,
+    library,
+    size_of,
+    weight_address,
+)
 from thinslice.kernels.ops import FeedForwardWeights, LayerWeights, Linear, PredictionWeights
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
@@ -21,7 +30,8 @@ _Address = tuple[int, int, int, int, int]
 def fuse(
     shape: ModelShape, layers: Sequence[LayerWeights], kv_caches: Sequence[PagedKv]
 ) -> "NativeStack | None":
-    """Layers as one call, or None: a matrix is streamed or not packed, or gate or up has a bias."""
+    """Layers as one call, or None: a matrix is streamed, packed and numbers are multiplied with the
+    same rows, or gate or up has a bias."""
     return NativeStack(shape, layers, kv_caches) if all(map(_is_known, layers)) else None
 
 
@@ -29,29 +39,35 @@ def fuse_prediction(
     shape: ModelShape, prediction: PredictionWeights, kv_cache: PagedKv
 ) -> "NativePrediction | None":
     """A prediction layer as one call; None as for ``fuse``."""
-    if not _is_known(prediction.layer) or not _is_packed(prediction.pairing):
+    if not _is_known(prediction.layer) or prediction.pairing.whole is None:
         return None
     return NativePrediction(shape, prediction, kv_cache)
 
 
 def _is_known(layer: LayerWeights) -> bool:
-    matrices = [layer.query, layer.key, layer.value, layer.output]
+    together = [(layer.query, layer.key, layer.value), (layer.output,)]
     for block in layer.blocks:
         if block.gate.bias is not None or block.up.bias is not None:
             return False
-        matrices += [block.gate, block.up, block.down]
-    return all(map(_is_packed, matrices))
+        together += [(block.gate, block.up), (block.down,)]
+    return all(map(_are_alike, together))
 
 
-def _is_packed(linear: Linear) -> bool:
-    return isinstance(linear.whole, PackedWeight)
+def _are_alike(matrices: tuple[Linear, ...]) -> bool:
+    """Whether matrices lie in memory, and are all packed or all numbers of one type."""
+    kinds = {_kind_of(one.whole) for one in matrices}
+    return len(kinds) == 1 and None not in kinds
+
+
+def _kind_of(matrix: Matrix | None) -> object:
+    return PackedWeight if isinstance(matrix, PackedWeight) else getattr(matrix, "dtype", None)
 
 
 class NativeStack:
     """The first layers of a model with their KV caches, checked once.
 
     Args:
-        layers: of packed matrices that lie in memory whole; gate and up have no bias. Norms and
+        layers: of matrices that lie in memory whole; gate and up have no bias. Norms and
             biases are float32.
     """
 
@@ -84,11 +100,11 @@ class NativeStack:
 
     def run(
         self,
-        x_TD: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        slots_T: torch.Tensor,
+        x_TD: Floats,
+        rotary: tuple[Floats, Floats],
+        slots_T: NDArray[np.int64],
         sequences: SequenceBatch,
-    ) -> torch.Tensor:
+    ) -> Floats:
         """Run the residual stream [T, D], float32, through all layers, in its place.
 
         Args:
@@ -97,38 +113,29 @@ class NativeStack:
         Extra memory: T (D + max(2 q + 2 kv, the largest block)) float32, and the linear kernels'.
         Errors: ValueError for a batch whose slots, lengths or blocks do not fit the cache.
         """
-        count = x_TD.shape[0]
-        rows, workspace = torch.arange(count), _empty(self._stack.workspace(count))
+        count = len(x_TD)
+        rows, workspace = np.arange(count), _workspace(self._stack.workspace(count))
         inputs = self._inputs(x_TD, rows, rotary, slots_T, sequences)
-        self._stack.run(*inputs, workspace.data_ptr())
+        self._stack.run(*inputs, workspace.ctypes.data)
         return x_TD
 
     def _inputs(
         self,
-        x_TD: torch.Tensor,
-        rows_T: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        slots_T: torch.Tensor,
+        x_TD: Floats,
+        rows_T: NDArray[np.int64],
+        rotary: tuple[Floats, Floats],
+        slots_T: NDArray[np.int64],
         sequences: SequenceBatch,
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Addresses and sizes of what runs, checked; valid as long as the tensors are held."""
-        count, shape = x_TD.shape[0], self._shape
-        _check_float(x_TD, (count, shape.hidden_size), "x")
+        """Addresses and sizes of what runs, checked; valid as long as the arrays are held."""
+        count, shape = len(x_TD), self._shape
+        check_array(x_TD, np.float32, (count, shape.hidden_size), "x")
         for table in rotary:
-            _check_float(table, (count, shape.head_dim // 2), "a rotary table")
-        check_indices(slots_T, torch.int64, [count], "slots")
+            check_array(table, np.float32, (count, shape.head_dim // 2), "a rotary table")
+        check_array(slots_T, np.int64, (count,), "slots")
         cos_TR, sin_TR = rotary
-        tables = (rows_T.data_ptr(), cos_TR.data_ptr(), sin_TR.data_ptr(), slots_T.data_ptr())
-        return (
-            (x_TD.data_ptr(), count, *tables),
-            (
-                sequences.block_tables.data_ptr(),
-                sequences.block_tables.shape[1],
-                sequences.query_starts.data_ptr(),
-                sequences.context_lens.data_ptr(),
-                sequences.context_lens.shape[0],
-            ),
-        )
+        tables = (rows_T.ctypes.data, cos_TR.ctypes.data, sin_TR.ctypes.data, slots_T.ctypes.data)
+        return (x_TD.ctypes.data, count, *tables), sequences.addresses
 
     def _add(self, layer: LayerWeights, cache: PagedKv, window: int) -> None:
         shape = self._shape
@@ -173,12 +180,12 @@ class NativePrediction(NativeStack):
 
     def predict(
         self,
-        hidden_TD: torch.Tensor,
-        token_TD: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        slots_T: torch.Tensor,
+        hidden_TD: Floats,
+        token_TD: Floats,
+        rotary: tuple[Floats, Floats],
+        slots_T: NDArray[np.int64],
         sequences: SequenceBatch,
-    ) -> torch.Tensor:
+    ) -> Floats:
         """Rows of a model's residual stream and the embeddings of the tokens that follow, both
         [T, D] float32, to what the head takes.
 
@@ -186,31 +193,31 @@ class NativePrediction(NativeStack):
         """
         count, size = hidden_TD.shape
         for x_TD, name in ((hidden_TD, "hidden"), (token_TD, "token")):
-            _check_float(x_TD, (count, self._shape.hidden_size), name)
-        rows, out_TD = torch.arange(count), torch.empty_like(hidden_TD)
-        workspace = _empty(self._stack.workspace(count) + 2 * count * size)
+            check_array(x_TD, np.float32, (count, self._shape.hidden_size), name)
+        rows, out_TD = np.arange(count), empty(hidden_TD.shape, np.float32)
+        workspace = _workspace(self._stack.workspace(count) + 2 * count * size)
         inputs = self._inputs(out_TD, rows, rotary, slots_T, sequences)
-        pair = (hidden_TD.data_ptr(), token_TD.data_ptr())
-        self._stack.predict(*inputs, workspace.data_ptr(), self._around, pair)
+        pair = (hidden_TD.ctypes.data, token_TD.ctypes.data)
+        self._stack.predict(*inputs, workspace.ctypes.data, self._around, pair)
         return out_TD
 
 
-def _empty(num_values: int) -> torch.Tensor:
-    return torch.empty(num_values, dtype=torch.float32, device="cpu")
+def _workspace(num_values: int) -> Floats:
+    return empty((num_values,), np.float32)
 
 
-def _norm_address(norm: torch.Tensor | None, size: int) -> int:
+def _norm_address(norm: Floats | None, size: int) -> int:
     if norm is None:
         return 0
-    check_vector(norm, size, "norm")
-    return norm.data_ptr()
+    check_array(norm, np.float32, (size,), "norm")
+    return norm.ctypes.data
 
 
 def _address(linear: Linear, out_features: int, in_features: int) -> _Address:
     """What crosses the border of a matrix, which must be of this size."""
     weight = linear.whole
-    assert isinstance(weight, PackedWeight), "a matrix that is streamed or not packed"
-    found = (weight.out_features, weight.in_features)
+    assert weight is not None, "a matrix that is streamed"
+    found = size_of(weight)
     if found != (out_features, in_features):
         raise ValueError(f"expected a matrix {(out_features, in_features)}, got {found}")
     return weight_address(weight, linear.bias)
@@ -225,10 +232,3 @@ def _block_addresses(block: FeedForwardWeights, size: int) -> tuple[_Address, _A
         _address(block.up, inner, size),
         _address(block.down, size, inner),
     )
-
-
-def _check_float(x: torch.Tensor, shape: tuple[int, ...], name: str) -> None:
-    if x.dtype != torch.float32:
-        raise TypeError(f"{name} must be float32, got {x.dtype}")
-    if tuple(x.shape) != shape or not x.is_contiguous() or x.device.type != "cpu":
-        raise ValueError(f"{name} must be a contiguous {list(shape)}, got {list(x.shape)}")

@@ -2,22 +2,24 @@
 
 Each implementation is one ``Ops``: a table of functions, and what is made of them. Values flow: an
 operator returns its result. ``apply_rotary`` and ``add_linear`` may compute it in the place of
-their first argument, which is then not used again; ``swiglu_`` must. Letters in names are the
-dimensions: T packed query tokens, D hidden size, F inner features, N query heads, K KV heads, H
-head dim, R = H / 2.
+their first argument, which is then not used again; ``swiglu_`` and ``rms_norm_`` must. Letters in
+names are the dimensions: T packed query tokens, D hidden size, F inner features, N query heads, K
+KV heads, H head dim, R = H / 2.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 from thinslice.plan.model_shape import ModelShape
 
-Array = torch.Tensor
+# An array of NumPy on the processor, a tensor of torch on a card: what they have in common.
+Array = Any
 # Rows of a matrix: numbers, or packed.
 Rows = Array | PackedWeight
 # Cosine and sine of each token's position, [T, R] each.
@@ -152,7 +154,12 @@ class Ops:
     """One implementation of the operators.
 
     Attributes:
+        placed: an array of the host where the operators take theirs.
+        to_host: numbers of theirs in float32, on the host.
+        empty: room for numbers like those of an array, of some shape.
+        side_by_side: columns of several arrays, one array after the other.
         rms_norm: root-mean-square norm over the last dimension, by a weight and an epsilon.
+        rms_norm_: the same of rows, in their place.
         apply_rotary: rotary embedding of [T, N, H] by two tables.
         product: of rows and some rows of a matrix.
         swiglu_: ``silu(gate) * up``, in the place of ``gate``.
@@ -161,7 +168,12 @@ class Ops:
             nothing that the call does not know; None where that cannot be.
     """
 
+    placed: Callable[[NDArray[np.generic]], Array]
+    to_host: Callable[[Array], NDArray[np.float32]]
+    empty: Callable[[Array, tuple[int, ...]], Array]
+    side_by_side: Callable[[Sequence[Array]], Array]
     rms_norm: Callable[[Array, Array, float], Array]
+    rms_norm_: Callable[[Array, Array, float], Array]
     apply_rotary: Callable[[Array, Array, Array], Array]
     product: Product
     swiglu_: Callable[[Array, Array], Array]
@@ -177,7 +189,7 @@ class Ops:
         """``x @ matrix.T + bias``. Extra memory: the output."""
         if linear.whole is not None:
             return self.product(x_TD, linear.whole, linear.bias)
-        out = x_TD.new_empty(x_TD.shape[0], linear.out_features)
+        out = self.empty(x_TD, (len(x_TD), linear.out_features))
         for start, stop, rows in linear.slices():
             self.product(x_TD, rows, linear.bias_of(start, stop), None, out[:, start:stop])
         return out
@@ -195,10 +207,6 @@ class Ops:
             up = self.product(x_TD, rows, linear.bias_of(start, stop))
             self.swiglu_(gate_TF[:, start:stop], up)
         return gate_TF
-
-    def side_by_side(self, *parts: Array) -> Array:
-        """Columns of several arrays, one array after the other."""
-        return torch.cat(parts, dim=-1)
 
     def linear_tiles(
         self, x_TD: Array, linear: Linear, most_elements: int

@@ -11,8 +11,10 @@ This module knows the layout; choosing codes and scales is `quantize.py`'s work.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.kernels.buffers import empty_bytes
 from thinslice.plan.packed_format import (
@@ -30,10 +32,11 @@ from thinslice.plan.packed_format import (
 class PackedWeight:
     """A packed matrix [out_features, in_features]; `data` is flat uint8, 64-byte aligned.
 
-    `makes_kv` marks the projections to K and V; see `is_wide`.
+    `data` is an array on the host or a tensor on a device. `makes_kv` marks the projections to K
+    and V; see `is_wide`.
     """
 
-    data: torch.Tensor
+    data: Any
     format: PackedFormat
     out_features: int
     in_features: int
@@ -41,15 +44,29 @@ class PackedWeight:
 
     def __post_init__(self) -> None:
         expected = packed_bytes(self.format, self.out_features, self.in_features)
-        if self.data.dtype != torch.uint8 or self.data.dim() != 1:
-            raise TypeError("packed data must be a flat uint8 tensor")
-        if self.data.numel() != expected:
+        is_bytes = str(self.data.dtype).removeprefix("torch.") == "uint8"
+        if not is_bytes or len(self.data.shape) != 1:
+            raise TypeError("packed data must be flat and of uint8")
+        if self.data.nbytes != expected:
             raise ValueError(
                 f"a packed {self.format} matrix [{self.out_features}, {self.in_features}] has "
-                f"{expected} bytes, got {self.data.numel()}"
+                f"{expected} bytes, got {self.data.nbytes}"
             )
-        if not self.data.is_contiguous() or self.data.data_ptr() % ALIGNMENT:
+        if not self._is_contiguous or self.address % ALIGNMENT:
             raise ValueError(f"packed data must be contiguous and {ALIGNMENT}-byte aligned")
+
+    @property
+    def address(self) -> int:
+        """Where `data` starts, on the host or on its device."""
+        if isinstance(self.data, np.ndarray):
+            return self.data.ctypes.data
+        return int(self.data.data_ptr())
+
+    @property
+    def _is_contiguous(self) -> bool:
+        if isinstance(self.data, np.ndarray):
+            return self.data.flags.c_contiguous
+        return bool(self.data.is_contiguous())
 
     @property
     def is_wide(self) -> bool:
@@ -88,180 +105,89 @@ def empty(fmt: PackedFormat, out_features: int, in_features: int) -> PackedWeigh
     return PackedWeight(data, fmt, out_features, in_features)
 
 
-def pack_into(
-    target: PackedWeight, codes: torch.Tensor, scales: torch.Tensor, mins: torch.Tensor | None
-) -> None:
-    """Write codes [N, K] uint8, scales and (int4m) minimums [N, K / 32] into a packed matrix.
-
-    Scales and minimums are rounded to fp16: pass values fp16 can hold.
-    Peak extra memory: about 3 bytes per code.
-    Errors: TypeError, ValueError for arguments that do not describe such a matrix.
-    """
-    fmt = target.format
-    _check_parts(target, codes, scales, mins)
-    panels, groups = num_panels(target.out_features), target.in_features // GROUP
-    lines = _code_lines(_pad_rows(codes, panels), fmt).reshape(panels, groups, fmt.code_bytes)
-    scale_bytes = half_bytes(_pad_rows(scales, panels))
-    min_bytes = None if mins is None else half_bytes(_pad_rows(mins, panels))
-    write_lines(target, lines, scale_bytes, min_bytes)
-
-
-def write_lines(
-    target: PackedWeight,
-    lines: torch.Tensor,
-    scale_bytes: torch.Tensor,
-    min_bytes: torch.Tensor | None,
-) -> None:
-    """Write the lines of each group of each panel to their places.
-
-    Args:
-        lines: codes, uint8 [panels, groups, bytes of a group's codes].
-        scale_bytes, min_bytes: fp16 of 16 rows, uint8 [panels, groups, 32]; see ``half_bytes``.
-    """
-    fmt = target.format
-    panels, groups = lines.shape[:2]
-    if min_bytes is not None:
-        out = target.data.view(panels, groups, fmt.code_bytes + ALIGNMENT)
-        out[:, :, : fmt.code_bytes] = lines
-        out[:, :, fmt.code_bytes : -2 * PANEL_ROWS] = scale_bytes
-        out[:, :, -2 * PANEL_ROWS :] = min_bytes
-        return
-    out = target.data.view(panels, (groups + 1) // 2, 2 * fmt.code_bytes + ALIGNMENT)
-    if groups % 2:
-        out[:, -1].zero_()
-    for half in range(2):
-        part = lines[:, half::2]
-        at = half * fmt.code_bytes
-        out[:, : part.shape[1], at : at + fmt.code_bytes] = part
-        at = 2 * fmt.code_bytes + half * 2 * PANEL_ROWS
-        out[:, : part.shape[1], at : at + 2 * PANEL_ROWS] = scale_bytes[:, half::2]
-
-
-def pack(
-    fmt: PackedFormat,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    mins: torch.Tensor | None = None,
-) -> PackedWeight:
-    """Pack codes [N, K] uint8 with scales (and, for int4m, minimums) [N, K / 32]; see pack_into."""
-    target = empty(fmt, codes.shape[0], codes.shape[1])
-    pack_into(target, codes, scales, mins)
-    return target
-
-
 @dataclass(frozen=True, eq=False)
 class UnpackedWeight:
     """Codes [N, K] uint8, scales and (int4m) minimums [N, K / 32] as fp32."""
 
-    codes: torch.Tensor
-    scales: torch.Tensor
-    mins: torch.Tensor | None
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    mins: NDArray[np.float32] | None
 
 
 def unpack_parts(weight: PackedWeight) -> UnpackedWeight:
-    """The codes, scales and minimums of a packed matrix, in the order of its rows."""
+    """The codes, scales and minimums of a packed matrix on the host, in the order of its rows.
+
+    Peak extra memory: about 3 bytes per code.
+    """
     fmt, groups = weight.format, weight.in_features // GROUP
     panels, rows = num_panels(weight.out_features), weight.out_features
     mins = None
     if fmt is PackedFormat.INT4M:
-        body = weight.data.view(panels, groups, -1)
+        body = weight.data.reshape(panels, groups, -1)
         lines = body[:, :, : fmt.code_bytes]
         scales = _from_half_bytes(body[:, :, -64:-32], rows)
         mins = _from_half_bytes(body[:, :, -32:], rows)
     else:
-        body = weight.data.view(panels, (groups + 1) // 2, -1)
+        body = weight.data.reshape(panels, (groups + 1) // 2, -1)
         lines = body[:, :, : 2 * fmt.code_bytes].reshape(panels, -1, fmt.code_bytes)[:, :groups]
         halves = body[:, :, 2 * fmt.code_bytes :].reshape(panels, -1, 2 * PANEL_ROWS)
         scales = _from_half_bytes(halves[:, :groups], rows)
     return UnpackedWeight(_codes_from_lines(lines, fmt)[:rows], scales, mins)
 
 
-def unpack(weight: PackedWeight) -> torch.Tensor:
-    """The matrix as fp32 [N, K]: exact for int4 and int8, one rounding for int4m.
+def unpack(weight: PackedWeight) -> NDArray[np.float32]:
+    """The matrix on the host as fp32 [N, K]: exact for int4 and int8, one rounding for int4m.
 
-    Peak extra memory: about 14 bytes per weight.
+    Peak extra memory: about 8 bytes per weight.
     """
     parts = unpack_parts(weight)
-    centred = parts.codes.to(torch.float32) - weight.format.zero_point
-    out = centred.unflatten(1, (-1, GROUP)) * parts.scales.unsqueeze(2)
+    out = parts.codes.astype(np.float32)
+    groups = out.reshape(*parts.scales.shape, GROUP)
+    groups -= np.float32(weight.format.zero_point)
+    groups *= parts.scales[..., None]
     if parts.mins is not None:
-        out = out + parts.mins.unsqueeze(2)
-    return out.flatten(1)
+        groups += parts.mins[..., None]
+    return out
 
 
-def unpack_rows(weight: PackedWeight, row_ids_T: torch.Tensor) -> torch.Tensor:
-    """Some rows of a packed matrix, in any order, as fp32 [T, K]; the numbers ``unpack`` gives.
+def unpack_rows(weight: PackedWeight, row_ids_T: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Some rows of a packed matrix on the host, in any order, as fp32 [T, K]; the numbers
+    ``unpack`` gives.
 
-    Peak extra memory: about 14 bytes per number returned.
+    Peak extra memory: about 8 bytes per number returned.
     """
     fmt, panel_ids, lanes = weight.format, row_ids_T // PANEL_ROWS, row_ids_T % PANEL_ROWS
     has_mins = fmt is PackedFormat.INT4M
     num_lines = fmt.code_bytes * (1 if has_mins else 2) // 64
-    body = weight.data.view(num_panels(weight.out_features), -1, num_lines + 1, 64)
+    count, groups = len(row_ids_T), weight.in_features // GROUP
+    body = weight.data.reshape(num_panels(weight.out_features), -1, num_lines + 1, PANEL_ROWS, 4)
     # The four inputs of a line that belong to a row, and the halves of its groups.
-    quads = body[:, :, :num_lines].unflatten(3, (PANEL_ROWS, 4))[panel_ids, :, :, lanes]
-    halves = body[:, :, num_lines].unflatten(2, (2, PANEL_ROWS, 2))[panel_ids, :, :, lanes]
-    halves = halves.contiguous().view(torch.float16).squeeze(-1).float()
+    quads = body[panel_ids, :, :num_lines, lanes]
+    ends = body[:, :, num_lines].reshape(*body.shape[:2], 2, PANEL_ROWS, 2)
+    halves = ends[panel_ids, :, :, lanes].view(np.float16)[..., 0].astype(np.float32)
     if fmt is not PackedFormat.INT8:
-        quads = torch.stack((quads & 15, quads >> 4), dim=3)
-    groups = weight.in_features // GROUP
-    codes = quads.flatten(1)[:, : weight.in_features].float() - fmt.zero_point
-    scales = halves[..., 0] if has_mins else halves.flatten(1)[:, :groups]
-    rows = codes.unflatten(1, (-1, GROUP)) * scales.unsqueeze(2)
+        quads = np.stack((quads & 15, quads >> 4), axis=3)
+    out = quads.reshape(count, -1)[:, : weight.in_features].astype(np.float32)
+    numbers = out.reshape(count, groups, GROUP)
+    numbers -= np.float32(fmt.zero_point)
+    scales = halves[..., 0] if has_mins else halves.reshape(count, -1)[:, :groups]
+    numbers *= scales[..., None]
     if has_mins:
-        rows = rows + halves[..., 1].unsqueeze(2)
-    return rows.flatten(1)
+        numbers += halves[..., 1, None]
+    return out
 
 
-def _check_parts(
-    target: PackedWeight, codes: torch.Tensor, scales: torch.Tensor, mins: torch.Tensor | None
-) -> None:
-    shape = (target.out_features, target.in_features)
-    group_shape = (target.out_features, target.in_features // GROUP)
-    if codes.dtype != torch.uint8:
-        raise TypeError(f"codes must be uint8, got {codes.dtype}")
-    if tuple(codes.shape) != shape or tuple(scales.shape) != group_shape:
-        raise ValueError(
-            f"a matrix {shape} takes codes {shape} and scales {group_shape}, "
-            f"got {tuple(codes.shape)} and {tuple(scales.shape)}"
-        )
-    if (mins is None) != (target.format is not PackedFormat.INT4M):
-        raise ValueError("minimums belong to int4m and to no other format")
-    if mins is not None and mins.shape != scales.shape:
-        raise ValueError(f"minimums must have the shape of the scales, {tuple(scales.shape)}")
-    if codes.numel() and int(codes.max()) > target.format.largest_code:
-        raise ValueError(f"{target.format} codes end at {target.format.largest_code}")
-
-
-def _pad_rows(x: torch.Tensor, panels: int) -> torch.Tensor:
-    missing = panels * PANEL_ROWS - x.shape[0]
-    return torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
-
-
-def _code_lines(codes: torch.Tensor, fmt: PackedFormat) -> torch.Tensor:
-    panels, groups = codes.shape[0] // PANEL_ROWS, codes.shape[1] // GROUP
+def _codes_from_lines(lines: NDArray[np.uint8], fmt: PackedFormat) -> NDArray[np.uint8]:
+    panels, groups = lines.shape[:2]
     if fmt is PackedFormat.INT8:
-        return codes.view(panels, PANEL_ROWS, groups, 8, 4).permute(0, 2, 3, 1, 4).contiguous()
-    halves = codes.view(panels, PANEL_ROWS, groups, 4, 2, 4).permute(4, 0, 2, 3, 1, 5)
-    return halves[0] | (halves[1] << 4)
-
-
-def _codes_from_lines(lines: torch.Tensor, fmt: PackedFormat) -> torch.Tensor:
-    panels, groups = lines.shape[0], lines.shape[1]
-    if fmt is PackedFormat.INT8:
-        split = lines.reshape(panels, groups, 8, PANEL_ROWS, 4).permute(0, 3, 1, 2, 4)
+        split = lines.reshape(panels, groups, 8, PANEL_ROWS, 4).transpose(0, 3, 1, 2, 4)
     else:
         both = lines.reshape(panels, groups, 4, PANEL_ROWS, 4)
-        split = torch.stack([both & 15, both >> 4], dim=3).permute(0, 4, 1, 2, 3, 5)
+        split = np.stack((both & 15, both >> 4), axis=3).transpose(0, 4, 1, 2, 3, 5)
     return split.reshape(panels * PANEL_ROWS, groups * GROUP)
 
 
-def half_bytes(x: torch.Tensor) -> torch.Tensor:
-    """Scales or minimums [rows, groups] of whole panels as fp16, uint8 [panels, groups, 32]."""
-    by_group = x.to(torch.float16).unflatten(0, (-1, PANEL_ROWS)).transpose(1, 2).contiguous()
-    return by_group.view(torch.uint8)
-
-
-def _from_half_bytes(halves: torch.Tensor, rows: int) -> torch.Tensor:
-    by_group = halves.contiguous().view(torch.float16).transpose(1, 2)
-    return by_group.reshape(-1, halves.shape[1])[:rows].to(torch.float32)
+def _from_half_bytes(halves: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:
+    """fp16 bytes [panels, groups, 32] as fp32 [rows, groups]."""
+    by_group = np.ascontiguousarray(halves).view(np.float16).transpose(0, 2, 1)
+    return by_group.reshape(-1, halves.shape[1])[:rows].astype(np.float32)

@@ -1,13 +1,18 @@
 """What attention works on: one layer's paged KV cache, and which sequences a batch is made of."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
+from thinslice.kernels.dtypes import BF16
 from thinslice.plan.kernel_limits import MOST_SINGLE_ROWS
 
-CACHE_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+Array = Any
+_CACHE_DTYPES = {np.dtype(np.float32): 0, BF16: 1, np.dtype(np.int8): 2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,36 +22,17 @@ class PagedKv:
     int8 takes fp16 scales [num_blocks, K, block_size]: one for each position and head.
     """
 
-    k: torch.Tensor
-    v: torch.Tensor
-    k_scale: torch.Tensor | None = None
-    v_scale: torch.Tensor | None = None
+    k: Array
+    v: Array
+    k_scale: Array | None = None
+    v_scale: Array | None = None
 
     def __post_init__(self) -> None:
-        if self.k.dtype not in CACHE_DTYPES or self.v.dtype != self.k.dtype:
-            raise TypeError(f"a KV cache is fp32, bf16 or int8, got {self.k.dtype}, {self.v.dtype}")
-        if self.k.dim() != 4 or self.k.shape != self.v.shape:
+        if self.k.ndim != 4 or self.k.shape != self.v.shape or self.k.dtype != self.v.dtype:
             raise ValueError(
-                "K and V must be [num_blocks, K, block_size, H], "
+                "K and V must be [num_blocks, K, block_size, H] of one type, "
                 f"got {list(self.k.shape)} and {list(self.v.shape)}"
             )
-        if not (self.k.is_contiguous() and self.v.is_contiguous()):
-            raise ValueError("a KV cache must be contiguous")
-        for scale in (self.k_scale, self.v_scale):
-            self._check_scale(scale)
-
-    def _check_scale(self, scale: torch.Tensor | None) -> None:
-        if (scale is None) == (self.k.dtype == torch.int8):
-            raise ValueError("an int8 KV cache needs scales, others have none")
-        if scale is None:
-            return
-        if scale.dtype != torch.float16 or scale.shape != self.k.shape[:3]:
-            raise ValueError(
-                f"KV scales must be fp16 {list(self.k.shape[:3])}, "
-                f"got {scale.dtype} {list(scale.shape)}"
-            )
-        if not scale.is_contiguous():
-            raise ValueError("KV scales must be contiguous")
 
     @property
     def block_size(self) -> int:
@@ -55,21 +41,38 @@ class PagedKv:
 
     @cached_property
     def addresses(self) -> "CacheAddresses":
-        """What the compiled kernels take; ValueError for a head dim they have no code for."""
+        """What the compiled kernels take. Errors: TypeError, ValueError for another cache."""
+        if self.k.dtype not in _CACHE_DTYPES:
+            raise TypeError(f"a KV cache is float32, bfloat16 or int8, got {self.k.dtype}")
+        for scale in (self.k_scale, self.v_scale):
+            self._check_scale(scale)
         num_blocks, num_kv_heads, block_size, head_dim = self.k.shape
-        if head_dim % 16:
-            raise ValueError(f"the kernels need a head dim that is a multiple of 16: {head_dim}")
         return CacheAddresses(
-            dtype=CACHE_DTYPES[self.k.dtype],
+            dtype=_CACHE_DTYPES[self.k.dtype],
             num_blocks=num_blocks,
             num_kv_heads=num_kv_heads,
             block_size=block_size,
             head_dim=head_dim,
-            k=self.k.data_ptr(),
-            v=self.v.data_ptr(),
-            k_scale=0 if self.k_scale is None else self.k_scale.data_ptr(),
-            v_scale=0 if self.v_scale is None else self.v_scale.data_ptr(),
+            k=_address(self.k),
+            v=_address(self.v),
+            k_scale=0 if self.k_scale is None else _address(self.k_scale),
+            v_scale=0 if self.v_scale is None else _address(self.v_scale),
         )
+
+    def _check_scale(self, scale: NDArray[np.float16] | None) -> None:
+        if (scale is None) == (self.k.dtype == np.int8):
+            raise ValueError("an int8 KV cache needs scales, others have none")
+        if scale is not None and (scale.dtype != np.float16 or scale.shape != self.k.shape[:3]):
+            raise ValueError(
+                f"KV scales must be fp16 {list(self.k.shape[:3])}, "
+                f"got {scale.dtype} {list(scale.shape)}"
+            )
+
+
+def _address(part: NDArray[np.generic]) -> int:
+    if not part.flags.c_contiguous:
+        raise ValueError("a KV cache must be contiguous")
+    return part.ctypes.data
 
 
 @dataclass(frozen=True)
@@ -113,15 +116,16 @@ class SingleRows:
         longest: the most of those.
     """
 
-    rows: torch.Tensor
-    sequences: torch.Tensor
-    lengths: torch.Tensor
+    rows: Array
+    sequences: Array
+    lengths: Array
     longest: int
 
-    def to(self, place: torch.device) -> "SingleRows":
+    def to(self, moved: Callable[[NDArray[np.generic]], Array]) -> "SingleRows":
         """Return a copy on a device."""
-        tensors = (self.rows.to(place), self.sequences.to(place), self.lengths.to(place))
-        return SingleRows(*tensors, self.longest)
+        return SingleRows(
+            moved(self.rows), moved(self.sequences), moved(self.lengths), self.longest
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,30 +136,39 @@ class SequenceBatch:
     of a sequence, its new tokens included; block_tables is [B, most blocks].
     """
 
-    query_starts: torch.Tensor
-    context_lens: torch.Tensor
-    block_tables: torch.Tensor
+    query_starts: Array
+    context_lens: Array
+    block_tables: Array
 
-    def __post_init__(self) -> None:
-        num_sequences, most = self.context_lens.shape[0], self.block_tables.shape[-1]
-        for tensor, shape in (
+    def to(self, moved: Callable[[NDArray[np.generic]], Array]) -> "SequenceBatch":
+        """Return a copy on a device that keeps the sizes known here, so that it is not queried."""
+        there = SequenceBatch(
+            moved(self.query_starts), moved(self.context_lens), moved(self.block_tables)
+        )
+        single = self.single_rows and self.single_rows.to(moved)
+        vars(there).update(spans=self.spans, single_rows=single)
+        return there
+
+    @cached_property
+    def addresses(self) -> tuple[int, int, int, int, int]:
+        """What the compiled kernels take. Errors: TypeError, ValueError for another batch."""
+        num_sequences, most = len(self.context_lens), self.block_tables.shape[-1]
+        for part, shape in (
             (self.query_starts, (num_sequences + 1,)),
             (self.context_lens, (num_sequences,)),
             (self.block_tables, (num_sequences, most)),
         ):
-            if tensor.dtype != torch.int32:
-                raise TypeError(f"a batch's tensors must be int32, got {tensor.dtype}")
-            if tuple(tensor.shape) != shape or not tensor.is_contiguous():
-                raise ValueError(f"expected a contiguous {shape}, got {tuple(tensor.shape)}")
-
-    def to(self, place: torch.device) -> "SequenceBatch":
-        """Return a copy on a device that keeps the sizes known here, so that it is not queried."""
-        moved = SequenceBatch(
-            self.query_starts.to(place), self.context_lens.to(place), self.block_tables.to(place)
+            if part.dtype != np.int32:
+                raise TypeError(f"a batch's arrays must be int32, got {part.dtype}")
+            if part.shape != shape or not part.flags.c_contiguous:
+                raise ValueError(f"expected a contiguous {shape}, got {part.shape}")
+        return (
+            self.block_tables.ctypes.data,
+            most,
+            self.query_starts.ctypes.data,
+            self.context_lens.ctypes.data,
+            num_sequences,
         )
-        single = self.single_rows and self.single_rows.to(place)
-        vars(moved).update(spans=self.spans, single_rows=single)
-        return moved
 
     @cached_property
     def spans(self) -> list[RowSpan]:
@@ -177,8 +190,8 @@ class SequenceBatch:
         places = [(row, span) for span in short for row in range(span.start, span.stop)]
         lengths = [span.num_positions - (span.stop - 1 - row) for row, span in places]
         return SingleRows(
-            rows=torch.tensor([row for row, _ in places]),
-            sequences=torch.tensor([span.sequence for _, span in places], dtype=torch.int32),
-            lengths=torch.tensor(lengths, dtype=torch.int32),
+            rows=np.array([row for row, _ in places], np.int64),
+            sequences=np.array([span.sequence for _, span in places], np.int32),
+            lengths=np.array(lengths, np.int32),
             longest=max(lengths),
-        ).to(self.context_lens.device)
+        )

@@ -6,9 +6,12 @@ llama-models repository.
 
 import math
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.plan.model_shape import ModelShape, RopeScaling
+
+Floats = NDArray[np.float32]
 
 
 class Rotary:
@@ -16,30 +19,33 @@ class Rotary:
 
     def __init__(self, shape: ModelShape) -> None:
         self.inv_freq = inverse_frequencies(shape)
-        self.factor = attention_factor(shape.rope_scaling)
+        self.factor = np.float32(attention_factor(shape.rope_scaling))
 
-    def tables(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine of each position and frequency, [T, H / 2] each; float32, where the
-        positions lie."""
-        self.inv_freq = self.inv_freq.to(positions_T.device)
-        angles = torch.outer(positions_T.float(), self.inv_freq)
-        cos_TR, sin_TR = angles.cos(), angles.sin()
+    def tables(self, positions_T: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """Cosine and sine of each position and frequency, [T, H / 2] each.
+
+        An angle is a float32, as where models are trained; its cosine is computed in float64 and
+        rounded once, so that it is the same on every machine.
+        """
+        angles = np.outer(positions_T.astype(np.float32), self.inv_freq).astype(np.float64)
+        cos_TR, sin_TR = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         if self.factor == 1.0:
             return cos_TR, sin_TR
         return cos_TR * self.factor, sin_TR * self.factor
 
 
-def inverse_frequencies(shape: ModelShape) -> torch.Tensor:
-    """The H/2 rotary frequencies of a model, scaled as its shape says; float32."""
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
-    inv_freq = 1.0 / (shape.rope_theta**exponents)
+def inverse_frequencies(shape: ModelShape) -> Floats:
+    """The H/2 rotary frequencies of a model, scaled as its shape says."""
+    exponents = np.arange(0, shape.head_dim, 2, dtype=np.float32) / np.float32(shape.head_dim)
+    powers = np.power(shape.rope_theta, exponents, dtype=np.float64).astype(np.float32)
+    inv_freq = np.float32(1.0) / powers
     scaling = shape.rope_scaling
     if scaling is None:
         return inv_freq
     if scaling.rope_type == "linear":
-        return inv_freq / scaling.factor
+        return inv_freq / np.float32(scaling.factor)
     if scaling.rope_type == "factors":
-        return inv_freq / torch.tensor(scaling.freq_factors, dtype=torch.float32)
+        return inv_freq / np.array(scaling.freq_factors, np.float32)
     if scaling.rope_type == "llama3":
         return _llama3(inv_freq, scaling)
     return _yarn(inv_freq, shape, scaling)
@@ -57,22 +63,23 @@ def attention_factor(scaling: RopeScaling | None) -> float:
     return _yarn_mscale(scaling.factor, 1.0)
 
 
-def _llama3(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
+def _llama3(inv_freq: Floats, scaling: RopeScaling) -> Floats:
     """Long wavelengths are stretched by the factor, short ones kept, those between blended."""
     original = _original_positions(scaling)
     low_wavelength = original / scaling.low_freq_factor
     high_wavelength = original / scaling.high_freq_factor
-    wavelength = 2 * math.pi / inv_freq
-    stretched = torch.where(wavelength > low_wavelength, inv_freq / scaling.factor, inv_freq)
-    smooth = (original / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
+    wavelength = np.float32(2 * math.pi) / inv_freq
+    stretched = np.where(
+        wavelength > low_wavelength, inv_freq / np.float32(scaling.factor), inv_freq
     )
-    blended = (1 - smooth) * stretched / scaling.factor + smooth * stretched
+    span = np.float32(scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = (np.float32(original) / wavelength - np.float32(scaling.low_freq_factor)) / span
+    blended = (1 - smooth) * stretched / np.float32(scaling.factor) + smooth * stretched
     is_between = ~(wavelength < high_wavelength) & ~(wavelength > low_wavelength)
-    return torch.where(is_between, blended, stretched)
+    return np.where(is_between, blended, stretched)
 
 
-def _yarn(inv_freq: torch.Tensor, shape: ModelShape, scaling: RopeScaling) -> torch.Tensor:
+def _yarn(inv_freq: Floats, shape: ModelShape, scaling: RopeScaling) -> Floats:
     """Dimensions that turn often keep their frequency, slow ones are stretched by the factor."""
     original = _original_positions(scaling)
 
@@ -86,9 +93,9 @@ def _yarn(inv_freq: torch.Tensor, shape: ModelShape, scaling: RopeScaling) -> to
     low, high = max(low, 0), min(high, shape.head_dim - 1)
     if low == high:
         high += 0.001  # the ramp's slope stays finite
-    index = torch.arange(shape.head_dim // 2, dtype=torch.float32)
-    kept = 1 - ((index - low) / (high - low)).clamp(0, 1)
-    return inv_freq / scaling.factor * (1 - kept) + inv_freq * kept
+    index = np.arange(shape.head_dim // 2, dtype=np.float32)
+    kept = 1 - ((index - np.float32(low)) / np.float32(high - low)).clip(0, 1)
+    return inv_freq / np.float32(scaling.factor) * (1 - kept) + inv_freq * kept
 
 
 def _yarn_mscale(factor: float, mscale: float) -> float:

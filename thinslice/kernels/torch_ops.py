@@ -1,22 +1,19 @@
-"""The operators of a dense decoder in torch: correct on every device, fast where torch is.
+"""The operators of a dense decoder in torch, for matrices of numbers, on any device.
 
 Tensors in, tensors out; no state. Letters in names are those of kernels/ops.py, and S cached
 positions.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
 from thinslice.errors import ConfigError
-from thinslice.kernels.ops import Rows
-from thinslice.kernels.packed import PackedWeight, unpack
+from thinslice.kernels.ops import Ops, Rows
+from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
-from thinslice.plan.cost import padded_rows
-from thinslice.plan.packed_format import PANEL_ROWS
-from thinslice.units import MIB
-
-# Weights of a packed matrix that are numbers at one time.
-_UNPACKED_AT_ONCE = MIB
+from thinslice.kernels.tensors import floats_of, tensor_of
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -28,6 +25,11 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
     x = x_TD.float()
     x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
     return weight_D * x.to(x_TD.dtype)
+
+
+def rms_norm_(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """The same of rows, in their place. Extra memory: as ``rms_norm``."""
+    return x_TD.copy_(rms_norm(x_TD, weight_D, eps))
 
 
 def apply_rotary(x_TNH: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
@@ -54,46 +56,15 @@ def product(
     residual: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``x @ rows.T + bias + residual``, [T, rows].
+    """``x @ rows.T + bias + residual``, [T, rows]; ``out`` may be ``residual``.
 
-    A packed matrix is turned into numbers first: its result is near that of the compiled kernels,
-    which quantise ``x`` as well, and not the same. ``out`` may be ``residual``.
-    Extra memory: T times rows; for a packed matrix 14 MiB more; in bfloat16 ``x`` once more
-    and the rows of the result that ``padded_rows`` adds.
+    Extra memory: T times rows.
     """
-    if isinstance(rows, PackedWeight):
-        result = _packed_linear(x_TD, rows)
-        if bias is not None:
-            result += bias
-    else:
-        result = _float_linear(x_TD, rows, bias)
+    assert not isinstance(rows, PackedWeight), "torch multiplies matrices of numbers"
+    result = F.linear(x_TD, rows, bias)
     if residual is not None:
         return torch.add(residual, result, out=out)
     return result if out is None else out.copy_(result)
-
-
-def _float_linear(
-    x_TD: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """``x @ rows.T + bias``, on a processor in bfloat16 with zeros up to ``padded_rows``."""
-    num_rows = x_TD.shape[0]
-    num_padded = padded_rows(num_rows)
-    if x_TD.dtype is not torch.bfloat16 or x_TD.is_cuda or num_padded == num_rows:
-        return F.linear(x_TD, rows, bias)
-    padded = x_TD.new_zeros(num_padded, x_TD.shape[1])
-    padded[:num_rows] = x_TD
-    return F.linear(padded, rows, bias)[:num_rows]
-
-
-def _packed_linear(x_TD: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
-    """``x @ weight.T``, a piece of the rows at a time: as numbers they take many times the room."""
-    result = x_TD.new_empty(x_TD.shape[0], weight.out_features)
-    step = max(_UNPACKED_AT_ONCE // weight.in_features // PANEL_ROWS, 1) * PANEL_ROWS
-    for start in range(0, weight.out_features, step):
-        stop = min(start + step, weight.out_features)
-        numbers = unpack(weight.rows(start, stop)).to(x_TD.dtype)
-        result[:, start:stop] = F.linear(x_TD, numbers)
-    return result
 
 
 def write_kv(cache: torch.Tensor, rows_TKH: torch.Tensor, slots_T: torch.Tensor) -> None:
@@ -191,3 +162,26 @@ def attend_rows(
     k_KSH = gather_kv(cache.k, blocks, num_positions).to(q_TNH.dtype)
     v_KSH = gather_kv(cache.v, blocks, num_positions).to(q_TNH.dtype)
     return attention(q_TNH, k_KSH, v_KSH, window)
+
+
+def _empty_like(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return like.new_empty(shape)
+
+
+def _side_by_side(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(tuple(parts), dim=-1)
+
+
+# On another device than the processor, ``placed`` is that device's own.
+TORCH = Ops(
+    placed=tensor_of,
+    to_host=floats_of,
+    empty=_empty_like,
+    side_by_side=_side_by_side,
+    rms_norm=rms_norm,
+    rms_norm_=rms_norm_,
+    apply_rotary=apply_rotary,
+    product=product,
+    swiglu_=swiglu_,
+    attend=attend,
+)

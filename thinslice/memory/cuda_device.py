@@ -1,32 +1,25 @@
 """A CUDA card as a device: thin words around torch.cuda, and nothing that could be decided here."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from thinslice.errors import ConfigError
+from thinslice.kernels.ops import Array
+from thinslice.kernels.tensors import tensor_of
 from thinslice.memory import nvml
 from thinslice.memory.aligned_buffer import aligned_buffer
-from thinslice.memory.device import Device, Event
+from thinslice.memory.device import Event
 
 # Rows of the products that make cuBLAS load its code and take what it works in.
 _WARM_UP = 256
 
 
-def open_device(name: str) -> Device:
-    """The device a user named.
-
-    Errors: ConfigError where it, or what is needed to use it, is not there.
-    """
-    assert name == "cuda", f"a device named {name}"
-    if (missing := missing_for_cuda()) is not None:
-        raise ConfigError(f"--device cuda: {missing}")
-    return CudaDevice()
-
-
-def missing_for_cuda() -> str | None:
+def missing() -> str | None:
     """What is missing to compute on a CUDA card, and what would help; None where nothing is."""
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) is built without CUDA; install one that has it"
@@ -35,6 +28,12 @@ def missing_for_cuda() -> str | None:
     if find_spec("triton") is None:
         return "Triton, which the kernels are written in, is missing; pip install thinslice[cuda]"
     return nvml.missing()
+
+
+def cards() -> list[tuple[str, int]]:
+    """Name and bytes of memory of each card."""
+    every = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [(one.name, one.total_memory) for one in every]
 
 
 class CudaDevice:
@@ -47,8 +46,10 @@ class CudaDevice:
         self._runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         self._copying = torch.cuda.Stream(self.place)  # type: ignore[no-untyped-call]
 
-    def current(self) -> AbstractContextManager[object]:
-        return torch.cuda.device(self.place)
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        with torch.inference_mode(), torch.cuda.device(self.place):
+            yield
 
     def total_bytes(self) -> int:
         return torch.cuda.mem_get_info(self.place)[1]
@@ -65,25 +66,37 @@ class CudaDevice:
     def peak_bytes(self) -> int:
         return self.context_bytes + torch.cuda.max_memory_reserved(self.place)
 
-    def page_locked(self, num_bytes: int) -> torch.Tensor:
+    def moved(self, data: NDArray[np.generic]) -> torch.Tensor:
+        return tensor_of(data).to(self.place)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=self.place)
+
+    def bytes_of(self, data: Array) -> Array:
+        return data.view(-1).view(torch.uint8)
+
+    def numbers_of(self, data: Array, dtype: str) -> Array:
+        return data.view(getattr(torch, dtype))
+
+    def page_locked(self, num_bytes: int) -> NDArray[np.uint8]:
         # Registered, not asked of torch's allocator, which rounds up to a power of two.
         buffer = aligned_buffer(num_bytes)
         if num_bytes:
-            code = self._runtime.cudaHostRegister(buffer.data_ptr(), num_bytes, 0)
+            code = self._runtime.cudaHostRegister(buffer.ctypes.data, num_bytes, 0)
             torch.cuda.check_error(int(code))
         return buffer
 
-    def unlock(self, buffer: torch.Tensor) -> None:
-        if buffer.numel():
-            code = self._runtime.cudaHostUnregister(buffer.data_ptr())
+    def unlock(self, buffer: NDArray[np.uint8]) -> None:
+        if buffer.size:
+            code = self._runtime.cudaHostUnregister(buffer.ctypes.data)
             torch.cuda.check_error(int(code))
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
+    def copy(self, target: Array, source: Array, after: Event | None) -> Event:
         with torch.cuda.stream(self._copying):
             if after is not None:
                 assert isinstance(after, torch.cuda.Event), "an event of another device"
                 self._copying.wait_event(after)
-            target.copy_(source, non_blocking=True)
+            _tensor(target).copy_(_tensor(source), non_blocking=True)
             event: Event = self._copying.record_event()
             return event
 
@@ -98,6 +111,10 @@ class CudaDevice:
     def finish(self, event: Event) -> None:
         assert isinstance(event, torch.cuda.Event), "an event of another device"
         event.synchronize()
+
+
+def _tensor(data: Array) -> torch.Tensor:
+    return tensor_of(data) if isinstance(data, np.ndarray) else data
 
 
 @cache

@@ -4,9 +4,26 @@ A card is one (cuda_device.py); tests have another.
 """
 
 from contextlib import AbstractContextManager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Protocol
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
+
+from thinslice.kernels.ops import Array
+
+
+def missing_for_cuda() -> str | None:
+    """What is missing to compute on a CUDA card, and what would help; None where nothing is."""
+    if find_spec("torch") is None:
+        return "torch, which runs there, is missing; pip install 'thinslice[cuda]'"
+    try:
+        cuda_device = import_module("thinslice.memory.cuda_device")
+    except (ImportError, OSError) as error:  # of the libraries that it loads
+        return f"torch, which runs there, cannot be imported: {str(error).partition(chr(10))[0]}"
+    missing: str | None = cuda_device.missing()
+    return missing
 
 
 class Event(Protocol):
@@ -18,12 +35,10 @@ class Device(Protocol):
 
     Attributes:
         name: as a user names it: ``cuda``.
-        place: where its tensors lie.
         context_bytes: of its memory, what its driver and libraries hold of it for this process.
     """
 
     name: str
-    place: torch.device
     context_bytes: int
 
     def current(self) -> AbstractContextManager[object]:
@@ -41,13 +56,25 @@ class Device(Protocol):
     def peak_bytes(self) -> int:
         """The most of its memory that this process has held so far, the context included."""
 
-    def page_locked(self, num_bytes: int) -> torch.Tensor:
+    def moved(self, data: NDArray[np.generic]) -> Array:
+        """The same numbers on the device."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """Memory of the device for numbers: float32, bfloat16, float16, int8 or uint8."""
+
+    def bytes_of(self, data: Array) -> Array:
+        """The same memory of the device as bytes, [num_bytes]."""
+
+    def numbers_of(self, data: Array, dtype: str) -> Array:
+        """Bytes of the device as numbers of a type, [count]."""
+
+    def page_locked(self, num_bytes: int) -> NDArray[np.uint8]:
         """Host memory, uint8, that copies read at the link's full speed; all pages in place."""
 
-    def unlock(self, buffer: torch.Tensor) -> None:
+    def unlock(self, buffer: NDArray[np.uint8]) -> None:
         """Let page-locked memory go; no copy may be using it."""
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor, after: Event | None) -> Event:
+    def copy(self, target: Array, source: Array, after: Event | None) -> Event:
         """Begin to copy between page-locked and device memory once ``after`` has passed, in the
         order of calls; gives when it will be done. ``source`` must stay as it is until then."""
 

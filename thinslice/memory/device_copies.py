@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.errors import CheckpointError
+from thinslice.kernels.ops import Array
 from thinslice.memory.device import Device, Event
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice
@@ -30,12 +32,12 @@ class Source:
     """A slice and where its bytes lie: page-locked, uint8, or on disk."""
 
     one: WeightSlice
-    place: torch.Tensor | Slice
+    place: NDArray[np.uint8] | Slice
 
     @property
     def num_bytes(self) -> int:
         """Bytes that are copied."""
-        return self.place.num_bytes if isinstance(self.place, Slice) else self.place.numel()
+        return self.place.num_bytes if isinstance(self.place, Slice) else self.place.size
 
 
 class DeviceCopies:
@@ -53,7 +55,7 @@ class DeviceCopies:
         self,
         device: Device,
         sources: Sequence[Source],
-        ring: Sequence[torch.Tensor],
+        ring: Sequence[Array],
         reader: SliceReader | None,
     ) -> None:
         assert sources, "nothing to copy"
@@ -90,7 +92,7 @@ class DeviceCopies:
         return self._wait_s
 
     @contextmanager
-    def next(self, expected: WeightSlice) -> Iterator[torch.Tensor]:
+    def next(self, expected: WeightSlice) -> Iterator[Array]:
         """The next slice's bytes on the device, for what is asked to be computed in the block.
 
         As in ``SliceReader.next``, the consumer names the slice that it is about to use.
@@ -215,14 +217,14 @@ class DeviceCopies:
     def _copy(self, turn: int) -> None:
         place, source = turn % len(self._ring), self._sources[turn % len(self._sources)].place
         is_read = isinstance(source, Slice)
-        given: AbstractContextManager[torch.Tensor]
-        if isinstance(source, torch.Tensor):
+        given: AbstractContextManager[NDArray[np.uint8]]
+        if isinstance(source, np.ndarray):
             given = nullcontext(source)
         else:
             assert self._reader is not None, "a slice on disk without a reader"
             given = self._reader.next(source)
         with given as data:
-            target = self._ring[place][: data.numel()]
+            target = self._ring[place][: data.size]
             copied = self._device.copy(target, data, self._computed[place])
             if is_read:  # the reader reads into this buffer next
                 self._device.finish(copied)

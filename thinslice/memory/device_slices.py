@@ -9,11 +9,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.kernels.ops import Rows
+from thinslice.kernels.ops import Array, Rows
 from thinslice.memory.device import Device
 from thinslice.memory.device_copies import DeviceCopies, Source
 from thinslice.memory.slice_reader import ReaderOptions, SliceReader
@@ -40,7 +41,7 @@ class DeviceSlices:
         self._checkpoint = checkpoint
         self._plan = plan
         self._device = device
-        self._locked: list[torch.Tensor] = []
+        self._locked: list[NDArray[np.uint8]] = []
         self._reader: SliceReader | None = None
         self._copies: DeviceCopies | None = None
         self._pid = os.getpid()
@@ -77,15 +78,15 @@ class DeviceSlices:
         """The rows of a streamed slice on the device, which must be the one that comes next."""
         assert self._copies is not None, "a streamed slice without copies"
         with self._copies.next(one) as data:
-            yield rows_in(data, one)
+            yield self._rows(data, one)
 
     def hold(self) -> AbstractContextManager[None]:
         """Layers take all rows at once."""
         return nullcontext()
 
-    def moved(self, data: torch.Tensor) -> torch.Tensor:
+    def moved(self, data: NDArray[np.generic]) -> Array:
         """The same numbers on the device."""
-        return data.to(self._device.place)
+        return self._device.moved(data)
 
     def begin_sweep(self) -> None:
         """Go to the first slice, also after a sweep that was broken off."""
@@ -110,7 +111,7 @@ class DeviceSlices:
                 if one is not None:
                     stack.callback(one.close)
 
-    def _page_locked(self, num_bytes: int) -> torch.Tensor:
+    def _page_locked(self, num_bytes: int) -> NDArray[np.uint8]:
         buffer = self._device.page_locked(num_bytes)
         self._locked.append(buffer)
         return buffer
@@ -120,7 +121,7 @@ class DeviceSlices:
     ) -> list[Rows]:
         """Put slices onto the device: one piece of its memory, filled through a buffer here."""
         starts, end = starts_of(slices, DEVICE_ALIGNMENT)
-        arena = torch.empty(end, dtype=torch.uint8, device=self._device.place)
+        arena = self._device.empty((end,), "uint8")
         placed = []
         pieces = [_pieces_of(one) for one in slices]
         buffer = self._device.page_locked(
@@ -136,14 +137,14 @@ class DeviceSlices:
                     self._device.finish(self._device.copy(target, data, self._device.mark()))
                     at += piece.kept_bytes
                     count.add(piece.kept_bytes)
-                placed.append(rows_in(arena[start:at], one))
+                placed.append(self._rows(arena[start:at], one))
         finally:
             self._device.unlock(buffer)
         return placed
 
     def _lock(
         self, reader: CheckpointReader, slices: Sequence[WeightSlice], count: "_Count"
-    ) -> list[torch.Tensor]:
+    ) -> list[NDArray[np.uint8]]:
         """Read slices into page-locked memory."""
         starts, end = starts_of(slices, DEVICE_ALIGNMENT)
         arena = self._page_locked(end)
@@ -156,7 +157,7 @@ class DeviceSlices:
         return locked
 
     def _stream(
-        self, slices: Sequence[WeightSlice], bytes_of: dict[WeightSlice, torch.Tensor]
+        self, slices: Sequence[WeightSlice], bytes_of: dict[WeightSlice, NDArray[np.uint8]]
     ) -> None:
         """Begin to copy: ``bytes_of`` those in host memory, the others from disk."""
         streaming, host = self._plan.streaming, self._plan.device
@@ -174,11 +175,16 @@ class DeviceSlices:
                 options=ReaderOptions(allocate=self._page_locked),
             )
         num_bytes, num_buffers = streaming.buffer_bytes, streaming.num_buffers
-        ring = torch.empty(num_buffers * num_bytes, dtype=torch.uint8, device=self._device.place)
-        self._copies = DeviceCopies(
-            self._device, sources, ring.view(num_buffers, num_bytes).unbind(), self._reader
-        )
+        ring = self._device.empty((num_buffers, num_bytes), "uint8")
+        self._copies = DeviceCopies(self._device, sources, [*ring], self._reader)
         self._copies.start()
+
+    def _rows(self, data: Array, one: WeightSlice) -> Rows:
+        """The bytes of a slice on the device as rows of what it is kept as."""
+        matrix = one.matrix
+        if matrix.is_packed:
+            return rows_in(data, one)
+        return self._device.numbers_of(data, matrix.kept).reshape(-1, matrix.columns)
 
     def _on_disk(self, one: WeightSlice) -> Slice:
         assert not one.matrix.is_converted, "a slice that is converted cannot be copied from disk"

@@ -2,12 +2,18 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.kernels.buffers import empty, empty_bytes
+from thinslice.kernels.convert import converted
+from thinslice.kernels.dtypes import BF16
 from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight, unpack_rows
+from thinslice.memory.resident import LoadedDtypes
 from thinslice.memory.slice_rows import read_slice, rows_in
 from thinslice.plan.packed_format import PANEL_ROWS
 from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
@@ -18,7 +24,7 @@ class EmbeddingRows:
 
     Args:
         name: of the table.
-        dtype: of the rows given.
+        dtypes: the numbers of the rows are those of matrices, in the type of vectors.
         slices: those of a table that is the head as well, in order, with the rows of those that
             lie in memory; none where they lie out of reach, on a device.
     """
@@ -28,20 +34,20 @@ class EmbeddingRows:
         reader: CheckpointReader,
         name: str,
         layout: WeightLayout,
-        dtype: torch.dtype,
+        dtypes: LoadedDtypes,
         slices: Sequence[tuple[WeightSlice, Rows | None]] = (),
     ) -> None:
         self._reader = reader
         self._name = name
-        self._dtype = dtype
+        self._dtype = dtypes.vectors
         self._slices = tuple(slices)
         is_packed_head = layout.head.name == name and layout.head.is_packed
         self._packed = layout.head if is_packed_head else None
         # Packing writes another table in bfloat16; what it is packed from gives the same bits.
         rounds = not is_packed_head and any(matrix.is_packed for matrix in layout.sweep)
-        self._read_dtype = torch.bfloat16 if rounds else dtype
+        self._read_dtype = BF16 if rounds else dtypes.matrices
 
-    def __call__(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+    def __call__(self, token_ids_T: NDArray[np.int64]) -> NDArray[np.generic]:
         """Rows [T, D].
 
         Extra memory: the rows once more, and of a packed table a panel of 16.
@@ -50,30 +56,31 @@ class EmbeddingRows:
         if self._packed is not None and len(self._slices) == 1:
             whole = self._slices[0][1]
             if isinstance(whole, PackedWeight):
-                return unpack_rows(whole, token_ids_T).to(self._dtype)
+                return converted(unpack_rows(whole, token_ids_T), self._dtype)
         token_ids: list[int] = token_ids_T.tolist()
         row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
         columns = self._reader.checkpoint.tensors[self._name].shape[1]
-        rows = torch.empty(len(row_of), columns, dtype=self._read_dtype)
+        rows = empty((len(row_of), columns), self._read_dtype)
         if self._packed is None:
             self._reader.read_scattered(self._name, list(row_of), rows)
         else:
             for token_id, row in row_of.items():
-                rows[row] = self._packed_row(self._packed, token_id)
+                one = self._packed_row(self._packed, token_id)
+                rows[row] = converted(one, self._read_dtype)
         if len(row_of) < len(token_ids):
             rows = rows[[row_of[token_id] for token_id in token_ids]]
-        return rows.to(self._dtype)
+        return converted(rows, self._dtype)
 
-    def _packed_row(self, matrix: Matrix, row: int) -> torch.Tensor:
+    def _packed_row(self, matrix: Matrix, row: int) -> NDArray[Any]:
         """The numbers that a row of the packed table stands for."""
         if self._slices:
             index = bisect_right(self._slices, row, key=lambda pair: pair[0].start) - 1
             one, pinned = self._slices[index]
             if isinstance(pinned, PackedWeight):
-                return unpack_rows(pinned, torch.tensor([row - one.start]))[0]
+                return unpack_rows(pinned, np.array([row - one.start])).reshape(-1)
         start = row // PANEL_ROWS * PANEL_ROWS
         panel = WeightSlice(matrix, start, min(start + PANEL_ROWS, matrix.rows))
-        rows = rows_in(torch.empty(panel.kept_bytes, dtype=torch.uint8), panel)
+        rows = rows_in(empty_bytes(panel.kept_bytes), panel)
         assert isinstance(rows, PackedWeight), "a packed matrix of numbers"
         read_slice(self._reader, panel, rows)
-        return unpack_rows(rows, torch.tensor([row - start]))[0]
+        return unpack_rows(rows, np.array([row - start])).reshape(-1)

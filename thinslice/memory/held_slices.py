@@ -1,6 +1,7 @@
 """The streamed slices of one layer, kept while all rows of a long prompt pass through it."""
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.kernels.buffers import empty_bytes
 from thinslice.kernels.ops import Rows
@@ -24,7 +25,7 @@ class HeldSlices:
         """What a slice takes here."""
         return -(-one.kept_bytes // ALIGNMENT) * ALIGNMENT
 
-    def place(self, one: WeightSlice) -> torch.Tensor:
+    def place(self, one: WeightSlice) -> NDArray[np.uint8]:
         """Room for a slice, uint8 [kept_bytes]."""
         start, self._end = self._end, self._end + self.bytes_of(one)
         assert self._end <= len(self._memory), "more slices than one layer has"

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader, decode_rows
 from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.convert import convert, converted
 from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight
@@ -40,7 +42,7 @@ class HostSlices:
         self.layer_rows = None if streaming is None else streaming.layer_rows
         self.reader: SliceReader | None = None
         self._on_disk: dict[WeightSlice, Slice] = {}
-        self._converted = torch.empty(0, dtype=torch.uint8)
+        self._converted = empty_bytes(0)
         self._held = HeldSlices(0)
         self._is_holding = False
 
@@ -91,7 +93,7 @@ class HostSlices:
             self._is_holding = False
             self._held.clear()
 
-    def moved(self, data: torch.Tensor) -> torch.Tensor:
+    def moved(self, data: NDArray[np.generic]) -> NDArray[np.generic]:
         """The numbers, which are here."""
         return data
 
@@ -109,7 +111,7 @@ class HostSlices:
         if self.reader is not None:
             self.reader.close()
 
-    def _raw(self, one: WeightSlice) -> AbstractContextManager[torch.Tensor]:
+    def _raw(self, one: WeightSlice) -> AbstractContextManager[NDArray[np.uint8]]:
         """The stored bytes of a streamed slice."""
         assert self.reader is not None, "a streamed slice without a reader"
         return self.reader.next(self._on_disk[one])
@@ -119,16 +121,16 @@ class HostSlices:
         entry = self._checkpoint.tensors[one.matrix.name]
         target = rows_in(self._held.place(one), one)
         with self._raw(one) as raw:
-            if isinstance(target, torch.Tensor):
-                target.copy_(decode_rows(entry, one.start, raw))
+            if not isinstance(target, PackedWeight):
+                convert(decode_rows(entry, one.start, raw), target)
             elif _is_packed_on_the_way(one.matrix):
                 pack_rows(entry, one.start, raw, target)
             else:
-                target.data.copy_(raw)
+                target.data[:] = raw
         self._held.add(one, target)
         return target
 
-    def _streamed_rows(self, one: WeightSlice, raw: torch.Tensor) -> Rows:
+    def _streamed_rows(self, one: WeightSlice, raw: NDArray[np.uint8]) -> Rows:
         matrix, entry = one.matrix, self._checkpoint.tensors[one.matrix.name]
         if _is_packed_on_the_way(matrix):
             target = rows_in(self._converted[: one.kept_bytes], one)
@@ -137,7 +139,7 @@ class HostSlices:
             return target
         if matrix.is_packed:
             return rows_in(raw, one)
-        return decode_rows(entry, one.start, raw).to(FLOAT_DTYPES[matrix.kept])
+        return converted(decode_rows(entry, one.start, raw), FLOAT_DTYPES[matrix.kept])
 
 
 def _pin(

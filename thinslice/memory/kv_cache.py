@@ -1,37 +1,48 @@
-"""The paged K and V tensors of every layer.
+"""The paged K and V of every layer.
 
 Which sequence owns which block is the block manager's business.
 """
 
-import torch
+from collections.abc import Callable
 
+import numpy as np
+
+from thinslice.kernels import buffers
 from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.kernels.ops import Array
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 
-_DTYPES = {**FLOAT_DTYPES, "int8": torch.int8}
+_DTYPES = {**FLOAT_DTYPES, "int8": np.dtype(np.int8), "float16": np.dtype(np.float16)}
+
+
+def empty_on_host(shape: tuple[int, ...], dtype: str) -> Array:
+    """Main memory for K or V, or for their scales; pages count only once they are written."""
+    return buffers.empty(shape, _DTYPES[dtype])
 
 
 def allocate_kv_caches(
-    shape: ModelShape, plan: MemoryPlan, place: torch.device | None = None
+    shape: ModelShape,
+    plan: MemoryPlan,
+    empty: Callable[[tuple[int, ...], str], Array] = empty_on_host,
 ) -> list[PagedKv]:
     """One cache for each layer, its K and V [num_blocks, K, block_size, H] of the plan's type.
 
     The last ones are those of the prediction layers, where the plan drafts with them.
 
-    Memory: what ``plan`` calls ``kv cache``; pages count only once they are written.
+    Args:
+        empty: gives memory of a shape and a type.
+
+    Memory: what ``plan`` calls ``kv cache``.
     """
     size = (plan.num_kv_blocks, shape.num_key_value_heads, plan.block_size, shape.head_dim)
-    dtype = _DTYPES[plan.kv_dtype]
 
-    def scale() -> torch.Tensor | None:
-        if dtype != torch.int8:
-            return None
-        return torch.empty(size[:3], dtype=torch.float16, device=place)
+    def scale() -> Array | None:
+        return empty(size[:3], "float16") if plan.kv_dtype == "int8" else None
 
-    def rows() -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device=place)
+    def rows() -> Array:
+        return empty(size, plan.kv_dtype)
 
     return [
         PagedKv(rows(), rows(), scale(), scale())

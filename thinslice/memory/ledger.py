@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import RLock
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.errors import BusyError
 from thinslice.memory.meter import rss_to_plan_from
@@ -31,9 +32,9 @@ class Reservation:
 
     def __init__(self, parts: Mapping[str, int]) -> None:
         self._parts = dict(parts)
-        self._caches: list[torch.Tensor] = []
+        self._caches: list[NDArray[np.generic]] = []
 
-    def taken(self, caches: Iterable[torch.Tensor]) -> None:
+    def taken(self, caches: Iterable[NDArray[np.generic]]) -> None:
         """The model is loaded: its weights are in place, its caches come page by page."""
         self._caches = list(caches)
         to_come = {name: size for name, size in self._parts.items() if name not in _IN_PLACE}
@@ -45,7 +46,7 @@ class Reservation:
 
     def to_come_bytes(self) -> int:
         """Bytes it may still come to hold; more than that where nothing tells what it holds."""
-        held = sum(resident_bytes(one.data_ptr(), one.nbytes) for one in self._caches)
+        held = sum(resident_bytes(one.ctypes.data, one.nbytes) for one in self._caches)
         return max(sum(self._parts.values()) - held, 0)
 
 

@@ -17,12 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-import torch
-from torch.nn import functional as F
+import numpy as np
 
 from thinslice.errors import ConfigError, StoreError
-from thinslice.kernels import native
-from thinslice.kernels.dispatch import ops_for
+from thinslice.kernels import buffers, native
+from thinslice.kernels.convert import converted
+from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.native import Matrix
 from thinslice.kernels.quantize import quantize
 from thinslice.memory.aligned_buffer import aligned_buffer
 from thinslice.memory.slice_reader import SliceReader
@@ -133,13 +134,15 @@ def measure_hardware(
     disk_rate, overhead_s, is_direct = _measure_disk(folder, sample)
     start, cpu_start = time.perf_counter(), time.process_time()
     memory_rate = _memory_read_rate(max_bytes)
-    bfloat16_rate, float32_rate = _gemm_rate(torch.bfloat16), _gemm_rate(torch.float32)
-    packed_rate = _packed_rate()
-    computing_s = (time.perf_counter() - start) * torch.get_num_threads()
+    ones = buffers.empty((_GEMM_OUT, _GEMM_IN), np.dtype(np.float32))
+    ones.fill(1.0)
+    float32_rate, packed_rate = _rate(ones), _rate(quantize(ones, PackedFormat.INT4))
+    bfloat16_rate = _rate(converted(ones, BF16))
+    computing_s = (time.perf_counter() - start) * native.num_threads()
     return HardwareProfile(
         machine=machine_key(folder),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        num_threads=torch.get_num_threads(),
+        num_threads=native.num_threads(),
         memory_read_bytes_per_s=memory_rate,
         disk_read_bytes_per_s=disk_rate,
         is_disk_direct=is_direct,
@@ -173,13 +176,10 @@ def _core_ticks() -> tuple[int, int]:
 
 
 def machine_key(folder: Path) -> str:
-    """What the figures depend on: processor, cores and threads in use, torch, and the disk."""
+    """What the figures depend on: processor, cores and threads in use, and the disk."""
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
-    return (
-        f"{_processor()}, {cores} cores, {native.describe()}, "
-        f"torch {torch.__version__}, device {os.stat(folder).st_dev}"
-    )
+    return f"{_processor()}, {cores} cores, {native.describe()}, device {os.stat(folder).st_dev}"
 
 
 def _processor() -> str:
@@ -201,28 +201,13 @@ def _memory_read_rate(max_bytes: int) -> float:
     Huge pages, as weights have them in the reader's ring: with small ones it was 20 GB/s.
     """
     data = aligned_buffer(max_bytes // MIB * MIB)
-    if native.is_available():
-        return data.numel() / _best_s(lambda: native.read_memory(data))
-    numbers = data.view(torch.int64)
-    return data.numel() / _best_s(lambda: numbers.sum())
+    return data.nbytes / _best_s(lambda: native.read_memory(data))
 
 
-def _gemm_rate(dtype: torch.dtype) -> float:
-    """Operations per second. Memory: under 64 MiB."""
-    inputs = torch.full((MEASURED_ROWS, _GEMM_IN), 0.5, dtype=dtype)
-    weight = torch.full((_GEMM_OUT, _GEMM_IN), 0.5, dtype=dtype)
-    with torch.inference_mode():
-        seconds = _best_s(lambda: F.linear(inputs, weight))
-    return 2 * MEASURED_ROWS * _GEMM_IN * _GEMM_OUT / seconds
-
-
-def _packed_rate() -> float:
-    """Operations per second with int4 weights, of whatever implementation is in use."""
-    inputs = torch.full((MEASURED_ROWS, _GEMM_IN), 0.5)
-    weight = quantize(torch.full((_GEMM_OUT, _GEMM_IN), 0.5), PackedFormat.INT4)
-    ops = ops_for("int4", head_dim=64)
-    with torch.inference_mode():
-        seconds = _best_s(lambda: ops.product(inputs, weight))
+def _rate(weight: Matrix) -> float:
+    """Operations per second of products with a matrix. Memory: under 64 MiB."""
+    inputs = np.full((MEASURED_ROWS, _GEMM_IN), 0.5, np.float32)
+    seconds = _best_s(lambda: native.linear(inputs, weight))
     return 2 * MEASURED_ROWS * _GEMM_IN * _GEMM_OUT / seconds
 
 

@@ -3,8 +3,6 @@
 import time
 from collections.abc import Callable
 
-import torch
-
 from thinslice.memory.device import Device
 from thinslice.plan.device_predict import DeviceProfile
 from thinslice.units import MIB
@@ -18,15 +16,15 @@ def measure_device(device: Device, num_bytes: int = 128 * MIB) -> DeviceProfile:
 
     Memory: ``num_bytes`` on either side, one after the other.
     """
-    target = torch.empty(num_bytes, dtype=torch.uint8, device=device.place)
+    numbers = device.empty((num_bytes // 4,), "float32").zero_()
+    target = device.bytes_of(numbers)
     source = device.page_locked(num_bytes)
     try:
         copy_s = _best_s(device, lambda: device.finish(device.copy(target, source, device.mark())))
     finally:
         device.unlock(source)
-    numbers = target.zero_().view(torch.float32)
     read_s = _best_s(device, lambda: numbers.sum())
-    a = torch.zeros(_GEMM_SIZE, _GEMM_SIZE, dtype=torch.bfloat16, device=device.place)
+    a = device.empty((_GEMM_SIZE, _GEMM_SIZE), "bfloat16").zero_()
     product_s = _best_s(device, lambda: a @ a)
     return DeviceProfile(num_bytes / copy_s, num_bytes / read_s, 2 * _GEMM_SIZE**3 / product_s)
 

@@ -13,7 +13,7 @@ _STATUS = Path("/proc/self/status")
 _STATM = Path("/proc/self/statm")
 _SMAPS = Path("/proc/self/smaps")
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
-_LIBRARIES = re.compile(r"/(libtorch\w*|libc10|_multiarray_umath|tokenizers|_native)[^/]*\.so")
+_LIBRARIES = re.compile(r"/(_multiarray_umath|tokenizers|_native)[^/]*\.so")
 
 
 def peak_rss_bytes() -> int:

@@ -4,24 +4,33 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ConfigError, shown
+from thinslice.kernels.buffers import empty
+from thinslice.kernels.convert import convert
+from thinslice.kernels.dtypes import to_float32
 from thinslice.kernels.ops import Linear
 from thinslice.model.weights import ReadStats
-from thinslice.plan.tensors import EMBEDDING, Role, Room, Tensor, tensors_of
+from thinslice.plan.tensors import EMBEDDING, Room, Tensor, tensors_of
 
 Progress = Callable[[int, int], None]
+Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
 class LoadedDtypes:
-    """What tensors become: norms apart, for the compiled kernels take them in float32."""
+    """What numbers become.
 
-    weights: torch.dtype
-    norms: torch.dtype
+    Attributes:
+        matrices: where they are not packed.
+        vectors: norms and biases, and rows of the embedding.
+    """
+
+    matrices: np.dtype
+    vectors: np.dtype
 
 
 class ResidentWeights:
@@ -30,42 +39,37 @@ class ResidentWeights:
     layer_rows = None
     streams = False
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
         self.tensors = dict(tensors)
 
-    def vector(self, name: str) -> torch.Tensor:
+    def vector(self, name: str) -> Array:
         """A norm or a bias."""
         return self.tensors[name]
 
-    def linear(self, name: str, bias: torch.Tensor | None) -> Linear:
+    def linear(self, name: str, bias: Array | None) -> Linear:
         """A matrix and its bias."""
         return Linear.resident(self.tensors[name], bias)
 
-    def embed(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+    def embed(self, token_ids_T: NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows of the embedding table, [T, D]."""
-        return F.embedding(token_ids_T, self.tensors[EMBEDDING])
+        return to_float32(self.tensors[EMBEDDING][token_ids_T])
 
-    def check(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def check(self, tensors: Mapping[str, object]) -> None:
         """Errors: ConfigError where not all of these could take the places of tensors here."""
         for name, tensor in tensors.items():
             if name not in self.tensors:
                 raise ConfigError(f"{name} is no weight that this model has loaded")
-            if not isinstance(tensor, torch.Tensor):
+            shape = getattr(tensor, "shape", None)
+            if shape is None:
                 raise ConfigError(f"{name} is to become {shown(tensor)}; expected a tensor")
-            if not tensor.is_floating_point() or tensor.layout is not torch.strided:
-                kind = f"a tensor of {tensor.dtype}, {tensor.layout}"
-                raise ConfigError(f"{name} is to become {kind}; expected dense floats")
-            if tensor.is_meta:
-                raise ConfigError(f"{name} is to become a tensor without numbers, on meta")
-            if tensor.shape != self.tensors[name].shape:
-                own = list(self.tensors[name].shape)
-                raise ConfigError(f"{name} is {own}, and {list(tensor.shape)} is to replace it")
+            own = self.tensors[name].shape
+            if tuple(shape) != own:
+                raise ConfigError(f"{name} is {list(own)}, and {list(shape)} is to replace it")
 
-    @torch.no_grad()
-    def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy these into the places of tensors here, rounded to their types."""
-        for name, tensor in tensors.items():
-            self.tensors[name].copy_(tensor)
+    def write(self, tensors: Mapping[str, Array]) -> None:
+        """Copy numbers into the places of tensors here, rounded to their types."""
+        for name, numbers in tensors.items():
+            convert(numbers, self.tensors[name])
 
     def hold(self) -> AbstractContextManager[None]:
         """Nothing passes by."""
@@ -95,18 +99,19 @@ def load_resident(
     Errors: CheckpointError from the reader.
     """
     wanted = _tensors(reader, has_predictions)
-    total, placed, tensors = sum(tensor.numel for tensor in wanted), 0, {}
+    total, placed = sum(tensor.numel for tensor in wanted), 0
+    tensors: dict[str, Array] = {}
     for tensor in wanted:
         tensors[tensor.name] = _read(reader, tensor, dtypes)
         placed += tensor.numel
         if progress is not None:
-            progress(placed * dtypes.weights.itemsize, total * dtypes.weights.itemsize)
+            progress(placed * dtypes.matrices.itemsize, total * dtypes.matrices.itemsize)
     return ResidentWeights(tensors)
 
 
 def load_vectors(
     reader: CheckpointReader, dtypes: LoadedDtypes, has_predictions: bool
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Array]:
     """The norms and biases by their names: all that is always resident.
 
     Errors: CheckpointError from the reader.
@@ -124,8 +129,7 @@ def _tensors(reader: CheckpointReader, has_predictions: bool) -> list[Tensor]:
     return [one for one in every if has_predictions or one.room is not Room.PREDICTION]
 
 
-def _read(reader: CheckpointReader, tensor: Tensor, dtypes: LoadedDtypes) -> torch.Tensor:
-    dtype = dtypes.norms if tensor.role is Role.NORM else dtypes.weights
-    data = torch.empty(tensor.shape, dtype=dtype)
+def _read(reader: CheckpointReader, tensor: Tensor, dtypes: LoadedDtypes) -> Array:
+    data = empty(tensor.shape, dtypes.matrices if tensor.is_matrix else dtypes.vectors)
     reader.read(tensor.name, data)
     return data

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.closing import Closing
 from thinslice.errors import CheckpointError
@@ -49,7 +50,7 @@ class ReaderOptions:
 
     request_bytes: int = REQUEST_BYTES
     num_threads: int = NUM_THREADS
-    allocate: Callable[[int], torch.Tensor] = aligned_buffer
+    allocate: Callable[[int], NDArray[np.uint8]] = aligned_buffer
 
 
 @dataclass
@@ -61,7 +62,7 @@ class _Buffer:
         num_open: requests that have not come back.
     """
 
-    data: torch.Tensor
+    data: NDArray[np.uint8]
     view: memoryview
     turn: int = -1
     num_open: int = 0
@@ -157,7 +158,7 @@ class SliceReader(Closing):
         return tuple(file.path for file in self._files.values() if not file.is_direct)
 
     @contextmanager
-    def next(self, expected: Slice) -> Iterator[torch.Tensor]:
+    def next(self, expected: Slice) -> Iterator[NDArray[np.uint8]]:
         """The next slice's bytes, uint8 [num_bytes], valid until the block ends.
 
         The consumer names the slice that it is about to use: two slices of one size in another
@@ -239,7 +240,7 @@ class SliceReader(Closing):
         self._options = replace(self._options, allocate=aligned_buffer)
         for begin in range(0, len(ring), self._buffer_bytes):
             data = ring[begin : begin + self._buffer_bytes]
-            self._buffers.append(_Buffer(data, data.numpy().data))
+            self._buffers.append(_Buffer(data, data.data))
         for index in range(self._options.num_threads):
             thread = threading.Thread(
                 target=self._read_ahead, name=f"thinslice-read-{index}", daemon=True

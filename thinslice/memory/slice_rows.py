@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.kernels.buffers import empty_bytes
 from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight
@@ -37,13 +39,13 @@ def starts_of(slices: Sequence[WeightSlice], alignment: int) -> tuple[list[int],
     return starts, end
 
 
-def rows_in(data: torch.Tensor, one: WeightSlice) -> Rows:
+def rows_in(data: NDArray[np.uint8], one: WeightSlice) -> Rows:
     """The bytes of a slice as rows of what it is kept as."""
     matrix, count = one.matrix, one.stop - one.start
     if matrix.is_packed:
         makes_kv = matrix.tensor.role in _MAKE_KV
         return PackedWeight(data, PackedFormat(matrix.kept), count, matrix.columns, makes_kv)
-    return data.view(FLOAT_DTYPES[matrix.kept]).view(count, matrix.columns)
+    return data.view(FLOAT_DTYPES[matrix.kept]).reshape(count, matrix.columns)
 
 
 def read_slice(reader: CheckpointReader, one: WeightSlice, target: Rows) -> None:
@@ -53,7 +55,7 @@ def read_slice(reader: CheckpointReader, one: WeightSlice, target: Rows) -> None
     Errors: CheckpointError.
     """
     matrix = one.matrix
-    if isinstance(target, torch.Tensor):
+    if not isinstance(target, PackedWeight):
         reader.read_rows(matrix.name, one.start, one.stop, target)
         return
     if not matrix.is_converted:
@@ -63,6 +65,6 @@ def read_slice(reader: CheckpointReader, one: WeightSlice, target: Rows) -> None
     for start, stop in matrix.ranges(_CONVERTED_AT_ONCE):
         first, last = max(start, one.start), min(stop, one.stop)
         if first < last:
-            raw = torch.empty(matrix.stored_bytes(last - first), dtype=torch.uint8)
+            raw = empty_bytes(matrix.stored_bytes(last - first))
             reader.read_bytes(matrix.name, first, last, raw)
             pack_rows(entry, first, raw, target.rows(first - one.start, last - one.start))

@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.device import Device, Event
@@ -32,12 +33,11 @@ class SpilledKv:
     def __init__(self, device: Device, caches: Sequence[PagedKv], num_blocks: int) -> None:
         self._device = device
         self._on_device = [rows for cache in caches for rows in (cache.k, cache.v)]
-        block = self._on_device[0][0]
-        num_bytes = len(self._on_device) * num_blocks * block.numel() * block.itemsize
-        buffer = device.page_locked(num_bytes)
-        sizes = (len(self._on_device), num_blocks, *block.shape)
-        self._on_host = buffer.view(block.dtype).view(sizes)
-        self._buffer: torch.Tensor | None = buffer
+        block_bytes = self._on_device[0][0].nbytes
+        buffer = device.page_locked(len(self._on_device) * num_blocks * block_bytes)
+        # Bytes on the host, and seen as bytes on the device when they are copied.
+        self._on_host = buffer.reshape(len(self._on_device), num_blocks, block_bytes)
+        self._buffer: NDArray[np.uint8] | None = buffer
         self._last: Event | None = None
 
     def move(self, moves: deque[BlockMove]) -> None:
@@ -50,7 +50,7 @@ class SpilledKv:
         while moves:
             move = moves[0]
             for on_host, on_device in zip(self._on_host, self._on_device, strict=True):
-                there, here = on_host[move.host_block], on_device[move.block]
+                there, here = on_host[move.host_block], self._device.bytes_of(on_device[move.block])
                 target, source = (there, here) if move.is_spill else (here, there)
                 self._last = self._device.copy(target, source, computed)
             moves.popleft()
@@ -61,7 +61,7 @@ class SpilledKv:
         """Let the host memory go, once the copies that were asked for are done."""
         buffer, last = self._buffer, self._last
         self._buffer = self._last = None
-        self._on_host = torch.empty(0)
+        self._on_host = np.empty((0, 0, 0), np.uint8)
         try:
             if last is not None:
                 self._device.finish(last)

@@ -11,11 +11,12 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.closing import Closing
-from thinslice.kernels.ops import Linear, Rows
+from thinslice.kernels.ops import Array, Linear, Rows
 from thinslice.memory.embedding_rows import EmbeddingRows
 from thinslice.memory.resident import LoadedDtypes, load_vectors
 from thinslice.model.weights import ReadStats
@@ -59,7 +60,7 @@ class SlicePlace(Protocol):
     def hold(self) -> AbstractContextManager[None]:
         """In this context streamed slices may be asked for several times."""
 
-    def moved(self, data: torch.Tensor) -> torch.Tensor:
+    def moved(self, data: NDArray[np.generic]) -> Array:
         """The same numbers in this place."""
 
     def begin_sweep(self) -> None:
@@ -81,7 +82,7 @@ class WeightStore(Closing):
 
     Args:
         streaming: None keeps every matrix whole and in place.
-        dtypes: of norms, and of biases and the numbers that embedding rows become.
+        dtypes: of norms, biases and embedding rows, and what the numbers of matrices become.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class WeightStore(Closing):
         weakref.finalize(self, reader.close)
         weakref.finalize(self, place.close)
         self._embedding: EmbeddingRows
-        self._vectors: dict[str, torch.Tensor] = {}
+        self._vectors: dict[str, Array] = {}
         # Of each matrix its slices, with the rows of those that are pinned.
         self._slices: dict[str, list[tuple[WeightSlice, Rows | None]]] = {}
 
@@ -124,9 +125,7 @@ class WeightStore(Closing):
         for one in (*every, *prediction):
             self._slices.setdefault(one.matrix.name, []).append((one, rows_of.get(one)))
         table = self._slices.get(EMBEDDING, ()) if self.place.reads_pinned else ()
-        self._embedding = EmbeddingRows(
-            self._reader, EMBEDDING, self.layout, self._dtypes.weights, table
-        )
+        self._embedding = EmbeddingRows(self._reader, EMBEDDING, self.layout, self._dtypes, table)
 
     def _every_slice(self) -> Sequence[WeightSlice]:
         if self.streaming is None:
@@ -143,17 +142,17 @@ class WeightStore(Closing):
         """Whether slices are fetched at each use."""
         return self.place.streams
 
-    def vector(self, name: str) -> torch.Tensor:
+    def vector(self, name: str) -> Array:
         """A norm or a bias."""
         return self._vectors[name]
 
-    def linear(self, name: str, bias: torch.Tensor | None) -> Linear:
+    def linear(self, name: str, bias: Array | None) -> Linear:
         """A matrix, whose slices come from here in the order of use."""
         slices = self._slices[name]
         whole = slices[0][1] if len(slices) == 1 else None
         return Linear(slices[-1][0].stop, partial(self._slices_of, name), bias, whole)
 
-    def embed(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+    def embed(self, token_ids_T: NDArray[np.int64]) -> Array:
         """Rows of the embedding table, [T, D]."""
         return self.place.moved(self._embedding(token_ids_T))
 

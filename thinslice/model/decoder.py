@@ -7,6 +7,9 @@ given to add to, it returns, and the one before is not used again.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from thinslice.kernels.ops import Array, LayerWeights, Ops, RotaryTables
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.kernels.rotary import Rotary
@@ -55,7 +58,7 @@ class Decoder:
         what a multi-token-prediction layer takes, and what ``logits`` takes.
         """
         parts = [
-            _Part(rows, part, self.rotary.tables(part.positions_T))
+            _Part(rows, part, self.rotary_tables(part, weights.ops))
             for rows, part in batch.parts(weights.layer_rows or len(batch.token_ids_T))
         ]
         x_TD = _embed(parts, weights)
@@ -77,26 +80,34 @@ class Decoder:
                     x_TD[part.rows] = run_layer(x_TD[part.rows], layer, context)
         return x_TD
 
+    def rotary_tables(self, batch: ForwardBatch, ops: Ops) -> RotaryTables:
+        """Cosine and sine of each token's position, where the operators take them."""
+        cos_TR, sin_TR = self.rotary.tables(batch.positions_T)
+        return ops.placed(cos_TR), ops.placed(sin_TR)
+
     def norm(self, x_TD: Array, weights: Weights) -> Array:
         """The final norm of rows of the residual stream."""
         return weights.ops.rms_norm(x_TD, weights.norm, self.shape.rms_norm_eps)
 
-    def logits(self, x_TD: Array, weights: Weights) -> Array:
-        """Logits [T, V] in float32 of rows of the residual stream."""
-        return weights.ops.linear(self.norm(x_TD, weights), weights.head).float()
+    def logits(self, x_TD: Array, weights: Weights) -> NDArray[np.float32]:
+        """Logits [T, V] of rows of the residual stream, on the host."""
+        ops = weights.ops
+        return ops.to_host(ops.linear(self.norm(x_TD, weights), weights.head))
 
     def logit_tiles(
         self, x_TD: Array, weights: Weights, most_elements: int
-    ) -> Iterator[tuple[int, int, Array]]:
+    ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """The same logits in tiles of at most so many, or of one row of a slice of the head.
 
-        Gives of each its first row and its first token id, and the tile, in float32.
+        The rows are normed in their place, as they may be all of a long text.
+
+        Gives of each its first row and its first token id, and the tile.
         """
-        normed_TD = self.norm(x_TD, weights)
+        normed_TD = weights.ops.rms_norm_(x_TD, weights.norm, self.shape.rms_norm_eps)
         for first_row, first_id, tile in weights.ops.linear_tiles(
             normed_TD, weights.head, most_elements
         ):
-            yield first_row, first_id, tile.float()
+            yield first_row, first_id, weights.ops.to_host(tile)
 
 
 def run_layer(x_TD: Array, layer: LayerWeights, context: LayerContext) -> Array:
@@ -111,10 +122,10 @@ def _attention(
 ) -> Array:
     """``residual`` and the grouped-query self-attention of ``x`` over the paged KV cache."""
     ops, batch, eps = context.ops, context.batch, context.shape.rms_norm_eps
-    heads = (-1, context.shape.head_dim)
-    q_TNH = ops.linear(x_TD, layer.query).unflatten(-1, heads)
-    k_TKH = ops.linear(x_TD, layer.key).unflatten(-1, heads)
-    v_TKH = ops.linear(x_TD, layer.value).unflatten(-1, heads)
+    heads = (len(x_TD), -1, context.shape.head_dim)
+    q_TNH = ops.linear(x_TD, layer.query).reshape(heads)
+    k_TKH = ops.linear(x_TD, layer.key).reshape(heads)
+    v_TKH = ops.linear(x_TD, layer.value).reshape(heads)
     if layer.query_norm is not None and layer.key_norm is not None:
         q_TNH = ops.rms_norm(q_TNH, layer.query_norm, eps)
         k_TKH = ops.rms_norm(k_TKH, layer.key_norm, eps)
@@ -123,7 +134,7 @@ def _attention(
     out_TNH = ops.attend(
         (q_TNH, k_TKH, v_TKH), context.cache, batch.slots_T, batch.sequences, context.window
     )
-    return ops.add_linear(residual_TD, out_TNH.flatten(1), layer.output)
+    return ops.add_linear(residual_TD, out_TNH.reshape(len(x_TD), -1), layer.output)
 
 
 def _feed_forward(residual_TD: Array, x_TD: Array, layer: LayerWeights, ops: Ops) -> Array:
@@ -140,7 +151,7 @@ def _embed(parts: Sequence[_Part], weights: Weights) -> Array:
     first_TD = weights.embed(parts[0].batch.token_ids_T)
     if len(parts) == 1:
         return first_TD
-    x_TD = first_TD.new_empty(parts[-1].rows.stop, first_TD.shape[1])
+    x_TD = weights.ops.empty(first_TD, (parts[-1].rows.stop, first_TD.shape[1]))
     x_TD[parts[0].rows] = first_TD
     for part in parts[1:]:
         x_TD[part.rows] = weights.embed(part.batch.token_ids_T)

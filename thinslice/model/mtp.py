@@ -38,7 +38,7 @@ class PredictionLayer:
         Returns [T, D], to which the main model's head applies directly. Extra memory: 4 T D.
         """
         decoder, ops = self.decoder, self.weights.ops
-        rotary, eps = decoder.rotary.tables(batch.positions_T), decoder.shape.rms_norm_eps
+        rotary, eps = decoder.rotary_tables(batch, ops), decoder.shape.rms_norm_eps
         fused = self.weights.fused_predictions[self.index]
         if fused is not None:
             return fused.predict(
@@ -48,7 +48,7 @@ class PredictionLayer:
         hidden = ops.rms_norm(hidden_TD, prediction.hidden_norm, eps)
         token = ops.rms_norm(next_embedding_TD, prediction.token_norm, eps)
         # The hidden half comes first; DeepSeek-V3 and Megatron have it the other way round.
-        x_TD = ops.linear(ops.side_by_side(hidden, token), prediction.pairing)
+        x_TD = ops.linear(ops.side_by_side([hidden, token]), prediction.pairing)
         context = LayerContext(ops, decoder.shape, batch, rotary, self.kv_cache, window=None)
         x_TD = run_layer(x_TD, prediction.layer, context)
         return ops.rms_norm(x_TD, prediction.final_norm, eps)

@@ -2,25 +2,28 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import SCRATCH_BYTES, STORED_DTYPES, CheckpointReader
+from thinslice.kernels import buffers
 from thinslice.kernels.packed import PackedWeight, empty
 from thinslice.pack.layout import PackedLayout, Target, Work, packed_size
 from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, keeps_codes, num_panels
 from thinslice.units import MIB
 
-# Pieces of rows with their candidates for scales, see kernels/quantize.py.
-_QUANTIZING_BYTES = 12 * MIB
+# Small things around one slice.
+_MORE_BYTES = MIB
 # float32 values of block types and the working copies of gguf.quants.
 _DECODING_BYTES_PER_WEIGHT = 16
 
 
 def convert(
     reader: CheckpointReader, work: Work, start: int, stop: int
-) -> Iterator[tuple[int, torch.Tensor]]:
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """The bytes that rows ``start`` to ``stop`` become: each one's offset in the file, uint8.
 
     Peak extra memory: see ``scratch_bytes``.
@@ -29,19 +32,22 @@ def convert(
     entry = work.entry
     targets = [one for one in work.targets if one.rows[0] <= start and stop <= one.rows[1]]
     if work.format is None:
-        numbers = torch.empty(stop - start, *entry.shape[1:], dtype=STORED_DTYPES[work.dtype])
+        numbers = buffers.empty((stop - start, *entry.shape[1:]), STORED_DTYPES[work.dtype])
         reader.read_rows(entry.name, start, stop, numbers)
         for target in targets:
             row_bytes = target.num_bytes // (target.rows[1] - target.rows[0])
-            yield target.offset + (start - target.rows[0]) * row_bytes, _as_bytes(numbers)
+            yield (
+                target.offset + (start - target.rows[0]) * row_bytes,
+                numbers.reshape(-1).view(np.uint8),
+            )
         return
-    raw = torch.empty((stop - start) * entry.row_bytes, dtype=torch.uint8)
+    raw = buffers.empty_bytes((stop - start) * entry.row_bytes)
     reader.read_bytes(entry.name, start, stop, raw)
     packed = empty(work.format, stop - start, entry.shape[1])
     pack_rows(entry, start, raw, packed)
     for target in targets:
         part = _columns(packed, target)
-        panel_bytes = part.numel() // num_panels(stop - start)
+        panel_bytes = part.size // num_panels(stop - start)
         yield target.offset + (start - target.rows[0]) // PANEL_ROWS * panel_bytes, part
 
 
@@ -60,21 +66,18 @@ def _scratch(work: Work) -> int:
     # The bytes, their copy in another order, the packed rows, and a copy of some columns of them.
     held = (2 if entry.rotary_heads else 1) * raw + 2 * packed_size(work, rows)
     if keeps_codes(entry.dtype, work.format):
-        return held + 4 * MIB
+        return held + _MORE_BYTES
     decoding = 0 if entry.dtype in STORED_DTYPES else _DECODING_BYTES_PER_WEIGHT * weights
-    return held + decoding + _QUANTIZING_BYTES
+    return held + decoding + _MORE_BYTES
 
 
-def _columns(packed: PackedWeight, target: Target) -> torch.Tensor:
+def _columns(packed: PackedWeight, target: Target) -> NDArray[Any]:
     """Some columns of packed rows: groups, or pairs of them, keep their bytes."""
     first, last = target.columns
     if (first, last) == (0, packed.in_features):
-        return packed.data
+        data: NDArray[Any] = packed.data
+        return data
     unit = GROUP if packed.format is PackedFormat.INT4M else 2 * GROUP
     units = -(-packed.in_features // unit)
-    body = packed.data.view(num_panels(packed.out_features), units, -1)
-    return body[:, first // unit : -(-last // unit)].contiguous().view(-1)
-
-
-def _as_bytes(numbers: torch.Tensor) -> torch.Tensor:
-    return numbers.view(torch.uint8).view(-1)
+    body: NDArray[Any] = packed.data.reshape(num_panels(packed.out_features), units, -1)
+    return body[:, first // unit : -(-last // unit)].reshape(-1)

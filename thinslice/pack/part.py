@@ -5,7 +5,8 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from thinslice.store.files import publish, write_synced
 from thinslice.store.pack_record import PackSettings
@@ -28,9 +29,9 @@ class PartFile:
         flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if is_new else 0)
         self._file = os.open(path, flags, 0o644)
 
-    def write(self, offset: int, data: torch.Tensor) -> None:
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
         """Write uint8 data. Errors: OSError."""
-        self.write_bytes(offset, data.numpy().data)
+        self.write_bytes(offset, data.data)
 
     def write_bytes(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes. Errors: OSError."""

@@ -1,13 +1,10 @@
 """Fill a packed file slice by slice, on several threads, and note what the disk has."""
 
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
@@ -48,8 +45,7 @@ class _Slice:
 def write_weights(job: PackingJob, num_done: int, num_threads: int, progress: Progress) -> None:
     """Write all slices after the first ``num_done``, and wait until the disk has everything.
 
-    Each thread works on slices of its own, in torch without further threads. Which thread has
-    which slice changes no bit.
+    Each thread works on slices of its own. Which thread has which slice changes no bit.
     Peak extra memory: ``scratch_bytes`` for each thread, and SYNC_BYTES of page cache.
     Errors: CheckpointError from the source; OSError from the disk.
     """
@@ -61,7 +57,7 @@ def write_weights(job: PackingJob, num_done: int, num_threads: int, progress: Pr
     with (
         closing(part),
         CheckpointReader(job.source) as reader,
-        _threads(num_threads) as threads,
+        ThreadPoolExecutor(num_threads, "thinslice-pack") as threads,
     ):
         if num_done == 0:
             part.write_bytes(0, job.layout.header)
@@ -93,7 +89,7 @@ def _write(one: _Slice, reader: CheckpointReader, part: PartFile) -> int:
     count = 0
     for offset, data in convert(reader, one.work, one.start, one.stop):
         part.write(offset, data)
-        count += data.numel()
+        count += data.size
     return count
 
 
@@ -101,15 +97,3 @@ def _save(job: PackingJob, part: PartFile, num_done: int) -> None:
     part.sync()
     job.files.check_unchanged()
     write_journal(job.folder, job.settings, num_done)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which torch does not start threads of its own."""
-    torch_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(count, "thinslice-pack") as threads:
-            yield threads
-    finally:
-        torch.set_num_threads(torch_threads)

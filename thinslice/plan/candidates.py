@@ -6,7 +6,6 @@ from dataclasses import replace
 from thinslice.plan.case import Case, Tokens
 from thinslice.plan.cost import (
     CALLER_BYTES,
-    PREDICTION_KERNEL_BYTES,
     PREDICTION_ROWS,
     activation_bytes,
     library_bytes,
@@ -28,10 +27,9 @@ _STREAMED_CHUNKS = (32768, 16384, 8192, 4096, 2048, 1024, *CHUNKS)
 # Rows a layer takes at a time while its slices are held: enough that products are bound by
 # arithmetic and not by reading the layer from memory once more for each run of rows.
 LAYER_ROWS = (512, 128)
-# The checkpoint reader's buffers while weights are read and converted.
-LOADING_BYTES = 16 * MIB
-# What packed rows take while torch computes with them as numbers, a piece at a time.
-UNPACKING_BYTES = 16 * MIB
+# What the checkpoint reader works in while weights are read: a MiB of them, and what dequantising
+# that takes.
+LOADING_BYTES = 4 * MIB
 # Left to answers while their caller holds them, of what more sequences would take.
 RESULTS_BYTES = 16 * MIB
 # Bytes of a slice: the largest hides a slice's fixed cost, smaller ones leave more for pinning.
@@ -118,18 +116,16 @@ def _common_parts(case: Case, tokens: Tokens) -> dict[str, int]:
     num_rows = tokens.layer_rows
     if case.num_mtp_layers:
         num_rows = max(num_rows, min(chunk, PREDICTION_ROWS))
-    running = activation_bytes(shape, num_rows, tokens.context, how)
-    if not how.is_packed and case.workload.dtype in ("int8", "int4"):
-        running += UNPACKING_BYTES
+    running = activation_bytes(shape, num_rows, how)
     if tokens.layer_rows < chunk:
-        running += whole_stream_bytes(shape, chunk, how)
+        running += whole_stream_bytes(shape, chunk)
     # The residual stream is alive while the head runs, and so are the rows of it that the head
-    # takes, which are all where a text is scored, before and after the norm.
+    # takes, which are all where a text is scored.
     num_logits = min(case.workload.max_num_seqs, chunk)
-    heading = logits_bytes(shape, num_logits, how.itemsize)
-    heading += 3 * chunk * shape.hidden_size * how.itemsize
+    heading = logits_bytes(shape, num_logits)
+    heading += 2 * chunk * shape.hidden_size * 4
     return {
-        "runtime": case.runtime_bytes + CALLER_BYTES + library_bytes(shape, num_rows, how),
+        "runtime": case.runtime_bytes + CALLER_BYTES + library_bytes(shape, how),
         "weights": 0,
         "kv cache": num_positions * case.kv_bytes_per_token,
         "activations": max(running, heading, LOADING_BYTES),
@@ -140,20 +136,18 @@ def _common_parts(case: Case, tokens: Tokens) -> dict[str, int]:
 def _drafting_part(case: Case, context: int, chunk: int) -> dict[str, int]:
     """What drafting adds, beside a prediction layer's K and V: n-gram indexes, logits of the rows
     behind drafts, the prediction layers and what they work on."""
-    draft, shape, how = case.draft, case.shape, case.how
+    draft, shape = case.draft, case.shape
     if draft is None:
         return {}
     num_seqs = min(case.workload.max_num_seqs, chunk)
     num_rows = min(num_seqs * (1 + draft.length), chunk)
-    one, all_rows = (logits_bytes(shape, rows, how.itemsize) for rows in (num_seqs, num_rows))
+    one, all_rows = (logits_bytes(shape, rows) for rows in (num_seqs, num_rows))
     num_bytes = all_rows - one
     if draft.uses_ngram:
         num_bytes += num_seqs * ngram_index_bytes(context)
     if draft.num_mtp_layers:
         num_bytes += case.layout.prediction_bytes
-        num_bytes += prediction_activation_bytes(shape, chunk, num_seqs, how)
-        if case.workload.dtype == "bfloat16":
-            num_bytes += PREDICTION_KERNEL_BYTES
+        num_bytes += prediction_activation_bytes(shape, chunk, num_seqs)
     return {"drafting": num_bytes}
 
 

@@ -19,8 +19,7 @@ class Workload:
         max_num_seqs: sequences that may run at once.
         dtype: what to compute the weights with: bfloat16, float32, int8 or int4.
         kv_dtype: KV cache type: bfloat16, float32 or int8; None takes what suits ``dtype``.
-        is_native: the compiled kernels run, where ``dtype`` has them.
-        num_threads: they run on.
+        num_threads: the compiled kernels run on.
         can_change_dtype: the model's files can be had with other weights: they are not packed.
         packing_bytes: for each dtype that the files must be packed for first, what packing takes
             beyond what the process holds already.
@@ -35,7 +34,6 @@ class Workload:
     max_num_seqs: int = 1
     dtype: str = "bfloat16"
     kv_dtype: str | None = None
-    is_native: bool = True
     num_threads: int = 2
     can_change_dtype: bool = True
     packing_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -85,13 +83,10 @@ class Case:
     @property
     def how(self) -> Computation:
         """How a forward pass is computed, as far as it matters to its memory."""
-        is_packed = self.workload.dtype not in FLOAT_BYTES
         block = next(m.rows for m in self.layout.layers[0] if m.tensor.role is Role.GATE)
         return Computation(
-            itemsize=2 if self.workload.dtype == "bfloat16" else 4,
             ffn_block=block,
-            is_native=self.workload.is_native,
-            is_packed=is_packed and self.workload.is_native,
+            is_packed=self.workload.dtype not in FLOAT_BYTES,
             num_threads=self.workload.num_threads,
         )
 

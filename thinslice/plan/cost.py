@@ -21,57 +21,44 @@ class Computation:
     """How a forward pass is computed, as far as it matters to its memory.
 
     Attributes:
-        itemsize: bytes of an activation.
         ffn_block: features of the feed-forward that exist at once.
-        is_native: norms, rotary embedding and attention run in compiled code.
-        is_packed: so do the matrix products.
+        is_packed: the matrices are, and what they are multiplied with is rounded for that.
         num_threads: of the compiled code.
     """
 
-    itemsize: int
     ffn_block: int
-    is_native: bool
     is_packed: bool
     num_threads: int
 
 
-def activation_bytes(shape: ModelShape, chunk: int, context: int, how: Computation) -> int:
-    """The most that one layer's forward pass holds beside weights and KV cache.
+def activation_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
+    """The most that one layer's forward pass holds beside weights and KV cache, all in float32.
 
     ``chunk`` tokens are in flight. The residual stream and its norm live throughout; of attention
-    and feed-forward the larger counts. In torch, norms and rotary embedding work in float32, one
-    sequence's K and V of ``context`` positions are gathered from their blocks, and the causal mask
-    of a chunk stands as booleans and as numbers.
+    and feed-forward the larger counts.
     """
-    stream = 2 * chunk * shape.hidden_size * how.itemsize
+    stream = 2 * chunk * shape.hidden_size * 4
     rotary = 3 * chunk * shape.head_dim * 4
-    heads = chunk * (shape.q_size + 2 * shape.kv_size) * how.itemsize
+    heads = chunk * (shape.q_size + 2 * shape.kv_size) * 4
     if shape.use_qk_norm:  # what is normed stands beside what it was made of
-        heads += chunk * (shape.q_size + shape.kv_size) * how.itemsize
-    attended = chunk * shape.q_size * how.itemsize
-    feed_forward = 2 * chunk * how.ffn_block * how.itemsize
-    if how.is_native:
-        return stream + rotary + max(heads + attended, feed_forward) + _scratch(shape, chunk, how)
-    norm = 2 * chunk * shape.hidden_size * 4
-    gathered = 2 * 2 * context * shape.kv_size * how.itemsize
-    mask = chunk * context * (1 + how.itemsize)
-    attention = heads + 3 * chunk * (shape.q_size + shape.kv_size) * 4 + gathered + mask
-    return stream + rotary + max(norm, attention, feed_forward)
+        heads += chunk * (shape.q_size + shape.kv_size) * 4
+    attended = chunk * shape.q_size * 4
+    feed_forward = 2 * chunk * how.ffn_block * 4
+    return stream + rotary + max(heads + attended, feed_forward) + _scratch(shape, chunk, how)
 
 
-def whole_stream_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
+def whole_stream_bytes(shape: ModelShape, chunk: int) -> int:
     """The residual stream and the rotary tables of ``chunk`` tokens, whose layers take less of them
     at a time."""
-    return chunk * (shape.hidden_size * how.itemsize + shape.head_dim * 4)
+    return chunk * (shape.hidden_size + shape.head_dim) * 4
 
 
 def _scratch(shape: ModelShape, chunk: int, how: Computation) -> int:
-    """What the kernels keep: rows quantised for a product (84 bytes for 32 inputs, less where none
-    is rounded to 16 bits), and the output of a product in torch before it is added to the residual
-    stream."""
-    if not how.is_packed:
-        return chunk * shape.hidden_size * how.itemsize
+    """What a product keeps of its rows: quantised ones, 84 bytes for 32 inputs (less where none is
+    rounded to 16 bits), or float32 ones in another order."""
     widest = max(shape.hidden_size, shape.q_size, how.ffn_block)
+    if not how.is_packed:
+        return min(chunk, _NUMBER_ROWS_AT_ONCE) * (widest + 32) * 4
     return min(-(-chunk // 16) * 16, _ROWS_QUANTIZED_AT_ONCE) * widest * 84 // 32
 
 
@@ -81,74 +68,31 @@ def _attention_scratch(shape: ModelShape) -> int:
     return 4 * (32 * heads_per_kv * (2 * shape.head_dim + 66) + 192 * shape.head_dim)
 
 
-_ROWS_QUANTIZED_AT_ONCE = 512
+_ROWS_QUANTIZED_AT_ONCE, _NUMBER_ROWS_AT_ONCE = 512, 256
 # Of a thread's stack; what a kernel touches.
 _STACK_BYTES = 256 * KIB
-
-
-# oneDNN compiles a bfloat16 product for each number of rows it meets, and keeps what it compiled
-# whatever its cache is bounded to: prompts of ever new lengths took 1.4 MB each for SmolLM2's five
-# shapes of matrices, without an end. Other families have six.
-_ONEDNN_BYTES_PER_ROWS = 9 * MIB // 4
-
-
-def padded_rows(num_rows: int) -> int:
-    """The rows that a bfloat16 product of so many is computed with; beyond 64 a fourth more
-    at most.
-
-    There are few such numbers, so that few products are compiled.
-    """
-    if num_rows <= 4:
-        return num_rows
-    step = max(1 << max((num_rows - 1).bit_length() - 3, 0), 16 if num_rows > 16 else 8)
-    return -(-num_rows // step) * step
-
-
-def num_padded_rows(most: int) -> int:
-    """How many numbers ``padded_rows`` gives for up to ``most`` rows."""
-    return len({padded_rows(num_rows) for num_rows in range(1, most + 1)})
-
 
 # What callers hold, whatever they ask: prompts that wait, answers that were not taken yet, and what
 # the allocator keeps for each of their threads.
 CALLER_BYTES = 4 * MIB
 
-# Of what libraries come to hold, pages of their code: measured, 12.5 MiB.
-LIBRARY_PAGES_BYTES = 12 * MIB
+# Of what libraries come to hold, pages of their code: NumPy's, the tokenizer's and the kernels';
+# measured, 2 MiB.
+LIBRARY_PAGES_BYTES = 4 * MIB
 
 
-def library_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
-    """What libraries come to hold once they run: thread stacks, compiled kernels, and the packed
-    operands of a matrix product.
-
-    Measured on two cores with torch 2.13: up to 40 MiB after the first forward passes; in float32,
-    whose products repack their operands, one more copy of the widest rows in flight, as in
-    bfloat16, whose rows are padded. Packed
-    matrices never enter torch's products: up to 13 MiB beside them, with MiMo-7B's shape and a
-    prompt of 4,000 tokens. Each of the kernels' threads has a stack and what attention works in.
-    """
+def library_bytes(shape: ModelShape, how: Computation) -> int:
+    """What libraries come to hold once they run. Each of the kernels' threads has a stack and what
+    attention works in."""
     threads = how.num_threads * (_attention_scratch(shape) + _STACK_BYTES)
-    if how.is_packed:
-        return LIBRARY_PAGES_BYTES + 2 * MIB + threads
-    widest = max(shape.intermediate_size, shape.hidden_size, shape.q_size)
-    if how.itemsize == 2:
-        compiled = LIBRARY_PAGES_BYTES + num_padded_rows(chunk) * _ONEDNN_BYTES_PER_ROWS
-        return compiled + threads + padded_rows(chunk) * widest * how.itemsize
-    base = 40 * MIB + threads
-    return base + chunk * (widest + shape.hidden_size) * how.itemsize
+    return LIBRARY_PAGES_BYTES + MIB + threads
 
 
-def logits_bytes(shape: ModelShape, num_rows: int, itemsize: int) -> int:
-    """Logits of the rows sampled in one step: as computed, in float32, and while sorted."""
-    per_row = shape.vocab_size * (itemsize + 4 if itemsize < 4 else 4)
+def logits_bytes(shape: ModelShape, num_rows: int) -> int:
+    """Logits of the rows sampled in one step, and one row while it is sorted."""
     sorting = shape.vocab_size * (4 + 8 + 4 + 8)
-    return num_rows * per_row + sorting
+    return num_rows * shape.vocab_size * 4 + sorting
 
-
-# Kernels that oneDNN compiles for a prediction layer come beside the model's, and with its drafts
-# the number of rows changes from step to step. Measured on a model of 0.2 GB: peaks of 10 to 28 MB
-# more than with two of them kept.
-PREDICTION_KERNEL_BYTES = 28 * MIB
 
 # Rows that a prediction layer takes at a time: a prompt's need not exist side by side once more.
 PREDICTION_ROWS = 256
@@ -158,15 +102,13 @@ PREDICTION_ROWS = 256
 PREDICTION_ROWS_HELD = 32
 
 
-def prediction_activation_bytes(
-    shape: ModelShape, chunk: int, num_seqs: int, how: Computation
-) -> int:
+def prediction_activation_bytes(shape: ModelShape, chunk: int, num_seqs: int) -> int:
     """What a prediction layer holds beside what one of the model's layers does: the residual stream
     of the rows that wait, and of those it works on the model's stream, both norms and their
     concatenation.
     """
     num_rows = num_seqs * PREDICTION_ROWS_HELD + 5 * min(chunk, PREDICTION_ROWS)
-    return num_rows * shape.hidden_size * how.itemsize
+    return num_rows * shape.hidden_size * 4
 
 
 def ngram_index_bytes(capacity: int, num_lengths: int = 3) -> int:

@@ -15,12 +15,11 @@ from thinslice.plan.candidates import BLOCK_SIZE, LOADING_BYTES
 from thinslice.plan.case import Workload
 from thinslice.plan.cost import (
     CALLER_BYTES,
-    Computation,
-    activation_bytes,
     kv_bytes_per_token,
     logits_bytes,
     ngram_index_bytes,
 )
+from thinslice.plan.device_cost import activation_bytes
 from thinslice.plan.kernel_limits import (
     ATTENTION_SPLIT,
     DEVICE_ALIGNMENT,
@@ -94,15 +93,15 @@ class DeviceCase:
         return self.workload.kv_dtype or default
 
     @property
-    def how(self) -> Computation:
+    def itemsize(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.workload.dtype == "bfloat16" else 4
+
+    @property
+    def ffn_block(self) -> int:
+        """Features of the feed-forward that exist at once."""
         layer = self.layout.layers[0]
-        return Computation(
-            itemsize=2 if self.workload.dtype == "bfloat16" else 4,
-            ffn_block=next(m.rows for m in layer if m.tensor.role is Role.GATE),
-            is_native=False,
-            is_packed=False,
-            num_threads=1,
-        )
+        return next(m.rows for m in layer if m.tensor.role is Role.GATE)
 
 
 def best_on_device(case: DeviceCase) -> MemoryPlan | None:
@@ -204,11 +203,13 @@ def _num_logits_rows(case: DeviceCase, chunk: int) -> int:
 def _activations(case: DeviceCase, context: int, chunk: int) -> int:
     """On the device: one layer's, what rows attended with one by one leave for each part of their
     positions, and the logits."""
-    shape, itemsize = case.shape, case.how.itemsize
+    shape, itemsize = case.shape, case.itemsize
     num_rows = min(chunk, case.workload.max_num_seqs * MOST_SINGLE_ROWS)
     num_parts = -(-context // ATTENTION_SPLIT)
     split = num_rows * num_parts * shape.num_attention_heads * (shape.head_dim + 2) * 4
-    running = activation_bytes(shape, chunk, context, case.how) + split
+    running = split + activation_bytes(
+        shape, chunk, context, itemsize=itemsize, ffn_block=case.ffn_block
+    )
     logits = _num_logits_rows(case, chunk) * shape.vocab_size * (itemsize + 4)
     # With the rows of the residual stream that the head takes, before and after the norm.
     return max(running, logits + 3 * chunk * shape.hidden_size * itemsize)
@@ -217,7 +218,7 @@ def _activations(case: DeviceCase, context: int, chunk: int) -> int:
 def _host_parts(case: DeviceCase, context: int, chunk: int) -> tuple[tuple[str, int], ...]:
     """On the host, without weights: rows of the embedding, logits and their sorting."""
     shape, num_rows = case.shape, _num_logits_rows(case, chunk)
-    sampling = logits_bytes(shape, num_rows, 4) + 2 * chunk * shape.hidden_size * 4
+    sampling = logits_bytes(shape, num_rows) + 2 * chunk * shape.hidden_size * 4
     parts = {
         "runtime": case.limits.runtime_bytes + CALLER_BYTES + _COMPILER_BYTES,
         "weights": 0,

@@ -62,13 +62,6 @@ class HardwareProfile:
         rates = {"bfloat16": self.bfloat16_flops_per_s, "float32": self.float32_flops_per_s}
         return rates.get(dtype, self.packed_flops_per_s)
 
-    @property
-    def unpacking_s(self) -> float:
-        """Seconds for each packed weight that becomes a number before its product, as where the
-        compiled kernels are missing: what a packed product takes beyond one in float32."""
-        seconds = 1 / self.packed_flops_per_s - 1 / self.float32_flops_per_s
-        return max(2 * MEASURED_ROWS * seconds, 0.0)
-
     def to_dict(self) -> dict[str, str | int | float | bool]:
         """The profile as JSON keeps it."""
         return asdict(self)

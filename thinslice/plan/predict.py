@@ -9,11 +9,10 @@ tier.
 import math
 from dataclasses import dataclass
 
-from thinslice.plan.cost import kv_bytes_per_token
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
-from thinslice.plan.weight_layout import FLOAT_BYTES, STORED_FLOAT_BYTES, WeightLayout, WeightSlice
+from thinslice.plan.weight_layout import STORED_FLOAT_BYTES, WeightLayout, WeightSlice
 
 # Fitted on runs of SmolLM2-135M and of MiMo-7B's shape on two cores. The share of the memory's
 # read bandwidth that a product with one row reaches, and of the rate of large products that whole
@@ -82,38 +81,28 @@ def predict(
     shape: ModelShape,
     layout: WeightLayout,
     hardware: HardwareProfile,
-    *,
-    is_native: bool = True,
 ) -> Prediction:
-    """Predict the speed of a plan; ``is_native``: the compiled kernels run its operators."""
+    """Predict the speed of a plan."""
     streamed, num_streamed, converting_s = _streamed(plan, layout)
     io_s = streamed / hardware.disk_read_bytes_per_s
     kept = sum(matrix.kept_bytes(matrix.rows) for matrix in layout.sweep)
     bandwidth = hardware.memory_read_bytes_per_s * _READ_SHARE
-    is_packed = plan.dtype not in FLOAT_BYTES
-    # Without the kernels packed weights become numbers once for each run of rows.
-    unpacking_s = 0.0 if is_native or not is_packed else hardware.unpacking_s
-    unpacking_s *= sum(m.rows * m.columns for m in layout.sweep if m.is_packed)
-    read_s = kept / bandwidth + converting_s + unpacking_s
-    if is_native:
-        position_s = _position_s(shape, hardware)
-    else:
-        position_s = kv_bytes_per_token(shape, plan.kv_dtype) / bandwidth
-    is_fused = plan.streaming is None and is_packed and is_native
-    layer_s = _FUSED_LAYER_S if is_fused else _LAYER_S
+    read_s = kept / bandwidth + converting_s
+    position_s = _position_s(shape, hardware)
+    layer_s = _FUSED_LAYER_S if plan.streaming is None else _LAYER_S
     fixed_s = _STEP_S + shape.num_hidden_layers * layer_s
     fixed_s += num_streamed * hardware.slice_overhead_s
     token = TokenTime(io_s, read_s, position_s, fixed_s)
     half = plan.context // 2
     numel = sum(m.rows * m.columns for layer in layout.layers for m in layer)
-    rate = hardware.product_rate(plan.dtype if is_native or not is_packed else "float32")
+    rate = hardware.product_rate(plan.dtype)
     products_s = 2 * numel * plan.chunk / (rate * _PRODUCT_SHARE)
     layer_rows = (plan.streaming and plan.streaming.layer_rows) or plan.chunk
     num_runs = math.ceil(plan.chunk / layer_rows)
     # Each row sees half the chunk on average.
     flops = 2 * shape.q_size * shape.num_hidden_layers * plan.chunk**2
     attention_s = flops / (hardware.float32_flops_per_s * _PRODUCT_SHARE)
-    computing_s = products_s + attention_s + converting_s + unpacking_s * num_runs
+    computing_s = products_s + attention_s + converting_s
     computing_s += shape.num_hidden_layers * layer_s * (num_runs - 1)
     # A held layer's slices come while its first rows pass, and the ring fills during the others.
     reading_s = max(io_s - _ring_bytes_ahead(plan, shape) / hardware.disk_read_bytes_per_s, 0)

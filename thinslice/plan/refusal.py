@@ -47,7 +47,7 @@ def _suggestions(case: Case, budget_bytes: int, need: MemoryPlan) -> Iterator[st
         shorter = best_plan(replace(case, workload=replace(workload, context=None)), room)
         if shorter is not None:
             yield f"--context {shorter.context}"
-    if workload.is_native and case.kv_dtype != "int8":
+    if case.kv_dtype != "int8":
         smaller_cache = replace(case, workload=replace(workload, kv_dtype="int8"))
         if best_plan(smaller_cache, room) is not None:
             yield "--kv-dtype int8"

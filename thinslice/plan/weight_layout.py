@@ -25,7 +25,6 @@ from thinslice.plan.packed_format import (
 from thinslice.plan.packing import Packing, packing_for
 from thinslice.plan.sweep_bytes import SweepBytes
 from thinslice.plan.tensors import Role, Room, Tensor, tensors_of
-from thinslice.units import MIB
 
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
 STORED_FLOAT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
@@ -214,9 +213,8 @@ class WeightLayout:
 
 
 # Converting a slice to other numbers holds float32 values and working copies of them; where codes
-# are only put into another order, a copy of the slice and pieces of half a MiB.
+# are only put into another order, a copy of the slice whose rows llama.cpp has reordered.
 _DEQUANTIZING_BYTES_PER_WEIGHT = 16
-_REORDERING_BYTES = 8 * MIB
 
 
 @lru_cache(maxsize=256)
@@ -228,7 +226,7 @@ def _cut(matrix: Matrix, max_bytes: int) -> tuple[list[int], list[int], int]:
     converting = 0
     if matrix.is_converted:
         if keeps_codes(matrix.stored, matrix.kept):
-            converting = kept[0] + stored[0] + _REORDERING_BYTES
+            converting = kept[0] + stored[0]
         else:
             converting = kept[0] + counts[0] * matrix.columns * _DEQUANTIZING_BYTES_PER_WEIGHT
     return kept, stored, converting

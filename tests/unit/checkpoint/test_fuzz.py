@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from tests.checkpoints import (
     GgufOptions,
@@ -122,11 +122,13 @@ def open_and_read(path: Path, rng: random.Random) -> str:
         with CheckpointReader(checkpoint) as reader:
             entry = checkpoint.tensors[name]
             if entry.is_packed:
-                data = torch.empty(entry.num_bytes, dtype=torch.uint8)
+                data = np.empty(entry.num_bytes, np.uint8)
                 reader.read_bytes(name, 0, size[0], data)
                 return "read"
-            reader.read(name, torch.empty(size))
-            reader.read_rows(name, start, size[0], torch.empty(size[0] - start, *size[1:]))
+            reader.read(name, np.empty(size, np.float32))
+            reader.read_rows(
+                name, start, size[0], np.empty((size[0] - start, *size[1:]), np.float32)
+            )
     except ThinsliceError as error:
         return type(error).__name__
     return "read"

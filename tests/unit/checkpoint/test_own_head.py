@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from tests.arrays import tensor_of
 from tests.checkpoints import random_tensors, tiny_config, write_safetensors
 from thinslice.checkpoint import own_head
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import CheckpointError
+from thinslice.kernels.dtypes import BF16
 from thinslice.plan.shape_from_config import shape_from_config
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
@@ -49,10 +52,10 @@ def test_one_other_value_makes_it_a_head_of_its_own(tmp_path: Path, row: int, sh
     checkpoint = open_checkpoint(tmp_path)
     assert not checkpoint.shape.tie_word_embeddings
     assert checkpoint.shape.head_name == HEAD
-    found = torch.empty(1, 64, dtype=torch.bfloat16)
+    found = np.zeros((1, 64), BF16)
     with CheckpointReader(checkpoint) as reader:
         reader.read_rows(HEAD, row, row + 1, found)
-    assert torch.equal(found[0], head[row])
+    assert torch.equal(tensor_of(found)[0], head[row])
 
 
 def test_a_difference_far_from_every_sample_is_found(
@@ -83,10 +86,10 @@ def test_a_head_without_a_table_is_the_table(tmp_path: Path) -> None:
     write(tmp_path, {HEAD: table(), TABLE: None})
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.shape.tie_word_embeddings
-    found = torch.empty(2, 64, dtype=torch.bfloat16)
+    found = np.zeros((2, 64), BF16)
     with CheckpointReader(checkpoint) as reader:
         reader.read_rows(TABLE, 5, 7, found)
-    assert torch.equal(found, table()[5:7])
+    assert torch.equal(tensor_of(found), table()[5:7])
 
 
 def test_without_a_head_nothing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

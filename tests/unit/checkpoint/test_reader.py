@@ -12,9 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
+from tests.arrays import array_of, tensor_of
 from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model, write_safetensors_model
 from thinslice.checkpoint import reader as reader_module
 from thinslice.checkpoint.gguf_header import READABLE_TYPES, read_gguf_header
@@ -27,6 +29,12 @@ from thinslice.plan.shape_from_config import shape_from_config
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPE = shape_from_config(tiny_config())
+Array = NDArray[np.generic]
+
+
+def room(*size: int, dtype: torch.dtype = torch.float32) -> Array:
+    """An array to be filled, in which every number that is not set is seen."""
+    return array_of(torch.full(size, math.nan, dtype=dtype))
 
 
 def reader_of(path: Path, tensors: dict[str, TensorEntry]) -> CheckpointReader:
@@ -63,9 +71,9 @@ def write_types(path: Path, num_rows: int = 37, num_columns: int = 512) -> dict[
     return expected
 
 
-def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_same(found: Array, expected: torch.Tensor) -> None:
     """Equal bit for bit, where a NaN equals a NaN."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(tensor_of(found), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("scratch_bytes", [SCRATCH_BYTES, 5000, 1])
@@ -78,11 +86,12 @@ def test_every_type_whole_and_in_row_ranges(
     with reader_of(path, read_gguf_header(path).tensors) as reader:
         for name, whole in expected.items():
             for dtype in DTYPES:
-                out = torch.empty(whole.shape, dtype=dtype)
-                reader.read(name, out)
+                out = room(*whole.shape, dtype=dtype)
+                with np.errstate(over="ignore"):
+                    reader.read(name, out)
                 assert_same(out, whole.to(dtype))
             for start, stop in ((0, 1), (36, 37), (5, 30), (16, 16)):
-                out = torch.empty(stop - start, whole.shape[1])
+                out = room(stop - start, whole.shape[1])
                 reader.read_rows(name, start, stop, out)
                 assert_same(out, whole[start:stop])
 
@@ -102,12 +111,12 @@ def test_safetensors_of_any_rank(
     save_file(tensors, path)
     with reader_of(path, read_safetensors_header(path)) as reader:
         for name, expected in tensors.items():
-            out = torch.full(expected.shape, math.nan, dtype=out_dtype)
+            out = room(*expected.shape, dtype=out_dtype)
             reader.read(name, out)
-            assert torch.equal(out, expected.to(out_dtype))
-            rows = torch.full((2, *expected.shape[1:]), math.nan, dtype=out_dtype)
+            assert torch.equal(tensor_of(out), expected.to(out_dtype))
+            rows = room(2, *expected.shape[1:], dtype=out_dtype)
             reader.read_rows(name, 1, 3, rows)
-            assert torch.equal(rows, expected[1:3].to(out_dtype))
+            assert torch.equal(tensor_of(rows), expected[1:3].to(out_dtype))
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +148,10 @@ def as_transformers_reorders(reader: CheckpointReader, name: str) -> torch.Tenso
     """The tensor as the file has it, its rows put back by transformers' own formula."""
     entry = reader.checkpoint.tensors[name]
     kept = TensorEntry(name, entry.path, entry.dtype, entry.shape, entry.offset, entry.num_bytes)
-    out = torch.empty(entry.shape)
+    out = room(*entry.shape)
     with reader_of(entry.path, {name: kept}) as plain:
         plain.read(name, out)
-    rows = LlamaTensorProcessor()._reverse_permute_weights(out.numpy(), 3, 3)
+    rows = LlamaTensorProcessor()._reverse_permute_weights(out, 3, 3)
     return torch.from_numpy(np.ascontiguousarray(rows))
 
 
@@ -154,9 +163,9 @@ def test_reordered_rows_go_back_as_in_transformers(
     monkeypatch.setattr(reader_module, "SCRATCH_BYTES", scratch_bytes)
     expected = as_transformers_reorders(reordered, name)
     for dtype in DTYPES:
-        out = torch.empty(expected.shape, dtype=dtype)
+        out = room(*expected.shape, dtype=dtype)
         reordered.read(name, out)
-        assert torch.equal(out, expected.to(dtype))
+        assert torch.equal(tensor_of(out), expected.to(dtype))
 
 
 @settings(max_examples=60, deadline=None)
@@ -169,9 +178,9 @@ def test_any_range_of_reordered_rows(
 ) -> None:
     start, stop = sorted(bounds)
     expected = as_transformers_reorders(reordered, name)[start:stop]
-    out = torch.empty(expected.shape)
+    out = room(*expected.shape)
     reordered.read_rows(name, start, stop, out)
-    assert torch.equal(out, expected)
+    assert torch.equal(tensor_of(out), expected)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "Q8_0"])
@@ -183,18 +192,20 @@ def test_model_round_trips_through_gguf(tmp_path: Path, dtype: str, architecture
     checkpoint = open_checkpoint(path)
     with CheckpointReader(checkpoint) as reader:
         for name, tensor in expected.items():
-            out = torch.empty_like(tensor)
+            out = room(*tensor.shape)
             reader.read(name, out)
-            assert torch.equal(out, tensor), name
+            assert torch.equal(tensor_of(out), tensor), name
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Offset and size of every read from here on."""
+    """Offset and size of every read from here on, of files of which nothing is in a cache."""
     recorded: list[tuple[int, int]] = []
     preadv = os.preadv
 
-    def recording(file: int, views: list[memoryview], offset: int) -> int:
+    def recording(file: int, views: list[memoryview], offset: int, flags: int = 0) -> int:
+        if flags == os.RWF_NOWAIT:
+            raise BlockingIOError
         recorded.append((offset, sum(len(view) for view in views)))
         return preadv(file, views, offset)
 
@@ -210,11 +221,11 @@ def test_a_row_costs_one_read_of_its_bytes(
     with reader_of(path, read_gguf_header(path).tensors) as reader:
         for name, entry in reader.checkpoint.tensors.items():
             row_bytes = entry.num_bytes // 37
-            reader.read_rows(name, 9, 10, torch.empty(1, 512))
+            reader.read_rows(name, 9, 10, room(1, 512))
             assert reads == [(entry.offset + 9 * row_bytes, row_bytes)], name
             reads.clear()
     entry = reordered.checkpoint.tensors["Q8_0"]
-    reordered.read_rows("Q8_0", 17, 18, torch.empty(1, 64))
+    reordered.read_rows("Q8_0", 17, 18, room(1, 64))
     assert reads == [(entry.offset + 18 * entry.num_bytes // 48, entry.num_bytes // 48)]
 
 
@@ -227,7 +238,7 @@ def test_reads_are_bounded_and_cover_a_tensor_once(
     whole = write_types(path)[name]
     with reader_of(path, read_gguf_header(path).tensors) as reader:
         entry = reader.checkpoint.tensors[name]
-        reader.read(name, torch.empty(whole.shape))
+        reader.read(name, room(*whole.shape))
     end = entry.offset
     for offset, num_bytes in reads:
         assert offset == end
@@ -245,7 +256,7 @@ def test_converted_pieces_fit_the_scratch(
     sizes = []
     values_of = reader_module._values
 
-    def recording(entry: TensorEntry, raw: torch.Tensor) -> torch.Tensor:
+    def recording(entry: TensorEntry, raw: NDArray[np.uint8]) -> Array:
         values = values_of(entry, raw)
         sizes.append((raw.nbytes, values.nbytes))
         return values
@@ -259,7 +270,7 @@ def test_converted_pieces_fit_the_scratch(
         "reordered", path, kept.dtype, kept.shape, kept.offset, kept.num_bytes, rotary_heads=2
     )
     with reader_of(path, entries) as reader:
-        reader.read(name, torch.empty(48, 512))
+        reader.read(name, room(48, 512))
     assert len(sizes) > 4
     assert max(max(pair) for pair in sizes) <= 10_000
 
@@ -268,8 +279,10 @@ def test_a_straight_read_copies_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     write_safetensors_model(tmp_path, tiny_config(), dtype=torch.bfloat16)
     with CheckpointReader(open_checkpoint(tmp_path)) as reader:
         name = "model.embed_tokens.weight"
-        out = torch.empty(reader.checkpoint.tensors[name].shape, dtype=torch.bfloat16)
-        monkeypatch.setattr(torch, "empty", None)
+        out = room(*reader.checkpoint.tensors[name].shape, dtype=torch.bfloat16)
+        for module, copying in ((np, "empty"), (reader_module, "empty_bytes")):
+            monkeypatch.setattr(module, copying, None)
+        monkeypatch.setattr(reader_module, "convert", None)
         reader.read(name, out)
 
 
@@ -286,8 +299,33 @@ def test_read_bytes_are_dropped_from_the_page_cache(
     monkeypatch.setattr(os, "posix_fadvise", recording)
     write_safetensors_model(tmp_path, tiny_config())
     with CheckpointReader(open_checkpoint(tmp_path)) as reader:
-        reader.read("model.embed_tokens.weight", torch.empty(96, 64))
+        reader.read("model.embed_tokens.weight", room(96, 64))
     assert dropped == reads
+
+
+@pytest.mark.parametrize("num_cached", [0, 5000, 96 * 64 * 2])
+def test_what_the_cache_holds_is_read_from_there_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_cached: int
+) -> None:
+    tensors = write_safetensors_model(tmp_path, tiny_config())
+    checkpoint = open_checkpoint(tmp_path)
+    entry = checkpoint.tensors["model.embed_tokens.weight"]
+    preadv, read, dropped = os.preadv, list[tuple[int, int]](), list[tuple[int, int]]()
+
+    def cached(file: int, views: list[memoryview], offset: int, flags: int = 0) -> int:
+        if flags == os.RWF_NOWAIT:
+            return preadv(file, [views[0][:num_cached]], offset)
+        read.append((offset, len(views[0])))
+        return preadv(file, views, offset)
+
+    monkeypatch.setattr(os, "preadv", cached)
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, at, count, _: dropped.append((at, count)))
+    out = room(96, 64)
+    with CheckpointReader(checkpoint) as reader:
+        reader.read(entry.name, out)
+    assert np.array_equal(out, tensors[entry.name].float().numpy())
+    rest = entry.num_bytes - num_cached
+    assert read == dropped == ([(entry.offset + num_cached, rest)] if rest else [])
 
 
 def test_a_file_that_shrinks_while_in_use(tmp_path: Path) -> None:
@@ -295,7 +333,7 @@ def test_a_file_that_shrinks_while_in_use(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     last = max(checkpoint.tensors.values(), key=lambda entry: entry.offset)
     with CheckpointReader(checkpoint) as reader:
-        out = torch.empty(last.shape)
+        out = room(*last.shape)
         reader.read(last.name, out)
         os.truncate(last.path, last.offset + last.num_bytes - 1)
         end = last.offset + last.num_bytes - 1
@@ -306,7 +344,7 @@ def test_a_file_that_shrinks_while_in_use(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_safetensors_model(tmp_path, tiny_config())
     checkpoint = open_checkpoint(tmp_path)
-    path, out = tmp_path / "model.safetensors", torch.empty(64)
+    path, out = tmp_path / "model.safetensors", room(64)
 
     def failing(*_: object) -> int:
         raise OSError(5, "Input/output error")
@@ -337,7 +375,7 @@ def test_close_closes_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with CheckpointReader(checkpoint) as reader:
         for _ in range(2):
             for name, entry in checkpoint.tensors.items():
-                reader.read(name, torch.empty(entry.shape))
+                reader.read(name, room(*entry.shape))
         assert len(opened) == 2
     for file in opened:
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -349,31 +387,31 @@ def test_threads_read_at_the_same_time(tmp_path: Path) -> None:
     expected = write_gguf_model(path, SHAPE, options=GgufOptions("Q8_0", max_tensors=4))
     with CheckpointReader(open_checkpoint(tmp_path)) as reader, ThreadPoolExecutor(8) as pool:
 
-        def read(name: str) -> torch.Tensor:
-            out = torch.empty(expected[name].shape)
+        def read(name: str) -> Array:
+            out = room(*expected[name].shape)
             reader.read(name, out)
             return out
 
         names = list(expected) * 4
         for name, found in zip(names, pool.map(read, names), strict=True):
-            assert torch.equal(found, expected[name]), name
+            assert torch.equal(tensor_of(found), expected[name]), name
 
 
 @pytest.mark.parametrize(
     ("start", "stop", "out"),
     [
-        (0, 65, torch.empty(65)),
-        (-1, 0, torch.empty(1)),
-        (2, 1, torch.empty(1)),
-        (0, 2, torch.empty(3)),
-        (0, 2, torch.empty(2, 1)),
-        (0, 2, torch.empty(4)[::2]),
-        (0, 2, torch.empty(2, dtype=torch.float64)),
-        (0, 2, torch.empty(2, device="meta")),
+        (0, 65, room(65)),
+        (-1, 0, room(1)),
+        (2, 1, room(1)),
+        (0, 2, room(3)),
+        (0, 2, room(2, 1)),
+        (0, 2, room(4)[::2]),
+        (0, 2, room(2, dtype=torch.float64)),
+        (0, 2, np.zeros(2, np.int16)),
     ],
 )
 def test_buffers_that_do_not_fit_are_a_bug_of_the_caller(
-    tmp_path: Path, start: int, stop: int, out: torch.Tensor
+    tmp_path: Path, start: int, stop: int, out: Array
 ) -> None:
     write_safetensors_model(tmp_path, tiny_config())
     reader = CheckpointReader(open_checkpoint(tmp_path))

@@ -1,10 +1,12 @@
 """How an error is told: a setting goes by its option's name, and nothing else is renamed."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
 
+from thinslice.cli import commands
 from thinslice.cli.exit_codes import _report
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.errors import RequestError, ThinsliceError
@@ -40,3 +42,9 @@ def test_a_file_that_is_called_as_a_setting_keeps_its_name(
 ) -> None:
     _report(RequestError("seed is not UTF-8: byte 0xff at 0"))
     assert capsys.readouterr().err == "error: seed is not UTF-8: byte 0xff at 0\n"
+
+
+def test_the_help_of_all_commands_begins_as_that_of_each() -> None:
+    for name, (module, told) in commands._COMMANDS.items():
+        docstring = getattr(import_module(f"thinslice.cli.{module}"), name).__doc__
+        assert " ".join(docstring.split("\n\n")[0].split()) == told

@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from thinslice.cli import machine
 from thinslice.kernels import native
-from thinslice.memory import process_state
+from thinslice.memory import device, process_state
 
 
 @pytest.mark.parametrize(
@@ -93,13 +92,25 @@ def test_a_working_directory_that_is_gone_is_told(
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_cuda_torch_without_a_card_is_told_with_what_installs_the_other(
+def test_kernels_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "_import_error", "no such file")
+    assert machine._kernels() == machine.Finding(
+        "compiled kernels", "no compiled CPU kernels: no such file", "bad"
+    )
+
+
+def test_what_is_missing_for_a_card_is_told_and_is_no_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine, "missing_for_cuda", lambda: "torch finds no CUDA card here")
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    """Torch, which is needed there alone, is not asked for where it is not installed."""
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    monkeypatch.setattr(device, "import_module", lambda name: pytest.fail(name))
     (finding,) = machine._devices()
-    assert finding.state == "warn"
-    assert "pip install torch --force-reinstall --index-url https://" in finding.value
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert machine._devices()[0].state == "ok"
+    assert finding.state == "ok"
+    assert "torch, which runs there, is missing; pip install" in finding.value
+
+
+def test_a_torch_that_finds_no_card_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "missing_for_cuda", lambda: "torch finds no CUDA card here")
+    assert machine._devices() == [machine.Finding("CUDA", "torch finds no CUDA card here")]

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from tests.checkpoints import (
     GgufOptions,
@@ -19,7 +19,8 @@ from thinslice.config import EngineSettings
 from thinslice.engine import prepare as prepare_module
 from thinslice.engine.planning import Model, fit_model
 from thinslice.engine.prepare import prepare
-from thinslice.errors import StoreError
+from thinslice.errors import ConfigError, StoreError
+from thinslice.kernels import native
 from thinslice.memory.ledger import ledger
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan import choose
@@ -114,7 +115,7 @@ def test_blocks_without_a_packed_twin_are_packed_once_to_be_streamed(
     told.clear()
     assert prepare(str(path), settings).checkpoint.path == opened.path
     expected = logits_of(engine_of(open_checkpoint(path), dtype), PROMPT)
-    assert torch.equal(logits_of(engine_of(opened, dtype), PROMPT), expected)
+    assert np.array_equal(logits_of(engine_of(opened, dtype), PROMPT), expected)
 
 
 @pytest.mark.parametrize("dtype", ["Q5_0", "Q4_0"])
@@ -154,3 +155,10 @@ def test_a_packing_that_fails_leaves_no_promise(
         prepare(str(path), EngineSettings(memory="2GiB", context=64))
     assert ledger().promised_bytes() == before
     assert kept.value is not None
+
+
+def test_without_the_compiled_kernels_nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "_import_error", "no such file")
+    with pytest.raises(ConfigError, match="no compiled CPU kernels: no such file; install thin"):
+        prepare("no/such/model", EngineSettings())

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.engines import tiny_engine
 from thinslice.config import MAX_BIASES, SamplingParams
+from thinslice.engine.draws import Draws
 from thinslice.engine.processors import Bias, Penalties, processors_for
 from thinslice.engine.sampler import sample
 from thinslice.engine.sequence import Sequence
@@ -17,7 +17,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 
 def sequence_of(params: SamplingParams) -> Sequence:
-    return Sequence(0, [0, 1], params, 64, torch.Generator(), completion_token_ids=[2])
+    return Sequence(0, [0, 1], params, 64, Draws(0), completion_token_ids=[2])
 
 
 def test_a_bias_is_added_to_the_logits_of_its_tokens() -> None:
@@ -33,13 +33,13 @@ def test_penalties_come_before_the_bias() -> None:
     params = SamplingParams(repetition_penalty=2.0, logit_bias={2: 1.0}, temperature=0)
     kinds = [type(one) for one in processors_for(params)]
     assert kinds == [Penalties, Bias]
-    logits = torch.tensor([0.0, 0.0, 4.0, 2.9])
+    logits = np.array([0.0, 0.0, 4.0, 2.9], np.float32)
     assert sample(logits, sequence_of(params)) == 2
     assert sample(logits, sequence_of(SamplingParams(repetition_penalty=2.0, temperature=0))) == 3
 
 
 def test_a_bias_holds_for_greedy_and_drawn_tokens() -> None:
-    logits = torch.zeros(50)
+    logits = np.zeros(50, np.float32)
     for temperature in (0.0, 1.0):
         params = SamplingParams(temperature=temperature, top_p=1.0, logit_bias={17: 100})
         assert sample(logits, sequence_of(params)) == 17

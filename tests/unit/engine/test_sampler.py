@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.arrays import log_softmax
 from thinslice.config import SamplingParams
+from thinslice.engine.draws import Draws
 from thinslice.engine.sampler import (
     _DRAW_BLOCK,
     Chosen,
@@ -33,8 +34,11 @@ filters = st.builds(
 def sequence_of(
     params: SamplingParams, prompt: tuple[int, ...] = (0,), completion: tuple[int, ...] = ()
 ) -> Sequence:
-    generator = torch.Generator().manual_seed(params.seed or 0)
-    return Sequence(0, list(prompt), params, 100, generator, list(completion))
+    return Sequence(0, list(prompt), params, 100, Draws(params.seed or 0), list(completion))
+
+
+def normal(size: int | tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
 
 
 def plainly_kept(logits: np.ndarray, params: SamplingParams) -> list[int]:
@@ -67,14 +71,13 @@ def test_filters_keep_what_their_definitions_keep(
 
 def test_draws_follow_the_probabilities() -> None:
     """Chi-square over 20,000 draws; a wrong temperature is seen by the same statistic."""
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5])
+    logits = np.array([2.0, 1.0, 0.0, -1.0, 0.5], np.float32)
     count = 20_000
+    expected = np.exp(log_softmax(logits / 0.7)) * count
 
     def statistic(temperature: float) -> float:
         sequence = sequence_of(SamplingParams(temperature=temperature, top_p=1.0, seed=11))
-        draws = torch.tensor([sample(logits, sequence) for _ in range(count)])
-        observed = torch.bincount(draws, minlength=5).double()
-        expected = (logits.double() / 0.7).softmax(0) * count
+        observed = np.bincount([sample(logits, sequence) for _ in range(count)], minlength=5)
         return float(((observed - expected) ** 2 / expected).sum())
 
     critical = 18.47  # chi-square with 4 degrees of freedom, p = 0.001
@@ -84,25 +87,24 @@ def test_draws_follow_the_probabilities() -> None:
 
 def test_draws_from_a_whole_vocabulary_follow_the_probabilities() -> None:
     """Over several blocks of tokens; chi-square over the blocks, and over the tokens of one."""
-    torch.manual_seed(0)
-    logits = torch.randn(5 * _DRAW_BLOCK + 77)
+    logits = normal(5 * _DRAW_BLOCK + 77)
     sequence = sequence_of(SamplingParams(temperature=1.0, top_p=1.0, seed=3))
     count = 20_000
-    draws = torch.tensor([sample(logits, sequence) for _ in range(count)])
-    probs = logits.double().softmax(0)
-    blocks = torch.arange(len(logits)) // _DRAW_BLOCK
+    draws = [sample(logits, sequence) for _ in range(count)]
+    probs = np.exp(log_softmax(logits))
+    blocks = np.arange(len(logits)) // _DRAW_BLOCK
 
-    def statistic(bins: torch.Tensor, num_bins: int) -> float:
-        expected = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, probs) * count
-        observed = torch.bincount(bins[draws], minlength=num_bins).double()
+    def statistic(bins: np.ndarray, num_bins: int) -> float:
+        expected = np.bincount(bins, probs, num_bins) * count
+        observed = np.bincount(bins[draws], minlength=num_bins)
         return float(((observed - expected) ** 2 / expected).sum())
 
     assert statistic(blocks, 6) < 20.52  # 5 degrees of freedom, p = 0.001
-    assert statistic(torch.arange(len(logits)) % 16, 16) < 37.70  # 15 degrees, p = 0.001
+    assert statistic(np.arange(len(logits)) % 16, 16) < 37.70  # 15 degrees, p = 0.001
 
 
 def test_a_token_of_no_probability_is_never_drawn() -> None:
-    logits = torch.full((700,), float("-inf"))
+    logits = np.full(700, -np.inf, np.float32)
     logits[[3, 600]] = 0.0
     for top_p in (1.0, 0.99999):
         sequence = sequence_of(SamplingParams(temperature=1.0, top_p=top_p))
@@ -111,7 +113,7 @@ def test_a_token_of_no_probability_is_never_drawn() -> None:
 
 def test_logits_that_are_no_numbers_are_an_error() -> None:
     for value in (float("nan"), float("inf"), float("-inf")):
-        logits = torch.full((10,), value)
+        logits = np.full(10, value, np.float32)
         for temperature in (0.0, 1.0):
             with pytest.raises(CheckpointError, match="are not numbers"):
                 sample(logits, sequence_of(SamplingParams(temperature=temperature)))
@@ -119,20 +121,19 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
 
 @pytest.mark.parametrize("size", [10, 5000])
 def test_logprobs_are_those_of_the_unchanged_logits(size: int) -> None:
-    torch.manual_seed(size)
-    logits = torch.randn(size) * 4
+    logits = normal(size, seed=size) * 4
     logits[5:8] = 30.0  # equal ones, by id
     params = SamplingParams(temperature=2.0, top_k=2, frequency_penalty=1.5, logprobs=4, seed=1)
     sequence = sequence_of(params, completion=(5, 5))
     sampled = sample_rows(logits[None], best_tokens(logits[None]), sequence)
-    expected = logits.double().log_softmax(0)
+    expected = log_softmax(logits)
     (got,) = sampled.logprobs
     order = sorted(range(size), key=lambda i: (-float(logits[i]), i))[:4]
     assert [token_id for token_id, _ in got.top] == order
-    values = torch.tensor([got.logprob, *(value for _, value in got.top)], dtype=torch.float64)
-    torch.testing.assert_close(values, expected[[*sampled.token_ids, *order]])
+    values = [got.logprob, *(value for _, value in got.top)]
+    np.testing.assert_allclose(values, expected[[*sampled.token_ids, *order]], 1e-7, 1e-7)
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(values, (logits / 2).double().log_softmax(0)[[0, *order]])
+        np.testing.assert_allclose(values, log_softmax(logits / 2)[[0, *order]], 1e-7, 1e-7)
 
 
 def test_no_top_logprobs_gives_the_chosen_one_alone() -> None:
@@ -156,8 +157,8 @@ def test_a_token_has_its_log_probability_under_what_it_was_drawn_from(
 ) -> None:
     params = SamplingParams(temperature=temperature, logprobs=0, seed=4, **settings).resolved({})
     sequence = sequence_of(params, prompt=(1, 2), completion=(3, 5))
-    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)) * 2
-    row = logits[0].numpy()
+    logits = normal((1, 40), seed=1) * 2
+    row = logits[0]
     for processor in sequence.processors:
         row = processor(row, sequence, [])
     kept = plainly_kept(row, params)
@@ -171,13 +172,13 @@ def test_a_token_has_its_log_probability_under_what_it_was_drawn_from(
         seen.add(token_id)
     assert len(seen) > 1
     is_models_own = settings == {"top_p": 1.0} and temperature == 1.0
-    models_own = logits[0].log_softmax(-1)
+    models_own = log_softmax(logits[0])
     differs = any(abs(expected[one] - float(models_own[one])) > 0.01 for one in seen)
     assert differs != is_models_own
 
 
 def test_a_greedy_token_is_certain() -> None:
-    logits = torch.randn(1, 40)
+    logits = normal((1, 40))
     sequence = sequence_of(SamplingParams(temperature=0, logprobs=0))
     (got,) = sample_rows(logits, best_tokens(logits), sequence).logprobs
     assert got.drawn_logprob == 0.0
@@ -186,8 +187,7 @@ def test_a_greedy_token_is_certain() -> None:
 
 def test_rows_behind_drafts_give_the_tokens_that_come_without() -> None:
     """A draft that is right is accepted, a wrong one ends the run with the right token."""
-    torch.manual_seed(4)
-    logits = torch.randn(5, 40) * 2
+    logits = normal((5, 40), seed=4) * 2
     params = SamplingParams(temperature=1.0, seed=9, frequency_penalty=0.5, repetition_penalty=1.2)
     alone = sequence_of(params)
     for row in logits:
@@ -202,19 +202,19 @@ def test_rows_behind_drafts_give_the_tokens_that_come_without() -> None:
 
 
 def test_greedy_takes_the_lowest_id_among_equals() -> None:
-    logits = torch.tensor([1.0, 3.0, 3.0])
+    logits = np.array([1.0, 3.0, 3.0], np.float32)
     assert sample(logits, sequence_of(SamplingParams(temperature=0))) == 1
 
 
 def test_a_tiny_temperature_is_greedy_and_finite() -> None:
-    logits = torch.randn(1000) * 10
+    logits = normal(1000) * 10
     for temperature in (1e-300, 1e-8, 1e-3):
         params = SamplingParams(temperature=temperature, top_p=1.0)
         assert sample(logits, sequence_of(params)) == int(logits.argmax())
 
 
 def test_the_same_seed_draws_the_same_tokens() -> None:
-    logits = torch.randn(100)
+    logits = normal(100)
     params = SamplingParams(seed=5, top_p=1.0, temperature=2.0)
     first, second = sequence_of(params), sequence_of(params)
     draws = [sample(logits, first) for _ in range(20)]
@@ -226,10 +226,11 @@ def test_penalties_by_their_definitions() -> None:
     params = SamplingParams(
         repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, temperature=1
     )
-    logits = torch.tensor([4.0, -4.0, 1.0, 1.0, 1.0])
+    logits = np.array([4.0, -4.0, 1.0, 1.0, 1.0], np.float32)
     sequence = sequence_of(params, prompt=(0, 1), completion=(2, 2))
-    expected = torch.tensor([2.0, -8.0, 0.5 - 0.5 - 0.5, 0.5 - 0.5 - 0.25, 1.0])
+    expected = [2.0, -8.0, 0.5 - 0.5 - 0.5, 0.5 - 0.5 - 0.25, 1.0]
     (penalize,) = sequence.processors
-    penalized = penalize(logits.numpy(), sequence, [3])
-    torch.testing.assert_close(torch.from_numpy(penalized), expected)
+    penalized = penalize(logits, sequence, [3])
+    assert penalized.dtype == np.float32
+    np.testing.assert_allclose(penalized, expected, rtol=1.3e-6, atol=1e-5)
     assert logits[0] == 4.0, "the row given is left as it was"

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.block_manager import BlockManager, root_digest
+from thinslice.engine.draws import Draws
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.plan.memory_plan import MemoryPlan
@@ -45,7 +45,7 @@ def new_sequence(
         params=SamplingParams(),
         scheduling=Scheduling(**scheduling),  # type: ignore[arg-type]
         max_positions=num_prompt + num_completion,
-        generator=torch.Generator(),
+        draws=Draws(0),
     )
 
 

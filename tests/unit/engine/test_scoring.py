@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
+from tests.arrays import log_softmax
 from tests.engines import logits_of, run_all, tiny_engine
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine import results
+from thinslice.engine.draws import Draws
 from thinslice.engine.engine import Engine
 from thinslice.engine.logprobs import Logprobs, TokenLogprobs
 from thinslice.engine.sampler import Chosen, token_logprobs
@@ -32,7 +33,7 @@ def scheduled(num_rows: list[int], num_top: list[int]) -> list[ScheduledTokens]:
     for index, (count, top) in enumerate(zip(num_rows, num_top, strict=True)):
         tokens = [(7 * place + index) % 40 for place in range(count + 1)]
         scored = Scored(1, top)
-        sequence = Sequence(index, tokens, GREEDY, len(tokens), torch.Generator(), scored=scored)
+        sequence = Sequence(index, tokens, GREEDY, len(tokens), Draws(0), scored=scored)
         runs.append(ScheduledTokens(sequence, count, num_scored=count))
     return runs
 
@@ -99,7 +100,7 @@ def test_scores_that_the_plan_has_no_room_for_are_refused(monkeypatch: pytest.Mo
 
 def expected_scores(engine: Engine, token_ids: list[int], start: int) -> list[float]:
     """From the logits of the whole text, run at once."""
-    log_probs = logits_of(engine, token_ids).double().log_softmax(-1)
+    log_probs = log_softmax(logits_of(engine, token_ids))
     return [float(log_probs[at - 1, token_ids[at]]) for at in range(start, len(token_ids))]
 
 
@@ -157,9 +158,9 @@ def test_no_tile_has_more_logits_than_there_is_room_for(monkeypatch: pytest.Monk
     most, decoder = [], engine.runner.decoder
     tiles = decoder.logit_tiles
 
-    def seen(x_TD: torch.Tensor, weights: Weights, most_elements: int) -> object:
+    def seen(x_TD: np.ndarray, weights: Weights, most_elements: int) -> object:
         for first_row, first_id, tile in tiles(x_TD, weights, most_elements):
-            most.append(tile.numel())
+            most.append(tile.size)
             yield first_row, first_id, tile
 
     monkeypatch.setattr(decoder, "logit_tiles", seen)

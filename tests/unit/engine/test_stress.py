@@ -5,12 +5,14 @@ import gc
 import random
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from tests.arrays import tensor_of
 from tests.cuda.twin_device import TwinDevice
 from tests.engines import run_all, tiny_engine
 from thinslice.config import SamplingParams, Scheduling
@@ -24,13 +26,14 @@ NUM_OPERATIONS = 10_000
 NUM_KV_BLOCKS = 40
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """A model so small takes ten times as long on two threads, which wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class HostTwin(TwinDevice):
+    """A device whose memory is the host's, where the kernels compute."""
+
+    def bytes_of(self, data: NDArray[np.generic]) -> torch.Tensor:
+        return tensor_of(data).view(-1).view(torch.uint8)
 
 
 class Stress:
@@ -47,7 +50,7 @@ class Stress:
             self.engine.scheduler.blocks = BlockManager(
                 NUM_KV_BLOCKS, runner.block_size, num_host_blocks=num_host_blocks
             )
-            runner.spilled = SpilledKv(TwinDevice(), runner.kv_caches, num_host_blocks)
+            runner.spilled = SpilledKv(HostTwin(), runner.kv_caches, num_host_blocks)
         self.now = 0.0
         self.engine.clock = lambda: self.now
         self.kinds = [self._kind() for _ in range(80)]

@@ -7,30 +7,30 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thinslice.config import SamplingParams
 from thinslice.engine import sampler
+from thinslice.engine.draws import Draws
 from thinslice.engine.sampler import best_tokens, keep_likely, sample, sample_rows
 from thinslice.engine.sequence import Sequence
 
 # Two rows: the logits that follow the prompt, and those that follow the draft.
-LOGITS = torch.tensor([[1.2, 0.3, 2.0, -0.5, 0.9, -1.0], [0.1, 1.5, 1.7, 0.2, -0.3, 0.8]])
+LOGITS = np.array([[1.2, 0.3, 2.0, -0.5, 0.9, -1.0], [0.1, 1.5, 1.7, 0.2, -0.3, 0.8]], np.float32)
 VOCAB_SIZE, DRAFT = LOGITS.shape[1], 2
 PROMPT, COMPLETION = [0, 4], [1, 2, 2]
 COUNT, COUNT_OF_FAULTS = 25_000, 8_000
-Verify = Callable[[torch.Tensor, list[int], Sequence], list[int]]
+Verify = Callable[[np.ndarray, list[int], Sequence], list[int]]
 Outcome = tuple[int, ...]
 
 
 def sequence_of(params: SamplingParams, completion: list[int] | None = None) -> Sequence:
-    generator = torch.Generator().manual_seed(params.seed or 0)
-    return Sequence(0, PROMPT, params, 100, generator, list(completion or COMPLETION))
+    draws = Draws(params.seed or 0)
+    return Sequence(0, PROMPT, params, 100, draws, list(completion or COMPLETION))
 
 
-def verify(logits: torch.Tensor, drafts: list[int], sequence: Sequence) -> list[int]:
+def verify(logits: np.ndarray, drafts: list[int], sequence: Sequence) -> list[int]:
     """The tokens that a sequence with these drafts takes."""
     drafted = replace(sequence, draft_token_ids=list(drafts))
     return sample_rows(logits, best_tokens(logits), drafted).token_ids
@@ -59,8 +59,8 @@ def probabilities(
 
 def expected_shares(params: SamplingParams) -> dict[Outcome, float]:
     """How often each run of tokens comes: one where the draft is not drawn, else two."""
-    first = probabilities(LOGITS[0], COMPLETION, params)
-    second = probabilities(LOGITS[1], [*COMPLETION, DRAFT], params)
+    first = probabilities(LOGITS[0].tolist(), COMPLETION, params)
+    second = probabilities(LOGITS[1].tolist(), [*COMPLETION, DRAFT], params)
     shares: dict[Outcome, float] = {(i,): p for i, p in enumerate(first) if i != DRAFT}
     shares |= {(DRAFT, i): first[DRAFT] * p for i, p in enumerate(second)}
     return {outcome: share for outcome, share in shares.items() if share > 0.0}
@@ -117,28 +117,28 @@ def test_verified_tokens_follow_the_models_distribution(settings: dict[str, floa
     assert value < critical(degrees)
 
 
-def rejecting(redraw: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Verify:
+def rejecting(redraw: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Verify:
     """The published rule spelt out: accept with p(x), else draw from what ``redraw`` leaves."""
 
-    def run(logits: torch.Tensor, drafts: list[int], sequence: Sequence) -> list[int]:
-        params, generator = sequence.params, sequence.generator
-        kept, ids = keep_likely(logits[0].numpy(), params)
-        token_ids = torch.from_numpy(ids)
-        p = (torch.from_numpy(kept).double() / params.temperature).softmax(0)
-        is_draft = token_ids == drafts[0]
-        if torch.rand((), dtype=torch.float64, generator=generator) < p[is_draft].sum():
+    def run(logits: np.ndarray, drafts: list[int], sequence: Sequence) -> list[int]:
+        params, draws = sequence.params, sequence.draws
+        kept, token_ids = keep_likely(logits[0], params)
+        weights = np.exp(kept.astype(np.float64) / params.temperature)
+        p, is_draft = weights / weights.sum(), token_ids == drafts[0]
+        if draws.next() < p[is_draft].sum():
             return [drafts[0], sample(logits[1], sequence)]
-        rest = redraw(p, is_draft)
-        return [int(token_ids[torch.multinomial(rest, 1, generator=generator)])]
+        masses = np.cumsum(redraw(p, is_draft))
+        chosen = np.searchsorted(masses, draws.next() * masses[-1], side="right")
+        return [int(token_ids[chosen])]
 
     return run
 
 
-def without_draft(p: torch.Tensor, is_draft: torch.Tensor) -> torch.Tensor:
-    return p.masked_fill(is_draft, 0.0)
+def without_draft(p: np.ndarray, is_draft: np.ndarray) -> np.ndarray:
+    return np.where(is_draft, 0.0, p)
 
 
-def with_draft(p: torch.Tensor, is_draft: torch.Tensor) -> torch.Tensor:
+def with_draft(p: np.ndarray, is_draft: np.ndarray) -> np.ndarray:
     return p
 
 
@@ -150,13 +150,13 @@ def test_the_published_rule_has_the_same_distribution() -> None:
 
 
 def penalties_without_accepted_drafts(
-    logits: torch.Tensor, drafts: list[int], sequence: Sequence
+    logits: np.ndarray, drafts: list[int], sequence: Sequence
 ) -> list[int]:
     first = sample(logits[0], sequence)
     return [first, sample(logits[1], sequence)] if first == drafts[0] else [first]
 
 
-def hotter(logits: torch.Tensor, drafts: list[int], sequence: Sequence) -> list[int]:
+def hotter(logits: np.ndarray, drafts: list[int], sequence: Sequence) -> list[int]:
     params = replace(sequence.params, temperature=1.15 * sequence.params.temperature)
     return verify(logits, drafts, replace(sequence, params=params))
 
@@ -175,10 +175,10 @@ def test_faults_are_seen(fault: Verify, settings: dict[str, float]) -> None:
     assert value > critical(degrees)
 
 
-def toy_logits(tokens: list[int]) -> torch.Tensor:
+def toy_logits(tokens: list[int]) -> np.ndarray:
     """A model over six tokens whose logits depend on the last three."""
-    generator = torch.Generator().manual_seed(hash(tuple(tokens[-3:])) % 2**31)
-    return 2.0 * torch.randn(VOCAB_SIZE, generator=generator)
+    rng = np.random.default_rng(hash(tuple(tokens[-3:])) % 2**31)
+    return 2.0 * rng.standard_normal(VOCAB_SIZE, dtype=np.float32)
 
 
 def one_by_one(params: SamplingParams, length: int) -> list[int]:
@@ -195,7 +195,7 @@ def by_drafts(params: SamplingParams, length: int, drafts: list[list[int]]) -> l
         turn += 1
         before = sequence.tokens(0, 99)
         rows = [toy_logits(before + draft[:count]) for count in range(len(draft) + 1)]
-        sequence.completion_token_ids += verify(torch.stack(rows), draft, sequence)
+        sequence.completion_token_ids += verify(np.stack(rows), draft, sequence)
     return sequence.completion_token_ids[:length]
 
 
@@ -219,7 +219,7 @@ def test_a_seed_gives_the_same_text_with_any_drafts(
 
 def test_greedy_takes_the_drafts_that_are_most_likely() -> None:
     params = SamplingParams(temperature=0)
-    logits = torch.eye(4)[[3, 1, 2]]
+    logits = np.eye(4, dtype=np.float32)[[3, 1, 2]]
     assert verify(logits, [3, 1], sequence_of(params)) == [3, 1, 2]
     assert verify(logits, [3, 0], sequence_of(params)) == [3, 1]
     assert verify(logits, [2, 1], sequence_of(params)) == [3]

@@ -1,8 +1,7 @@
 """A program whose children end while threads of theirs run kernels: argument 1 threads, argument 2
 times for each kernel. Prints each kernel and the exit codes of its children.
 
-Only the border's own calls: torch lets go of Python's lock in each operation of its own, and
-aborts when the interpreter ends meanwhile.
+Only the border's own calls: what else lets go of Python's lock is not what is tried.
 """
 
 import gc
@@ -14,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from tests.numerics import oracle
-from thinslice.kernels import native
+from thinslice.kernels import native, native_pack
 from thinslice.kernels.native_attention import write_kv
 from thinslice.kernels.native_stack import NativePrediction
 from thinslice.kernels.ops import FeedForwardWeights, LayerWeights, Linear, PredictionWeights
@@ -45,11 +44,11 @@ SHAPE = ModelShape(
 
 @dataclass(frozen=True)
 class Held:
-    """A call with addresses, and the tensors they are of."""
+    """A call with addresses, and the arrays they are of."""
 
     function: Callable[..., object]
     arguments: tuple[object, ...]
-    tensors: tuple[object, ...]
+    arrays: tuple[object, ...]
 
     def __call__(self) -> None:
         self.function(*self.arguments)
@@ -59,37 +58,44 @@ def kernel_calls() -> dict[str, Callable[[], object]]:
     """Each call that lets go of Python's lock, on arguments that are kept."""
     matrix = oracle.random_packed(PackedFormat.INT4, SIZE, SIZE, seed=0)
     wide = oracle.random_packed(PackedFormat.INT4, SIZE, 2 * SIZE, seed=1)
-    x, out, ones = torch.randn(TOKENS, SIZE), torch.empty(TOKENS, SIZE), torch.ones(SIZE)
-    heads_TNH = torch.randn(TOKENS, HEADS, DIM)
-    positions, half = torch.arange(TOKENS), torch.ones(TOKENS, DIM // 2)
-    starts, lengths = torch.tensor([[0, TOKENS], [TOKENS, 0]], dtype=torch.int32)
-    tables = torch.arange(TOKENS // BLOCK, dtype=torch.int32)
-    cache = PagedKv(*torch.zeros(2, TOKENS // BLOCK, HEADS, BLOCK, DIM))
-    blocks = torch.zeros(SIZE, SIZE // 32 * 18, dtype=torch.uint8)
-    repacked, memory = empty(PackedFormat.INT4, SIZE, SIZE), torch.zeros(1 << 20).byte()
+    rng = np.random.default_rng(0)
+    x, out = rng.standard_normal((2, TOKENS, SIZE), np.float32)
+    ones, half = np.ones(SIZE, np.float32), np.ones((TOKENS, DIM // 2), np.float32)
+    heads_TNH = rng.standard_normal((TOKENS, HEADS, DIM), np.float32)
+    positions = np.arange(TOKENS)
+    starts, lengths = np.array([[0, TOKENS], [TOKENS, 0]], np.int32)
+    tables = np.arange(TOKENS // BLOCK, dtype=np.int32)
+    cache = PagedKv(*np.zeros((2, TOKENS // BLOCK, HEADS, BLOCK, DIM), np.float32))
+    blocks = np.zeros((SIZE, SIZE // 32 * 18), np.uint8)
+    numbers, bits = np.zeros((SIZE, SIZE), np.float32), np.zeros((SIZE, SIZE), np.uint16)
+    other_bits = np.zeros_like(bits)
+    repacked, memory = empty(PackedFormat.INT4, SIZE, SIZE), np.zeros(1 << 20, np.uint8)
 
     whole, block = Linear.resident(matrix), FeedForwardWeights(*[Linear.resident(matrix)] * 3)
     layer = LayerWeights(ones, whole, whole, whole, whole, None, None, ones, (block,))
     prediction = PredictionWeights(ones, ones, Linear.resident(wide), layer, ones)
     stack = NativePrediction(SHAPE, prediction, cache)
-    workspace = torch.empty(stack._stack.workspace(TOKENS) + 2 * TOKENS * SIZE)
-    sequences = (tables.data_ptr(), len(tables), starts.data_ptr(), lengths.data_ptr(), 1)
-    at_T, half_TR = positions.data_ptr(), half.data_ptr()
-    tokens = (x.data_ptr(), TOKENS, at_T, half_TR, half_TR, at_T)
-    queries = (heads_TNH.data_ptr(), SIZE, out.data_ptr(), SIZE, 0, TOKENS, HEADS)
-    inputs = (tokens, sequences, workspace.data_ptr())
-    pair = (stack._around, (out.data_ptr(), x.data_ptr()))
+    workspace = np.empty(stack._stack.workspace(TOKENS) + 2 * TOKENS * SIZE, np.float32)
+    sequences = (tables.ctypes.data, len(tables), starts.ctypes.data, lengths.ctypes.data, 1)
+    at_T, half_TR = positions.ctypes.data, half.ctypes.data
+    tokens = (x.ctypes.data, TOKENS, at_T, half_TR, half_TR, at_T)
+    queries = (heads_TNH.ctypes.data, SIZE, out.ctypes.data, SIZE, TOKENS, HEADS)
+    inputs = (tokens, sequences, workspace.ctypes.data)
+    pair = (stack._around, (out.ctypes.data, x.ctypes.data))
     run_attention = native.library().attention
     held = (heads_TNH, starts, lengths, tables, x, out, positions, half, workspace, stack)
     return {
         "linear": lambda: native.linear(x, matrix, out=out),
-        "gate_up_swiglu": lambda: native.gate_up_swiglu(x, matrix, matrix, out=out),
+        "linear of float32": lambda: native.linear(x, numbers, out=out),
+        "linear of bfloat16": lambda: native.linear(x, bits, out=out),
         "rms_norm": lambda: native.rms_norm(x, ones, 1e-6, out=out),
         "rope": lambda: native.rope_(heads_TNH, positions, half, half),
         "silu_mul": lambda: native.silu_mul(x, x, out=out),
         "write_kv": lambda: write_kv(heads_TNH, heads_TNH, cache, positions),
         "attention": Held(run_attention, (cache.addresses, queries, sequences, 0.1, 0), held),
-        "repack": lambda: native.repack(blocks, "Q4_0", repacked),
+        "quantize": lambda: native_pack.quantize(numbers, repacked),
+        "repack": lambda: native_pack.repack(blocks, "Q4_0", repacked),
+        "convert": lambda: native_pack.convert(numbers, other_bits),
         "read_memory": lambda: native.read_memory(memory),
         "stack": Held(stack._stack.run, inputs, held),
         "prediction": Held(stack._stack.predict, (*inputs, *pair), held),
@@ -113,9 +119,8 @@ def start(call: Callable[[], object], num_threads: int) -> None:
 
 
 def main(num_threads: int, times: int) -> None:
-    torch.set_num_threads(1)
     native.set_num_threads(2)
-    gc.freeze()  # spares each child the looking through all that torch has made
+    gc.freeze()  # spares each child the looking through all that was imported
     for name, call in kernel_calls().items():
         codes: Counter[int] = Counter()
         for _ in range(times):

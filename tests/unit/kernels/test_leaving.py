@@ -28,7 +28,7 @@ def test_a_program_ends_while_threads_run_kernels(num_threads: int, is_long: boo
     assert done.stderr == ""
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 15
     assert [line for line in lines if not line.endswith(f" {{0: {times}}}")] == []
 
 

@@ -4,8 +4,8 @@ import gc
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from tests.tiny_llm import write_model
 from thinslice.config import SamplingParams
@@ -58,25 +58,25 @@ def test_the_next_plan_begins_above_what_the_models_will_hold(made: Ledger) -> N
 
 def test_what_is_held_is_not_counted_again(made: Ledger) -> None:
     reservation = reserve(made)
-    cache = torch.empty(64 * MIB, dtype=torch.uint8)
+    cache = np.empty(64 * MIB, np.uint8)
     reservation.taken([cache])
     to_come = OWN - 50 * MIB
     assert to_come - 4 * MIB <= reservation.to_come_bytes() <= to_come
     cache[: 32 * MIB] = 1
     assert to_come - 36 * MIB <= reservation.to_come_bytes() <= to_come - 32 * MIB
-    cache.fill_(1)
+    cache.fill(1)
     assert reservation.to_come_bytes() == MIB
     reservation.release()
     assert reservation.to_come_bytes() == 0
 
 
 def test_pages_of_memory_are_told_apart() -> None:
-    rows = torch.empty(16 * MIB, dtype=torch.uint8)
+    rows = np.empty(16 * MIB, np.uint8)
     rows[8 * MIB : 9 * MIB] = 1
-    there = resident_bytes(rows.data_ptr() + 8 * MIB, MIB)
+    there = resident_bytes(rows.ctypes.data + 8 * MIB, MIB)
     assert there == MIB
-    assert resident_bytes(rows.data_ptr(), 0) == 0
-    assert resident_bytes(rows.data_ptr() + 1, 1) <= 1
+    assert resident_bytes(rows.ctypes.data, 0) == 0
+    assert resident_bytes(rows.ctypes.data + 1, 1) <= 1
 
 
 def test_plans_are_made_one_at_a_time(made: Ledger) -> None:

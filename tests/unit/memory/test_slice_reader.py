@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from thinslice.errors import CheckpointError
 from thinslice.memory import slice_reader, uncached_file
@@ -80,14 +81,14 @@ def open_reader(
     )
 
 
-def next_of(reader: SliceReader) -> AbstractContextManager[torch.Tensor]:
+def next_of(reader: SliceReader) -> AbstractContextManager[NDArray[np.uint8]]:
     """Whatever slice comes next; the tests hold its bytes against the files'."""
     return reader.next(reader._slices[reader._num_taken % len(reader._slices)])
 
 
 def take(reader: SliceReader) -> bytes:
     with next_of(reader) as data:
-        return bytes(data.numpy())
+        return bytes(data)
 
 
 def expected(contents: dict[Path, bytes], one: Slice) -> bytes:
@@ -136,7 +137,7 @@ def test_any_schedule_reads_the_files_bytes_over_and_over(
             with ExitStack() as held:
                 for _ in range(choices.randint(1, num_buffers)):
                     data = held.enter_context(next_of(reader))
-                    assert bytes(data.numpy()) == expected(contents, slices[step % len(slices)])
+                    assert bytes(data) == expected(contents, slices[step % len(slices)])
                     step += 1
             if choices.random() < 0.1:
                 reader.restart()
@@ -152,7 +153,7 @@ def test_the_ring_is_all_it_allocates_and_no_slice_beyond_it_is_begun(
     num_begun, too_early, num_let_go = 0, [], 0
     lock = threading.Lock()
 
-    def counted_buffer(num_bytes: int) -> torch.Tensor:
+    def counted_buffer(num_bytes: int) -> NDArray[np.uint8]:
         allocated.append(num_bytes)
         return aligned_buffer(num_bytes)
 
@@ -201,7 +202,7 @@ def test_the_ring_is_aligned_and_counted_from_the_start() -> None:
     buffer = aligned_buffer(num_bytes)
     grown = resident_bytes() - before
     assert buffer.shape == (num_bytes,)
-    assert buffer.data_ptr() % (2 * MIB) == 0
+    assert buffer.ctypes.data % (2 * MIB) == 0
     assert num_bytes - MIB < grown < num_bytes + MIB
     assert not buffer.any()
 
@@ -309,7 +310,7 @@ def test_a_file_that_changes_is_found_at_its_first_slice_of_the_next_sweep(
     with open_reader(slices, num_buffers=1) as reader:  # so that nothing is read ahead
         assert [take(reader) for _ in range(2)] == [expected(contents, one) for one in slices[:2]]
         with next_of(reader) as data:
-            assert bytes(data.numpy()) == expected(contents, slices[2])
+            assert bytes(data) == expected(contents, slices[2])
             change(changes)
         assert take(reader) == expected(contents, slices[0])
         for _ in range(2):
@@ -436,7 +437,7 @@ def test_a_slice_that_is_kept_too_long_outlives_the_reader(tmp_path: Path) -> No
     slices = even_slices(list(contents))
     with open_reader(slices) as reader, next_of(reader) as data:
         pass
-    assert bytes(data.numpy()[:1])  # its memory is still there, whatever it holds now
+    assert bytes(data[:1])  # its memory is still there, whatever it holds now
 
 
 def test_restart_begins_anew_but_keeps_what_was_read_ahead_at_the_end_of_a_sweep(

@@ -1,7 +1,7 @@
 """A packed batch against its definition, token by token."""
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,7 +45,9 @@ def assert_is_batch_of(batch: ForwardBatch, drawn: list[TokenRun]) -> None:
 def test_a_batch_holds_each_run_in_its_place(drawn: list[TokenRun]) -> None:
     batch = pack(drawn, BLOCK_SIZE)
     assert_is_batch_of(batch, drawn)
-    assert batch.slots_T.dtype == batch.positions_T.dtype == batch.token_ids_T.dtype == torch.int64
+    assert batch.slots_T.dtype == batch.positions_T.dtype == batch.token_ids_T.dtype == np.int64
+    for part in vars(batch.sequences).values():
+        assert not isinstance(part, np.ndarray) or part.dtype == np.int32
 
 
 @given(runs(), st.integers(1, 50))

@@ -107,7 +107,7 @@ def scramble_after(source: Path, out: Path, num_slices: int) -> None:
         for one, start, stop in slices[num_slices:]:
             for offset, data in convert(reader, one, start, stop):
                 part.seek(offset)
-                part.write(b"\xa5" * data.numel())
+                part.write(b"\xa5" * data.size)
 
 
 main()

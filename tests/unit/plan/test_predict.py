@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.plan.test_planner import LARGE, LARGE_BF16, RUNTIME, SMOL
 from thinslice.plan.case import Workload
-from thinslice.plan.hardware import MEASURED_ROWS, HardwareProfile
+from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.planner import plan
 from thinslice.plan.predict import predict
@@ -112,21 +112,3 @@ def test_a_streamed_matrix_that_is_converted_takes_that_time(
     )
     converting_s = predict(chosen, LARGE, layout, MACHINE).token.read_s - plain.read_s
     assert converting_s == pytest.approx(weights * per_weight_s)
-
-
-def test_without_the_kernels_packed_weights_become_numbers_at_each_use() -> None:
-    machine = replace(MACHINE, packed_flops_per_s=1e11)
-    unpacking_s = 2 * MEASURED_ROWS * (1 / 1e11 - 1 / 2e11)
-    assert machine.unpacking_s == pytest.approx(unpacking_s)
-    assert MACHINE.unpacking_s == 0
-    workload = Workload(512, dtype="int4", is_native=False)
-    chosen = plan(SMOL, SMOL_INT4, GIB, workload, RUNTIME)
-    numel = sum(matrix.rows * matrix.columns for matrix in SMOL_INT4.sweep)
-    prediction = predict(chosen, SMOL, SMOL_INT4, machine, is_native=False)
-    assert 1 / prediction.decode_tokens_per_s > numel * unpacking_s
-    of_layers = sum(m.rows * m.columns for layer in SMOL_INT4.layers for m in layer)
-    expected_s = numel * unpacking_s + 2 * of_layers * 512 / (0.85 * 2e11) + 700e-6 + 30 * 300e-6
-    expected_s += 4 * 576 * 30 * 512 * 256 / (0.85 * 2e11)
-    assert 512 / prediction.prefill_tokens_per_s == pytest.approx(expected_s, rel=0.01)
-    with_kernels = predict(chosen, SMOL, SMOL_INT4, machine)
-    assert with_kernels.decode_tokens_per_s > 10 * prediction.decode_tokens_per_s

@@ -8,10 +8,11 @@ import itertools
 import json
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -44,7 +45,7 @@ def placed(values: dict[str, Any], where: dict[str, str]) -> dict[str, Any]:
     return config
 
 
-def of_transformers(values: dict[str, Any]) -> tuple[torch.Tensor, float]:
+def of_transformers(values: dict[str, Any]) -> tuple[NDArray[np.float32], float]:
     """What transformers makes of the settings in its own place."""
     sizes = tiny_config(max_position_embeddings=MAX_POSITIONS)
     for name in ("architectures", "torch_dtype", "sliding_window", "rope_theta"):
@@ -55,12 +56,14 @@ def of_transformers(values: dict[str, Any]) -> tuple[torch.Tensor, float]:
         inv_freq, factor = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
     else:
         inv_freq, factor = ROPE_INIT_FUNCTIONS[rope_type](config)
-    return inv_freq, float(factor)
+    return inv_freq.numpy(), float(factor)
 
 
 def assert_same(shape: ModelShape, values: dict[str, Any]) -> None:
     inv_freq, factor = of_transformers(values)
-    torch.testing.assert_close(inverse_frequencies(shape), inv_freq, rtol=1e-6, atol=0.0)
+    found = inverse_frequencies(shape)
+    assert found.dtype == inv_freq.dtype == np.float32
+    np.testing.assert_allclose(found, inv_freq, rtol=1e-6, atol=0.0)
     assert attention_factor(shape.rope_scaling) == pytest.approx(factor, rel=1e-12)
 
 

@@ -8,37 +8,9 @@ namespace THINSLICE_ISA {
 
 namespace {
 
-template <typename T>
-SIMD_INLINE void store_rows(const Epilogue& e, const float* acc, int64_t first_row, int64_t rows,
-                            int64_t column, int columns) {
-  const T* residual = static_cast<const T*>(e.residual);
-  T* out = static_cast<T*>(e.out);
-  const Vec bias = e.bias ? vload_some(e.bias + column, columns) : vset(0.0f);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t row = first_row + r;
-    Vec y = vload(acc + r * kPanelRows);
-    if (e.bias) y = vadd(y, bias);
-    if (residual) {
-      y = vadd(y, vload_some(residual + row * e.residual_stride + column, columns));
-    }
-    vstore_some(out + row * e.out_stride + column, y, columns);
-  }
-}
-
-template <typename T>
-SIMD_INLINE void store_swiglu_rows(const Epilogue& e, const float* gate, const float* up,
-                                   int64_t first_row, int64_t rows, int64_t column, int columns) {
-  T* out = static_cast<T*>(e.out);
-  for (int64_t r = 0; r < rows; ++r) {
-    const Vec y = vmul(vsilu(vload(gate + r * kPanelRows)), vload(up + r * kPanelRows));
-    vstore_some(out + (first_row + r) * e.out_stride + column, y, columns);
-  }
-}
-
 // Sum of squares: vector i is added to partial sum i % 4, the four are added pairwise, then the
 // lanes. The order depends on the length only.
-template <typename T>
-SIMD_INLINE float sum_of_squares(const T* x, int64_t dim) {
+SIMD_INLINE float sum_of_squares(const float* x, int64_t dim) {
   Vec sums[4] = {vset(0.0f), vset(0.0f), vset(0.0f), vset(0.0f)};
   for (int64_t at = 0, i = 0; at < dim; at += 16, ++i) {
     const Vec v = vload_some(x + at, static_cast<int>(dim - at < 16 ? dim - at : 16));
@@ -46,18 +18,10 @@ SIMD_INLINE float sum_of_squares(const T* x, int64_t dim) {
   }
   return vsum(vadd(vadd(sums[0], sums[1]), vadd(sums[2], sums[3])));
 }
-template <typename T>
+
 SIMD_INLINE void rms_norm_row(const RmsNormJob& job, int64_t row) {
-  const T* x = static_cast<const T*>(job.x) + row * job.x_stride;
-  T* out = static_cast<T*>(job.out) + row * job.out_stride;
-  if (job.residual) {
-    T* residual = static_cast<T*>(job.residual) + row * job.residual_stride;
-    for (int64_t at = 0; at < job.dim; at += 16) {
-      const int n = static_cast<int>(job.dim - at < 16 ? job.dim - at : 16);
-      vstore_some(residual + at, vadd(vload_some(residual + at, n), vload_some(x + at, n)), n);
-    }
-    x = residual;
-  }
+  const float* x = job.x + row * job.x_stride;
+  float* out = job.out + row * job.out_stride;
   const float mean = sum_of_squares(x, job.dim) / static_cast<float>(job.dim);
   const Vec factor = vset(1.0f / __builtin_sqrtf(mean + job.eps));
   for (int64_t at = 0; at < job.dim; at += 16) {
@@ -67,13 +31,12 @@ SIMD_INLINE void rms_norm_row(const RmsNormJob& job, int64_t row) {
   }
 }
 
-template <typename T>
 SIMD_INLINE void rope_row(const RopeJob& job, int64_t row) {
   const int64_t half = job.rotary_dim / 2;
   const float* cos = job.cos + job.positions[row] * half;
   const float* sin = job.sin + job.positions[row] * half;
   for (int64_t head = 0; head < job.num_heads; ++head) {
-    T* x = static_cast<T*>(job.x) + row * job.token_stride + head * job.head_dim;
+    float* x = job.x + row * job.token_stride + head * job.head_dim;
     for (int64_t at = 0; at < half; at += 16) {
       const int n = static_cast<int>(half - at < 16 ? half - at : 16);
       const Vec first = vload_some(x + at, n), second = vload_some(x + half + at, n);
@@ -84,11 +47,10 @@ SIMD_INLINE void rope_row(const RopeJob& job, int64_t row) {
   }
 }
 
-template <typename T>
 SIMD_INLINE void silu_mul_row(const SiluMulJob& job, int64_t row) {
-  const T* gate = static_cast<const T*>(job.gate) + row * job.gate_stride;
-  const T* up = static_cast<const T*>(job.up) + row * job.up_stride;
-  T* out = static_cast<T*>(job.out) + row * job.out_stride;
+  const float* gate = job.gate + row * job.gate_stride;
+  const float* up = job.up + row * job.up_stride;
+  float* out = job.out + row * job.out_stride;
   for (int64_t at = 0; at < job.dim; at += 16) {
     const int n = static_cast<int>(job.dim - at < 16 ? job.dim - at : 16);
     const Vec y = vmul(vsilu(vload_some(gate + at, n)), vload_some(up + at, n));
@@ -100,38 +62,36 @@ SIMD_INLINE void silu_mul_row(const SiluMulJob& job, int64_t row) {
 
 void store(const Epilogue& e, const float* acc, int64_t first_row, int64_t rows, int64_t column,
            int columns) {
-  if (e.out_dtype == Dtype::f32) {
-    store_rows<float>(e, acc, first_row, rows, column, columns);
-  } else {
-    store_rows<bf16>(e, acc, first_row, rows, column, columns);
+  const Vec bias = e.bias ? vload_some(e.bias + column, columns) : vset(0.0f);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = first_row + r;
+    Vec y = vload(acc + r * kPanelRows);
+    if (e.bias) y = vadd(y, bias);
+    if (e.residual) {
+      y = vadd(y, vload_some(e.residual + row * e.residual_stride + column, columns));
+    }
+    vstore_some(e.out + row * e.out_stride + column, y, columns);
   }
 }
 
 void store_swiglu(const Epilogue& e, const float* gate, const float* up, int64_t first_row,
                   int64_t rows, int64_t column, int columns) {
-  if (e.out_dtype == Dtype::f32) {
-    store_swiglu_rows<float>(e, gate, up, first_row, rows, column, columns);
-  } else {
-    store_swiglu_rows<bf16>(e, gate, up, first_row, rows, column, columns);
+  for (int64_t r = 0; r < rows; ++r) {
+    const Vec y = vmul(vsilu(vload(gate + r * kPanelRows)), vload(up + r * kPanelRows));
+    vstore_some(e.out + (first_row + r) * e.out_stride + column, y, columns);
   }
 }
 
 void rms_norm(const RmsNormJob& job, int64_t first_row, int64_t last_row) {
-  for (int64_t row = first_row; row < last_row; ++row) {
-    job.dtype == Dtype::f32 ? rms_norm_row<float>(job, row) : rms_norm_row<bf16>(job, row);
-  }
+  for (int64_t row = first_row; row < last_row; ++row) rms_norm_row(job, row);
 }
 
 void rope(const RopeJob& job, int64_t first_row, int64_t last_row) {
-  for (int64_t row = first_row; row < last_row; ++row) {
-    job.dtype == Dtype::f32 ? rope_row<float>(job, row) : rope_row<bf16>(job, row);
-  }
+  for (int64_t row = first_row; row < last_row; ++row) rope_row(job, row);
 }
 
 void silu_mul(const SiluMulJob& job, int64_t first_row, int64_t last_row) {
-  for (int64_t row = first_row; row < last_row; ++row) {
-    job.dtype == Dtype::f32 ? silu_mul_row<float>(job, row) : silu_mul_row<bf16>(job, row);
-  }
+  for (int64_t row = first_row; row < last_row; ++row) silu_mul_row(job, row);
 }
 
 }  // namespace THINSLICE_ISA

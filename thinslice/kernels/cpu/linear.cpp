@@ -16,6 +16,9 @@ namespace {
 // take far longer than the reading.
 constexpr int64_t kRowsAtOnce = 512;
 
+// The same of rows that stay fp32: 1024 bytes per input feature.
+constexpr int64_t kNumberRowsAtOnce = 256;
+
 // A thread takes about this many bytes of weights at a time.
 constexpr int64_t kBytesAtOnce = 1024 * 1024;
 
@@ -67,37 +70,58 @@ QuantizedRows part_of(const QuantizedRows& x, int64_t first, int64_t count) {
   return x.low ? rows_of<kWide>(x, first, rows) : rows_of<kNarrow>(x, first, rows);
 }
 
+Numbers part_of(const Numbers& x, int64_t first, int64_t count) {
+  return {std::min(count, x.rows - first), x.in_features, x.stride, x.data + first * x.stride};
+}
+
+// Bytes of a row that every panel reads.
+int64_t row_bytes(const QuantizedRows& x) { return x.groups * kGroup; }
+int64_t row_bytes(const Numbers& x) { return x.stride * 4; }
+
+void multiply(const uint8_t* panel, const Target& target, int columns, const QuantizedRows& x,
+              float* acc) {
+  (void)columns;  // a packed panel is filled up
+  kernels().panel_times_rows(panel, target.format, target.width, x, acc);
+}
+
+void multiply(const uint8_t* panel, const Target& target, int columns, const Numbers& x,
+              float* acc) {
+  kernels().numbers_times_rows(panel, target.format, columns, x, acc);
+}
+
 // One panel of one target, and for SwiGLU the same panel of the other.
-void multiply_panel(const LinearJob& job, int index, const QuantizedRows& x, int64_t first_row,
+template <typename Rows>
+void multiply_panel(const LinearJob& job, int index, const Rows& x, int64_t first_row,
                     int64_t panel, float* acc) {
-  const KernelTable& table = kernels();
   const Target& target = job.targets[index];
   const int64_t column = panel * kPanelRows;
   const int columns =
       static_cast<int>(std::min<int64_t>(kPanelRows, target.out_features - column));
-  table.panel_times_rows(target.panels + panel * panel_bytes(target.format, x.groups),
-                         target.format, target.width, x, acc);
+  const auto panel_of = [&](const Target& one) {
+    return one.panels + panel * panel_bytes(one.format, job.in_features);
+  };
+  multiply(panel_of(target), target, columns, x, acc);
   if (!job.is_swiglu) {
-    table.store(target.epilogue, acc, first_row, x.rows, column, columns);
+    kernels().store(target.epilogue, acc, first_row, x.rows, column, columns);
     return;
   }
   const Target& up = job.targets[1];
   float* up_acc = acc + padded_rows(x.rows) * kPanelRows;
-  table.panel_times_rows(up.panels + panel * panel_bytes(up.format, x.groups), up.format, up.width,
-                         x, up_acc);
-  table.store_swiglu(target.epilogue, acc, up_acc, first_row, x.rows, column, columns);
+  multiply(panel_of(up), up, columns, x, up_acc);
+  kernels().store_swiglu(target.epilogue, acc, up_acc, first_row, x.rows, column, columns);
 }
 
 // Panels of one target, on one thread.
-void multiply_panels(const LinearJob& job, int index, const QuantizedRows& x, int64_t first_row,
+template <typename Rows>
+void multiply_panels(const LinearJob& job, int index, const Rows& x, int64_t first_row,
                      int64_t first, int64_t last) {
-  const int64_t cached = kCachedBytes / (x.groups * kGroup) / kBlockRows * kBlockRows;
+  const int64_t cached = kCachedBytes / row_bytes(x) / kBlockRows * kBlockRows;
   const int64_t rows = std::min(x.rows, std::max<int64_t>(kBlockRows, cached));
   const std::size_t acc_bytes = 2 * padded_rows(rows) * kPanelRows * sizeof(float);
   float* acc = reinterpret_cast<float*>(thread_scratch(acc_bytes));
   kernels().enter();
   for (int64_t row = 0; row < x.rows; row += rows) {
-    const QuantizedRows part = part_of(x, row, rows);
+    const Rows part = part_of(x, row, rows);
     for (int64_t panel = first; panel < last; ++panel) {
       multiply_panel(job, index, part, first_row + row, panel, acc);
     }
@@ -105,12 +129,13 @@ void multiply_panels(const LinearJob& job, int index, const QuantizedRows& x, in
   kernels().leave();
 }
 
-void multiply_rows(const LinearJob& job, const QuantizedRows& x, int64_t first_row) {
+template <typename Rows>
+void multiply_rows(const LinearJob& job, const Rows& x, int64_t first_row) {
   const int count = job.is_swiglu ? 1 : job.num_targets;
   int64_t total = 0, bytes = 0;
   for (int i = 0; i < count; ++i) {
     total += num_panels(job.targets[i]);
-    bytes += num_panels(job.targets[i]) * panel_bytes(job.targets[i].format, x.groups);
+    bytes += num_panels(job.targets[i]) * panel_bytes(job.targets[i].format, job.in_features);
   }
   if (job.is_swiglu) bytes *= 2;
   const int64_t by_bytes = std::max<int64_t>(1, kBytesAtOnce * total / std::max<int64_t>(1, bytes));
@@ -126,23 +151,42 @@ void multiply_rows(const LinearJob& job, const QuantizedRows& x, int64_t first_r
   });
 }
 
-}  // namespace
-
-void linear(const LinearJob& job) {
-  const ScratchLease lease;
+void multiply_packed(const LinearJob& job) {
   const int64_t groups = job.in_features / kGroup;
-  const int64_t element = job.x_dtype == Dtype::f32 ? 4 : 2;
   const bool is_wide = has_wide(job);
   uint8_t* memory = call_scratch(carved_bytes(std::min(job.rows, kRowsAtOnce), groups, is_wide));
   for (int64_t first = 0; first < job.rows; first += kRowsAtOnce) {
     const QuantizedRows x = carve(memory, std::min(kRowsAtOnce, job.rows - first), groups, is_wide);
-    const uint8_t* rows = static_cast<const uint8_t*>(job.x) + first * job.x_stride * element;
-    const KernelTable& table = kernels();
     const int64_t blocks = (x.rows + kBlockRows - 1) / kBlockRows;
     parallel_for(blocks, 2, [&](int64_t from, int64_t to) {
-      table.quantize_rows(rows, job.x_dtype, job.x_stride, x, from, to);
+      kernels().quantize_rows(job.x + first * job.x_stride, job.x_stride, x, from, to);
     });
     multiply_rows(job, x, first);
+  }
+}
+
+void multiply_numbers(const LinearJob& job) {
+  const int64_t stride = (job.in_features + kNumbers - 1) / kNumbers * kNumbers;
+  const int64_t most = std::min(job.rows, kNumberRowsAtOnce);
+  float* memory = reinterpret_cast<float*>(call_scratch(most * stride * sizeof(float)));
+  const bool is_paired = job.targets[0].format == Format::bf16;
+  for (int64_t first = 0; first < job.rows; first += most) {
+    const Numbers x = {std::min(most, job.rows - first), job.in_features, stride, memory};
+    parallel_for(x.rows, 8, [&](int64_t from, int64_t to) {
+      kernels().arrange_numbers(job.x + first * job.x_stride, job.x_stride, is_paired, x, from, to);
+    });
+    multiply_rows(job, x, first);
+  }
+}
+
+}  // namespace
+
+void linear(const LinearJob& job) {
+  const ScratchLease lease;
+  if (is_numbers(job.targets[0].format)) {
+    multiply_numbers(job);
+  } else {
+    multiply_packed(job);
   }
 }
 

@@ -1,4 +1,4 @@
-// out = rows times packed matrices: quantises the rows once, then shares the panels among threads.
+// out = rows times matrices: prepares the rows once, then shares the panels among threads.
 #pragma once
 
 #include "types.h"
@@ -14,12 +14,11 @@ struct Target {
 };
 
 struct LinearJob {
-  const void* x;
-  Dtype x_dtype;
+  const float* x;
   int64_t rows;
   int64_t in_features;
   int64_t x_stride;
-  Target targets[kMaxTargets];
+  Target targets[kMaxTargets];  // all packed, all bf16 or all f32
   int num_targets;
   bool is_swiglu;  // targets are gate and up; the result goes where gate's epilogue says
 };

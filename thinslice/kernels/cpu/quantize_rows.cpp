@@ -26,8 +26,7 @@ SIMD_INLINE void clear(int8_t* high, int8_t* low) {
 
 // A group with an infinity or a NaN gets a scale of infinity or NaN and zero codes: the row's
 // result is NaN, never a plausible number. `low` is null where no product is wide.
-template <typename T>
-SIMD_INLINE GroupResult quantize_group(const T* x, int8_t* high, int8_t* low) {
+SIMD_INLINE GroupResult quantize_group(const float* x, int8_t* high, int8_t* low) {
   const Vec a = vload(x), b = vload(x + 16);
   const float amax = float_of(largest_magnitude(a, b));
   const bool is_finite = bits_of(amax) < 0x7f800000u;
@@ -41,8 +40,7 @@ SIMD_INLINE GroupResult quantize_group(const T* x, int8_t* high, int8_t* low) {
   return {amax / 127.0f, high_sum, low ? store_low(low, first, second) : 0};
 }
 
-template <typename T>
-void quantize_block(const T* x, int64_t stride, const QuantizedRows& out, int64_t block) {
+void quantize_block(const float* x, int64_t stride, const QuantizedRows& out, int64_t block) {
   const int64_t first = block * kBlockRows;
   const int height = block_height(out.rows - first);
   const int rows = out.rows - first < height ? static_cast<int>(out.rows - first) : height;
@@ -71,14 +69,10 @@ void quantize_block(const T* x, int64_t stride, const QuantizedRows& out, int64_
 
 }  // namespace
 
-void quantize_rows(const void* x, Dtype dtype, int64_t stride, const QuantizedRows& out,
-                   int64_t first_block, int64_t last_block) {
+void quantize_rows(const float* x, int64_t stride, const QuantizedRows& out, int64_t first_block,
+                   int64_t last_block) {
   for (int64_t block = first_block; block < last_block; ++block) {
-    if (dtype == Dtype::f32) {
-      quantize_block(static_cast<const float*>(x), stride, out, block);
-    } else {
-      quantize_block(static_cast<const bf16*>(x), stride, out, block);
-    }
+    quantize_block(x, stride, out, block);
   }
 }
 

@@ -34,7 +34,6 @@ SIMD_INLINE float float_of(uint32_t bits) {
 }
 
 SIMD_INLINE float to_float(bf16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
-SIMD_INLINE float to_float(float x) { return x; }
 
 // Round to nearest even; any NaN becomes the NaN torch writes.
 SIMD_INLINE bf16 to_bf16(float x) {
@@ -43,11 +42,14 @@ SIMD_INLINE bf16 to_bf16(float x) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16)};
 }
 
+// A NaN becomes quiet, as in the instructions that do the same.
 SIMD_INLINE float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t exponent = (half >> 10) & 31;
   const uint32_t fraction = half & 1023;
-  if (exponent == 31) return float_of(sign | 0x7f800000u | (fraction << 13));
+  if (exponent == 31) {
+    return float_of(sign | (fraction ? 0x7fc00000u | (fraction << 13) : 0x7f800000u));
+  }
   if (exponent) return float_of(sign | ((exponent + 112) << 23) | (fraction << 13));
   const float small = static_cast<float>(fraction) * 0x1p-24f;
   return float_of(sign | bits_of(small));
@@ -58,6 +60,20 @@ SIMD_INLINE uint16_t float_to_half(float x) {
   if (x < 0x1p-14f) return static_cast<uint16_t>(bits_of(x + 0.5f) - bits_of(0.5f));
   const uint32_t bits = bits_of(x) - (112u << 23);
   return static_cast<uint16_t>((bits + 0xfffu + ((bits >> 13) & 1)) >> 13);
+}
+
+SIMD_INLINE float to_float(f16 x) { return half_to_float(x.bits); }
+
+// Any value: rounds to nearest even, from 65520 on to infinity; a NaN keeps its upper bits.
+SIMD_INLINE f16 to_f16(float x) {
+  const uint32_t magnitude = bits_of(x) & 0x7fffffffu, sign = (bits_of(x) >> 16) & 0x8000u;
+  uint32_t half = 0x7c00u;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+  } else if (magnitude < 0x477ff000u) {
+    half = float_to_half(float_of(magnitude));
+  }
+  return {static_cast<uint16_t>(sign | half)};
 }
 
 }  // namespace THINSLICE_ISA
@@ -74,16 +90,12 @@ SIMD_INLINE uint16_t float_to_half(float x) {
 namespace thinslice {
 namespace THINSLICE_ISA {
 
-SIMD_INLINE Vec vload_some(const float* p, int n) {
+// The first n lanes; the others are zero.
+template <typename T>
+SIMD_INLINE Vec vload_some(const T* p, int n) {
   if (n >= 16) return vload(p);
-  float lanes[16] = {};
-  for (int i = 0; i < n; ++i) lanes[i] = p[i];
-  return vload(lanes);
-}
-SIMD_INLINE Vec vload_some(const bf16* p, int n) {
-  if (n >= 16) return vload(p);
-  float lanes[16] = {};
-  for (int i = 0; i < n; ++i) lanes[i] = to_float(p[i]);
+  T lanes[16] = {};
+  memcpy(lanes, p, n * sizeof(T));
   return vload(lanes);
 }
 template <typename T>
@@ -95,6 +107,13 @@ SIMD_INLINE void vstore_some(T* p, Vec a, int n) {
   T lanes[16];
   vstore(lanes, a);
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+SIMD_INLINE Vec vabs(Vec a) { return vmax(a, vsub(vset(0.0f), a)); }
+// a / b, zero where b is zero or a NaN.
+SIMD_INLINE Vec vratio(Vec a, Vec b) {
+  const Vec zero = vset(0.0f);
+  return vselect_above(vabs(b), zero, vdiv(a, b), zero);
 }
 
 // exp to about 1 ulp for x <= 88.3, zero below -87.3. The reduction and the polynomial are those of

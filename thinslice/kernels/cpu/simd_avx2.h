@@ -17,6 +17,10 @@ SIMD_INLINE Vec vload(const bf16* p) {
   const __m128i* at = reinterpret_cast<const __m128i*>(p);
   return {widen_bf16(_mm_loadu_si128(at)), widen_bf16(_mm_loadu_si128(at + 1))};
 }
+SIMD_INLINE Vec vload(const f16* p) {
+  const __m128i* at = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
+}
 SIMD_INLINE Vec vload(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
@@ -49,6 +53,11 @@ SIMD_INLINE void vstore(bf16* p, Vec a) {
   const __m256i mixed = _mm256_packus_epi32(round_bf16(a.lo), round_bf16(a.hi));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xd8));
 }
+SIMD_INLINE void vstore(f16* p, Vec a) {
+  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.lo, mode));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + 1, _mm256_cvtps_ph(a.hi, mode));
+}
 #define THINSLICE_LANEWISE(name, op) \
   SIMD_INLINE Vec name(Vec a, Vec b) { return {op(a.lo, b.lo), op(a.hi, b.hi)}; }
 THINSLICE_LANEWISE(vadd, _mm256_add_ps)
@@ -63,6 +72,11 @@ SIMD_INLINE Vec vfma(Vec a, Vec b, Vec c) {
 }
 SIMD_INLINE Vec vfnma(Vec a, Vec b, Vec c) {
   return {_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi)};
+}
+SIMD_INLINE Vec vsqrt(Vec a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+SIMD_INLINE Vec vselect_above(Vec a, Vec b, Vec x, Vec y) {
+  return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ)),
+          _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ))};
 }
 SIMD_INLINE Vec vround(Vec a) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
@@ -122,7 +136,7 @@ SIMD_INLINE void store_bytes(int8_t* p, __m256i lo, __m256i hi) {
       _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
-SIMD_INLINE void store_int8(int8_t* p, Vec a) {
+SIMD_INLINE void vstore(int8_t* p, Vec a) {
   store_bytes(p, _mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
 }
 SIMD_INLINE __m256i high_of(__m256 a) {

@@ -14,6 +14,9 @@ SIMD_INLINE Vec vload(const bf16* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
+SIMD_INLINE Vec vload(const f16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
 SIMD_INLINE Vec vload(const int8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
@@ -36,6 +39,10 @@ SIMD_INLINE void vstore(bf16* p, Vec a) {
                                              _mm512_set1_epi32(0x7fc0));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(high));
 }
+SIMD_INLINE void vstore(f16* p, Vec a) {
+  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, mode));
+}
 SIMD_INLINE Vec vadd(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 SIMD_INLINE Vec vsub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 SIMD_INLINE Vec vmul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -45,6 +52,11 @@ SIMD_INLINE Vec vfnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, 
 // a > b ? a : b and a < b ? a : b; a NaN in b stays.
 SIMD_INLINE Vec vmax(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 SIMD_INLINE Vec vmin(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+SIMD_INLINE Vec vsqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+// a > b ? x : y.
+SIMD_INLINE Vec vselect_above(Vec a, Vec b, Vec x, Vec y) {
+  return {_mm512_mask_mov_ps(y.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), x.v)};
+}
 SIMD_INLINE Vec vround(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -81,7 +93,7 @@ SIMD_INLINE uint32_t largest_magnitude(Vec a, Vec b) {
   return static_cast<uint32_t>(_mm512_reduce_max_epi32(_mm512_max_epi32(x, y)));
 }
 // Rounds to nearest even and stores 16 int8.
-SIMD_INLINE void store_int8(int8_t* p, Vec a) {
+SIMD_INLINE void vstore(int8_t* p, Vec a) {
   const __m512i codes = _mm512_cvtps_epi32(a.v);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(codes));
 }

@@ -13,14 +13,31 @@ struct Vec {
   for (int i = 0; i < 16; ++i) r.v[i] = (expression); \
   return r
 SIMD_INLINE Vec vset(float x) { THINSLICE_EACH(x); }
-SIMD_INLINE Vec vload(const float* p) { THINSLICE_EACH(p[i]); }
-SIMD_INLINE Vec vload(const bf16* p) { THINSLICE_EACH(to_float(p[i])); }
+// Copied first: what is loaded may lie at any address.
+SIMD_INLINE Vec vload(const float* p) {
+  Vec r;
+  memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+SIMD_INLINE Vec vload(const bf16* p) {
+  bf16 lanes[16];
+  memcpy(lanes, p, sizeof lanes);
+  THINSLICE_EACH(to_float(lanes[i]));
+}
+SIMD_INLINE Vec vload(const f16* p) {
+  f16 lanes[16];
+  memcpy(lanes, p, sizeof lanes);
+  THINSLICE_EACH(to_float(lanes[i]));
+}
 SIMD_INLINE Vec vload(const int8_t* p) { THINSLICE_EACH(static_cast<float>(p[i])); }
 SIMD_INLINE Vec vload_low_bf16(const uint32_t* p) { THINSLICE_EACH(float_of(p[i] << 16)); }
 SIMD_INLINE Vec vload_high_bf16(const uint32_t* p) { THINSLICE_EACH(float_of(p[i] & 0xffff0000u)); }
 SIMD_INLINE void vstore(float* p, Vec a) { memcpy(p, a.v, sizeof a.v); }
 SIMD_INLINE void vstore(bf16* p, Vec a) {
   for (int i = 0; i < 16; ++i) p[i] = to_bf16(a.v[i]);
+}
+SIMD_INLINE void vstore(f16* p, Vec a) {
+  for (int i = 0; i < 16; ++i) p[i] = to_f16(a.v[i]);
 }
 SIMD_INLINE Vec vadd(Vec a, Vec b) { THINSLICE_EACH(a.v[i] + b.v[i]); }
 SIMD_INLINE Vec vsub(Vec a, Vec b) { THINSLICE_EACH(a.v[i] - b.v[i]); }
@@ -34,6 +51,10 @@ SIMD_INLINE Vec vfnma(Vec a, Vec b, Vec c) {
 }
 SIMD_INLINE Vec vmax(Vec a, Vec b) { THINSLICE_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 SIMD_INLINE Vec vmin(Vec a, Vec b) { THINSLICE_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+SIMD_INLINE Vec vsqrt(Vec a) { THINSLICE_EACH(__builtin_sqrtf(a.v[i])); }
+SIMD_INLINE Vec vselect_above(Vec a, Vec b, Vec x, Vec y) {
+  THINSLICE_EACH(a.v[i] > b.v[i] ? x.v[i] : y.v[i]);
+}
 SIMD_INLINE Vec vround(Vec a) { THINSLICE_EACH(__builtin_nearbyintf(a.v[i])); }
 SIMD_INLINE Vec vpow2(Vec n) {
   THINSLICE_EACH(float_of(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23));
@@ -65,7 +86,7 @@ SIMD_INLINE uint32_t largest_magnitude(Vec a, Vec b) {
   }
   return largest;
 }
-SIMD_INLINE void store_int8(int8_t* p, Vec a) {
+SIMD_INLINE void vstore(int8_t* p, Vec a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(__builtin_nearbyintf(a.v[i]));
 }
 SIMD_INLINE int high_of(int code) { return (code + 128) >> 8; }

@@ -42,13 +42,12 @@ Buffers carve(const Stack& stack, const StackInputs& in) {
 
 Target target(const Matrix& matrix, float* out, const float* residual = nullptr) {
   return {matrix.panels, matrix.format, matrix.width, matrix.rows,
-          {matrix.bias, residual, matrix.rows, out, matrix.rows, Dtype::f32}};
+          {matrix.bias, residual, matrix.rows, out, matrix.rows}};
 }
 
 LinearJob linear_job(const float* x, int64_t rows, int64_t in_features) {
   LinearJob job{};
   job.x = x;
-  job.x_dtype = Dtype::f32;
   job.rows = rows;
   job.in_features = in_features;
   job.x_stride = in_features;
@@ -60,7 +59,7 @@ int64_t row_grain(int64_t dim) { return std::max<int64_t>(1, 4096 / dim); }
 
 void normalize(const float* x, const float* weight, float* out, int64_t rows, int64_t dim,
                float eps, int64_t out_stride) {
-  const RmsNormJob job = {x, nullptr, weight, out, dim, 0, out_stride, dim, Dtype::f32, eps};
+  const RmsNormJob job = {x, weight, out, dim, out_stride, dim, eps};
   const KernelTable& table = kernels();
   parallel_for(rows, row_grain(dim),
                [&](int64_t first, int64_t last) { table.rms_norm(job, first, last); });
@@ -83,7 +82,6 @@ void rotate(const Stack& stack, const StackInputs& in, float* x, int64_t num_hea
   job.num_positions = in.num_tokens;
   job.cos = in.cos;
   job.sin = in.sin;
-  job.dtype = Dtype::f32;
   rope(job);
 }
 
@@ -91,7 +89,6 @@ void store_kv(const Stack& stack, const Layer& layer, const StackInputs& in, con
   WriteKvJob job = layer.cache;
   job.k = b.k;
   job.v = b.v;
-  job.dtype = Dtype::f32;
   job.k_stride = job.v_stride = stack.kv_size();
   job.slots = in.slots;
   job.num_tokens = in.num_tokens;
@@ -103,7 +100,6 @@ void attend(const Stack& stack, const Layer& layer, const StackInputs& in, const
   AttentionJob job{};
   job.q = b.q;
   job.out = b.attended;
-  job.dtype = Dtype::f32;
   job.q_stride = job.out_stride = stack.q_size();
   job.k_cache = cache.k_cache;
   job.v_cache = cache.v_cache;

@@ -18,6 +18,8 @@ const KernelTable& table() {
       THINSLICE_TEXT(THINSLICE_ISA),
       quantize_rows,
       panel_times_rows,
+      arrange_numbers,
+      numbers_times_rows,
       nothing,
       nothing,
       store,
@@ -29,6 +31,9 @@ const KernelTable& table() {
       write_kv,
       attention_scratch_floats,
       attention,
+      quantize_panels,
+      repack_panels,
+      convert,
   };
   return kernels;
 }

@@ -17,15 +17,23 @@ struct bf16 {
   uint16_t bits;
 };
 
-enum class Dtype : int { f32 = 0, bf16 = 1, int8 = 2 };
+struct f16 {
+  uint16_t bits;
+};
+
+// Of a KV cache, and of numbers that are converted; activations are fp32.
+enum class Dtype : int { f32 = 0, bf16 = 1, int8 = 2, f16 = 3 };
 
 constexpr int64_t size_of(Dtype dtype) {
-  return dtype == Dtype::f32 ? 4 : dtype == Dtype::bf16 ? 2 : 1;
+  return dtype == Dtype::f32 ? 4 : dtype == Dtype::int8 ? 1 : 2;
 }
 
 // int4: code - 8 times a scale. int4m: code times a scale plus a minimum. int8: code - 128 times a
-// scale. Codes are unsigned in memory because vpdpbusd multiplies unsigned by signed.
-enum class Format : int { int4 = 0, int4m = 1, int8 = 2 };
+// scale. Codes are unsigned in memory because vpdpbusd multiplies unsigned by signed. bf16 and f32
+// are no codes but rows of numbers, one row after the other.
+enum class Format : int { int4 = 0, int4m = 1, int8 = 2, bf16 = 3, f32 = 4 };
+
+constexpr bool is_numbers(Format format) { return format >= Format::bf16; }
 
 constexpr int kPanelRows = 16;   // output rows in a panel: the lanes of a 512-bit register
 constexpr int kGroup = 32;       // inputs that share a scale
@@ -60,14 +68,19 @@ struct Layout<Format::int8> {
   static constexpr int64_t panel_bytes(int64_t groups) { return (groups + 1) / 2 * 1088; }
 };
 
-constexpr int64_t panel_bytes(Format format, int64_t groups) {
+constexpr int64_t panel_bytes(Format format, int64_t in_features) {
+  const int64_t groups = in_features / kGroup;
   switch (format) {
     case Format::int4:
       return Layout<Format::int4>::panel_bytes(groups);
     case Format::int4m:
       return Layout<Format::int4m>::panel_bytes(groups);
-    default:
+    case Format::int8:
       return Layout<Format::int8>::panel_bytes(groups);
+    case Format::bf16:
+      return kPanelRows * in_features * 2;
+    default:
+      return kPanelRows * in_features * 4;
   }
 }
 
@@ -90,6 +103,17 @@ struct QuantizedRows {
   int32_t* negated_sums[2];
   // By Width. The sum of the codes in their unit: what a minimum is multiplied with.
   float* scaled_sums[2];
+};
+
+constexpr int kNumbers = 32;  // inputs that are summed together where weights are numbers
+
+// Activations for weights that are numbers: fp32, each row filled up with zeros to kNumbers; for
+// bf16 the numbers at even places of each 32 stand before those at odd ones.
+struct Numbers {
+  int64_t rows;
+  int64_t in_features;
+  int64_t stride;
+  float* data;
 };
 
 constexpr float kWideUnit = 0x1p-8f;
@@ -143,17 +167,15 @@ constexpr RowBlock row_block(const QuantizedRows& x, int64_t block) {
 // Where 16 columns of results go: out = acc (+ bias) (+ residual), or silu(acc) * acc_up.
 struct Epilogue {
   const float* bias;
-  const void* residual;
+  const float* residual;
   int64_t residual_stride;
-  void* out;
+  float* out;
   int64_t out_stride;
-  Dtype out_dtype;
 };
 
 struct AttentionJob {
-  const void* q;           // [T, N, H]
-  void* out;               // [T, N, H]
-  Dtype dtype;             // of q and out
+  const float* q;          // [T, N, H]
+  float* out;              // [T, N, H]
   int64_t q_stride;        // elements from one token to the next
   int64_t out_stride;
   const void* k_cache;     // [num_blocks, K, block_size, H]
@@ -177,9 +199,8 @@ struct AttentionJob {
 };
 
 struct WriteKvJob {
-  const void* k;  // [T, K, H]
-  const void* v;
-  Dtype dtype;
+  const float* k;  // [T, K, H]
+  const float* v;
   int64_t k_stride;
   int64_t v_stride;
   void* k_cache;
@@ -196,20 +217,17 @@ struct WriteKvJob {
 };
 
 struct RmsNormJob {
-  const void* x;   // [T, D]
-  void* residual;  // [T, D] or null; x is added to it and the sum is normalised
+  const float* x;  // [T, D]
   const float* weight;
-  void* out;
+  float* out;
   int64_t x_stride;
-  int64_t residual_stride;
   int64_t out_stride;
   int64_t dim;
-  Dtype dtype;
   float eps;
 };
 
 struct RopeJob {
-  void* x;  // [T, N, H]
+  float* x;  // [T, N, H]
   int64_t token_stride;
   int64_t num_heads;
   int64_t head_dim;
@@ -219,28 +237,58 @@ struct RopeJob {
   int64_t num_positions;
   const float* cos;  // [num_positions, rotary_dim / 2]
   const float* sin;
-  Dtype dtype;
 };
 
 struct SiluMulJob {
-  const void* gate;
-  const void* up;
-  void* out;
+  const float* gate;
+  const float* up;
+  float* out;
   int64_t gate_stride;
   int64_t up_stride;
   int64_t out_stride;
   int64_t dim;
+};
+
+// What keeps numbers from being packed, as bits: several may be found.
+enum PackStatus : uint32_t {
+  kPacked = 0,
+  kNotFinite = 1,  // a weight is an infinity or a NaN
+  kTooLarge = 2,   // a scale or a minimum is beyond fp16
+};
+
+struct QuantizeJob {
+  const void* x;  // [rows, groups * 32]; need not be aligned
   Dtype dtype;
+  int64_t stride;  // elements from one row to the next
+  int64_t rows;
+  int64_t groups;
+  Format format;
+  uint8_t* panels;
+};
+
+enum class GgmlType : int { q4_0 = 0, q4_1 = 1, q8_0 = 2, q4_k = 3 };
+
+struct RepackJob {
+  const uint8_t* blocks;  // rows of blocks of 32 (q4_k: 256) weights
+  GgmlType type;
+  int64_t rows;
+  int64_t groups;
+  uint8_t* panels;
 };
 
 // The kernels of one instruction set. Row and item ranges are half open.
 struct KernelTable {
   const char* name;
-  void (*quantize_rows)(const void* x, Dtype dtype, int64_t stride, const QuantizedRows& out,
+  void (*quantize_rows)(const float* x, int64_t stride, const QuantizedRows& out,
                         int64_t first_block, int64_t last_block);
   // acc[padded_rows(x.rows)][16] = rows of x times the 16 rows of one panel.
   void (*panel_times_rows)(const uint8_t* panel, Format format, Width width,
                            const QuantizedRows& x, float* acc);
+  void (*arrange_numbers)(const float* x, int64_t stride, bool is_paired, const Numbers& out,
+                          int64_t first_row, int64_t last_row);
+  // acc[x.rows][16] = rows of x times the first rows of one panel.
+  void (*numbers_times_rows)(const void* panel, Format format, int num_columns, const Numbers& x,
+                             float* acc);
   void (*enter)();  // once per run of panels on a thread, before and after
   void (*leave)();
   void (*store)(const Epilogue& epilogue, const float* acc, int64_t first_row, int64_t rows,
@@ -255,6 +303,12 @@ struct KernelTable {
   int64_t (*attention_scratch_floats)(const AttentionJob& job);
   void (*attention)(const AttentionJob& job, int64_t sequence, int64_t first_row, int64_t last_row,
                     int64_t kv_head, float* scratch);
+  // Both fill whole panels: rows beyond the matrix and an odd last group are zero. They return the
+  // bits of PackStatus; unless it is kPacked, what the panels hold means nothing.
+  uint32_t (*quantize_panels)(const QuantizeJob& job, int64_t first_panel, int64_t last_panel);
+  uint32_t (*repack_panels)(const RepackJob& job, int64_t first_panel, int64_t last_panel);
+  // Numbers of f32, bf16 or f16 to another of them, nearest or even; `from` need not be aligned.
+  void (*convert)(const void* from, Dtype from_dtype, void* to, Dtype to_dtype, int64_t count);
 };
 
 }  // namespace thinslice

@@ -1,0 +1,29 @@
+"""Numbers of one float type in the place of numbers of another."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thinslice.kernels import native_pack
+from thinslice.kernels.buffers import empty
+
+Array = NDArray[np.generic]
+
+
+def convert(source: Array, target: Array) -> None:
+    """Fill an array with the numbers of another of its shape, rounded to nearest even.
+
+    Extra memory: ``source`` once more where it is not contiguous.
+    """
+    if source.dtype == target.dtype:
+        target[...] = source
+    else:
+        native_pack.convert(np.ascontiguousarray(source), target)
+
+
+def converted(source: Array, dtype: np.dtype) -> Array:
+    """The numbers in a type: the array itself, where they are."""
+    if source.dtype == dtype:
+        return source
+    target = empty(source.shape, dtype)
+    convert(source, target)
+    return target
