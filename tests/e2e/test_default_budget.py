@@ -87,3 +87,16 @@ def test_more_than_the_machine_has_is_not_taken_in_silence(
     done = subprocess.run(asked, input="hi", capture_output=True, text=True, check=False)
     assert done.returncode == (0 if command == "plan" else 3)
     assert "is more than this machine has" in done.stderr
+
+
+def test_measuring_the_machine_takes_what_a_small_control_group_has(
+    tmp_path: Path, smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THINSLICE_HOME", str(tmp_path))
+    with memory_group(200 * MIB) as group:
+        if group is None:
+            pytest.fail("no memory control group can be made here")
+        asked = ("plan", str(smollm2_path), "--memory", "150MiB", "--context", "512", "--json")
+        planned = run_inside(group, *asked, stdin="")
+    assert planned.returncode == 0, (planned.returncode, planned.stderr)
+    assert list(tmp_path.rglob("hardware-*.json"))

@@ -29,7 +29,7 @@ _OTHER_THREADS = 10
 # Registers of AMX and AVX-512 with a frame around them.
 _AMX_SIGNAL_STACK = 12 * 1024
 # What the embedded model takes with its weights streamed, and on disk.
-_SMALLEST_MEMORY = 352 * MIB
+_SMALLEST_MEMORY = 128 * MIB
 _SMALLEST_DISK = 300 * MIB
 _PACKAGES = ("thinslice", "numpy", "tokenizers", "gguf", "huggingface_hub")
 # Instruction sets that decide how fast a matrix product runs, as /proc/cpuinfo spells them.

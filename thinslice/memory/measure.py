@@ -26,8 +26,10 @@ from thinslice.kernels.dtypes import BF16
 from thinslice.kernels.native import Matrix
 from thinslice.kernels.quantize import quantize
 from thinslice.memory.aligned_buffer import aligned_buffer
+from thinslice.memory.meter import current_rss_bytes
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice, buffer_bytes_for
+from thinslice.plan.available import free_memory
 from thinslice.plan.hardware import MEASURED_ROWS, HardwareProfile
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.units import KIB, MIB, format_bytes
@@ -43,7 +45,7 @@ SMALLEST_SAMPLE_BYTES = 64 * MIB
 _SLICE_BYTES = 16 * MIB
 _NUM_BUFFERS = 3
 # The size of a projection.
-_GEMM_IN, _GEMM_OUT = 2048, 4096
+_GEMM_IN, _GEMM_OUT = 2048, 2048
 # A profile that was measured on a busy machine is measured again once others leave this share of
 # the cores, over so many seconds.
 _FREE_SHARE = 0.8
@@ -99,7 +101,7 @@ def load_or_measure(path: Path, folder: Path, sample: Path | None = None) -> Har
     kept = kept_profile(path, folder)
     if kept is not None and (not kept.is_busy or cores_free() < _FREE_SHARE):
         return kept
-    profile = measure_hardware(folder, sample=sample)
+    profile = measure_hardware(folder, sample=sample, max_bytes=_most_bytes())
     if kept is not None and kept.cpu_share >= profile.cpu_share:
         return kept
     try:
@@ -173,6 +175,15 @@ def _core_ticks() -> tuple[int, int]:
     cores = [[int(ticks) for ticks in line[1:9]] for line in lines if line and line[0] in names]
     # Source: proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal.
     return sum(map(sum, cores)), sum(core[3] + core[4] for core in cores)
+
+
+def _most_bytes() -> int:
+    """What measuring may take: half of what the machine or a control group has left."""
+    free = free_memory()
+    if free is None:
+        return DEFAULT_MAX_BYTES
+    room = (free - current_rss_bytes()) // 2
+    return min(max(room, SMALLEST_MAX_BYTES), DEFAULT_MAX_BYTES)
 
 
 def machine_key(folder: Path) -> str:

@@ -94,7 +94,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that were measured, by a stand-in."""
     folders: list[Path] = []
 
-    def stand_in(folder: Path, *, sample: Path | None) -> HardwareProfile:
+    def stand_in(folder: Path, *, sample: Path | None, max_bytes: int) -> HardwareProfile:
         folders.append(folder)
         return profile_of(machine_key(folder))
 
@@ -130,7 +130,7 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again_when_it_is_quiete
     rest = iter(shares)
     seen: list[Path] = []
 
-    def stand_in(folder: Path, *, sample: Path | None) -> HardwareProfile:
+    def stand_in(folder: Path, *, sample: Path | None, max_bytes: int) -> HardwareProfile:
         seen.append(folder)
         return replace(profile_of(machine_key(folder)), cpu_share=next(rest))
 
