@@ -41,6 +41,19 @@ SIMD_INLINE Vec load_half(const float* w) {
   return vload(w + 16 * Half);
 }
 
+// How far ahead memory is asked for where one row passes over the weights, and each is read once.
+// bf16, 22016 x 4096, two threads, share of the read bandwidth measured in the same run, on Sapphire
+// Rapids: without 0.78, 512 %, 1024 0.89, 3072 0.84, 6144 0.79.
+constexpr int64_t kAheadBytes = 1024;
+
+// Once for each 64 bytes: both halves of kNumbers bf16 lie in the same.
+template <typename T>
+SIMD_INLINE void prefetch(const T* w, int half) {
+  if (half == 0 || sizeof(T) == 4) {
+    __builtin_prefetch(reinterpret_cast<const char*>(w) + kAheadBytes);
+  }
+}
+
 template <typename T, int N, int M, int Half>
 SIMD_INLINE void add_half(const T* const columns[N], int64_t at, const float* x, int64_t stride,
                           Vec acc[N][M]) {
@@ -49,7 +62,9 @@ SIMD_INLINE void add_half(const T* const columns[N], int64_t at, const float* x,
   for (int m = 0; m < M; ++m) rows[m] = vload(x + m * stride + 16 * Half);
   THINSLICE_UNROLL
   for (int n = 0; n < N; ++n) {
-    const Vec w = load_half<Half>(columns[n] + at);
+    const T* place = columns[n] + at;
+    if constexpr (M == 1) prefetch(place + 16 * Half, Half);
+    const Vec w = load_half<Half>(place);
     THINSLICE_UNROLL
     for (int m = 0; m < M; ++m) acc[n][m] = vfma(w, rows[m], acc[n][m]);
   }
