@@ -3,8 +3,15 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from thinslice.kernels import native_pack
 from thinslice.kernels.packed import PackedWeight, empty
-from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, num_panels
+from thinslice.plan.packed_format import (
+    GROUP,
+    PANEL_ROWS,
+    PackedFormat,
+    num_panels,
+    packed_format_of,
+)
 
 LINE = 64
 
@@ -51,3 +58,12 @@ def places(fmt: PackedFormat, group: int) -> tuple[int, int]:
     pair = group // 2 * (2 * fmt.code_bytes + LINE)
     of_codes = pair + group % 2 * fmt.code_bytes
     return of_codes, pair + 2 * fmt.code_bytes + group % 2 * LINE // 2
+
+
+def repacked(blocks: NDArray[np.uint8], kind: str, columns: int) -> PackedWeight:
+    """Blocks of a GGUF, [N, bytes of a row], in the format that keeps their codes."""
+    fmt = packed_format_of(kind)
+    assert fmt is not None
+    target = empty(fmt, len(blocks), columns)
+    native_pack.repack(blocks, kind, target)
+    return target

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.arrays import to_float32
 from tests.packer import pack
-from thinslice.kernels.dtypes import BF16, to_float32
+from thinslice.kernels.dtypes import BF16
 from thinslice.kernels.packed import PackedWeight, unpack_parts
 from thinslice.plan.packed_format import GROUP, PackedFormat
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.arrays import array_of, tensor_of
+from tests.arrays import array_of, tensor_of, to_float32
 from thinslice.kernels import native
 from thinslice.kernels.convert import converted
-from thinslice.kernels.dtypes import BF16, to_float32
+from thinslice.kernels.dtypes import BF16
 from thinslice.kernels.native_attention import attention, write_kv
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.arrays import to_float32
 from tests.numerics import oracle
 from thinslice.kernels import native
 from thinslice.kernels.convert import converted
-from thinslice.kernels.dtypes import BF16, FLOAT_DTYPES, to_float32
+from thinslice.kernels.dtypes import BF16, FLOAT_DTYPES
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

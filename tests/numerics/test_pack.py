@@ -18,13 +18,14 @@ from tests.checkpoints import (
     write_safetensors_model,
 )
 from tests.packed_checkpoints import cut_blocks, stored_bytes, write_packed_model
+from tests.packer import repacked
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.names import expected_tensors
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.kernels.buffers import empty_bytes
 from thinslice.kernels.packed import PackedWeight, unpack
-from thinslice.kernels.quantize import from_gguf, quantize
+from thinslice.kernels.quantize import quantize
 from thinslice.pack import layout
 from thinslice.pack.convert import convert
 from thinslice.pack.pack import PackOptions, pack_model
@@ -238,7 +239,7 @@ def test_codes_of_q4_k_are_kept_although_blocks_cut_through_its_own(tmp_path: Pa
     name = "model.layers.0.mlp.down_proj.weight"
     entry = TensorEntry(name, path, "Q4_K", (rows, columns), 0, bits.size)
     source = Checkpoint(tmp_path, "gguf", shape_from_config(tiny_config()), {name: entry}, (path,))
-    whole = unpack(from_gguf(bits.reshape(rows, -1), "Q4_K", columns))
+    whole = unpack(repacked(bits.reshape(rows, -1), "Q4_K", columns))
     edges = [(0, 192), (192, 384), (384, 512)]
     targets = tuple(layout.Target(f"{one}", 0, 0, (0, rows), one) for one in edges)
     work = layout.Work(entry, INT4M, "F32", targets)

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from tests.arrays import array_of
 from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model, write_safetensors_model
+from tests.packer import repacked
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.pack_rows import pack_rows
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.kernels.packed import PackedWeight, empty, unpack
-from thinslice.kernels.quantize import from_gguf, quantize
+from thinslice.kernels.quantize import quantize
 from thinslice.plan.packed_format import PackedFormat, keeps_codes
 from thinslice.plan.shape_from_config import shape_from_config
 
@@ -83,7 +84,7 @@ def test_reordered_rows_that_are_not_put_back_would_show(tmp_path: Path) -> None
     raw = np.empty(entry.num_bytes, np.uint8)
     with CheckpointReader(checkpoint) as reader:
         reader.read_bytes(name, 0, entry.shape[0], raw)
-    faulty = from_gguf(raw.reshape(entry.shape[0], -1), "Q8_0", entry.shape[1])
+    faulty = repacked(raw.reshape(entry.shape[0], -1), "Q8_0", entry.shape[1])
     dense = numbers(checkpoint, name, 0, entry.shape[0])
     assert not np.array_equal(unpack(faulty), dense)
     found = packed_rows(checkpoint, name, PackedFormat.INT8, 0, entry.shape[0])

@@ -10,10 +10,11 @@ from gguf.quants import quantize as gguf_quantize
 from numpy.typing import NDArray
 
 from tests.numerics.quantize_reference import reference_quantize
+from tests.packer import repacked
 from thinslice.errors import CheckpointError
-from thinslice.kernels import native
+from thinslice.kernels import native, native_pack
 from thinslice.kernels.packed import PackedWeight, empty, unpack, unpack_parts
-from thinslice.kernels.quantize import from_gguf, from_gguf_into, quantize, quantize_into
+from thinslice.kernels.quantize import quantize
 from thinslice.plan.packed_format import GROUP, PackedFormat
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -76,7 +77,7 @@ def q4_k_blocks(n: int, k: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize(("n", "k"), [(16, 32), (50, 576), (7, 96)])
 def test_gguf_blocks_keep_every_bit(kind: Kind, n: int, k: int) -> None:
     blocks = gguf_quantize(normal(n, k), kind)
-    packed = on_every_isa(lambda: from_gguf(blocks, kind.name, k))
+    packed = on_every_isa(lambda: repacked(blocks, kind.name, k))
     values = dequantize(blocks, kind)
     parts = unpack_parts(packed)
     centred = parts.codes.astype(np.float32) - np.float32(packed.format.zero_point)
@@ -91,7 +92,7 @@ def test_gguf_blocks_keep_every_bit(kind: Kind, n: int, k: int) -> None:
 def test_q4_k_loses_only_the_rounding_of_its_scales(n: int, k: int) -> None:
     blocks = q4_k_blocks(n, k)
     values = dequantize(blocks, Kind.Q4_K)
-    packed = on_every_isa(lambda: from_gguf(blocks, "Q4_K", k))
+    packed = on_every_isa(lambda: repacked(blocks, "Q4_K", k))
     parts = unpack_parts(packed)
     assert parts.mins is not None
     largest = np.abs(parts.codes.reshape(n, -1, GROUP) * parts.scales[..., None])
@@ -113,7 +114,7 @@ def test_scales_of_q4_k_are_rounded_to_the_nearest_half() -> None:
             low = bits[..., group + 4] >> 4 | bits[..., group] >> 6 << 4
         scales[..., group] = units[..., 0] * scale.astype(np.float32)
         mins[..., group] = -(units[..., 1] * low.astype(np.float32))
-    parts = unpack_parts(from_gguf(blocks.reshape(20, -1), "Q4_K", 512))
+    parts = unpack_parts(repacked(blocks.reshape(20, -1), "Q4_K", 512))
     assert parts.mins is not None
     for found, wanted in ((parts.scales, scales), (parts.mins, mins)):
         halves = wanted.astype(np.float16).reshape(20, -1).view(np.uint16)
@@ -132,10 +133,10 @@ def test_scales_of_q4_k_beyond_fp16_are_refused() -> None:
             for isa in native.available_isas():
                 native.set_isa(isa)
                 if not is_too_large:
-                    from_gguf(blocks.reshape(17, -1), "Q4_K", 256)
+                    repacked(blocks.reshape(17, -1), "Q4_K", 256)
                     continue
                 with pytest.raises(CheckpointError, match="fp16"):
-                    from_gguf(blocks.reshape(17, -1), "Q4_K", 256)
+                    repacked(blocks.reshape(17, -1), "Q4_K", 256)
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.Q4_K])
@@ -143,10 +144,10 @@ def test_rows_of_a_part_of_a_panel_are_those_of_a_whole_one(kind: Kind) -> None:
     """And what fills up the panel is zero, whatever was there."""
     k = 768
     blocks = q4_k_blocks(16, k) if kind is Kind.Q4_K else gguf_quantize(normal(16, k), kind)
-    whole = from_gguf(blocks, kind.name, k)
+    whole = repacked(blocks, kind.name, k)
     target = empty(whole.format, 15, k)
     target.data.fill(0xAA)
-    from_gguf_into(target, blocks[:15], kind.name)
+    native_pack.repack(blocks[:15], kind.name, target)
     panel, rows = unpack_parts(whole), unpack_parts(target)
     assert np.array_equal(panel.codes[:15], rows.codes)
     assert np.array_equal(panel.scales[:15], rows.scales)
@@ -155,28 +156,6 @@ def test_rows_of_a_part_of_a_panel_are_those_of_a_whole_one(kind: Kind) -> None:
     last = unpack_parts(PackedWeight(target.data, target.format, 16, k))
     assert not last.codes[15].any()
     assert not last.scales[15].any()
-
-
-def k_quant_blocks(kind: Kind, n: int, k: int) -> NDArray[np.uint8]:
-    """Random Q5_K or Q6_K blocks with plain halves where the format has them."""
-    size = {Kind.Q5_K: 176, Kind.Q6_K: 210}[kind]
-    blocks = np.random.default_rng(1).integers(0, 256, (n, k // 256, size), dtype=np.uint8)
-    if kind is Kind.Q5_K:
-        blocks[..., :4] = np.array([0.01, 0.02], dtype=np.float16).view(np.uint8)
-    else:
-        blocks[..., -2:] = np.array([0.001], dtype=np.float16).view(np.uint8)
-    return blocks.reshape(n, -1)
-
-
-@pytest.mark.parametrize("kind", [Kind.Q5_K, Kind.Q6_K])
-def test_k_quants_are_within_half_a_step_of_int8(kind: Kind) -> None:
-    blocks = k_quant_blocks(kind, 300, 512)
-    values = dequantize(blocks, kind)
-    packed = from_gguf(blocks, kind.name, 512)
-    assert packed.format is PackedFormat.INT8
-    half_step = unpack_parts(packed).scales.repeat(GROUP, axis=1) * 0.5
-    assert (np.abs(unpack(packed) - values) <= half_step * 1.001).all()
-    assert np.array_equal(packed.data, quantize(values, PackedFormat.INT8).data)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -213,7 +192,7 @@ def test_what_fills_up_a_panel_is_zero(fmt: PackedFormat) -> None:
     weight = normal(21, 96)
     target = empty(fmt, 21, 96)
     target.data.fill(0xAA)
-    quantize_into(target, weight)
+    native_pack.quantize(weight, target)
     parts = unpack_parts(PackedWeight(target.data, fmt, 32, 96))
     assert np.array_equal(parts.codes[:21], unpack_parts(target).codes)
     assert not parts.codes[21:].any()
@@ -363,13 +342,7 @@ def test_refusals() -> None:
         quantize(np.zeros((64, 32), np.float32).T, PackedFormat.INT4)
     target = empty(PackedFormat.INT4, 16, 64)
     with pytest.raises(ValueError, match="of that shape"):
-        quantize_into(target, np.zeros((17, 64), np.float32))
+        native_pack.quantize(np.zeros((17, 64), np.float32), target)
     target.data.flags.writeable = False
     with pytest.raises(ValueError, match="written to"):
-        quantize_into(target, np.zeros((16, 64), np.float32))
-    with pytest.raises(CheckpointError, match="Q3_K has no packed format"):
-        from_gguf(np.zeros((1, 110), np.uint8), "Q3_K", 256)
-    with pytest.raises(CheckpointError, match="18 bytes"):
-        from_gguf(np.zeros((1, 17), np.uint8), "Q4_0", 32)
-    with pytest.raises(ValueError, match="go into as many of int4"):
-        from_gguf_into(empty(PackedFormat.INT8, 1, 32), np.zeros((1, 18), np.uint8), "Q4_0")
+        native_pack.quantize(np.zeros((16, 64), np.float32), target)

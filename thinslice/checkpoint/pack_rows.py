@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from thinslice.checkpoint.index import TensorEntry
 from thinslice.checkpoint.reader import decode_rows, restore_rows
+from thinslice.kernels import native_pack
 from thinslice.kernels.packed import PackedWeight
-from thinslice.kernels.quantize import from_gguf_into, quantize_into
 from thinslice.plan.packed_format import keeps_codes
 
 
@@ -26,7 +26,7 @@ def pack_rows(entry: TensorEntry, start: int, raw: NDArray[np.uint8], target: Pa
     Errors: CheckpointError for weights that cannot be quantised.
     """
     if not keeps_codes(entry.dtype, target.format):
-        quantize_into(target, decode_rows(entry, start, raw))
+        native_pack.quantize(decode_rows(entry, start, raw), target)
         return
     rows: NDArray[Any] = restore_rows(entry, start, raw.reshape(-1, entry.row_bytes))
-    from_gguf_into(target, rows, entry.dtype)
+    native_pack.repack(rows, entry.dtype, target)

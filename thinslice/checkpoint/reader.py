@@ -20,13 +20,12 @@ from thinslice.closing import Closing
 from thinslice.kernels.buffers import empty_bytes
 from thinslice.kernels.convert import convert, converted
 from thinslice.kernels.dequantize import dequantized
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.dtypes import BF16, Numbers
 from thinslice.plan.packed_format import PANEL_ROWS, num_panels
 from thinslice.units import MIB
 
 SCRATCH_BYTES = MIB
 
-Array = NDArray[np.generic]
 STORED_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": BF16,
     "F16": np.dtype(np.float16),
@@ -56,11 +55,11 @@ class CheckpointReader(Closing):
                 os.close(file)
             self._files.clear()
 
-    def read(self, name: str, out: Array) -> None:
+    def read(self, name: str, out: Numbers) -> None:
         """Fill ``out`` with a whole tensor; see ``read_rows``."""
         self.read_rows(name, 0, self.checkpoint.tensors[name].shape[0], out)
 
-    def read_rows(self, name: str, start: int, stop: int, out: Array) -> None:
+    def read_rows(self, name: str, start: int, stop: int, out: Numbers) -> None:
         """Fill ``out`` with rows ``start`` to ``stop`` of a tensor (elements, if it is a vector).
 
         Args:
@@ -85,7 +84,7 @@ class CheckpointReader(Closing):
             for first, piece in self._pieces(entry, start, stop):
                 convert(piece, out[first - start : first - start + len(piece)])
 
-    def read_scattered(self, name: str, rows: Sequence[int], out: Array) -> None:
+    def read_scattered(self, name: str, rows: Sequence[int], out: Numbers) -> None:
         """Fill ``out`` [rows, columns] with some rows of a matrix, each read by itself.
 
         Errors: CheckpointError as ``read_rows``.
@@ -107,7 +106,7 @@ class CheckpointReader(Closing):
                 read_and_forget(file, view[index * size : (index + 1) * size], offset, entry.path)
         convert(_values(entry, raw.reshape(len(rows), size)), out)
 
-    def read_bytes(self, name: str, start: int, stop: int, out: Array) -> None:
+    def read_bytes(self, name: str, start: int, stop: int, out: Numbers) -> None:
         """Fill ``out`` with the bytes of rows ``start`` to ``stop`` as they lie on disk.
 
         Args:
@@ -131,7 +130,7 @@ class CheckpointReader(Closing):
         assert out.flags.c_contiguous, f"{name}: not contiguous"
         self._fill(entry, start, out)
 
-    def _read_rotary(self, entry: TensorEntry, start: int, stop: int, out: Array) -> None:
+    def _read_rotary(self, entry: TensorEntry, start: int, stop: int, out: Numbers) -> None:
         """Put rows back that llama.cpp reordered within each head.
 
         With H rows a head, row i * H/2 + j of a head (i = 0, 1) is kept at 2 * j + i.
@@ -147,7 +146,7 @@ class CheckpointReader(Closing):
                 rows = piece[kept[is_here] - first]
                 out[wanted[is_here] - start] = converted(rows, out.dtype)
 
-    def _pieces(self, entry: TensorEntry, start: int, stop: int) -> Iterator[tuple[int, Array]]:
+    def _pieces(self, entry: TensorEntry, start: int, stop: int) -> Iterator[tuple[int, Numbers]]:
         """Rows as they are kept, some at a time: the first row's index and their values."""
         row_bytes = entry.row_bytes
         value_bytes = 4 * _row_values(entry) if entry.dtype not in STORED_DTYPES else row_bytes
@@ -158,7 +157,7 @@ class CheckpointReader(Closing):
             self._fill(entry, first, raw)
             yield first, _values(entry, raw.reshape(num_rows, row_bytes))
 
-    def _fill(self, entry: TensorEntry, start: int, out: Array) -> None:
+    def _fill(self, entry: TensorEntry, start: int, out: Numbers) -> None:
         """Fill ``out``, which has the type on disk, with the bytes of rows from ``start`` on."""
         view = out.reshape(-1).view(np.uint8).data
         offset = entry.offset + start * entry.row_bytes
@@ -175,7 +174,7 @@ class CheckpointReader(Closing):
             return self._files[path]
 
 
-def decode_rows(entry: TensorEntry, start: int, raw: NDArray[np.uint8]) -> Array:
+def decode_rows(entry: TensorEntry, start: int, raw: NDArray[np.uint8]) -> Numbers:
     """The numbers of rows that were read elsewhere, such as a streamed slice.
 
     Args:
@@ -189,7 +188,7 @@ def decode_rows(entry: TensorEntry, start: int, raw: NDArray[np.uint8]) -> Array
     return restore_rows(entry, start, values)
 
 
-def restore_rows(entry: TensorEntry, start: int, rows: Array) -> Array:
+def restore_rows(entry: TensorEntry, start: int, rows: Numbers) -> Numbers:
     """Put back rows [rows, anything] that llama.cpp reordered; others are returned as they are.
 
     Args:
@@ -213,7 +212,7 @@ def _row_values(entry: TensorEntry) -> int:
     return values
 
 
-def _values(entry: TensorEntry, raw: NDArray[np.uint8]) -> Array:
+def _values(entry: TensorEntry, raw: NDArray[np.uint8]) -> Numbers:
     """The numbers in the bytes of some rows, in the type on disk, or float32 for block types."""
     shape = (len(raw), *entry.shape[1:])
     dtype = STORED_DTYPES.get(entry.dtype)

@@ -6,11 +6,12 @@ from itertools import accumulate
 
 from thinslice.engine.contained import Contained
 from thinslice.engine.logprobs import Logprobs, TokenLogprobs
-from thinslice.engine.sampler import Floats, Sampled, best_tokens, sample_rows
+from thinslice.engine.sampler import Sampled, best_tokens, sample_rows
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import CheckpointError
+from thinslice.kernels.dtypes import Floats
 
 
 @dataclass(frozen=True)

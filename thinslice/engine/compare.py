@@ -15,10 +15,10 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.planning import Model, fit_model, plan_model
 from thinslice.engine.prepare import open_model, packed_copy, with_budget
-from thinslice.engine.sampler import Floats
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
+from thinslice.kernels.dtypes import Floats
 from thinslice.memory.ledger import ledger
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.memory_plan import MemoryPlan

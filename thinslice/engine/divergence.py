@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.errors import CheckpointError, RequestError
+from thinslice.kernels.dtypes import Floats
 
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 # Logits worked on at a time: 8 MiB in float64, or one row where that is longer.

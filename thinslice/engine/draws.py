@@ -1,5 +1,6 @@
 """The random numbers of one sequence."""
 
+from copy import copy
 from dataclasses import dataclass
 from random import Random
 
@@ -12,9 +13,15 @@ _AT_ONCE = 32
 
 @dataclass(slots=True, eq=False)
 class _Numbers:
-    """Some numbers, and those that follow, once they have been made."""
+    """Some numbers, and those that follow, once they have been made.
+
+    Attributes:
+        twister: as it stands behind them. Nobody draws from it, but from copies: whoever is
+            interrupted while the next numbers are made has changed nothing.
+    """
 
     values: list[float]
+    twister: Random
     following: "_Numbers | None" = None
 
 
@@ -34,33 +41,37 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._twister: Random | None = None
-        self._numbers, self._place = _Numbers([]), 0
+        self._numbers: _Numbers | None = None  # greedy sequences draw none
+        self._place = 0
 
     def next(self) -> float:
         """The next number."""
-        if self._place == len(self._numbers.values):
-            if self._numbers.following is None:
-                self._numbers.following = self._made()
-            self._numbers, self._place = self._numbers.following, 0
-        self._place += 1
-        return self._numbers.values[self._place - 1]
+        numbers, place = self.state()
+        if place == len(numbers.values):
+            if numbers.following is None:
+                numbers.following = _numbers_behind(numbers.twister)
+            numbers, place = numbers.following, 0
+        self.restore((numbers, place + 1))
+        return numbers.values[place]
 
     def state(self) -> State:
         """What ``restore`` takes."""
+        if self._numbers is None:
+            self._numbers = _numbers_behind(_twister_of(self.seed))
         return self._numbers, self._place
 
     def restore(self, state: State) -> None:
         """Go back to where it was."""
         self._numbers, self._place = state
 
-    def _made(self) -> _Numbers:
-        """The next numbers of the twister, two words for each."""
-        if self._twister is None:
-            self._twister = _twister_of(self.seed)
-        words = [self._twister.getrandbits(32) for _ in range(2 * _AT_ONCE)]
-        both = zip(words[::2], words[1::2], strict=True)
-        return _Numbers([((high << 32 | low) & _MANTISSA) / (_MANTISSA + 1) for high, low in both])
+
+def _numbers_behind(twister: Random) -> _Numbers:
+    """The next numbers of a twister, which stays as it is; two words for each."""
+    twister = copy(twister)
+    words = [twister.getrandbits(32) for _ in range(2 * _AT_ONCE)]
+    both = zip(words[::2], words[1::2], strict=True)
+    values = [((high << 32 | low) & _MANTISSA) / (_MANTISSA + 1) for high, low in both]
+    return _Numbers(values, twister)
 
 
 def _twister_of(seed: int) -> Random:

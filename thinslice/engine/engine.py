@@ -20,14 +20,13 @@ from thinslice.engine.metrics import Metrics
 from thinslice.engine.replace import replace_weights
 from thinslice.engine.results import Held, ResultsRoom
 from thinslice.engine.runner import Runner
-from thinslice.engine.sampler import Floats
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import OnOutput, Scored, Sequence, Status, StepOutput
 from thinslice.engine.turn import Operation, Turn
 from thinslice.engine.undo import Undo
 from thinslice.errors import RequestError
-from thinslice.kernels.ops import Array
+from thinslice.kernels.dtypes import Array, Floats
 from thinslice.memory.ledger import Reservation
 from thinslice.plan.memory_plan import MemoryPlan
 

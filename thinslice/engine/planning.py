@@ -172,15 +172,19 @@ def _workload(model: Model, settings: EngineSettings, dtype: str) -> Workload:
         kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
         num_threads=native.num_threads() if native.is_available() else 1,
         can_change_dtype=model.packing is None,
-        # Packing counts all that the process holds, which plans begin below.
-        packing_bytes={
-            dtype: beyond + touched_library_bytes() for dtype, beyond in model.packing_bytes.items()
-        },
+        packing_bytes=_packing_bytes(model),
         most_memory=None if bound is None else bound[0],
         draft=settings.draft,
         draft_length=settings.draft_length,
         mtp_hidden=settings.mtp_hidden,
     )
+
+
+def _packing_bytes(model: Model) -> dict[str, int]:
+    """What packing takes beyond what plans begin above: it counts all that the process holds."""
+    beyond = model.packing_bytes
+    touched = touched_library_bytes() if beyond else 0
+    return {dtype: num_bytes + touched for dtype, num_bytes in beyond.items()}
 
 
 def _limits(settings: EngineSettings, device: Device, runtime_bytes: int) -> DeviceLimits:

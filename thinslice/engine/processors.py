@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from thinslice.config import SamplingParams
-
-Floats = NDArray[np.float32]
+from thinslice.kernels.dtypes import Floats
 
 
 class Tokens(Protocol):

@@ -9,11 +9,10 @@ from itertools import accumulate
 
 import numpy as np
 
-from thinslice.engine.sampler import Floats
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.scoring import Scores
 from thinslice.errors import RequestError
-from thinslice.kernels.ops import Array
+from thinslice.kernels.dtypes import Array, Floats
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.device import Device
 from thinslice.memory.spilled_kv import BlockMove, SpilledKv

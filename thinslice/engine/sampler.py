@@ -17,8 +17,8 @@ from thinslice.config import SamplingParams, TokenSampling
 from thinslice.engine.logprobs import TokenLogprobs
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import CheckpointError
+from thinslice.kernels.dtypes import Floats
 
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ids = NDArray[np.intp]
 

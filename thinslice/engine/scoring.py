@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.engine.logprobs import Logprobs
-from thinslice.engine.sampler import NO_NUMBERS, Floats, descending_keys, of_keys
+from thinslice.engine.sampler import NO_NUMBERS, descending_keys, of_keys
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.errors import CheckpointError
+from thinslice.kernels.dtypes import Floats
 
 Keys = NDArray[np.int64]
 

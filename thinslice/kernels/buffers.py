@@ -39,7 +39,7 @@ def empty_bytes(num_bytes: int) -> NDArray[np.uint8]:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype | type) -> NDArray[Any]:
-    """An array whose numbers are not set, in small pages; NumPy aligns to 16 bytes only."""
+    """An array whose numbers are not set, at a multiple of 64 bytes; NumPy's are at one of 16."""
     dtype = np.dtype(dtype)
     num_bytes = math.prod(shape) * dtype.itemsize
     whole = np.empty(num_bytes + _LINE, np.uint8)

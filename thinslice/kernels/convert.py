@@ -1,15 +1,13 @@
 """Numbers of one float type in the place of numbers of another."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from thinslice.kernels import native_pack
 from thinslice.kernels.buffers import empty
+from thinslice.kernels.dtypes import Numbers
 
-Array = NDArray[np.generic]
 
-
-def convert(source: Array, target: Array) -> None:
+def convert(source: Numbers, target: Numbers) -> None:
     """Fill an array with the numbers of another of its shape, rounded to nearest even.
 
     Extra memory: ``source`` once more where it is not contiguous.
@@ -20,7 +18,7 @@ def convert(source: Array, target: Array) -> None:
         native_pack.convert(np.ascontiguousarray(source), target)
 
 
-def converted(source: Array, dtype: np.dtype) -> Array:
+def converted(source: Numbers, dtype: np.dtype) -> Numbers:
     """The numbers in a type: the array itself, where they are."""
     if source.dtype == dtype:
         return source

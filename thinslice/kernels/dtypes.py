@@ -12,8 +12,8 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bflo
 """The float types that models are computed in, by the name they have in settings and plans."""
 
 
-def to_float32(numbers: NDArray[np.generic]) -> NDArray[np.float32]:
-    """The same numbers in float32: themselves, where they are."""
-    if numbers.dtype == BF16:
-        return (numbers.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return numbers.astype(np.float32, copy=False)
+# An array of NumPy on the processor, a tensor of torch on a card: what they have in common.
+Array = Any
+# Numbers on the host, of any type; and float32.
+Numbers = NDArray[np.generic]
+Floats = NDArray[np.float32]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from thinslice.errors import ConfigError
 from thinslice.kernels.buffers import empty
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.dtypes import BF16, Floats
 from thinslice.kernels.packed import PackedWeight
 from thinslice.plan.packed_format import PackedFormat
 
@@ -23,7 +23,6 @@ except ImportError as error:
 else:
     _import_error = ""
 
-Floats = NDArray[np.float32]
 # Rows of a matrix: float32 or bfloat16 numbers, or packed.
 Matrix = NDArray[np.generic] | PackedWeight
 

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.kernels.buffers import empty
-from thinslice.kernels.native import Floats, check_array, check_heads, library
+from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.native import check_array, check_heads, library
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 
 

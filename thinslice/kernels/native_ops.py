@@ -4,14 +4,15 @@ Every sum has one order, so a row's bits do not depend on the rows beside it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.kernels import native, native_attention, native_stack
 from thinslice.kernels.buffers import empty
-from thinslice.kernels.dtypes import to_float32
-from thinslice.kernels.native import Floats, Matrix
+from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.native import Matrix
 from thinslice.kernels.ops import Ops
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 
@@ -65,7 +66,7 @@ def attend(
     return native_attention.attention(q_TNH, cache, sequences, scale=scale, window=window or 0)
 
 
-def _itself(numbers: NDArray[np.generic]) -> NDArray[np.generic]:
+def _itself(numbers: NDArray[Any]) -> NDArray[Any]:
     return numbers
 
 
@@ -79,7 +80,7 @@ def _side_by_side(parts: Sequence[Floats]) -> Floats:
 
 NATIVE = Ops(
     placed=_itself,
-    to_host=to_float32,
+    to_host=_itself,
     empty=_empty_like,
     side_by_side=_side_by_side,
     rms_norm=rms_norm,

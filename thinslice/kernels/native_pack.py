@@ -9,18 +9,14 @@ from numpy.typing import NDArray
 
 from thinslice.errors import CheckpointError
 from thinslice.kernels import native
+from thinslice.kernels.dtypes import BF16
 from thinslice.kernels.packed import PackedWeight
-from thinslice.plan.packed_format import GROUP, PackedFormat
+from thinslice.plan.ggml_types import BY_NAME
+from thinslice.plan.packed_format import GROUP, keeps_codes, packed_format_of
 
-_FLOAT_CODES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.float16): 3}
-# Of block types whose codes are kept: their code, what they go into, weights and bytes of a block.
-_REPACKED = {
-    "Q4_0": (0, PackedFormat.INT4, 32, 18),
-    "Q4_1": (1, PackedFormat.INT4M, 32, 20),
-    "Q8_0": (2, PackedFormat.INT8, 32, 34),
-    "Q4_K": (3, PackedFormat.INT4M, 256, 144),
-}
-REPACKED_TYPES = frozenset(_REPACKED)
+_FLOAT_CODES = {np.dtype(np.float32): 0, BF16: 1, np.dtype(np.float16): 3}
+# Of block types whose codes are kept; see packed_format.keeps_codes.
+_BLOCK_CODES = {"Q4_0": 0, "Q4_1": 1, "Q8_0": 2, "Q4_K": 3}
 
 
 def quantize(weight: NDArray[np.generic], target: PackedWeight) -> None:
@@ -63,11 +59,11 @@ def repack(blocks: NDArray[np.uint8], kind: str, target: PackedWeight) -> None:
     Errors: TypeError, ValueError for blocks or a target that do not fit; CheckpointError for a
     scale of Q4_K beyond the range of fp16.
     """
-    code, fmt, block_size, block_bytes = _REPACKED[kind]
-    row_bytes = target.in_features // block_size * block_bytes
-    if target.format is not fmt or target.in_features % block_size:
+    block_size = BY_NAME[kind].block_size
+    row_bytes = target.in_features // block_size * BY_NAME[kind].block_bytes
+    if not keeps_codes(kind, target.format) or target.in_features % block_size:
         raise ValueError(
-            f"{kind} goes into {fmt} with rows of whole blocks of {block_size}, "
+            f"{kind} goes into {packed_format_of(kind)} with rows of whole blocks of {block_size}, "
             f"not into {target.format} with rows of {target.in_features}"
         )
     if blocks.dtype != np.uint8:
@@ -79,7 +75,7 @@ def repack(blocks: NDArray[np.uint8], kind: str, target: PackedWeight) -> None:
         )
     groups = target.in_features // GROUP
     status = native.library().repack(
-        blocks.ctypes.data, code, target.out_features, groups, _address_of(target)
+        blocks.ctypes.data, _BLOCK_CODES[kind], target.out_features, groups, _address_of(target)
     )
     _check_status(status)
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.kernels.buffers import empty
+from thinslice.kernels.dtypes import Floats
 from thinslice.kernels.native import (
-    Floats,
     Matrix,
     check_array,
     library,

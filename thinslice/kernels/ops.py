@@ -9,17 +9,16 @@ KV heads, H head dim, R = H / 2.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thinslice.kernels.dtypes import Array
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 from thinslice.plan.model_shape import ModelShape
 
-# An array of NumPy on the processor, a tensor of torch on a card: what they have in common.
-Array = Any
 # Rows of a matrix: numbers, or packed.
 Rows = Array | PackedWeight
 # Cosine and sine of each token's position, [T, R] each.

@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.dtypes import BF16, Array
 from thinslice.plan.kernel_limits import MOST_SINGLE_ROWS
 
-Array = Any
 _CACHE_DTYPES = {np.dtype(np.float32): 0, BF16: 1, np.dtype(np.int8): 2}
 
 

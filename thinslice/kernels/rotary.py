@@ -9,9 +9,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from thinslice.kernels.dtypes import Floats
 from thinslice.plan.model_shape import ModelShape, RopeScaling
-
-Floats = NDArray[np.float32]
 
 
 class Rotary:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinslice.kernels.ops import Array
+from thinslice.kernels.dtypes import Array
 from thinslice.kernels.tensors import tensor_of
 from thinslice.memory import nvml
 from thinslice.memory.aligned_buffer import aligned_buffer

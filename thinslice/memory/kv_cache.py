@@ -8,8 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from thinslice.kernels import buffers
-from thinslice.kernels.dtypes import FLOAT_DTYPES
-from thinslice.kernels.ops import Array
+from thinslice.kernels.dtypes import FLOAT_DTYPES, Array
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape

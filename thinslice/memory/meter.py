@@ -53,8 +53,10 @@ def touched_library_bytes() -> int:
     """Pages of libraries' code that have come since the first plan, as far as plans count them."""
     if not _SMAPS.exists():
         return 0
+    is_first = _library_bytes_at_first.cache_info().currsize == 0
     at_first = _library_bytes_at_first()
-    return min(max(_library_bytes() - at_first, 0), LIBRARY_PAGES_BYTES)
+    # Reading the mappings takes as long as planning does.
+    return 0 if is_first else min(max(_library_bytes() - at_first, 0), LIBRARY_PAGES_BYTES)
 
 
 @cache

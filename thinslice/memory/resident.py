@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ConfigError, shown
 from thinslice.kernels.buffers import empty
-from thinslice.kernels.convert import convert
-from thinslice.kernels.dtypes import to_float32
+from thinslice.kernels.convert import convert, converted
+from thinslice.kernels.dtypes import Numbers
 from thinslice.kernels.ops import Linear
 from thinslice.model.weights import ReadStats
 from thinslice.plan.tensors import EMBEDDING, Room, Tensor, tensors_of
 
 Progress = Callable[[int, int], None]
-Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,20 @@ class ResidentWeights:
     layer_rows = None
     streams = False
 
-    def __init__(self, tensors: Mapping[str, Array]) -> None:
+    def __init__(self, tensors: Mapping[str, Numbers]) -> None:
         self.tensors = dict(tensors)
 
-    def vector(self, name: str) -> Array:
+    def vector(self, name: str) -> Numbers:
         """A norm or a bias."""
         return self.tensors[name]
 
-    def linear(self, name: str, bias: Array | None) -> Linear:
+    def linear(self, name: str, bias: Numbers | None) -> Linear:
         """A matrix and its bias."""
         return Linear.resident(self.tensors[name], bias)
 
-    def embed(self, token_ids_T: NDArray[np.int64]) -> NDArray[np.float32]:
+    def embed(self, token_ids_T: NDArray[np.int64]) -> Numbers:
         """Rows of the embedding table, [T, D]."""
-        return to_float32(self.tensors[EMBEDDING][token_ids_T])
+        return converted(self.tensors[EMBEDDING][token_ids_T], np.dtype(np.float32))
 
     def check(self, tensors: Mapping[str, object]) -> None:
         """Errors: ConfigError where not all of these could take the places of tensors here."""
@@ -66,7 +65,7 @@ class ResidentWeights:
             if tuple(shape) != own:
                 raise ConfigError(f"{name} is {list(own)}, and {list(shape)} is to replace it")
 
-    def write(self, tensors: Mapping[str, Array]) -> None:
+    def write(self, tensors: Mapping[str, Numbers]) -> None:
         """Copy numbers into the places of tensors here, rounded to their types."""
         for name, numbers in tensors.items():
             convert(numbers, self.tensors[name])
@@ -100,7 +99,7 @@ def load_resident(
     """
     wanted = _tensors(reader, has_predictions)
     total, placed = sum(tensor.numel for tensor in wanted), 0
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, Numbers] = {}
     for tensor in wanted:
         tensors[tensor.name] = _read(reader, tensor, dtypes)
         placed += tensor.numel
@@ -111,7 +110,7 @@ def load_resident(
 
 def load_vectors(
     reader: CheckpointReader, dtypes: LoadedDtypes, has_predictions: bool
-) -> dict[str, Array]:
+) -> dict[str, Numbers]:
     """The norms and biases by their names: all that is always resident.
 
     Errors: CheckpointError from the reader.
@@ -129,7 +128,7 @@ def _tensors(reader: CheckpointReader, has_predictions: bool) -> list[Tensor]:
     return [one for one in every if has_predictions or one.room is not Room.PREDICTION]
 
 
-def _read(reader: CheckpointReader, tensor: Tensor, dtypes: LoadedDtypes) -> Array:
+def _read(reader: CheckpointReader, tensor: Tensor, dtypes: LoadedDtypes) -> Numbers:
     data = empty(tensor.shape, dtypes.matrices if tensor.is_matrix else dtypes.vectors)
     reader.read(tensor.name, data)
     return data

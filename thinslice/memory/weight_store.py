@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.closing import Closing
-from thinslice.kernels.ops import Array, Linear, Rows
+from thinslice.kernels.dtypes import Array
+from thinslice.kernels.ops import Linear, Rows
 from thinslice.memory.embedding_rows import EmbeddingRows
 from thinslice.memory.resident import LoadedDtypes, load_vectors
 from thinslice.model.weights import ReadStats

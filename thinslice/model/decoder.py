@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.ops import Array, LayerWeights, Ops, RotaryTables
+from thinslice.kernels.dtypes import Array
+from thinslice.kernels.ops import LayerWeights, Ops, RotaryTables
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.kernels.rotary import Rotary
 from thinslice.model.batch import ForwardBatch

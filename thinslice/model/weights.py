@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
+from thinslice.kernels.dtypes import Array
 from thinslice.kernels.ops import (
-    Array,
     FeedForwardWeights,
     Fused,
     FusedPrediction,

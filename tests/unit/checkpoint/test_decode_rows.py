@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.arrays import to_float32
 from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader, decode_rows
-from thinslice.kernels.dtypes import to_float32
 from thinslice.plan.shape_from_config import shape_from_config
 
 

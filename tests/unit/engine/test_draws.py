@@ -1,5 +1,8 @@
 """A seed's numbers are those that torch draws of it, so that a text stays the same."""
 
+import sys
+from types import FrameType
+
 import pytest
 import torch
 from hypothesis import given
@@ -56,3 +59,41 @@ def test_draws_of_one_seed_do_not_disturb_each_other() -> None:
     first, second = Draws(7), Draws(7)
     expected = torch_drawn(7, 20)
     assert [(first.next(), second.next()) for _ in range(20)] == [(one, one) for one in expected]
+
+
+def test_an_interrupt_at_any_line_takes_no_number_away() -> None:
+    """Whoever is interrupted goes back to the state before, as a step does."""
+    expected = torch_drawn(7, 80)
+    num_lines = interrupted_at(10**9, expected)
+    assert num_lines > 200
+    for line in range(1, num_lines + 1):
+        interrupted_at(line, expected)
+
+
+def interrupted_at(line: int, expected: list[float]) -> int:
+    """Draw, interrupted once at that line of draws.py; returns how many lines ran."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        nonlocal count
+        if not frame.f_code.co_filename.endswith("engine/draws.py"):
+            return None
+        if event == "line":
+            count += 1
+            if count == line:
+                raise KeyboardInterrupt
+        return trace
+
+    draws, found = Draws(7), list[float]()
+    before = sys.gettrace()
+    while len(found) < len(expected):
+        state = draws.state()
+        sys.settrace(trace)
+        try:
+            found.append(draws.next())
+        except KeyboardInterrupt:
+            draws.restore(state)
+        finally:
+            sys.settrace(before)
+    assert found == expected
+    return count
