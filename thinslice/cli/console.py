@@ -10,25 +10,17 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOBase
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.file_proxy import FileProxy
-from rich.measure import Measurement
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 from rich.text import Text
 
 from thinslice.errors import StoreError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 # Wider than any line we print: a pipe gets whole lines, a terminal is asked for its width.
 _PIPE_WIDTH = 4096
@@ -214,8 +206,10 @@ def _in_lines(text: str, console: Console) -> str:
     return wrap.push(text) + wrap.finish()
 
 
-def plain_table(*headings: str) -> Table:
+def plain_table(*headings: str) -> "Table":
     """A table without lines, of two columns where none have a heading. See ``print_table``."""
+    from rich.table import Table
+
     columns = headings or ("", "")
     table = Table(*columns, box=None, show_header=bool(headings), pad_edge=False)
     for column in table.columns:
@@ -223,12 +217,14 @@ def plain_table(*headings: str) -> Table:
     return table
 
 
-def print_table(table: Table) -> None:
+def print_table(table: "Table") -> None:
     """Print a table to standard output; nothing of it is left out where a terminal is narrow.
 
     There each row of more than two columns comes as lines of its own, a heading before each cell;
     in two columns the cells are broken into lines.
     """
+    from rich.measure import Measurement
+
     is_narrow = (
         Measurement.get(out, out.options.update(width=_PIPE_WIDTH), table).maximum > out.width
     )
@@ -247,12 +243,14 @@ def print_table(table: Table) -> None:
 class ProgressBars:
     """A bar with the time left for each thing under way; nothing where nobody looks."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: "Progress | None") -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, description: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` bytes, or whatever is counted, are through."""
+        if self._progress is None:
+            return
         if description not in self._tasks:
             self._tasks[description] = self._progress.add_task(description, total=total or None)
         self._progress.update(self._tasks[description], completed=done, total=total or None)
@@ -265,15 +263,19 @@ def progress_bars(counted: str = "bytes") -> Iterator[ProgressBars]:
     Args:
         counted: what progress is told in: bytes, shown as such, or a word for other things.
     """
-    counts: tuple[ProgressColumn, ...] = (DownloadColumn(binary_units=True),)
+    if notes.quiet or not err.is_terminal:
+        yield ProgressBars(None)
+        return
+    from rich import progress
+
+    counts: tuple[progress.ProgressColumn, ...] = (progress.DownloadColumn(binary_units=True),)
     if counted != "bytes":
-        counts = (MofNCompleteColumn(), TextColumn(counted, markup=False))
+        counts = (progress.MofNCompleteColumn(), progress.TextColumn(counted, markup=False))
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
         *counts,
-        TimeRemainingColumn(),
+        progress.TimeRemainingColumn(),
     )
-    is_silent = notes.quiet or not err.is_terminal
-    with Progress(*columns, console=err, transient=True, disable=is_silent) as progress:
-        yield ProgressBars(progress)
+    with progress.Progress(*columns, console=err, transient=True) as bars:
+        yield ProgressBars(bars)
