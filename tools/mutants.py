@@ -3,8 +3,9 @@
     python tools/mutants.py [scheduler block_manager ...] [--sample 20 --seed 7] [--json]
 
 Each mutant runs in a process forked from one that has NumPy and pytest imported already; nothing
-is written to the tree. What survives and is not listed in mutants_known.json, with the reason why no test can
-tell it from the code, ends the run with 1. So does an entry there that is not true any more.
+is written to the tree. What survives and is not listed in mutants_known.json, with the reason why
+no test can tell it from the code, ends the run with 1. So does an entry there that is not true any
+more.
 """
 
 import argparse
@@ -298,6 +299,7 @@ def main() -> int:
     seed = options.seed if options.seed is not None else int(time.time())
     import numpy  # noqa: F401, PLC0415 - once, for all children
     import pytest  # noqa: F401, PLC0415
+
     known = {Mutant(**one["mutant"]): one["reason"] for one in json.loads(KNOWN.read_text())}
     pairs = [(t, i) for t in options.targets for i in range(len(mutants_of(t)))]
     if options.sample:
