@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOBase
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 4096
 # Help is read, also by way of a pipe.
 _PAGE_WIDTH = 100
+# Seconds after which a bar is worth a look.
+_PATIENCE_S = 0.5
 
 
 def _open_closed_streams() -> None:
@@ -241,19 +244,50 @@ def print_table(table: "Table") -> None:
 
 
 class ProgressBars:
-    """A bar with the time left for each thing under way; nothing where nobody looks."""
+    """A bar with the time left for each thing under way; none where nobody looks, nor for what is
+    done in half a second.
 
-    def __init__(self, progress: "Progress | None") -> None:
-        self._progress = progress
+    Args:
+        counted: what progress is told in: bytes, shown as such, or a word for other things.
+    """
+
+    def __init__(self, counted: str) -> None:
+        self._counted = counted
+        self._is_silent = notes.quiet or not err.is_terminal
+        self._started_at = time.perf_counter()
+        self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, description: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` bytes, or whatever is counted, are through."""
-        if self._progress is None:
+        if self._is_silent or time.perf_counter() - self._started_at < _PATIENCE_S:
             return
+        if self._bars is None:
+            self._bars = self._made()
+            self._bars.start()
         if description not in self._tasks:
-            self._tasks[description] = self._progress.add_task(description, total=total or None)
-        self._progress.update(self._tasks[description], completed=done, total=total or None)
+            self._tasks[description] = self._bars.add_task(description, total=total or None)
+        self._bars.update(self._tasks[description], completed=done, total=total or None)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._bars is not None:
+            self._bars.stop()
+
+    def _made(self) -> "Progress":
+        from rich import progress
+
+        counts: tuple[progress.ProgressColumn, ...] = (progress.DownloadColumn(binary_units=True),)
+        if self._counted != "bytes":
+            words = progress.TextColumn(self._counted, markup=False)
+            counts = (progress.MofNCompleteColumn(), words)
+        columns = (
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            *counts,
+            progress.TimeRemainingColumn(),
+        )
+        return progress.Progress(*columns, console=err, transient=True)
 
 
 @contextmanager
@@ -261,21 +295,10 @@ def progress_bars(counted: str = "bytes") -> Iterator[ProgressBars]:
     """Bars on standard error for as long as the context lasts; they vanish at its end.
 
     Args:
-        counted: what progress is told in: bytes, shown as such, or a word for other things.
+        counted: see ProgressBars.
     """
-    if notes.quiet or not err.is_terminal:
-        yield ProgressBars(None)
-        return
-    from rich import progress
-
-    counts: tuple[progress.ProgressColumn, ...] = (progress.DownloadColumn(binary_units=True),)
-    if counted != "bytes":
-        counts = (progress.MofNCompleteColumn(), progress.TextColumn(counted, markup=False))
-    columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        *counts,
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=err, transient=True) as bars:
-        yield ProgressBars(bars)
+    bars = ProgressBars(counted)
+    try:
+        yield bars
+    finally:
+        bars.close()
