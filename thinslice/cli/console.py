@@ -265,9 +265,11 @@ class ProgressBars:
         if self._bars is None:
             self._bars = self._made()
             self._bars.start()
-        if description not in self._tasks:
+        is_new = description not in self._tasks
+        if is_new:
             self._tasks[description] = self._bars.add_task(description, total=total or None)
-        self._bars.update(self._tasks[description], completed=done, total=total or None)
+        task = self._tasks[description]
+        self._bars.update(task, completed=done, total=total or None, refresh=is_new)
 
     def close(self) -> None:
         """Take the bars away."""

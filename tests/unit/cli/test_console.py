@@ -77,6 +77,7 @@ def test_a_bar_is_shown_for_what_takes_long_and_for_nothing_else(
     monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
     monkeypatch.setattr(console, "_PATIENCE_S", patience_s)
+    monkeypatch.setattr(console.err, "is_interactive", True)  # decided before there is a terminal
 
     def work() -> None:
         with progress_bars() as progress:
