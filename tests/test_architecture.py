@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import from itself, from rooms further down in this list, and from nothing else here.
 LAYERS = (
     ("cli",),
+    ("serve",),
     ("engine",),
     ("pack",),
     ("text", "memory", "store"),
