@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from tests.tiny_llm import beside, write_model
+from tests.tiny_llm import TEMPLATE, beside, write_model
 from thinslice import LLM
 from thinslice.engine.async_engine import AsyncEngine
 from thinslice.serve.app import make_app
@@ -55,11 +55,14 @@ class Running:
 
 @contextmanager
 def running(
-    folder: Path, settings: ServerSettings | None = None, keys: Keys | None = None
+    folder: Path,
+    settings: ServerSettings | None = None,
+    keys: Keys | None = None,
+    template: str = TEMPLATE,
 ) -> Iterator[Running]:
     """A server of a model that runs four sequences of 512 tokens at once."""
     settings = settings or ServerSettings(drain_s=0.0)
-    path = write_model(folder / "tiny.gguf")
+    path = write_model(folder / "tiny.gguf", template)
     with LLM(str(path), memory=beside(64 * MIB), max_num_seqs=4, draft="off") as llm:
         served = Served(AsyncEngine(llm, settings.max_waiting), NAME)
         app = make_app(served, settings, keys or Keys())

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.contained import Contained
-from thinslice.engine.llm import LLM, checked_params, checked_scheduling
+from thinslice.engine.llm import LLM, Prompt, checked_params, checked_scheduling
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.request import Completion, Delta, Request
 from thinslice.engine.results import Held
@@ -217,8 +217,7 @@ class AsyncEngine:
         params, scheduling = checked_params(params), checked_scheduling(scheduling)
         self._check_process()
         self._check_room(params.n)
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self._preparing, self.llm.prepare, prompt)
+        prepared = await self.prepare(prompt)
         self._engine.check_request(prepared.token_ids, params)
         feed = _Feed(params.n, Held(self._engine.results))
         with self._changed:
@@ -230,6 +229,11 @@ class AsyncEngine:
         stream = AsyncStream(self, feed)
         weakref.finalize(stream, feed.held.release).atexit = False
         return stream
+
+    async def prepare(self, prompt: str | Sequence[Message] | Conversation) -> Prompt:
+        """The tokens of a prompt, made off the event loop. Errors: RequestError."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._preparing, self.llm.prepare, prompt)
 
     async def aclose(self, drain_s: float = 0.0) -> None:
         """Take no more requests, let those there are go on for so long, and end the rest.

@@ -67,6 +67,7 @@ class Completion:
         num_cached: prompt tokens that were found in the prefix cache.
         num_drafted, num_accepted: tokens that were guessed and run, and those that were right.
         num_reasoning: tokens of the reasoning, its tags among them.
+        stop_string: that ended it; None where something else did.
         logprobs: of each token, where they were asked for.
         error: what went wrong where the reason is ``error``.
     """
@@ -84,6 +85,7 @@ class Completion:
     num_drafted: int = 0
     num_accepted: int = 0
     num_reasoning: int = 0
+    stop_string: str | None = None
     logprobs: Logprobs = field(default_factory=Logprobs)
     error: Exception | None = None
 
@@ -163,6 +165,7 @@ class Request:
             num_drafted=sequence.num_drafted,
             num_accepted=sequence.num_accepted,
             num_reasoning=self._num_reasoning,
+            stop_string=self._stops.matched,
             logprobs=sequence.logprobs[: self._num_seen],
             error=sequence.error,
         )

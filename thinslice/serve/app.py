@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from thinslice import __version__
 from thinslice.errors import ThinsliceError
-from thinslice.serve import chat, completions, models
+from thinslice.serve import chat, completions, messages, models, ollama
 from thinslice.serve.errors import BUG, ApiError, told
 from thinslice.serve.events import ClientGoneError
 from thinslice.serve.guard import Guard
@@ -51,7 +51,7 @@ def make_app(served: Served, settings: ServerSettings, keys: Keys) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=[*origins], allow_methods=["*"], allow_headers=["*"]
         )
-    for one in (chat, completions, models):
+    for one in (chat, completions, messages, models, ollama):
         app.include_router(one.router)
     app.add_exception_handler(RequestValidationError, _misfit)
     app.add_exception_handler(HTTPException, _refused)
@@ -62,36 +62,38 @@ def make_app(served: Served, settings: ServerSettings, keys: Keys) -> FastAPI:
     return app
 
 
-def _response(error: ApiError) -> Response:
-    return JSONResponse(error.body, error.status, error.headers)
+def _response(request: Request, error: ApiError) -> Response:
+    return JSONResponse(error.body(request.scope["path"]), error.status, error.headers)
 
 
-async def _misfit(_request: Request, error: Exception) -> Response:
+async def _misfit(request: Request, error: Exception) -> Response:
     """A body that is no JSON, or whose fields are no good: the first of what is wrong."""
     assert isinstance(error, RequestValidationError), "registered for these"
     first = error.errors()[0]
     place = [str(one) for one in first["loc"] if one != "body"]
     if first["type"] == "json_invalid":
-        return _response(ApiError(400, f"the body is no JSON: {first['ctx']['error']}"))
+        return _response(request, ApiError(400, f"the body is no JSON: {first['ctx']['error']}"))
     name = ".".join(place) or None
     told = f"{name or 'the body'}: {first['msg'].lower()}"
-    return _response(ApiError(400, told, name))
+    return _response(request, ApiError(400, told, name))
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for these"
     told = {404: "there is no such path", 405: "this path has no such method"}
-    return _response(ApiError(error.status_code, told.get(error.status_code, str(error.detail))))
+    return _response(
+        request, ApiError(error.status_code, told.get(error.status_code, str(error.detail)))
+    )
 
 
 async def _gone(_request: Request, _error: Exception) -> Response:
     return Response(status_code=_GONE)
 
 
-async def _failed(_request: Request, error: Exception) -> Response:
-    return _response(told(error))
+async def _failed(request: Request, error: Exception) -> Response:
+    return _response(request, told(error))
 
 
-async def _bug(_request: Request, _error: Exception) -> Response:
+async def _bug(request: Request, _error: Exception) -> Response:
     """The error is raised on, into the log."""
-    return _response(BUG)
+    return _response(request, BUG)

@@ -1,4 +1,4 @@
-"""The bodies of requests, under OpenAI's names.
+"""The bodies of requests, under the names of OpenAI, of Anthropic and of Ollama.
 
 A field that would change the answer and is not honoured here is refused; those that change nothing
 are accepted without effect. What no API has is named in the log, once, and passed over.
@@ -18,6 +18,9 @@ REFUSED = frozenset(
         *("guided_regex", "modalities", "moderation", "reasoning_effort", "response_format"),
         *("suffix", "tool_choice", "tools", "web_search_options", "chat_template"),
         *("chat_template_kwargs", "max_thinking_tokens", "min_tokens", "stop_token_ids"),
+        *("thinking", "output_config", "container", "mcp_servers"),  # Anthropic's
+        *("think", "format", "template", "images", "context"),  # Ollama's
+        *("mirostat", "typical_p", "tfs_z"),  # of its options
     )
 )
 # More than the API's own bound of four; what the engine allows.
@@ -82,3 +85,67 @@ class CompletionBody(_Body):
 
     prompt: str
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+
+class MessagesBody(BaseModel):
+    """The body of Anthropic's ``/v1/messages``, and of ``count_tokens`` without ``max_tokens``."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    system: str | list[dict[str, Any]] | None = None
+    stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+
+    # Accepted without effect.
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    cache_control: dict[str, Any] | None = None
+    inference_geo: str | None = None
+
+
+class OllamaOptions(BaseModel):
+    """The ``options`` of Ollama's requests. Those of how it loads a model have no effect here."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    num_ctx: Annotated[int, Field(ge=1)] | None = None
+    num_predict: int | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
+    seed: Seed | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+
+
+class _OllamaBody(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    stream: bool = True
+    options: OllamaOptions | None = None
+    # Accepted without effect: the model stays.
+    keep_alive: str | int | float | None = None
+
+
+class OllamaChatBody(_OllamaBody):
+    """The body of ``/api/chat``."""
+
+    messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] = []
+
+
+class OllamaGenerateBody(_OllamaBody):
+    """The body of ``/api/generate``."""
+
+    prompt: str = ""
+    system: str | None = None
+    raw: bool = False

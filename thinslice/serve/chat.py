@@ -11,7 +11,7 @@ from thinslice.engine.request import Completion, Delta, TextChunk
 from thinslice.serve.answers import Head, deltas, whole
 from thinslice.serve.bodies import ChatBody
 from thinslice.serve.errors import ApiError
-from thinslice.serve.events import Events, EventStream, until_gone
+from thinslice.serve.events import Events, openai_events, until_gone
 from thinslice.serve.logprobs import chat_logprobs
 from thinslice.serve.params import sampling_params
 from thinslice.serve.served import Served, TheServed, scheduling_of
@@ -31,7 +31,7 @@ async def chat_completions(body: ChatBody, request: Request, served: TheServed) 
     asked = Conversation(body.messages)
     stream = await served.engine.submit(asked, params, scheduling_of(request))
     if body.stream:
-        return EventStream(_Chunks(served, stream, body).events())
+        return openai_events(_Chunks(served, stream, body).events())
     completions = await until_gone(request, whole(stream))
     return JSONResponse(_answer(served, completions, has_logprobs=bool(body.logprobs)))
 

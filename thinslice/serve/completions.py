@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse, Response
 from thinslice.engine.async_engine import AsyncStream
 from thinslice.serve.answers import Head, deltas, whole
 from thinslice.serve.bodies import CompletionBody
-from thinslice.serve.events import Events, EventStream, until_gone
+from thinslice.serve.events import Events, openai_events, until_gone
 from thinslice.serve.logprobs import completion_logprobs
 from thinslice.serve.params import sampling_params
 from thinslice.serve.served import Served, TheServed, scheduling_of
@@ -23,7 +23,7 @@ async def completions(body: CompletionBody, request: Request, served: TheServed)
     params = sampling_params(body, body.logprobs)
     stream = await served.engine.submit(body.prompt, params, scheduling_of(request))
     if body.stream:
-        return EventStream(_events(served, stream, body))
+        return openai_events(_events(served, stream, body))
     found = await until_gone(request, whole(stream))
     head = Head(served.name, "text_completion", "cmpl")
     tokenizer = served.engine.llm.tokenizer

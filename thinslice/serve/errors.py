@@ -9,6 +9,7 @@ from thinslice.errors import BusyError, CheckpointError, ContextError, RequestEr
 # Seconds after which a client that met a full queue may try again.
 RETRY_AFTER_S = 1
 log = logging.getLogger("thinslice.serve")
+_ANTHROPIC_KINDS = {404: "not_found_error", 413: "request_too_large", 500: "api_error"}
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -32,9 +33,13 @@ class ApiError(Exception):
         otherwise = "invalid_request_error" if self.status < 500 else "server_error"
         return _KINDS.get(self.status, otherwise)
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """The JSON object that a client gets."""
+    def body(self, path: str) -> dict[str, Any]:
+        """The JSON object that the clients of a path read."""
+        if path.startswith("/v1/messages"):
+            kind = _ANTHROPIC_KINDS.get(self.status, self.kind)
+            return {"type": "error", "error": {"type": kind, "message": self.message}}
+        if path.startswith("/api/"):
+            return {"error": self.message}
         told = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return {"error": told}
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -55,40 +55,75 @@ class EventStream(StreamingResponse):
     reads slowly it waits with it. An error becomes the last event, as the status is sent by then.
 
     Args:
-        last: an event of its own text behind all others.
+        frame: an event as it is sent.
+        last: what is sent behind all events.
+        pause: what is sent where no event comes for long.
     """
 
-    def __init__(self, events: Events, last: str | None = "[DONE]") -> None:
-        super().__init__((), headers=_HEADERS, media_type="text/event-stream")
+    def __init__(
+        self,
+        events: Events,
+        frame: Callable[[dict[str, Any]], str],
+        last: str,
+        pause: str,
+        media_type: str = "text/event-stream",
+    ) -> None:
+        super().__init__((), headers=_HEADERS, media_type=media_type)
         self._events = events
+        self._frame = frame
         self._last = last
+        self._pause = pause
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         with suppress(ClientGoneError):
-            await until_gone(Request(scope, receive), self._send_all(send))
+            await until_gone(Request(scope, receive), self._send_all(scope["path"], send))
 
-    async def _send_all(self, send: Send) -> None:
-        last = "" if self._last is None else _framed(self._last)
+    async def _send_all(self, path: str, send: Send) -> None:
+        last = self._last
         with Contained() as trouble:
             async with aclosing(_with_pauses(self._events)) as events:
                 async for event in events:
-                    text = ": waiting\n\n" if event is None else _framed(json.dumps(event))
-                    await _send(send, text, True)
+                    await _send(send, self._pause if event is None else self._frame(event), True)
         if trouble.error is not None:  # the status is sent: it can only be told
-            last = _framed(json.dumps(told(trouble.error).body))
+            last = self._frame(told(trouble.error).body(path))
         await _send(send, last, False)
+
+
+def openai_events(events: Events) -> EventStream:
+    """As OpenAI's API sends them."""
+    return EventStream(events, _data, "data: [DONE]\n\n", ": waiting\n\n")
+
+
+def anthropic_events(events: Events) -> EventStream:
+    """As Anthropic's API sends them: each has its type as its name."""
+    ping = _named({"type": "ping"})
+    return EventStream(events, _named, "", ping)
+
+
+def json_lines(events: Events) -> EventStream:
+    """As Ollama sends them, which has nothing for a pause."""
+    return EventStream(events, _line, "", "", "application/x-ndjson")
+
+
+def _data(event: dict[str, Any]) -> str:
+    return f"data: {json.dumps(event)}\n\n"
+
+
+def _named(event: dict[str, Any]) -> str:
+    return f"event: {event['type']}\n{_data(event)}"
+
+
+def _line(event: dict[str, Any]) -> str:
+    return f"{json.dumps(event)}\n"
 
 
 async def _send(send: Send, text: str, is_more: bool) -> None:
     body = text.encode()
-    await send({"type": "http.response.body", "body": body, "more_body": is_more})
-
-
-def _framed(data: str) -> str:
-    return f"data: {data}\n\n"
+    if body or not is_more:
+        await send({"type": "http.response.body", "body": body, "more_body": is_more})
 
 
 async def _with_pauses(events: Events) -> AsyncGenerator[dict[str, Any] | None]:

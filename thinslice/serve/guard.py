@@ -40,7 +40,7 @@ class Guard:
             try:
                 scope.setdefault("state", {})["key"] = self._checked(scope)
             except ApiError as error:
-                response = JSONResponse(error.body, error.status, error.headers)
+                response = JSONResponse(error.body(scope["path"]), error.status, error.headers)
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -27,14 +27,22 @@ def sampling_params(body: ChatBody | CompletionBody, logprobs: int | None) -> Sa
         given["max_tokens"] = body.max_completion_tokens
     if body.top_k is not None:
         given["top_k"] = max(body.top_k, 0)  # -1 keeps all tokens, as in vLLM
-    if body.seed is not None:
-        given["seed"] = body.seed % (1 << 63)
+    given["seed"] = body.seed
     if body.stop is not None:
         given["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     if body.logit_bias is not None:
         given["logit_bias"] = _bias(body.logit_bias)
-    given["logprobs"] = logprobs
+    return given_params(**given, logprobs=logprobs)
+
+
+def given_params(**given: Any) -> SamplingParams:
+    """The parameters of fields that may be None, which then are the model's advice or a default.
+
+    Errors: ApiError 400.
+    """
     known = {name: value for name, value in given.items() if value is not None}
+    if "seed" in known:
+        known["seed"] %= 1 << 63  # seeds are signed in the interfaces that are served
     try:
         return SamplingParams(**known)
     except RequestError as error:

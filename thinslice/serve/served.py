@@ -15,6 +15,8 @@ from thinslice.serve.errors import ApiError, log
 from thinslice.serve.keys import Key
 
 _MAX_NAMED = 1000
+# Clients send these for what they do not ask for.
+_NOTHING: tuple[object, ...] = (None, [], {}, "")
 FINGERPRINT = f"thinslice-{__version__}"
 
 
@@ -46,7 +48,7 @@ class Served:
         Errors: ApiError 400 for one that would change the answer.
         """
         for name, value in (fields or {}).items():
-            if name in REFUSED and value is not None:
+            if name in REFUSED and value not in _NOTHING:
                 raise ApiError(400, f"{name} is not supported here", name, "unsupported_parameter")
             if name not in REFUSED | self.unknown_fields and len(self.unknown_fields) < _MAX_NAMED:
                 self.unknown_fields.add(name)
