@@ -131,6 +131,7 @@ def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None
     assert planned.returncode == 0, planned.stderr
     for part in (
         "runtime",
+        "tokenizer",
         "weight ring",
         "headroom",
         "slices streamed",
@@ -140,9 +141,10 @@ def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None
         assert part in planned.stdout
     record = json.loads(thinslice("plan", "smollm2", *fit, "--json", is_alone=True).stdout)
     assert sum(record["parts"].values()) == record["peak_bytes"] <= 200 * MIB
+    assert 10 * MIB <= record["parts"]["tokenizer"] <= 35 * MIB
     assert record["prediction"]["bound"] in ("disk", "memory", "attention", "overhead")
     assert record["streaming"]["num_pinned"] < record["streaming"]["num_slices"]
-    refused = thinslice("plan", "smollm2", "--memory", "100MiB", is_alone=True)
+    refused = thinslice("plan", "smollm2", "--memory", "60MiB", is_alone=True)
     assert refused.returncode == 3
     assert refused.stdout == ""
 
