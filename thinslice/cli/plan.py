@@ -69,7 +69,7 @@ def plan(
     # A device is opened first: what its libraries hold here is then counted.
     device = open_device(asked)
     settings, budget = _settled(asked, device)
-    found, machine = _look_up(model, device)
+    found, machine = _look_up(model, asked.dtype, device)
     with explaining(settings, budget):
         fitted = fit_model(found, settings, machine.runtime_bytes, device)
     to_run, chosen = fitted.model, fitted.plan
@@ -136,10 +136,11 @@ class _Machine:
         return predict_speed(found, chosen, self.profile, self.device_profile)
 
 
-def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
+def _look_up(name: str, dtype: str, device: "Device | None") -> "tuple[Model, _Machine]":
     """The model, and the speeds of this machine with the disk it lies on, measured once; those of a
     device are measured each time. A note tells of what cannot be measured.
     """
+    from thinslice.engine.float16 import float16_notes
     from thinslice.engine.opened import open_files
     from thinslice.engine.planning import Model
     from thinslice.memory.measure_device import measure_device
@@ -157,7 +158,8 @@ def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
             # Held while planning: what the process has before a model is loaded is measured.
             opened = open_files(here)
             checkpoint = opened.checkpoint
-            note_all((*checkpoint.notes, *opened.tokenizer.notes))
+            notes = (*checkpoint.notes, *float16_notes(checkpoint, dtype))
+            note_all((*notes, *opened.tokenizer.notes))
             held = current_rss_bytes()
             found = Model.of(checkpoint, opened.took)
             profile = _speeds(store, checkpoint.files[0])

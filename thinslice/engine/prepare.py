@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import EngineSettings
+from thinslice.engine.float16 import float16_notes
 from thinslice.engine.load import Progress
 from thinslice.engine.opened import Opened, open_files
 from thinslice.engine.planning import (
@@ -98,13 +99,16 @@ def prepare(name: str, asked: EngineSettings, progress: Progress | None = None) 
 
 
 def open_model(name: str, settings: EngineSettings, progress: Progress | None = None) -> Opened:
-    """Open a model's files, fetching them first where they are not here.
+    """Open a model's files, fetching them first where they are not here; with a note of what their
+    float16 numbers become.
 
     Errors: ConfigError, StoreError, CheckpointError.
     """
     path = Store().ensure(name, progress, offline=settings.offline)
     # What is read later is found wherever the program has gone by then.
-    return open_files(path.absolute())
+    opened = open_files(path.absolute())
+    notes = (*opened.checkpoint.notes, *float16_notes(opened.checkpoint, settings.dtype))
+    return replace(opened, checkpoint=replace(opened.checkpoint, notes=notes))
 
 
 def _reserved(
