@@ -133,6 +133,6 @@ def test_a_process_that_drafts_lives_within_its_budget_as_planned(
 
 def floor_of(model: str, *fit: str) -> str:
     """The budget that a refusal names as the least that fits."""
-    refused = run_inside(None, "run", model, "--memory", "100MiB", *fit, stdin="hi")
+    refused = run_inside(None, "run", model, "--memory", "60MiB", *fit, stdin="hi")
     assert refused.returncode == 3
     return refused.stderr.split("--memory ")[-1].strip()

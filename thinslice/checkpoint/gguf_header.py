@@ -9,7 +9,7 @@ import array
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,11 +69,20 @@ class GgufMetadata(Mapping[str, Any]):
     """The key-value pairs of a GGUF. Text that is not UTF-8 is an error where it is asked for.
 
     A comment in another encoding is thus no reason to refuse the model.
+
+    Attributes:
+        is_whole: no key of the file was left out.
     """
 
-    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, values: Mapping[str, Any], *, is_whole: bool = True) -> None:
         self._path = path
         self._values = values
+        self.is_whole = is_whole
+
+    def without(self, keys: Container[str]) -> "GgufMetadata":
+        """The pairs without those of some keys."""
+        kept = {key: value for key, value in self._values.items() if key not in keys}
+        return GgufMetadata(self._path, kept, is_whole=False)
 
     def __getitem__(self, key: str) -> Any:
         """The value. Errors: CheckpointError if it is text of another encoding."""

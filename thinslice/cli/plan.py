@@ -69,7 +69,7 @@ def plan(
     # A device is opened first: what its libraries hold here is then counted.
     device = open_device(asked)
     settings, budget = _settled(asked, device)
-    found, machine = _look_up(model, device)
+    found, machine = _look_up(model, asked.dtype, device)
     with explaining(settings, budget):
         fitted = fit_model(found, settings, machine.runtime_bytes, device)
     to_run, chosen = fitted.model, fitted.plan
@@ -136,16 +136,16 @@ class _Machine:
         return predict_speed(found, chosen, self.profile, self.device_profile)
 
 
-def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
+def _look_up(name: str, dtype: str, device: "Device | None") -> "tuple[Model, _Machine]":
     """The model, and the speeds of this machine with the disk it lies on, measured once; those of a
     device are measured each time. A note tells of what cannot be measured.
     """
-    from thinslice.checkpoint.open import open_checkpoint
+    from thinslice.engine.float16 import float16_notes
+    from thinslice.engine.opened import open_files
     from thinslice.engine.planning import Model
     from thinslice.memory.measure_device import measure_device
     from thinslice.memory.meter import current_rss_bytes
     from thinslice.store.store import Store
-    from thinslice.text.tokenizer import load_tokenizer
 
     store = Store()
     with progress_bars() as progress:
@@ -155,13 +155,14 @@ def _look_up(name: str, device: "Device | None") -> "tuple[Model, _Machine]":
             held = current_rss_bytes()
             found, profile = Model.of_shape(here), _speeds(store, None)
         else:
-            checkpoint = open_checkpoint(here)
-            note_all(checkpoint.notes)
             # Held while planning: what the process has before a model is loaded is measured.
-            tokenizer = load_tokenizer(checkpoint)
-            note_all(tokenizer.notes)
+            opened = open_files(here)
+            checkpoint = opened.checkpoint
+            notes = (*checkpoint.notes, *float16_notes(checkpoint, dtype))
+            note_all((*notes, *opened.tokenizer.notes))
             held = current_rss_bytes()
-            found, profile = Model.of(checkpoint), _speeds(store, checkpoint.files[0])
+            found = Model.of(checkpoint, opened.took)
+            profile = _speeds(store, checkpoint.files[0])
     of_device = None if device is None else measure_device(device)
     return found, _Machine(profile, held, device, of_device)
 

@@ -7,12 +7,12 @@ from functools import partial
 
 import numpy as np
 
-from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import Dtype, EngineSettings, KvDtype, SamplingParams
 from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_bytes
 from thinslice.engine.draws import Draws
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import Progress, load_engine
+from thinslice.engine.opened import Opened
 from thinslice.engine.planning import Model, fit_model, plan_model
 from thinslice.engine.prepare import open_model, packed_copy, with_budget
 from thinslice.engine.scheduler import ScheduledTokens
@@ -211,35 +211,35 @@ def load_pair(
     held = current_rss_bytes()
     halves = [replace(one, memory=held + max(total - held, 0) // 2) for one in each]
     opened = [_opened(*one, progress) for one in zip(names, halves, strict=True)]
-    checkpoints, tokenizers = zip(*opened, strict=True)
-    check_same_vocabulary(*tokenizers)
-    text_ids = tokenizers[0].encode(text, add_special_tokens=False)
-    prefix_ids = tokenizers[0].special.prompt_prefix_ids
+    tokenizer = opened[0].tokenizer
+    check_same_vocabulary(tokenizer, opened[1].tokenizer)
+    text_ids = tokenizer.encode(text, add_special_tokens=False)
+    prefix_ids = tokenizer.special.prompt_prefix_ids
     windows = cut_windows(text_ids, prefix_ids, settings.context, settings.num_tokens)
-    plans = plan_pair([Model.of(checkpoint) for checkpoint in checkpoints], each, total)
+    models = [Model.of(one.checkpoint, one.took) for one in opened]
+    plans = plan_pair(models, each, total)
     engines = []
-    for checkpoint, chosen, name in zip(checkpoints, plans, "AB", strict=True):
+    for one, chosen, name in zip(opened, plans, "AB", strict=True):
         report = progress and partial(_named, progress, name)
-        engines.append(load_engine(checkpoint, chosen, frozenset(), report))
+        engines.append(load_engine(one.checkpoint, chosen, frozenset(), report))
     notes = [
         f"{name}: {note}"
-        for name, (checkpoint, tokenizer) in zip("AB", opened, strict=True)
-        for note in (*checkpoint.notes, *tokenizer.notes)
+        for name, one in zip("AB", opened, strict=True)
+        for note in (*one.checkpoint.notes, *one.tokenizer.notes)
     ]
     return ModelPair(engines[0], engines[1], total, tuple(notes)), windows
 
 
-def _opened(
-    name: str, settings: EngineSettings, progress: Progress | None
-) -> tuple[Checkpoint, Tokenizer]:
+def _opened(name: str, settings: EngineSettings, progress: Progress | None) -> Opened:
     """A model's files; those of its packed copy where it needs one."""
-    checkpoint, tokenizer = open_model(name, settings, progress)
-    model = Model.of(checkpoint)
+    opened = open_model(name, settings, progress)
+    model = Model.of(opened.checkpoint, opened.took)
     if model.packed_copy is not None or model.needs_packing(settings.dtype):
         found = fit_model(model, settings)
         if found.is_to_be_packed:
-            checkpoint = packed_copy(checkpoint, found, settings, progress)
-    return checkpoint, tokenizer
+            packed = packed_copy(opened.checkpoint, found, settings, progress)
+            return replace(opened, checkpoint=packed)
+    return opened
 
 
 def check_same_vocabulary(a: Tokenizer, b: Tokenizer) -> None:

@@ -6,6 +6,7 @@ from importlib import import_module
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import EngineSettings
+from thinslice.engine.opened import NOT_OPENED, Opening
 from thinslice.errors import BudgetError, CheckpointError, ConfigError, StoreError
 from thinslice.kernels import native
 from thinslice.memory.device import Device, missing_for_cuda
@@ -26,6 +27,7 @@ from thinslice.plan.packed_format import PackedFormat, is_packable, most_common_
 from thinslice.plan.packing import Packing, packing_for
 from thinslice.plan.planner import Residency, plan, residency
 from thinslice.plan.predict import Prediction, predict
+from thinslice.plan.refusal import suggested_size
 from thinslice.plan.tensors import Room, tensors_of
 from thinslice.plan.weight_layout import (
     FLOAT_BYTES,
@@ -36,7 +38,7 @@ from thinslice.plan.weight_layout import (
     packed_layout,
     stored_as,
 )
-from thinslice.units import MIB
+from thinslice.units import MIB, format_bytes, size_option
 
 # What packing a model of floats takes that is not here yet; a slice has two MiB of them.
 _PACKING_BYTES = 64 * MIB
@@ -53,6 +55,7 @@ class Model:
         packed_copy: what packing its files for ``own_dtype`` gives, where they are blocks of a GGUF
             and not all of them have a packed twin.
         source: the files that it is packed from first, if it must be; None where they are not here.
+        took: what opening its files took.
     """
 
     shape: ModelShape
@@ -61,12 +64,14 @@ class Model:
     own_dtype: str
     packed_copy: "Model | None" = None
     source: Checkpoint | None = None
+    took: Opening = NOT_OPENED
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Model":
+    def of(cls, checkpoint: Checkpoint, took: Opening = NOT_OPENED) -> "Model":
         """A checkpoint that is here."""
         own, shape = checkpoint_dtype(checkpoint), checkpoint.shape
-        model = cls(shape, checkpoint.stored, checkpoint.packing, own, source=checkpoint)
+        stored, packing = checkpoint.stored, checkpoint.packing
+        model = cls(shape, stored, packing, own, source=checkpoint, took=took)
         sizes = (shape.hidden_size, shape.q_size, shape.intermediate_size)
         if own in FLOAT_BYTES or not all(is_packable(size) for size in sizes):
             return model
@@ -76,7 +81,7 @@ class Model:
 
         packing = packing_for(shape, PackedFormat(own))
         stored = packed_as(shape, packing, matrix_formats(checkpoint, packing))
-        return replace(model, packed_copy=cls(shape, stored, packing, own, source=checkpoint))
+        return replace(model, packed_copy=replace(model, stored=stored, packing=packing))
 
     @classmethod
     def of_shape(cls, shape: ModelShape) -> "Model":
@@ -152,23 +157,23 @@ def plan_model(
     """
     assert (device is None) == (settings.device == "cpu"), "a plan for another device"
     dtype = model.dtype(settings.dtype)
-    workload = _workload(model, settings, dtype)
+    runtime_bytes = runtime_bytes or rss_to_plan_from()
+    workload = _workload(model, settings, dtype, runtime_bytes)
     if device is not None:
-        limits = _limits(settings, device, runtime_bytes or rss_to_plan_from())
+        limits = _limits(settings, device, runtime_bytes)
         return plan_on_device(model.shape, model.layout(dtype), limits, workload)
     layout = model.layout(settings.dtype)
-    runtime_bytes = runtime_bytes or rss_to_plan_from()
     return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
 
 
 def residency_of(model: Model, settings: EngineSettings, runtime_bytes: int) -> Residency:
     """What keeps a model's weights in the machine's memory; ``settings`` have been planned."""
-    workload = _workload(model, settings, model.dtype(settings.dtype))
+    workload = _workload(model, settings, model.dtype(settings.dtype), runtime_bytes)
     layout = model.layout(settings.dtype)
     return residency(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
 
 
-def _workload(model: Model, settings: EngineSettings, dtype: str) -> Workload:
+def _workload(model: Model, settings: EngineSettings, dtype: str, runtime_bytes: int) -> Workload:
     bound = None if settings.device != "cpu" else known_bound()
     return Workload(
         context=settings.context,
@@ -179,6 +184,8 @@ def _workload(model: Model, settings: EngineSettings, dtype: str) -> Workload:
         can_change_dtype=model.packing is None,
         packing_bytes=cache(model.packing_bytes),
         most_memory=None if bound is None else bound[0],
+        # What a process holds shrinks where pages go back late, or another thread lets go of some.
+        tokenizer_bytes=min(model.took.tokenizer_bytes, runtime_bytes),
         draft=settings.draft,
         draft_length=settings.draft_length,
         mtp_hidden=settings.mtp_hidden,
@@ -232,8 +239,23 @@ def fit_model(
     """Plan a model; its packed copy where it has to be streamed and some of its blocks would be
     quantised anew at each use; for a device, which takes them in once, where nothing else fits.
 
-    Errors: as ``plan_model``.
+    Errors: as ``plan_model``; BudgetError also where the budget is less than what the process held
+    while it opened the files.
     """
+    fitted = _fit(model, settings, runtime_bytes, device)
+    budget, peak = budget_bytes(settings), model.took.peak_bytes
+    if budget < peak:
+        option = budget_option(settings)
+        raise BudgetError(
+            f"opening the model's tokenizer took {format_bytes(peak)}, which does not fit "
+            f"{option} {size_option(budget)}\n  this fits: {option} {suggested_size(peak)}"
+        )
+    return fitted
+
+
+def _fit(
+    model: Model, settings: EngineSettings, runtime_bytes: int | None, device: Device | None
+) -> FittedModel:
     copy = model.packed_copy if model.dtype(settings.dtype) == model.own_dtype else None
     try:
         chosen = plan_model(model, settings, runtime_bytes, device)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import EngineSettings
+from thinslice.engine.float16 import float16_notes
 from thinslice.engine.load import Progress
+from thinslice.engine.opened import Opened, open_files
 from thinslice.engine.planning import (
     FittedModel,
     Model,
@@ -29,10 +31,9 @@ from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.predict import Prediction
-from thinslice.process import bound_allocator
 from thinslice.store.progress import silent
 from thinslice.store.store import Store
-from thinslice.text.tokenizer import Tokenizer, load_tokenizer
+from thinslice.text.tokenizer import Tokenizer
 from thinslice.units import format_bytes, size_option
 
 
@@ -72,40 +73,41 @@ def prepare(name: str, asked: EngineSettings, progress: Progress | None = None) 
     Errors: ConfigError, StoreError, CheckpointError, BudgetError, each before anything large is
     allocated or packed.
     """
-    bound_allocator()
     if asked.device == "cpu":
         native.library()  # told before anything is fetched
     device = open_device(asked)
     settings, budget = with_budget(asked, device)
     with explaining(settings, budget):
-        checkpoint, tokenizer = open_model(name, settings, progress)
-        found, reservation = _reserved(Model.of(checkpoint), settings, device)
+        opened = open_model(name, settings, progress)
+        checkpoint, took = opened.checkpoint, opened.took
+        found, reservation = _reserved(Model.of(checkpoint, took), settings, device)
         if found.is_to_be_packed:
             try:
                 checkpoint = packed_copy(checkpoint, found, settings, progress, reservation)
             finally:  # an error's traceback would keep it
                 reservation.release()
-            found, reservation = _reserved(Model.of(checkpoint), settings, device)
+            found, reservation = _reserved(Model.of(checkpoint, took), settings, device)
     profile = _known_profile(checkpoint)
     prediction = None
     if profile is not None and device is None:
         prediction = predict_speed(found.model, found.plan, profile)
     is_busy = profile is not None and profile.is_busy
-    return Prepared(checkpoint, tokenizer, found.plan, reservation, device, prediction, is_busy)
+    return Prepared(
+        checkpoint, opened.tokenizer, found.plan, reservation, device, prediction, is_busy
+    )
 
 
-def open_model(
-    name: str, settings: EngineSettings, progress: Progress | None = None
-) -> tuple[Checkpoint, Tokenizer]:
-    """Open a model's files, fetching them first where they are not here.
+def open_model(name: str, settings: EngineSettings, progress: Progress | None = None) -> Opened:
+    """Open a model's files, fetching them first where they are not here; with a note of what their
+    float16 numbers become.
 
-    The tokenizer is loaded with them: plans begin above what it holds.
     Errors: ConfigError, StoreError, CheckpointError.
     """
     path = Store().ensure(name, progress, offline=settings.offline)
     # What is read later is found wherever the program has gone by then.
-    checkpoint = open_checkpoint(path.absolute())
-    return checkpoint, load_tokenizer(checkpoint)
+    opened = open_files(path.absolute())
+    notes = (*opened.checkpoint.notes, *float16_notes(opened.checkpoint, settings.dtype))
+    return replace(opened, checkpoint=replace(opened.checkpoint, notes=notes))
 
 
 def _reserved(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from thinslice.errors import BusyError
 from thinslice.memory.meter import rss_to_plan_from
 from thinslice.memory.process_state import resident_bytes
-from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.memory_plan import HELD_PARTS, MemoryPlan
 
 # Parts whose pages are all in place once a model is loaded: weights are read, the others locked.
 _IN_PLACE = ("weights", "staging", "spilled kv")
@@ -27,7 +27,7 @@ class Reservation:
     """What one model may come to hold, from its plan until it is released or let go.
 
     Args:
-        parts: of the plan, by name, without the runtime: that the process had before.
+        parts: of the plan, by name, without what the process had before.
     """
 
     def __init__(self, parts: Mapping[str, int]) -> None:
@@ -64,7 +64,7 @@ class Planning:
     def reserve(self, chosen: MemoryPlan) -> Reservation:
         """Promise a model what its plan has for it."""
         parts = chosen.parts if chosen.device is None else chosen.device.host_parts
-        own = {name: num_bytes for name, num_bytes in parts if name != "runtime"}
+        own = {name: num_bytes for name, num_bytes in parts if name not in HELD_PARTS}
         reservation = Reservation(own)
         self._held.add(reservation)
         return reservation

@@ -40,7 +40,7 @@ from thinslice.units import MIB, describe_need, size_option
 
 LOCK = ".pack.lock"
 _MAX_THREADS = 4
-# A tokenizer made from a GGUF's header, with its text as it is saved.
+# A tokenizer made from a GGUF's header, with the header's text and its own as it is saved.
 _TOKENIZER_BYTES_PER_TOKEN = 1536
 # What interpreter and allocator take beside what is asked of them: thread stacks, first calls.
 _SLACK_BYTES = 24 * MIB
@@ -124,11 +124,11 @@ def settings_of(
 
 def packing_parts(source: Checkpoint, layout: PackedLayout) -> dict[str, int]:
     """Bytes that packing takes on one thread, part by part, beyond what the process holds."""
-    tokens = source.metadata.get("tokenizer.ggml.tokens", ())
+    num_tokens = source.shape.vocab_size if source.kind == "gguf" else 0
     return {
         "threads": _SLACK_BYTES,
         "page cache": SYNC_BYTES,
-        "tokenizer": len(tokens) * _TOKENIZER_BYTES_PER_TOKEN,
+        "tokenizer": num_tokens * _TOKENIZER_BYTES_PER_TOKEN,
         "scratch": scratch_bytes(layout),
     }
 

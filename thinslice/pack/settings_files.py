@@ -16,6 +16,7 @@ from tokenizers import processors
 from thinslice.checkpoint.file_names import CONFIG, GENERATION_CONFIG, MODEL_CARD
 from thinslice.checkpoint.files import file_size, os_errors_named, read_json_object
 from thinslice.checkpoint.index import Checkpoint
+from thinslice.checkpoint.vocabulary import with_vocabulary
 from thinslice.errors import CheckpointError
 from thinslice.pack.source import own_documents, settings_files
 from thinslice.plan.architectures import text_trunk_of
@@ -68,7 +69,8 @@ def check_settings(source: Checkpoint) -> None:
 def write_settings(source: Checkpoint, packing: Packing, folder: Path) -> None:
     """Write config.json and the tokenizer's files, each whole or not at all; config.json last.
 
-    Peak extra memory: for a GGUF that of its tokenizer, see ``build_gguf_tokenizer``.
+    Peak extra memory: for a GGUF that of its header and of its tokenizer, see
+    ``build_gguf_tokenizer``.
     Errors: CheckpointError for a source that cannot be read or expressed; OSError.
     """
     section = {"quantization_config": packing.to_dict()}
@@ -82,7 +84,7 @@ def write_settings(source: Checkpoint, packing: Packing, folder: Path) -> None:
             _write_json(folder / GENERATION_CONFIG, source.sampling)
         config = config_of(source.shape)
         if source.metadata.get("tokenizer.ggml.model", _NO_TOKENIZER) != _NO_TOKENIZER:
-            files = read_tokenizer_files(source)
+            files = read_tokenizer_files(with_vocabulary(source))
             _write_tokenizer(files, folder)
             # Some are known by keys or texts that only a GGUF's reader looks at.
             more = files.special.eos_token_ids.difference(source.shape.eos_token_ids)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from thinslice.plan.case import Case, Tokens
+from thinslice.plan.case import Case, Tokens, held_parts
 from thinslice.plan.cost import (
     CALLER_BYTES,
     PREDICTION_ROWS,
@@ -124,8 +124,10 @@ def _common_parts(case: Case, tokens: Tokens) -> dict[str, int]:
     num_logits = min(case.workload.max_num_seqs, chunk)
     heading = logits_bytes(shape, num_logits)
     heading += 2 * chunk * shape.hidden_size * 4
+    held = held_parts(case.runtime_bytes, case.workload)
+    held["runtime"] += CALLER_BYTES + library_bytes(shape, how)
     return {
-        "runtime": case.runtime_bytes + CALLER_BYTES + library_bytes(shape, how),
+        **held,
         "weights": 0,
         "kv cache": num_positions * case.kv_bytes_per_token,
         "activations": max(running, heading, LOADING_BYTES),

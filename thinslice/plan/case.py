@@ -29,6 +29,8 @@ class Workload:
             already; None where they run in it as they are.
         most_memory: the largest budget that this machine can give the process, where that is known:
             a larger one is not suggested.
+        tokenizer_bytes: of what the process holds already, what loading the model's tokenizer
+            added; no more than all of it.
         draft: who drafts: auto, ngram, mtp or off.
         draft_length: the most drafts for a sequence in a step.
         mtp_hidden: what a prediction layer takes of the model; see DraftPlan.
@@ -42,9 +44,17 @@ class Workload:
     can_change_dtype: bool = True
     packing_bytes: Callable[[str], int | None] = _runs_as_it_is
     most_memory: int | None = None
+    tokenizer_bytes: int = 0
     draft: str = "off"
     draft_length: int = 8
     mtp_hidden: str = "pre-norm"
+
+
+def held_parts(held_bytes: int, workload: Workload) -> dict[str, int]:
+    """What the process holds before the model is loaded, cut in two: interpreter, libraries and
+    whatever else there is, and the model's tokenizer."""
+    tokenizer_bytes = workload.tokenizer_bytes
+    return {"runtime": held_bytes - tokenizer_bytes, "tokenizer": tokenizer_bytes}
 
 
 @dataclass(frozen=True)

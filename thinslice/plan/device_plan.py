@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import chain
 
 from thinslice.plan.candidates import BLOCK_SIZE, LOADING_BYTES
-from thinslice.plan.case import Workload
+from thinslice.plan.case import Workload, held_parts
 from thinslice.plan.cost import (
     CALLER_BYTES,
     kv_bytes_per_token,
@@ -219,8 +219,10 @@ def _host_parts(case: DeviceCase, context: int, chunk: int) -> tuple[tuple[str, 
     """On the host, without weights: rows of the embedding, logits and their sorting."""
     shape, num_rows = case.shape, _num_logits_rows(case, chunk)
     sampling = logits_bytes(shape, num_rows) + 2 * chunk * shape.hidden_size * 4
+    held = held_parts(case.limits.runtime_bytes, case.workload)
+    held["runtime"] += CALLER_BYTES + _COMPILER_BYTES
     parts = {
-        "runtime": case.limits.runtime_bytes + CALLER_BYTES + _COMPILER_BYTES,
+        **held,
         "weights": 0,
         "activations": max(sampling, LOADING_BYTES + PIECE_BYTES),
     }

@@ -4,6 +4,9 @@ from dataclasses import asdict, dataclass
 
 from thinslice.units import format_bytes
 
+# The parts of a plan, or of its host's side, that the process holds before the model is loaded.
+HELD_PARTS = ("runtime", "tokenizer")
+
 
 @dataclass(frozen=True)
 class StreamingPlan:

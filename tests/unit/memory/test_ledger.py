@@ -18,7 +18,13 @@ from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.units import GIB, MIB
 
 HELD = 300 * MIB
-PARTS = (("runtime", HELD), ("weights", 50 * MIB), ("kv cache", 64 * MIB), ("activations", MIB))
+PARTS = (
+    ("runtime", HELD - 20 * MIB),
+    ("tokenizer", 20 * MIB),
+    ("weights", 50 * MIB),
+    ("kv cache", 64 * MIB),
+    ("activations", MIB),
+)
 OWN = 115 * MIB
 PLAN = MemoryPlan(GIB, "int4", "bfloat16", 64, 32, 4, 4, 64, PARTS)
 

@@ -76,6 +76,15 @@ def test_host_memory_that_is_left_holds_blocks_of_the_kv_cache() -> None:
     assert planned(6 * GIB, 8 * GIB, max_num_seqs=4).device.num_spilled_blocks == 0
 
 
+def test_the_tokenizer_is_a_part_of_what_the_host_holds() -> None:
+    alone = planned(6 * GIB, 20 * GIB)
+    parted = planned(6 * GIB, 20 * GIB, tokenizer_bytes=40 * MIB)
+    before, parts = dict(alone.device.host_parts), dict(parted.device.host_parts)
+    assert parts["tokenizer"] == 40 * MIB
+    assert parts["runtime"] + parts["tokenizer"] == before["runtime"] + before["tokenizer"]
+    assert parted.device.host_peak_bytes == alone.device.host_peak_bytes
+
+
 @settings(max_examples=25)
 @given(st.integers(900 * MIB, 30 * GIB), st.integers(700 * MIB, 30 * GIB), st.integers(1, 8))
 def test_both_peaks_are_within_their_budgets(device: int, host: int, num_seqs: int) -> None:
