@@ -63,8 +63,7 @@ class Planning:
 
     def reserve(self, chosen: MemoryPlan) -> Reservation:
         """Promise a model what its plan has for it."""
-        parts = chosen.parts if chosen.device is None else chosen.device.host_parts
-        own = {name: num_bytes for name, num_bytes in parts if name != "runtime"}
+        own = {name: num_bytes for name, num_bytes in chosen.host.parts if name != "runtime"}
         reservation = Reservation(own)
         self._held.add(reservation)
         return reservation

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from tests.checkpoints import tiny_config
 from thinslice.errors import BudgetError, ConfigError
+from thinslice.plan.card import Card
 from thinslice.plan.case import Workload
-from thinslice.plan.device_plan import DeviceLimits
-from thinslice.plan.device_planner import plan_on_device
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.kernel_limits import MOST_SINGLE_ROWS
 from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.planner import plan
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.plan.weight_layout import layout_of, stored_as
 from thinslice.units import GIB, MIB, parse_bytes
@@ -36,8 +36,8 @@ PROFILE = DeviceProfile(25e9, 2e12, 500e12)
 
 
 def planned(device_bytes: int, host_bytes: int, **workload: object) -> MemoryPlan:
-    limits = DeviceLimits("cuda", device_bytes, 500 * MIB, host_bytes, 400 * MIB)
-    return plan_on_device(MIMO, BF16, limits, Workload(**workload))
+    card = Card.of("cuda", device_bytes, 500 * MIB, host_bytes, 400 * MIB)
+    return plan(MIMO, BF16, Workload(**workload), card)
 
 
 def tokens_per_s(chosen: MemoryPlan) -> float:
@@ -68,7 +68,7 @@ def test_host_memory_that_is_left_holds_blocks_of_the_kv_cache() -> None:
     two = planned(6 * GIB, 20 * GIB, max_num_seqs=2)
     whole = two.context // two.block_size
     assert two.num_kv_blocks + two.device.num_spilled_blocks == 2 * whole
-    num_bytes = dict(streamed.device.host_parts)["spilled kv"]
+    num_bytes = streamed.host.part("spilled kv")
     assert num_bytes == streamed.device.num_spilled_blocks * dict(streamed.parts)["kv cache"] // (
         streamed.num_kv_blocks
     )
@@ -84,7 +84,7 @@ def test_both_peaks_are_within_their_budgets(device: int, host: int, num_seqs: i
     except BudgetError:
         return
     assert chosen.peak_bytes <= device
-    assert chosen.device.host_peak_bytes <= host
+    assert chosen.host.peak_bytes <= host
     if chosen.streaming is not None:
         pinned = chosen.streaming.pinned()
         streamed = sorted(set(range(chosen.streaming.num_slices)) - set(pinned))
@@ -165,8 +165,8 @@ def test_a_shorter_context_is_taken_where_host_memory_is_short() -> None:
     layout = layout_of(MIMO, stored_as(MIMO, "F16"), "bfloat16")
 
     def sizes(host: int) -> tuple[int, int]:
-        limits = DeviceLimits("cuda", 6 * GIB, 500 * MIB, host, 400 * MIB)
-        chosen = plan_on_device(MIMO, layout, limits, Workload())
+        card = Card.of("cuda", 6 * GIB, 500 * MIB, host, 400 * MIB)
+        chosen = plan(MIMO, layout, Workload(), card)
         return chosen.context, chosen.chunk
 
     every = [sizes(host * 64 * MIB) for host in range(134, 152)]
@@ -178,9 +178,9 @@ def test_a_shorter_context_is_taken_where_host_memory_is_short() -> None:
 def test_converted_matrices_stay_in_memory() -> None:
     """Half-precision floats become bfloat16 once: no slice of them comes from disk."""
     layout = layout_of(MIMO, stored_as(MIMO, "F16"), "bfloat16")
-    limits = DeviceLimits("cuda", 6 * GIB, 500 * MIB, 20 * GIB, 400 * MIB)
-    chosen = plan_on_device(MIMO, layout, limits, Workload())
+    card = Card.of("cuda", 6 * GIB, 500 * MIB, 20 * GIB, 400 * MIB)
+    chosen = plan(MIMO, layout, Workload(), card)
     assert chosen.device.num_staging == 0
-    limits = DeviceLimits("cuda", 6 * GIB, 500 * MIB, 8 * GIB, 400 * MIB)
+    card = Card.of("cuda", 6 * GIB, 500 * MIB, 8 * GIB, 400 * MIB)
     with pytest.raises(BudgetError, match="thinslice pack"):
-        plan_on_device(MIMO, layout, limits, Workload())
+        plan(MIMO, layout, Workload(), card)
