@@ -78,7 +78,7 @@ def useful_context(longest: int) -> int:
 def candidates(case: Case) -> Iterator[MemoryPlan]:
     """Plans by the rule above, the best first."""
     if (context := case.workload.context) is not None:
-        yield from _resident(case, (context,))
+        yield from resident(case, (context,))
         yield from _quickest(case, context)
         return
     sizes = context_sizes(case.shape.max_position_embeddings)
@@ -86,11 +86,11 @@ def candidates(case: Case) -> Iterator[MemoryPlan]:
     useful = [size for size in sizes if size >= least]
     short = [size for size in sizes if size < least]
     for contexts in (useful, short):
-        yield from _resident(case, contexts)
+        yield from resident(case, contexts)
         yield from _streamed(case, contexts)
 
 
-def _resident(case: Case, contexts: Sequence[int]) -> Iterator[MemoryPlan]:
+def resident(case: Case, contexts: Sequence[int]) -> Iterator[MemoryPlan]:
     """Resident weights with the best drafter, the longest context and the largest chunk."""
     for variant in case.variants:
         for context in contexts:

@@ -75,7 +75,7 @@ def write(folder: Path, options: GgufOptions) -> Path:
 @pytest.fixture
 def streamed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """No budget holds the weights."""
-    monkeypatch.setattr(choose, "resident_plan", lambda *args: None)
+    monkeypatch.setattr(choose, "resident", lambda *args: ())
 
 
 @pytest.mark.parametrize("kind", KINDS)
