@@ -148,6 +148,16 @@ def test_each_suggestion_fits(
         assert "no single change fits" in str(caught.value)
 
 
+def test_other_weights_are_tried_of_a_model_with_a_prediction_layer() -> None:
+    """The layer runs on no card, but its weights are among those that are converted."""
+    assert MIMO.num_nextn_predict_layers > 0
+    layout = layout_of(MIMO, stored_as(MIMO, "F32"), "float32")
+    card = Card.of("cuda", 6 * GIB, 500 * MIB, GIB // 2, 400 * MIB)
+    with pytest.raises(BudgetError, match="no plan fits --host-memory") as caught:
+        plan(MIMO, layout, Workload(dtype="float32"), card)
+    assert suggestions(caught.value)
+
+
 @pytest.mark.parametrize(("num_seqs", "length"), [(1, 8), (2, 7), (5, 2), (8, 1), (9, 0)])
 def test_no_more_is_drafted_than_is_multiplied_row_by_row(num_seqs: int, length: int) -> None:
     """Longer batches have other bits, and then drafts would show in the text."""
