@@ -22,9 +22,10 @@ from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder
 from thinslice.model.weights import Weights
 from thinslice.plan.case import Workload
-from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.memory_plan import MemoryPlan, Pool
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.planner import plan
+from thinslice.plan.processor import Processor
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB
 
@@ -36,7 +37,7 @@ def engine_of(
     workload = Workload(context, max_num_seqs, dtype)
     layout = Model.of(checkpoint).layout(dtype)
     return load_engine(
-        checkpoint, plan(checkpoint.shape, layout, 4 * GIB, workload, 0), frozenset()
+        checkpoint, plan(checkpoint.shape, layout, workload, Processor.of(4 * GIB, 0)), frozenset()
     )
 
 
@@ -80,7 +81,7 @@ def tiny_engine(**sizes: int) -> Engine:
     shape = shape_from_config(config)
     chosen = replace(
         MemoryPlan(
-            budget_bytes=GIB,
+            pools=(Pool("--memory", GIB),),
             dtype="float32",
             kv_dtype="float32",
             context=64,
@@ -88,7 +89,6 @@ def tiny_engine(**sizes: int) -> Engine:
             max_num_seqs=4,
             block_size=4,
             num_kv_blocks=64,
-            parts=(),
         ),
         **sizes,
     )

@@ -37,8 +37,8 @@ TARGETS = {
         "thinslice/plan/choose.py",
         ["tests/unit/plan/test_choose.py", "tests/unit/plan/test_planner.py"],
     ),
-    "candidates": (
-        "thinslice/plan/candidates.py",
+    "search": (
+        "thinslice/plan/search.py",
         ["tests/unit/plan/test_choose.py", "tests/unit/plan/test_planner.py"],
     ),
     "scheduler": ("thinslice/engine/scheduler.py", ["tests/unit/engine/test_scheduler.py"]),

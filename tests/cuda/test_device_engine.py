@@ -41,12 +41,12 @@ from thinslice.kernels.quantize import quantize
 from thinslice.kernels.torch_ops import TORCH
 from thinslice.memory.spilled_kv import BlockMove
 from thinslice.pack.pack import PackOptions, pack_model
+from thinslice.plan.card import Card
 from thinslice.plan.case import Workload
-from thinslice.plan.device_plan import DeviceLimits
-from thinslice.plan.device_planner import plan_on_device
 from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.packing import Packing
+from thinslice.plan.planner import plan
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB, MIB
 
@@ -98,9 +98,9 @@ def write(kind: str, folder: Path) -> Checkpoint:
 
 
 def device_plan(checkpoint: Checkpoint, dtype: str) -> MemoryPlan:
-    limits = DeviceLimits("cuda", GIB, 300 * MIB, GIB, 100 * MIB)
     layout = Model.of(checkpoint).layout(dtype)
-    return plan_on_device(checkpoint.shape, layout, limits, Workload(None, 2, dtype))
+    card = Card.of("cuda", GIB, 300 * MIB, GIB, 100 * MIB)
+    return plan(checkpoint.shape, layout, Workload(None, 2, dtype), card)
 
 
 def streamed(chosen: MemoryPlan, checkpoint: Checkpoint, places: tuple[int, int]) -> MemoryPlan:

@@ -26,6 +26,7 @@ from thinslice.plan.cost import PREDICTION_ROWS_HELD
 from thinslice.plan.memory_plan import DraftPlan, MemoryPlan, StreamingPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.planner import plan
+from thinslice.plan.processor import Processor
 from thinslice.units import GIB
 from tools.small_mtp_text import END_OF_TEXT, TURN_END, examples
 
@@ -78,7 +79,7 @@ def full_length(monkeypatch: pytest.MonkeyPatch) -> None:
 def plan_of(model: Loaded, draft: str, **sizes: int) -> MemoryPlan:
     workload = Workload(320, 8, model.dtype, draft=draft, draft_length=4)
     layout = Model.of(model.checkpoint).layout(model.dtype)
-    return replace(plan(model.checkpoint.shape, layout, GIB, workload, 0), **sizes)
+    return replace(plan(model.checkpoint.shape, layout, workload, Processor.of(GIB, 0)), **sizes)
 
 
 def streamed(model: Loaded, chosen: MemoryPlan) -> MemoryPlan:

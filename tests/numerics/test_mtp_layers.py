@@ -41,6 +41,7 @@ from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.case import Workload
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.planner import plan
+from thinslice.plan.processor import Processor
 from thinslice.plan.tensors import tensors_of
 from thinslice.units import GIB
 
@@ -236,7 +237,7 @@ def test_memory_of_all_layers_is_in_the_plan(three: Loaded) -> None:
     workload = Workload(320, 8, three.dtype, draft="mtp")
     layouts = [one.layout(three.dtype) for one in (model, single)]
     plans = [
-        plan(one.shape, layout, GIB, workload, 0)
+        plan(one.shape, layout, workload, Processor.of(GIB, 0))
         for one, layout in zip((model, single), layouts, strict=True)
     ]
     assert layouts[0].prediction_bytes == 3 * layouts[1].prediction_bytes

@@ -30,6 +30,7 @@ from thinslice.plan.case import Workload
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.planner import plan
+from thinslice.plan.processor import Processor
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB
 
@@ -230,7 +231,9 @@ def test_a_prediction_layer_in_one_call_gives_the_bits_of_its_parts(
         checkpoint = open_checkpoint(tmp_path / "int8")
     workload = Workload(64, 2, dtype, draft="mtp")
     layout = Model.of(checkpoint).layout(dtype)
-    engine = load_engine(checkpoint, plan(checkpoint.shape, layout, GIB, workload, 0), frozenset())
+    engine = load_engine(
+        checkpoint, plan(checkpoint.shape, layout, workload, Processor.of(GIB, 0)), frozenset()
+    )
     assert engine.drafting is not None
     assert engine.drafting.mtp is not None
     weights, layer = engine.runner.weights, engine.drafting.mtp.layers[0]

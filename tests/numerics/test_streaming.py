@@ -38,6 +38,7 @@ from thinslice.plan.case import Workload
 from thinslice.plan.memory_plan import StreamingPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.planner import plan
+from thinslice.plan.processor import Processor
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.units import GIB
 
@@ -84,7 +85,7 @@ def streamed_engine(
 ) -> Engine:
     """An engine whose slices are so small that every matrix has several."""
     layout = Model.of(checkpoint).layout(dtype)
-    resident = plan(checkpoint.shape, layout, 4 * GIB, Workload(None, 2, dtype), 0)
+    resident = plan(checkpoint.shape, layout, Workload(None, 2, dtype), Processor.of(4 * GIB, 0))
     streaming = StreamingPlan(
         slice_bytes=SLICE_BYTES,
         num_slices=num_slices(checkpoint, dtype),

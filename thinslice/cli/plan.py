@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from thinslice.plan.available import Budget
     from thinslice.plan.device_predict import DeviceProfile
     from thinslice.plan.hardware import HardwareProfile
-    from thinslice.plan.memory_plan import MemoryPlan
+    from thinslice.plan.memory_plan import MemoryPlan, Pool
     from thinslice.plan.planner import Residency
     from thinslice.plan.predict import Prediction
     from thinslice.store.store import Store
@@ -86,10 +86,8 @@ def plan(
         note(f"--dtype {settings.dtype}: planned as packed; thinslice run packs it once")
     if to_run is not found:
         note("to be streamed it is planned as packed; thinslice run packs it once")
-    out.print(_parts_table("PART", chosen.parts, chosen.budget_bytes))
-    if chosen.device is not None:
-        host = chosen.device
-        out.print(_parts_table("ON THE HOST", host.host_parts, host.host_budget_bytes))
+    for title, pool in zip(("PART", "ON THE HOST"), chosen.pools, strict=False):
+        out.print(_parts_table(title, pool))
     print_table(_sizes_table(chosen, speed, resident, is_asked=fit.context is not None))
     print_table(_neighbours_table(found, settings, chosen, machine))
 
@@ -183,17 +181,16 @@ def _speeds(store: "Store", weights: Path | None) -> "HardwareProfile | None":
     return profile
 
 
-def _parts_table(title: str, parts: tuple[tuple[str, int], ...], budget_bytes: int) -> Table:
+def _parts_table(title: str, pool: "Pool") -> Table:
     table = plain_table(title, "SIZE", "SHARE OF THE BUDGET")
     for column in table.columns:
         column.no_wrap = True
     table.columns[-1].overflow = "crop"
     width = max(min(_LONGEST_BAR, out.width - _BESIDE_BAR), 1)
-    headroom_bytes = budget_bytes - sum(num_bytes for _, num_bytes in parts)
-    for name, num_bytes in [*parts, ("headroom", headroom_bytes)]:
-        bar = "█" * round(width * num_bytes / budget_bytes)
+    for name, num_bytes in [*pool.parts, ("headroom", pool.headroom_bytes)]:
+        bar = "█" * round(width * num_bytes / pool.budget_bytes)
         table.add_row(name, format_bytes(num_bytes), bar)
-    table.add_row("budget", format_bytes(budget_bytes), "")
+    table.add_row("budget", format_bytes(pool.budget_bytes), "")
     return table
 
 

@@ -21,6 +21,7 @@ from thinslice.units import counted, gib
 if TYPE_CHECKING:
     from thinslice.engine.llm import LLM
     from thinslice.engine.request import Completion
+    from thinslice.plan.memory_plan import Pool
     from thinslice.text.messages import Message
 
 
@@ -194,16 +195,15 @@ def _half_way(completion: "Completion") -> float:
 
 def peaks(llm: "LLM") -> str:
     """The measured peak beside the budget and the plan; on a device its own, then the host's."""
-    plan, host = llm.plan, llm.plan.device
-    if llm.device is None or host is None:
-        return _peak(peak_rss_bytes(), plan.budget_bytes, plan.peak_bytes)
-    of_host = _peak(peak_rss_bytes(), host.host_budget_bytes, host.host_peak_bytes)
-    of_device = _peak(llm.device.peak_bytes(), plan.budget_bytes, plan.peak_bytes)
-    return f"{of_device} on {host.name}, {of_host} on the host"
+    of_host = _peak(peak_rss_bytes(), llm.plan.host)
+    if llm.device is None:
+        return of_host
+    of_device = _peak(llm.device.peak_bytes(), llm.plan.pools[0])
+    return f"{of_device} on {llm.device.name}, {of_host} on the host"
 
 
-def _peak(peak_bytes: int, budget_bytes: int, planned_bytes: int) -> str:
-    return f"{gib(peak_bytes)} of {gib(budget_bytes)} GiB ({gib(planned_bytes)} planned)"
+def _peak(peak_bytes: int, pool: "Pool") -> str:
+    return f"{gib(peak_bytes)} of {gib(pool.budget_bytes)} GiB ({gib(pool.peak_bytes)} planned)"
 
 
 def report(

@@ -16,9 +16,8 @@ from thinslice.plan.available import (
     default_budget,
     known_bound,
 )
-from thinslice.plan.case import Workload
-from thinslice.plan.device_plan import DeviceLimits
-from thinslice.plan.device_planner import plan_on_device
+from thinslice.plan.card import Card
+from thinslice.plan.case import Platform, Workload
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
@@ -27,6 +26,7 @@ from thinslice.plan.packed_format import PackedFormat, is_packable, most_common_
 from thinslice.plan.packing import Packing, packing_for
 from thinslice.plan.planner import Residency, plan, residency
 from thinslice.plan.predict import Prediction, predict
+from thinslice.plan.processor import Processor
 from thinslice.plan.refusal import suggested_size
 from thinslice.plan.tensors import Room, tensors_of
 from thinslice.plan.weight_layout import (
@@ -156,53 +156,46 @@ def plan_model(
     Errors: ConfigError, BudgetError; nothing is allocated.
     """
     assert (device is None) == (settings.device == "cpu"), "a plan for another device"
-    dtype = model.dtype(settings.dtype)
     runtime_bytes = runtime_bytes or rss_to_plan_from()
-    workload = _workload(model, settings, dtype, runtime_bytes)
-    if device is not None:
-        limits = _limits(settings, device, runtime_bytes)
-        return plan_on_device(model.shape, model.layout(dtype), limits, workload)
-    layout = model.layout(settings.dtype)
-    return plan(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
+    workload, layout = _workload(model, settings), model.layout(settings.dtype)
+    platform = _platform(settings, device, runtime_bytes)
+    # What a process holds shrinks where pages go back late, or another thread lets go of some.
+    platform = platform.with_tokenizer(min(model.took.tokenizer_bytes, runtime_bytes))
+    return plan(model.shape, layout, workload, platform)
 
 
 def residency_of(model: Model, settings: EngineSettings, runtime_bytes: int) -> Residency:
     """What keeps a model's weights in the machine's memory; ``settings`` have been planned."""
-    workload = _workload(model, settings, model.dtype(settings.dtype), runtime_bytes)
-    layout = model.layout(settings.dtype)
-    return residency(model.shape, layout, budget_bytes(settings), workload, runtime_bytes)
+    workload, layout = _workload(model, settings), model.layout(settings.dtype)
+    processor = Processor.of(budget_bytes(settings), runtime_bytes)
+    return residency(model.shape, layout, workload, processor)
 
 
-def _workload(model: Model, settings: EngineSettings, dtype: str, runtime_bytes: int) -> Workload:
+def _workload(model: Model, settings: EngineSettings) -> Workload:
     bound = None if settings.device != "cpu" else known_bound()
     return Workload(
         context=settings.context,
         max_num_seqs=settings.max_num_seqs,
-        dtype=dtype,
+        dtype=model.dtype(settings.dtype),
         kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
         num_threads=native.num_threads() if native.is_available() else 1,
         can_change_dtype=model.packing is None,
         packing_bytes=cache(model.packing_bytes),
         most_memory=None if bound is None else bound[0],
-        # What a process holds shrinks where pages go back late, or another thread lets go of some.
-        tokenizer_bytes=min(model.took.tokenizer_bytes, runtime_bytes),
         draft=settings.draft,
         draft_length=settings.draft_length,
         mtp_hidden=settings.mtp_hidden,
     )
 
 
-def _limits(settings: EngineSettings, device: Device, runtime_bytes: int) -> DeviceLimits:
-    device_bytes = settings.memory_bytes
-    if device_bytes is None:
-        device_bytes = default_budget(device.free_bytes() + device.context_bytes)
-    return DeviceLimits(
-        name=device.name,
-        device_bytes=device_bytes,
-        context_bytes=device.context_bytes,
-        host_bytes=budget_bytes(settings),
-        runtime_bytes=runtime_bytes,
-    )
+def _platform(settings: EngineSettings, device: Device | None, runtime_bytes: int) -> Platform:
+    host_bytes = budget_bytes(settings)
+    if device is None:
+        return Processor.of(host_bytes, runtime_bytes)
+    card_bytes = settings.memory_bytes
+    if card_bytes is None:
+        card_bytes = default_budget(device.free_bytes() + device.context_bytes)
+    return Card.of(device.name, card_bytes, device.context_bytes, host_bytes, runtime_bytes)
 
 
 def open_device(settings: EngineSettings) -> Device | None:

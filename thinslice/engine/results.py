@@ -165,5 +165,4 @@ def _bytes_of(plan: MemoryPlan, num_prompt: int, params: SamplingParams) -> int:
 
 
 def _room(plan: MemoryPlan) -> int:
-    headroom = plan.headroom_bytes if plan.device is None else plan.device.host_headroom_bytes
-    return max(headroom, 0) + CALLER_BYTES
+    return max(plan.host.headroom_bytes, 0) + CALLER_BYTES

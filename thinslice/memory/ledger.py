@@ -63,7 +63,7 @@ class Planning:
 
     def reserve(self, chosen: MemoryPlan) -> Reservation:
         """Promise a model what its plan has for it."""
-        parts = chosen.parts if chosen.device is None else chosen.device.host_parts
+        parts = chosen.host.parts
         own = {name: num_bytes for name, num_bytes in parts if name not in HELD_PARTS}
         reservation = Reservation(own)
         self._held.add(reservation)

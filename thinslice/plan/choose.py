@@ -1,4 +1,4 @@
-"""Which of the candidates is the plan: residency, context, slices and chunk. The rule stands here.
+"""What a processor tries, in order: residency, context, slices and chunk. The rule stands here.
 
 With ``--context`` the weights are resident where they fit beside it, and streamed elsewhere.
 Without it the context is one of a model's ``context_sizes``, by the first of these that fits:
@@ -24,29 +24,30 @@ resident weights it drafts wherever a useful context fits beside it.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from thinslice.plan.candidates import (
-    CHUNKS,
-    LAYER_ROWS,
-    SLICE_BYTES,
-    resident,
-    streamed,
-    streamed_tokens,
-    with_more_blocks,
-)
 from thinslice.plan.case import Case, Tokens
 from thinslice.plan.memory_plan import MemoryPlan
-from thinslice.plan.pinning import with_pinned_slices
-from thinslice.plan.sweep_bytes import SweepBytes
+from thinslice.plan.search import (
+    SMALLEST_CHUNK,
+    SMALLEST_CONTEXT,
+    STREAMED_CONTEXT,
+    USEFUL_CONTEXT,
+    candidate_of,
+    floors,
+)
+from thinslice.plan.weight_layout import WeightLayout
 from thinslice.units import KIB
 
-# Below this a chat turn does not fit; a plan that could only offer less says so instead.
-SMALLEST_CONTEXT = 256
-# A question, some reasoning and an answer: for less, weights are not kept in memory.
-USEFUL_CONTEXT = 1024
-_STREAMED_CONTEXT = 4096
+# Tokens in flight, with the weights in memory and streamed: where a prompt takes several sweeps,
+# one for each chunk, larger ones pay for their memory.
+_CHUNKS = (512, 256, 128, 64, 32, SMALLEST_CHUNK)
+_STREAMED_CHUNKS = (32768, 16384, 8192, 4096, 2048, 1024, *_CHUNKS)
 # A context cut for smaller chunks than these is not worth it, but for the shortest one.
-_GOOD_CHUNKS = CHUNKS[:3]
+_GOOD_CHUNKS = _CHUNKS[:3]
+# Rows a layer takes at a time while its slices are held: enough that products are bound by
+# arithmetic and not by reading the layer from memory once more for each run of rows.
+_LAYER_ROWS = (512, 128)
 # Completion of the reference request: a step of decoding weighs as much as one sweep of a prompt.
 ANSWER_TOKENS = 256
 # Sweeps that a completion takes where a prediction layer drafts, as a share of its tokens: MiMo's
@@ -74,101 +75,85 @@ def useful_context(longest: int) -> int:
     return min(USEFUL_CONTEXT, longest)
 
 
-def best_plan(case: Case, budget_bytes: int) -> MemoryPlan | None:
-    """The plan by the rule above, grown into what it leaves of the budget; None where none fits."""
-    if budget_bytes < case.packing_floor_bytes:
-        return None
+def candidates(case: Case) -> Iterator[MemoryPlan]:
+    """Plans by the rule above, the best first."""
     if (context := case.workload.context) is not None:
-        return resident_plan(case, budget_bytes, (context,)) or streamed_plan(
-            case, budget_bytes, context
-        )
+        yield from resident(case, (context,))
+        yield from _quickest(case, context)
+        return
     sizes = context_sizes(case.shape.max_position_embeddings)
     least = useful_context(case.shape.max_position_embeddings)
     useful = [size for size in sizes if size >= least]
     short = [size for size in sizes if size < least]
-    return (
-        resident_plan(case, budget_bytes, useful)
-        or _streamed_at_one_of(case, budget_bytes, useful)
-        or resident_plan(case, budget_bytes, short)
-        or _streamed_at_one_of(case, budget_bytes, short)
-    )
+    for contexts in (useful, short):
+        yield from resident(case, contexts)
+        yield from _streamed(case, contexts)
 
 
-def resident_plan(case: Case, budget_bytes: int, contexts: Sequence[int]) -> MemoryPlan | None:
+def resident(case: Case, contexts: Sequence[int]) -> Iterator[MemoryPlan]:
     """Resident weights with the best drafter, the longest context and the largest chunk."""
     for variant in case.variants:
         for context in contexts:
-            for chunk in CHUNKS if context == contexts[-1] else _GOOD_CHUNKS:
-                candidate = resident(variant, budget_bytes, context, chunk)
-                if candidate.headroom_bytes >= 0:
-                    return with_more_blocks(variant, candidate)
-    return None
+            for chunk in _CHUNKS if context == contexts[-1] else _GOOD_CHUNKS:
+                yield candidate_of(variant, Tokens.at_once(context, chunk))
 
 
-def streamed_plan(case: Case, budget_bytes: int, context: int) -> MemoryPlan | None:
-    """Streamed weights, as many slices pinned as fit: the quickest for the reference request."""
-    sweeps = {size: case.layout.sweep_bytes(size) for size in SLICE_BYTES}
-    fitting = [
-        candidate
-        for candidate in _streamed_candidates(case, budget_bytes, context, sweeps)
-        if candidate.headroom_bytes >= 0
-    ]
-    if not fitting:
-        return None
-    # Of equals the first: larger slices, then fewer sweeps for a prompt.
-    best = min(fitting, key=lambda candidate: request_bytes(candidate, sweeps))
-    assert best.streaming is not None, "a streamed plan streams"
-    return with_pinned_slices(best, sweeps[best.streaming.slice_bytes])
+def _streamed(case: Case, contexts: Sequence[int]) -> Iterator[MemoryPlan]:
+    """Streamed weights with the longest context whose KV cache leaves half of the room to pinned
+    weights, or else with the shortest."""
+    allowed = [size for size in contexts if size <= STREAMED_CONTEXT]
+    for size in allowed:
+        least = min(floors(case, size)[1:], key=lambda candidate: candidate.peak_bytes)
+        if least.pools[0].part("kv cache") <= least.headroom_bytes:
+            yield from _quickest(case, size)
+            return
+    if allowed:
+        yield from _quickest(case, allowed[-1])
 
 
-def request_bytes(candidate: MemoryPlan, sweeps: dict[int, SweepBytes]) -> float:
+def _quickest(case: Case, context: int) -> Iterator[MemoryPlan]:
+    """Streamed weights: of what fits the quickest for the reference request."""
+    tried = (
+        candidate_of(variant, tokens, size)
+        for size in case.platform.slice_sizes
+        for variant in case.variants
+        for tokens in _streamed_tokens(context)
+    )
+    fitting = [candidate for candidate in tried if candidate.fits]
+    if fitting:
+        # Of equals the first: larger slices, then fewer sweeps for a prompt.
+        yield min(fitting, key=lambda candidate: request_bytes(candidate, case.layout))
+
+
+def _streamed_tokens(context: int) -> Iterator[Tokens]:
+    """The ways of a streamed prompt: all rows at once, layer by layer, in chunks."""
+    whole = Tokens.at_once(context, context)
+    yield whole
+    for layer_rows in _LAYER_ROWS:
+        if layer_rows < context:
+            yield replace(whole, layer_rows=layer_rows)
+    for chunk in _STREAMED_CHUNKS:
+        if chunk < context:
+            yield Tokens.at_once(context, chunk)
+
+
+def request_bytes(candidate: MemoryPlan, layout: WeightLayout) -> float:
     """What the reference request reads from disk once the headroom holds pinned slices, and what it
     reads from memory once more for each few rows, as the bytes the disk would give meanwhile."""
     streaming = candidate.streaming
     assert streaming is not None, "a resident plan reads nothing"
-    sweep = sweeps[streaming.slice_bytes]
+    sweep = layout.sweep_bytes(streaming.slice_bytes)
     kept_bytes = sweep.kept_bytes
     # The more is pinned, the less of a layer is left to be held.
     unpinned = kept_bytes - sum(sweep.kept[streaming.num_slices - streaming.num_last_pinned :])
-    held_bytes = dict(candidate.parts).get("held layer", 0)
+    held_bytes = candidate.pools[0].part("held layer")
     share = max(1 - candidate.headroom_bytes / max(unpinned - held_bytes, 1), 0.0)
     stored_bytes = sweep.stored_bytes + streaming.num_slices * _SLICE_COST_BYTES
     sweep_bytes = share * unpinned / kept_bytes * stored_bytes
     num_sweeps = -(-candidate.context // candidate.chunk)
     drafted = _DRAFTED_SHARE if candidate.num_mtp_layers else 1.0
     from_disk = (ANSWER_TOKENS * drafted + num_sweeps) * sweep_bytes
-    layer_rows = streaming.layer_rows or LAYER_ROWS[0]
-    if layer_rows >= LAYER_ROWS[0]:  # arithmetic takes longer than reading from memory
+    layer_rows = streaming.layer_rows or _LAYER_ROWS[0]
+    if layer_rows >= _LAYER_ROWS[0]:  # arithmetic takes longer than reading from memory
         return from_disk
     return from_disk + candidate.chunk / layer_rows * kept_bytes / _MEMORY_PER_DISK
-
-
-def _streamed_candidates(
-    case: Case, budget_bytes: int, context: int, sweeps: dict[int, SweepBytes]
-) -> Iterator[MemoryPlan]:
-    for size, sweep in sweeps.items():
-        for variant in case.variants:
-            for tokens in streamed_tokens(context):
-                yield streamed(variant, budget_bytes, tokens, size, sweep)
-
-
-def _streamed_at_one_of(
-    case: Case, budget_bytes: int, contexts: Sequence[int]
-) -> MemoryPlan | None:
-    """Streamed weights with the longest context whose KV cache leaves half of the room to pinned
-    weights, or else with the shortest."""
-    allowed = [size for size in contexts if size <= _STREAMED_CONTEXT]
-    floors = {size: _streamed_floor(case, size) for size in allowed}
-    for size, least in floors.items():
-        if least.peak_bytes + dict(least.parts)["kv cache"] <= budget_bytes:
-            return streamed_plan(case, budget_bytes, size)
-    return streamed_plan(case, budget_bytes, allowed[-1]) if allowed else None
-
-
-def _streamed_floor(case: Case, context: int) -> MemoryPlan:
-    variant, chunk = case.variants[-1], min(context, CHUNKS[-1])
-    tokens = Tokens(context, chunk, chunk)
-    floors = (
-        streamed(variant, 0, tokens, size, case.layout.sweep_bytes(size)) for size in SLICE_BYTES
-    )
-    return min(floors, key=lambda candidate: candidate.peak_bytes)

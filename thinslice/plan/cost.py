@@ -37,14 +37,26 @@ def activation_bytes(shape: ModelShape, chunk: int, how: Computation) -> int:
     ``chunk`` tokens are in flight. The residual stream and its norm live throughout; of attention
     and feed-forward the larger counts.
     """
-    stream = 2 * chunk * shape.hidden_size * 4
-    rotary = 3 * chunk * shape.head_dim * 4
-    heads = chunk * (shape.q_size + 2 * shape.kv_size) * 4
-    if shape.use_qk_norm:  # what is normed stands beside what it was made of
-        heads += chunk * (shape.q_size + shape.kv_size) * 4
+    throughout, heads, feed_forward = layer_bytes(shape, chunk, how.ffn_block, 4)
     attended = chunk * shape.q_size * 4
-    feed_forward = 2 * chunk * how.ffn_block * 4
-    return stream + rotary + max(heads + attended, feed_forward) + _scratch(shape, chunk, how)
+    return throughout + max(heads + attended, feed_forward) + _scratch(shape, chunk, how)
+
+
+def layer_bytes(
+    shape: ModelShape, chunk: int, ffn_block: int, itemsize: int
+) -> tuple[int, int, int]:
+    """What a layer holds throughout, while it attends and in its feed-forward, whoever computes.
+
+    Args:
+        ffn_block: features of the feed-forward that exist at once.
+        itemsize: bytes of an activation; rotary tables are in float32.
+    """
+    stream = 2 * chunk * shape.hidden_size * itemsize
+    rotary = 3 * chunk * shape.head_dim * 4
+    heads = chunk * (shape.q_size + 2 * shape.kv_size) * itemsize
+    if shape.use_qk_norm:  # what is normed stands beside what it was made of
+        heads += chunk * (shape.q_size + shape.kv_size) * itemsize
+    return stream + rotary, heads, 2 * chunk * ffn_block * itemsize
 
 
 def whole_stream_bytes(shape: ModelShape, chunk: int) -> int:
@@ -75,6 +87,10 @@ _STACK_BYTES = 256 * KIB
 # What callers hold, whatever they ask: prompts that wait, answers that were not taken yet, and what
 # the allocator keeps for each of their threads.
 CALLER_BYTES = 4 * MIB
+
+# What the checkpoint reader works in while weights are read: a MiB of them, and what dequantising
+# that takes.
+LOADING_BYTES = 4 * MIB
 
 # Of what libraries come to hold, pages of their code: NumPy's, the tokenizer's and the kernels';
 # measured, 2 MiB.

@@ -1,11 +1,50 @@
 """MemoryPlan: the sizes a planner chose, and the peak they imply, part by part. Frozen."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 from thinslice.units import format_bytes
 
 # The parts of a plan, or of its host's side, that the process holds before the model is loaded.
 HELD_PARTS = ("runtime", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One memory that a plan takes bytes of, with a budget of its own.
+
+    Attributes:
+        option: the option that names its budget.
+        budget_bytes: the most that may be held there, all causes.
+        parts: name and bytes of each part of the peak, in the order they are shown.
+        owner: whose it is, where there are two: ``of cuda``, ``beside cuda``.
+    """
+
+    option: str
+    budget_bytes: int
+    parts: tuple[tuple[str, int], ...] = ()
+    owner: str = ""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The planned peak: the sum of all parts."""
+        return sum(num_bytes for _, num_bytes in self.parts)
+
+    @property
+    def headroom_bytes(self) -> int:
+        """What the budget leaves over; negative where the peak does not fit."""
+        return self.budget_bytes - self.peak_bytes
+
+    def part(self, name: str) -> int:
+        """Bytes of a part; 0 where there is none of the name."""
+        return dict(self.parts).get(name, 0)
+
+    def with_more(self, extra: Mapping[str, int]) -> "Pool":
+        """Add bytes to parts, which are put at the end where they are new."""
+        parts = dict(self.parts)
+        for name, num_bytes in extra.items():
+            parts[name] = parts.get(name, 0) + num_bytes
+        return replace(self, parts=tuple(parts.items()))
 
 
 @dataclass(frozen=True)
@@ -39,22 +78,20 @@ class StreamingPlan:
         """
         count = self.num_pinned - self.num_last_pinned
         first_last = self.num_slices - self.num_last_pinned
-        return [*_spread(count, first_last), *range(first_last, self.num_slices)]
+        return [*spread(count, first_last), *range(first_last, self.num_slices)]
 
 
-def _spread(count: int, total: int) -> list[int]:
+def spread(count: int, total: int) -> list[int]:
     """``count`` places of ``total``, evenly."""
     return [-(-turn * total // count) - 1 for turn in range(1, count + 1)]
 
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """The host's side of a plan for an accelerator, whose budget and parts are the device's.
+    """What a plan for an accelerator keeps on the host for it.
 
     Attributes:
         name: of the device, as a user names it.
-        host_budget_bytes: the most the process may hold on the host.
-        host_parts: name and bytes of each part of the peak there.
         num_locked: of the slices that are streamed, those that lie in page-locked host memory,
             read once; the others are read from disk at each use.
         num_staging, staging_bytes: page-locked buffers that these are read into; 0 where all lie in
@@ -64,27 +101,15 @@ class DevicePlan:
     """
 
     name: str
-    host_budget_bytes: int
-    host_parts: tuple[tuple[str, int], ...]
     num_locked: int = 0
     num_staging: int = 0
     staging_bytes: int = 0
     num_spilled_blocks: int = 0
 
-    @property
-    def host_peak_bytes(self) -> int:
-        """The planned peak on the host."""
-        return sum(num_bytes for _, num_bytes in self.host_parts)
-
-    @property
-    def host_headroom_bytes(self) -> int:
-        """What the host's budget leaves over."""
-        return self.host_budget_bytes - self.host_peak_bytes
-
     def locked(self, streamed: list[int]) -> list[int]:
         """Of the slices that are streamed, by their places in the sweep, those in host memory;
         they take turns with those on disk."""
-        return [streamed[turn] for turn in _spread(self.num_locked, len(streamed))]
+        return [streamed[turn] for turn in spread(self.num_locked, len(streamed))]
 
 
 @dataclass(frozen=True)
@@ -119,7 +144,8 @@ class MemoryPlan:
     """All that is allocated follows from this.
 
     Attributes:
-        budget_bytes: the most the process may hold, all causes.
+        pools: the memory that is computed in, with weights and KV cache, first; that of the process
+            last. They are one and the same where the processor computes.
         dtype: weight type: bfloat16, float32, int8 or int4.
         kv_dtype: of the KV cache: bfloat16, float32 or int8.
         context: the longest prompt and completion together, in tokens.
@@ -127,14 +153,12 @@ class MemoryPlan:
         max_num_seqs: sequences that may run at once.
         block_size: KV positions in a block.
         num_kv_blocks: blocks in the KV cache; at least one sequence of ``context`` fits.
-        parts: name and bytes of each part of the peak.
         streaming: None where all weights are resident.
         draft: None where nothing is drafted.
-        device: None where the processor computes. Else ``budget_bytes``, ``parts`` and the pinned
-            slices of ``streaming`` are the device's.
+        device: None where the processor computes.
     """
 
-    budget_bytes: int
+    pools: tuple[Pool, ...]
     dtype: str
     kv_dtype: str
     context: int
@@ -142,25 +166,55 @@ class MemoryPlan:
     max_num_seqs: int
     block_size: int
     num_kv_blocks: int
-    parts: tuple[tuple[str, int], ...]
     streaming: StreamingPlan | None = None
     draft: DraftPlan | None = None
     device: DevicePlan | None = None
 
     @property
-    def num_mtp_layers(self) -> int:
-        """Prediction layers that run beside the model."""
-        return 0 if self.draft is None else self.draft.num_mtp_layers
+    def host(self) -> Pool:
+        """The memory of the process."""
+        return self.pools[-1]
+
+    @property
+    def budget_bytes(self) -> int:
+        """The budget of the memory that is computed in."""
+        return self.pools[0].budget_bytes
+
+    @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """Name and bytes of each part of the peak there."""
+        return self.pools[0].parts
 
     @property
     def peak_bytes(self) -> int:
-        """The planned peak: the sum of all parts."""
-        return sum(num_bytes for _, num_bytes in self.parts)
+        """The planned peak there."""
+        return self.pools[0].peak_bytes
 
     @property
     def headroom_bytes(self) -> int:
-        """What the budget leaves over."""
-        return self.budget_bytes - self.peak_bytes
+        """What the budget there leaves over."""
+        return self.pools[0].headroom_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether every peak fits its budget."""
+        return all(pool.headroom_bytes >= 0 for pool in self.pools)
+
+    @property
+    def kv_block_bytes(self) -> int:
+        """Bytes of a block of the KV cache."""
+        return self.pools[0].part("kv cache") // self.num_kv_blocks
+
+    def with_more(self, place: int, extra: Mapping[str, int]) -> "MemoryPlan":
+        """Add bytes to the parts of the pool at a place."""
+        pools = list(self.pools)
+        pools[place] = pools[place].with_more(extra)
+        return replace(self, pools=tuple(pools))
+
+    @property
+    def num_mtp_layers(self) -> int:
+        """Prediction layers that run beside the model."""
+        return 0 if self.draft is None else self.draft.num_mtp_layers
 
     def describe_weights(self) -> str:
         """Describe where the weights live: ``resident``, or how many slices are streamed."""
@@ -191,4 +245,10 @@ class MemoryPlan:
 
     def to_dict(self) -> dict[str, object]:
         """The plan for ``--json``."""
-        return {**asdict(self), "parts": dict(self.parts), "peak_bytes": self.peak_bytes}
+        sizes = {name: value for name, value in asdict(self).items() if name != "pools"}
+        later = {name: sizes.pop(name) for name in ("streaming", "draft", "device")}
+        if self.device is not None:
+            host = {"host_budget_bytes": self.host.budget_bytes, "host_parts": self.host.parts}
+            later["device"] = {"name": self.device.name, **host, **later["device"]}
+        record = {"budget_bytes": self.budget_bytes, **sizes, "parts": dict(self.parts), **later}
+        return {**record, "peak_bytes": self.peak_bytes}

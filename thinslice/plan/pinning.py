@@ -1,77 +1,89 @@
-"""How many slices stay resident, and what streamed ones take while a layer holds them."""
+"""How many slices lie in a faster place, and what streamed ones take while a layer holds them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
-from thinslice.plan.sweep_bytes import SweepBytes, largest_layer
+from thinslice.plan.case import Case
+from thinslice.plan.memory_plan import MemoryPlan, spread
+from thinslice.plan.sweep_bytes import largest_layer
 
 # A few more slices, taken from other places, may be fewer bytes: 40 of 727 were 11 MB less than 32.
 _NEARBY = 24
 
 
-def weight_parts(streaming: StreamingPlan, sweep: SweepBytes) -> dict[str, int]:
-    """Bytes of the pinned slices, and of the slices held of the layer that streams most."""
-    if streaming.num_pinned == streaming.num_last_pinned:  # the head's at most, and no layer's
-        first_last = streaming.num_slices - streaming.num_last_pinned
-        pinned_bytes, largest = sum(sweep.kept[first_last:]), sweep.largest_layer_bytes
-    else:
-        streamed = list(sweep.kept)
-        for index in streaming.pinned():
-            streamed[index] = 0
-        pinned_bytes = sweep.kept_bytes - sum(streamed)
-        largest = largest_layer(streamed, sweep.layer_counts)
-    parts = {"weights": pinned_bytes}
-    if streaming.layer_rows is not None:
-        parts["held layer"] = largest
-    return parts
+def aligned(num_bytes: int, alignment: int) -> int:
+    """The next multiple."""
+    return -(-num_bytes // alignment) * alignment
 
 
-def with_pinned_slices(chosen: MemoryPlan, sweep: SweepBytes) -> MemoryPlan:
+def spread_bytes(sizes: Sequence[int], count: int) -> int:
+    """Bytes of ``count`` slices of these, spread evenly."""
+    return sum(map(sizes.__getitem__, spread(count, len(sizes))))
+
+
+def with_pinned_slices(case: Case, chosen: MemoryPlan) -> MemoryPlan:
     """Pin as many slices as the headroom holds.
 
     The more of a layer is pinned, the less of it is held.
     """
-    streaming = chosen.streaming
+    streaming, pool = chosen.streaming, chosen.pools[0]
     assert streaming is not None, "nothing is streamed"
-    before = weight_parts(streaming, sweep)
-    last = streaming.num_last_pinned
-    rest = sweep.kept[: len(sweep.kept) - last]
-    room = chosen.headroom_bytes + sum(before.values())
+    sweep = case.layout.sweep_bytes(streaming.slice_bytes)
+    kept = [aligned(num_bytes, case.platform.alignment) for num_bytes in sweep.kept]
+    first_last = len(kept) - streaming.num_last_pinned
+    last_bytes, held_before = sum(kept[first_last:]), pool.part("held layer")
+
+    def held_bytes(count: int) -> int:
+        """Bytes held of the layer that streams most."""
+        if streaming.layer_rows is None:
+            return 0
+        streamed = list(kept)
+        for index in spread(count, first_last):
+            streamed[index] = 0
+        return largest_layer(streamed, sweep.layer_counts)
+
+    room = pool.headroom_bytes + last_bytes + held_before
+    rest = kept[:first_last]
+    count = case.platform.most_slices(rest, room, lambda count: last_bytes + held_bytes(count))
+    more = {"weights": spread_bytes(rest, count)}
+    if streaming.layer_rows is not None:
+        more["held layer"] = held_bytes(count) - held_before
+    pinned = replace(streaming, num_pinned=streaming.num_last_pinned + count)
+    return replace(chosen.with_more(0, more), streaming=pinned)
+
+
+def most_by_halving(sizes: Sequence[int], room: int, beside: Callable[[int], int]) -> int:
+    """The most slices that fit, where more of them are taken to be more bytes; see ``Platform``."""
+    low, high = 0, len(sizes)
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = spread_bytes(sizes, middle) + beside(middle) <= room
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
+
+
+def most_bytes(sizes: Sequence[int], room: int, beside: Callable[[int], int]) -> int:
+    """The number of slices that are the most bytes of those that fit; see ``Platform``."""
+    total, most = sum(sizes), len(sizes)
+
+    def left(count: int) -> int:
+        return room - spread_bytes(sizes, count) - beside(count)
+
     # The average is a good guess, from above; where the slices it picks are larger, or a layer
     # holds more, less will do.
-    count = last + min(room * len(rest) // sum(rest), len(rest))
-    parts = weight_parts(replace(streaming, num_pinned=count), sweep)
-    while (excess := sum(parts.values()) - room) > 0:
-        count = max(count - max(excess * len(rest) // sum(rest), 1), last)
-        parts = weight_parts(replace(streaming, num_pinned=count), sweep)
+    count = min(room * most // total, most)
+    while (excess := -left(count)) > 0:
+        count = max(count - max(excess * most // total, 1), 0)
     # That may have been too many: where the slices left out are the large ones, some fit again.
-    step = last + len(rest) - count
-    while (step := min(step, (room - sum(parts.values())) * len(rest) // sum(rest))) > 0:
-        grown = weight_parts(replace(streaming, num_pinned=count + step), sweep)
-        if sum(grown.values()) <= room:
-            count, parts = count + step, grown
-            step = last + len(rest) - count
+    step = most - count
+    while (step := min(step, left(count) * most // total)) > 0:
+        if left(count + step) >= 0:
+            count += step
+            step = most - count
         else:
             step -= max(step // 2, 1)
-    count, parts = _most_pinned(streaming, sweep, range(count - _NEARBY, count + _NEARBY), room)
-    more = {name: num_bytes - before[name] for name, num_bytes in parts.items()}
-    return replace(
-        chosen,
-        streaming=replace(streaming, num_pinned=count),
-        parts=tuple((name, num_bytes + more.get(name, 0)) for name, num_bytes in chosen.parts),
+    nearby = range(max(count - _NEARBY, 0), min(count + _NEARBY, most + 1))
+    sums = {count: spread_bytes(sizes, count) for count in nearby}
+    return max(
+        (count for count in nearby if sums[count] + beside(count) <= room), key=sums.__getitem__
     )
-
-
-def _most_pinned(
-    streaming: StreamingPlan, sweep: SweepBytes, counts: range, room: int
-) -> tuple[int, dict[str, int]]:
-    """The count, of these, whose slices are the most bytes of those that fit, and its parts."""
-    possible = range(max(counts.start, streaming.num_last_pinned), counts.stop)
-    parts_of = {
-        count: weight_parts(replace(streaming, num_pinned=count), sweep)
-        for count in possible
-        if count <= streaming.num_slices
-    }
-    fitting = [count for count, parts in parts_of.items() if sum(parts.values()) <= room]
-    best = max(fitting, key=lambda count: parts_of[count]["weights"])
-    return best, parts_of[best]

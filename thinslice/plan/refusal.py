@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from thinslice.errors import BudgetError, ConfigError
-from thinslice.plan.candidates import floor
-from thinslice.plan.case import Case, Workload
-from thinslice.plan.choose import SMALLEST_CONTEXT, best_plan
+from thinslice.plan.case import Case
 from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.search import best_plan, floors, grown
 from thinslice.units import MIB, describe_need, format_bytes, parse_bytes, size_option
 
 _DTYPES = ("float32", "bfloat16", "int8", "int4")
@@ -16,22 +15,33 @@ _DTYPES = ("float32", "bfloat16", "int8", "int4")
 JITTER_BYTES = 4 * MIB
 
 
-def budget_error(case: Case, budget_bytes: int) -> BudgetError:
-    """The error for a case that no plan fits in a budget."""
-    context = case.workload.context
-    need = floor(case, context or min(SMALLEST_CONTEXT, case.shape.max_position_embeddings))
-    memory, dtype = size_option(budget_bytes), case.workload.dtype
-    if budget_bytes < case.packing_floor_bytes > need.peak_bytes:
-        first = f"--dtype {dtype} has to be packed first, which does not fit --memory {memory}"
-        needs = f"  needs {format_bytes(case.packing_floor_bytes)}; packed once, it runs in less"
+def budget_error(case: Case) -> BudgetError:
+    """The error for a case that no plan fits."""
+    need, place = _need(case)
+    pool, workload = need.pools[place], case.workload
+    budget = f"{pool.option} {size_option(pool.budget_bytes)}{pool.owner and ' '}{pool.owner}"
+    packing_bytes = case.platform.packing_floor_bytes(workload)
+    if pool.budget_bytes < packing_bytes > pool.peak_bytes:
+        lines = [
+            f"--dtype {workload.dtype} has to be packed first, which does not fit {budget}",
+            f"  needs {format_bytes(packing_bytes)}; packed once, it runs in less",
+        ]
     else:
-        first = f"no plan fits --memory {memory} at --context {need.context}"
-        needs = f"  {describe_need(need.parts)}"
-    lines, changes = [first, needs], [*_suggestions(case, budget_bytes, need)]
+        lines = [
+            f"no plan fits {budget} at --context {need.context}",
+            f"  {describe_need(pool.parts)}",
+        ]
+    is_converted = any(matrix.is_converted for matrix in case.layout.sweep)
+    if need.device is not None and need.device.num_locked and is_converted:
+        lines.append("  converted matrices cannot be copied from disk; thinslice pack first")
+    changes = [*_smaller_needs(case)]
+    memory = suggested_size(max(pool.peak_bytes, packing_bytes))
+    if _may_have(case, place, parse_bytes(memory)):
+        changes.append(f"{pool.option} {memory}")
     if changes:
         lines += ["  any one of these fits:", *(f"    {change}" for change in changes)]
     else:
-        lines += ["  no single change fits what this process can have here"]
+        lines.append("  no single change fits what this process can have here")
     return BudgetError("\n".join(lines))
 
 
@@ -40,41 +50,52 @@ def suggested_size(need_bytes: int) -> str:
     return size_option(-(-(need_bytes + JITTER_BYTES) // MIB) * MIB)
 
 
-def _suggestions(case: Case, budget_bytes: int, need: MemoryPlan) -> Iterator[str]:
-    """Single changes that fit, each the planner run again with that one change."""
-    workload, room = case.workload, budget_bytes - JITTER_BYTES
+def _need(case: Case) -> tuple[MemoryPlan, int]:
+    """The plan that takes least of the first pool that is too small, and that pool's place."""
+    plans = floors(case)
+    for place in range(len(case.platform.pools)):
+        need = min(plans, key=lambda plan: plan.pools[place].peak_bytes)
+        plans = [grown(case, plan) for plan in plans if plan.pools[place].headroom_bytes >= 0]
+        if not plans:
+            break
+    return need, place
+
+
+def _smaller_needs(case: Case) -> Iterator[str]:
+    """Single changes that fit the budgets, each the planner run again with that one change."""
+    workload = case.workload
     if workload.context is not None:
-        shorter = best_plan(replace(case, workload=replace(workload, context=None)), room)
+        shorter = _changed(case, context=None)
         if shorter is not None:
             yield f"--context {shorter.context}"
-    if case.kv_dtype != "int8":
-        smaller_cache = replace(case, workload=replace(workload, kv_dtype="int8"))
-        if best_plan(smaller_cache, room) is not None:
-            yield "--kv-dtype int8"
-    for dtype in smaller_dtypes(workload):
-        smaller = _with_dtype(case, dtype)
-        if smaller is not None and best_plan(smaller, room) is not None:
+    can_shrink_cache = case.kv_dtype != "int8" and case.platform.has_int8_cache
+    if can_shrink_cache and _changed(case, kv_dtype="int8") is not None:
+        yield "--kv-dtype int8"
+    smaller = _DTYPES[_DTYPES.index(workload.dtype) + 1 :]  # the least change first
+    for dtype in smaller if workload.can_change_dtype else ():
+        try:
+            layout = case.layout.converted_to(case.shape, dtype)
+        except ConfigError:
+            continue
+        if _changed(replace(case, layout=layout), dtype=dtype) is not None:
             yield f"--dtype {dtype}"
             break
-    if workload.draft != "off":
-        undrafted = replace(case, workload=replace(workload, draft="off"))
-        if best_plan(undrafted, room) is not None:
-            yield "--draft off"
-    memory = suggested_size(max(need.peak_bytes, case.packing_floor_bytes))
-    if workload.most_memory is None or parse_bytes(memory) <= workload.most_memory:
-        yield f"--memory {memory}"
+    if workload.draft != "off" and _changed(case, draft="off") is not None:
+        yield "--draft off"
 
 
-def smaller_dtypes(workload: Workload) -> tuple[str, ...]:
-    """What takes less, the least change first."""
-    return _DTYPES[_DTYPES.index(workload.dtype) + 1 :] if workload.can_change_dtype else ()
+def _changed(case: Case, **changes: object) -> MemoryPlan | None:
+    """The plan with another workload, in a little less than the process may have: what is
+    suggested must still fit the next time."""
+    workload = replace(case.workload, **changes)  # type: ignore[arg-type]
+    room = case.platform.pools[-1].budget_bytes - JITTER_BYTES
+    return best_plan(replace(case, workload=workload, platform=case.platform.with_budget(-1, room)))
 
 
-def _with_dtype(case: Case, dtype: str) -> Case | None:
-    """Return the case with another weight type; None if the model cannot have it."""
-    workload = replace(case.workload, dtype=dtype)
-    try:
-        layout = case.layout.converted_to(case.shape, dtype)
-    except ConfigError:
-        return None
-    return replace(case, workload=workload, layout=layout)
+def _may_have(case: Case, place: int, num_bytes: int) -> bool:
+    """Whether a larger budget of one pool is one that there may be, and fits."""
+    most, is_host = case.workload.most_memory, place == len(case.platform.pools) - 1
+    if is_host and most is not None and num_bytes > most:
+        return False
+    larger = case.platform.with_budget(place, num_bytes)
+    return best_plan(replace(case, platform=larger)) is not None

@@ -15,9 +15,9 @@ from thinslice.config import SamplingParams
 from thinslice.engine.llm import Prompt
 from thinslice.engine.request import Completion, TextChunk
 from thinslice.errors import CheckpointError, ContextError, RequestError
-from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.memory_plan import MemoryPlan, Pool
 
-PLAN = MemoryPlan(1 << 30, "float32", "float32", 64, 16, 1, 16, 4, ())
+PLAN = MemoryPlan((Pool("--memory", 1 << 30),), "float32", "float32", 64, 16, 1, 16, 4)
 
 
 class ScriptedStream:

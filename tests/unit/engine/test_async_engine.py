@@ -146,7 +146,8 @@ def test_log_probabilities_end_where_the_plan_has_no_room_for_them(llm: LLM) -> 
         assert (await read(await engine.submit("abc", params)))[-1].finish_reason == "length"
 
     whole = llm.engine.results
-    llm.engine.results = ResultsRoom(replace(llm.plan, budget_bytes=llm.plan.peak_bytes))
+    full = replace(llm.plan, pools=(replace(llm.plan.host, budget_bytes=llm.plan.peak_bytes),))
+    llm.engine.results = ResultsRoom(full)
     in_engine(llm, task)
     llm.engine.results = whole
 

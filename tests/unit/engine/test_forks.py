@@ -15,12 +15,12 @@ from thinslice import LLM, SamplingParams
 from thinslice.errors import RequestError
 from thinslice.kernels import native
 from thinslice.memory.meter import current_rss_bytes
-from thinslice.plan import choose
+from thinslice.plan import choose, search
 
 native.set_num_threads(2)
 if {streams}:
-    choose.resident_plan = lambda *_: None
-    choose.with_pinned_slices = lambda plan, sweep: plan
+    choose.resident = lambda *_: ()
+    search.with_pinned_slices = lambda case, plan: plan
 greedy = SamplingParams(temperature=0, max_tokens=8)
 
 def load(dtype, streams):

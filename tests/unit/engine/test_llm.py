@@ -21,7 +21,7 @@ from thinslice.engine.runner import Runner
 from thinslice.engine.sampler import Sampled, sample_rows
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
-from thinslice.plan import choose
+from thinslice.plan import choose, search
 from thinslice.text.messages import Conversation
 from thinslice.text.stop_strings import StopStringMatcher
 from thinslice.units import GIB
@@ -220,8 +220,8 @@ def test_a_streamed_model_ends_its_threads_when_it_is_closed(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And closing it once more does nothing."""
-    monkeypatch.setattr(choose, "resident_plan", lambda *args: None)
-    monkeypatch.setattr(choose, "with_pinned_slices", lambda chosen, sweep: chosen)
+    monkeypatch.setattr(choose, "resident", lambda *args: ())
+    monkeypatch.setattr(search, "with_pinned_slices", lambda case, chosen: chosen)
     before = threading.active_count()
     with LLM(model, memory=beside(GIB), context=64, dtype="float32") as llm:
         assert threading.active_count() > before
@@ -379,8 +379,8 @@ def test_closing_the_model_ends_a_stream_that_is_under_way(
     model: str, monkeypatch: pytest.MonkeyPatch, streams: bool
 ) -> None:
     if streams:
-        monkeypatch.setattr(choose, "resident_plan", lambda *args: None)
-        monkeypatch.setattr(choose, "with_pinned_slices", lambda chosen, sweep: chosen)
+        monkeypatch.setattr(choose, "resident", lambda *args: ())
+        monkeypatch.setattr(search, "with_pinned_slices", lambda case, chosen: chosen)
     llm = LLM(model, memory=beside(GIB), context=64, dtype="float32")
     assert (llm.plan.streaming is not None) == streams
     begun, fresh = llm.stream("abc", LONG), llm.stream("abc", LONG)

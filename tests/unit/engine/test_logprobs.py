@@ -1,6 +1,7 @@
 """Log-probabilities kept as arrays are the list that they stand for, in a tenth of the memory."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -62,8 +63,7 @@ def test_answers_that_cannot_be_held_are_refused_before_the_first() -> None:
     with pytest.raises(RequestError, match=told), room.held_for(few * 20):
         pass
     assert fits(room, [(1, SamplingParams(max_tokens=5, n=4))] * 100)
-    roomy = small_plan()
-    object.__setattr__(roomy, "budget_bytes", 100 * MIB)
+    roomy = replace(plan, pools=(replace(plan.host, budget_bytes=100 * MIB),))
     assert fits(ResultsRoom(roomy), few * 20)
 
 

@@ -16,12 +16,12 @@ from tests.checkpoints import (
 from tests.engines import engine_of, logits_of
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import EngineSettings
-from thinslice.engine import prepare as prepare_module
 from thinslice.engine.planning import Model, fit_model
 from thinslice.engine.prepare import prepare
 from thinslice.errors import ConfigError, StoreError
 from thinslice.kernels import native
 from thinslice.memory.ledger import ledger
+from thinslice.pack import stored as stored_module
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan import choose
 from thinslice.plan.packed_format import PackedFormat
@@ -75,7 +75,7 @@ def write(folder: Path, options: GgufOptions) -> Path:
 @pytest.fixture
 def streamed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """No budget holds the weights."""
-    monkeypatch.setattr(choose, "resident_plan", lambda *args: None)
+    monkeypatch.setattr(choose, "resident", lambda *args: ())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,7 +149,7 @@ def test_a_packing_that_fails_leaves_no_promise(
     def fail(*_: object, **__: object) -> Path:
         raise StoreError("the disk is full")
 
-    monkeypatch.setattr(prepare_module, "ensure_packed", fail)
+    monkeypatch.setattr(stored_module, "ensure_packed", fail)
     path, before = write(tmp_path, GgufOptions(dtype="Q5_0")), ledger().promised_bytes()
     with pytest.raises(StoreError, match="the disk is full") as kept:
         prepare(str(path), EngineSettings(memory="2GiB", context=64))

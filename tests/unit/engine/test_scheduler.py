@@ -13,14 +13,14 @@ from thinslice.engine.block_manager import BlockManager, root_digest
 from thinslice.engine.draws import Draws
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.sequence import Sequence, Status
-from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.memory_plan import MemoryPlan, Pool
 
 BLOCK_SIZE, CHUNK, MAX_NUM_SEQS = 4, 10, 4
 
 
 def small_plan(num_kv_blocks: int = 12) -> MemoryPlan:
     return MemoryPlan(
-        budget_bytes=1,
+        pools=(Pool("--memory", 1),),
         dtype="float32",
         kv_dtype="float32",
         context=64,
@@ -28,7 +28,6 @@ def small_plan(num_kv_blocks: int = 12) -> MemoryPlan:
         max_num_seqs=MAX_NUM_SEQS,
         block_size=BLOCK_SIZE,
         num_kv_blocks=num_kv_blocks,
-        parts=(),
     )
 
 

@@ -19,6 +19,7 @@ from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import Scored, Sequence
 from thinslice.errors import BusyError, CheckpointError, ContextError, RequestError
 from thinslice.model.weights import Weights
+from thinslice.plan.memory_plan import Pool
 from thinslice.units import KIB
 
 RNG = random.Random(4)
@@ -87,7 +88,7 @@ def test_logits_that_are_no_numbers_are_an_error_of_their_own_sequence(bad: floa
 
 
 def test_scores_that_the_plan_has_no_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = tiny_engine(budget_bytes=0)
+    engine = tiny_engine(pools=(Pool("--memory", 0),))
     monkeypatch.setattr(results, "CALLER_BYTES", 50 * KIB)
     kept = [engine.add_scored(TOKENS, num_top=20) for _ in range(3)]
     with pytest.raises(BusyError, match=r"log-probabilities take 13.* more and the plan leaves 8"):

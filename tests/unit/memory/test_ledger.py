@@ -14,7 +14,7 @@ from thinslice.errors import BusyError
 from thinslice.memory import ledger as ledger_module
 from thinslice.memory.ledger import Ledger, Reservation, ledger
 from thinslice.memory.process_state import resident_bytes
-from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.memory_plan import MemoryPlan, Pool
 from thinslice.units import GIB, MIB
 
 HELD = 300 * MIB
@@ -26,7 +26,7 @@ PARTS = (
     ("activations", MIB),
 )
 OWN = 115 * MIB
-PLAN = MemoryPlan(GIB, "int4", "bfloat16", 64, 32, 4, 4, 64, PARTS)
+PLAN = MemoryPlan((Pool("--memory", GIB, PARTS),), "int4", "bfloat16", 64, 32, 4, 4, 64)
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ from tests.unit.plan.test_planner import BF16, MIMO, Q4_1, RUNTIME, SMOL, layout
 from tests.unit.plan.test_predict import MACHINE
 from thinslice.errors import BudgetError
 from thinslice.plan.case import Workload
-from thinslice.plan.choose import ANSWER_TOKENS, USEFUL_CONTEXT, context_sizes
+from thinslice.plan.choose import ANSWER_TOKENS, context_sizes
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.planner import plan, residency
 from thinslice.plan.predict import predict
+from thinslice.plan.processor import Processor
+from thinslice.plan.search import USEFUL_CONTEXT
 from thinslice.plan.weight_layout import WeightLayout, stored_as
 from thinslice.units import GIB, KIB, MIB
 
@@ -59,7 +61,7 @@ class Planner:
     def plan(self, budget: int, context: int | None = None) -> MemoryPlan | None:
         workload = replace(self.workload, context=context)
         try:
-            return plan(self.shape, self.layout, budget, workload, RUNTIME)
+            return plan(self.shape, self.layout, workload, Processor.of(budget, RUNTIME))
         except BudgetError:
             return None
 
@@ -189,7 +191,7 @@ def test_what_keeps_weights_in_memory_does_so_and_less_does_not(
     asked = data.draw(st.none() | st.integers(1, longest))
     budget = data.draw(budgets_of(model))
     workload = replace(planner.workload, context=asked)
-    found = residency(planner.shape, planner.layout, budget, workload, RUNTIME)
+    found = residency(planner.shape, planner.layout, workload, Processor.of(budget, RUNTIME))
     at_least = planner.plan(found.memory_bytes, asked)
     assert at_least is not None
     assert at_least.streaming is None

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinslice.errors import BudgetError, ConfigError
-from thinslice.plan.candidates import BLOCK_SIZE
 from thinslice.plan.case import Workload
 from thinslice.plan.memory_plan import DraftPlan, MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.planner import plan
+from thinslice.plan.processor import Processor
+from thinslice.plan.search import BLOCK_SIZE
 from thinslice.plan.tensors import Room, tensors_of
 from thinslice.plan.weight_layout import (
     Stored,
@@ -85,7 +86,7 @@ def layout_for(workload: Workload, stored: Stored = BF16, shape: ModelShape = SM
 
 def try_plan(budget: int, workload: Workload, stored: Stored = BF16) -> MemoryPlan | None:
     try:
-        return plan(SMOL, layout_for(workload, stored), budget, workload, RUNTIME)
+        return plan(SMOL, layout_for(workload, stored), workload, Processor.of(budget, RUNTIME))
     except BudgetError:
         return None
 
@@ -128,13 +129,13 @@ def test_a_held_layer_is_counted(budget: int, context: int, stored: Stored) -> N
 def test_a_long_prompt_takes_one_sweep_where_a_layer_can_be_held() -> None:
     """A short one goes through at once, and no layer is held for it. Where no layer can be held, a
     long one goes through in chunks."""
-    long = plan(LARGE, LARGE_BF16, 8 * GIB, Workload(16384), RUNTIME)
+    long = plan(LARGE, LARGE_BF16, Workload(16384), Processor.of(8 * GIB, RUNTIME))
     assert (long.chunk, long.streaming.layer_rows) == (16384, 512)
     assert long.describe_chunk() == "16384 tokens, through each layer 512 at a time"
-    short = plan(LARGE, LARGE_BF16, 8 * GIB, Workload(512), RUNTIME)
+    short = plan(LARGE, LARGE_BF16, Workload(512), Processor.of(8 * GIB, RUNTIME))
     assert (short.chunk, short.streaming.layer_rows) == (512, None)
     assert short.describe_chunk() == "512 tokens"
-    tight = plan(LARGE, LARGE_BF16, 2 * GIB, Workload(4800), RUNTIME)
+    tight = plan(LARGE, LARGE_BF16, Workload(4800), Processor.of(2 * GIB, RUNTIME))
     assert tight.chunk < 4800
     assert tight.streaming.layer_rows is None
 
@@ -195,7 +196,7 @@ def test_packed_weights_take_the_bits_they_promise() -> None:
 @given(budgets, workloads)
 def test_every_suggestion_fits(budget: int, workload: Workload) -> None:
     try:
-        plan(SMOL, layout_for(workload), budget, workload, RUNTIME)
+        plan(SMOL, layout_for(workload), workload, Processor.of(budget, RUNTIME))
     except BudgetError as error:
         suggestions = re.findall(r"^    --([\w-]+) (\S+)$", str(error), re.MULTILINE)
         assert suggestions
@@ -215,9 +216,10 @@ def test_every_suggestion_fits(budget: int, workload: Workload) -> None:
 
 
 def test_the_error_names_the_need_by_part() -> None:
-    workload = Workload(context=8192, dtype="float32", tokenizer_bytes=30 * MIB)
+    workload = Workload(context=8192, dtype="float32")
+    processor = Processor.of(300 * MIB, RUNTIME).with_tokenizer(30 * MIB)
     with pytest.raises(BudgetError) as caught:
-        plan(SMOL, layout_for(workload), 300 * MIB, workload, RUNTIME)
+        plan(SMOL, layout_for(workload), workload, processor)
     first, second, *rest = str(caught.value).splitlines()
     assert first == "no plan fits --memory 300MiB at --context 8192"
     assert second.startswith("  needs 6")
@@ -232,7 +234,7 @@ def test_the_error_names_the_need_by_part() -> None:
 @given(workloads)
 def test_the_suggested_memory_is_the_floor(workload: Workload) -> None:
     with pytest.raises(BudgetError) as caught:
-        plan(SMOL, layout_for(workload), MIB, workload, RUNTIME)
+        plan(SMOL, layout_for(workload), workload, Processor.of(MIB, RUNTIME))
     floor = parse_bytes(str(caught.value).split("--memory ")[-1])
     assert try_plan(floor, workload) is not None
     assert try_plan(floor - 6 * MIB, workload) is None
@@ -244,8 +246,8 @@ def test_weights_are_streamed_where_they_do_not_fit() -> None:
     assert small.streaming is not None
     assert dict(small.parts)["weight ring"] > 0
     with pytest.raises(BudgetError):
-        plan(LARGE, LARGE_BF16, 300 * MIB, Workload(), RUNTIME)
-    large = plan(LARGE, LARGE_BF16, 4 * GIB, Workload(), RUNTIME)
+        plan(LARGE, LARGE_BF16, Workload(), Processor.of(300 * MIB, RUNTIME))
+    large = plan(LARGE, LARGE_BF16, Workload(), Processor.of(4 * GIB, RUNTIME))
     assert large.streaming is not None
     assert large.streaming.num_pinned > 0
 
@@ -253,11 +255,13 @@ def test_weights_are_streamed_where_they_do_not_fit() -> None:
 def test_a_context_the_model_does_not_have_is_refused() -> None:
     for context in (0, -1, 8193):
         with pytest.raises(ConfigError, match=r"this model has 1\.\.8192"):
-            plan(SMOL, layout_for(Workload()), GIB, Workload(context=context), RUNTIME)
+            plan(
+                SMOL, layout_for(Workload()), Workload(context=context), Processor.of(GIB, RUNTIME)
+            )
 
 
 def test_a_32b_model_is_planned_without_its_weights() -> None:
-    chosen = plan(LARGE, LARGE_BF16, 80 * GIB, Workload(), RUNTIME)
+    chosen = plan(LARGE, LARGE_BF16, Workload(), Processor.of(80 * GIB, RUNTIME))
     assert dict(chosen.parts)["weights"] > 60 * GIB
 
 
@@ -281,7 +285,7 @@ MIMO_INT4 = packed_layout(MIMO, "int4")
 
 def mimo_plan(budget: str, draft: str = "auto") -> MemoryPlan:
     workload = Workload(dtype="int4", draft=draft)
-    return plan(MIMO, MIMO_INT4, parse_bytes(budget), workload, RUNTIME)
+    return plan(MIMO, MIMO_INT4, workload, Processor.of(parse_bytes(budget), RUNTIME))
 
 
 def test_a_prediction_layer_is_whole_and_in_int8() -> None:
@@ -328,4 +332,4 @@ def test_a_budget_without_room_for_the_head_drafts_by_ngrams_alone() -> None:
 
 def test_a_prediction_layer_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="no multi-token-prediction layer; --draft ngram"):
-        plan(SMOL, layout_for(Workload()), GIB, Workload(draft="mtp"), RUNTIME)
+        plan(SMOL, layout_for(Workload()), Workload(draft="mtp"), Processor.of(GIB, RUNTIME))

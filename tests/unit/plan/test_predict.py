@@ -10,6 +10,7 @@ from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.planner import plan
 from thinslice.plan.predict import predict
+from thinslice.plan.processor import Processor
 from thinslice.plan.weight_layout import packed_layout
 from thinslice.units import GIB
 
@@ -30,7 +31,7 @@ SMOL_INT4 = packed_layout(SMOL, "int4")
 
 
 def large_plan(context: int) -> MemoryPlan:
-    return plan(LARGE, LARGE_BF16, 8 * GIB, Workload(context), RUNTIME)
+    return plan(LARGE, LARGE_BF16, Workload(context), Processor.of(8 * GIB, RUNTIME))
 
 
 def streamed_bytes(chosen: MemoryPlan) -> int:
@@ -51,7 +52,7 @@ def test_a_streamed_token_takes_as_long_as_its_bytes() -> None:
 
 
 def test_a_resident_token_takes_as_long_as_the_memory_is_read() -> None:
-    chosen = plan(SMOL, SMOL_INT4, GIB, Workload(16, dtype="int4"), RUNTIME)
+    chosen = plan(SMOL, SMOL_INT4, Workload(16, dtype="int4"), Processor.of(GIB, RUNTIME))
     kept = sum(matrix.kept_bytes(matrix.rows) for matrix in SMOL_INT4.sweep)
     fixed_s = 30 * 30e-6 + 700e-6
     prediction = predict(chosen, SMOL, SMOL_INT4, MACHINE)
@@ -61,7 +62,7 @@ def test_a_resident_token_takes_as_long_as_the_memory_is_read() -> None:
 
 
 def test_a_token_takes_longer_the_more_positions_it_sees() -> None:
-    chosen = plan(SMOL, SMOL_INT4, GIB, Workload(4096, dtype="int4"), RUNTIME)
+    chosen = plan(SMOL, SMOL_INT4, Workload(4096, dtype="int4"), Processor.of(GIB, RUNTIME))
     prediction = predict(chosen, SMOL, SMOL_INT4, MACHINE)
     # Scores and sums of values: a multiplication and an addition each, for every query feature.
     # Three KV heads on two threads: one thread is idle for a quarter of the two rounds' time.
@@ -101,7 +102,7 @@ def test_a_streamed_matrix_that_is_converted_takes_that_time(
         for one in LARGE_BF16.layers
     )
     layout = replace(LARGE_BF16, layers=layers)
-    chosen = plan(LARGE, layout, 8 * GIB, Workload(4096), RUNTIME)
+    chosen = plan(LARGE, layout, Workload(4096), Processor.of(8 * GIB, RUNTIME))
     plain = predict(chosen, LARGE, LARGE_BF16, MACHINE).token
     assert chosen.streaming is not None
     pinned = set(chosen.streaming.pinned())

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from tests.checkpoints import tiny_config
 from thinslice.errors import BudgetError, ConfigError
+from thinslice.plan.card import Card
 from thinslice.plan.case import Workload
-from thinslice.plan.device_plan import DeviceLimits
-from thinslice.plan.device_planner import plan_on_device
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
 from thinslice.plan.kernel_limits import MOST_SINGLE_ROWS
 from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.planner import plan
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.plan.weight_layout import layout_of, stored_as
 from thinslice.units import GIB, MIB, parse_bytes
@@ -36,8 +36,8 @@ PROFILE = DeviceProfile(25e9, 2e12, 500e12)
 
 
 def planned(device_bytes: int, host_bytes: int, **workload: object) -> MemoryPlan:
-    limits = DeviceLimits("cuda", device_bytes, 500 * MIB, host_bytes, 400 * MIB)
-    return plan_on_device(MIMO, BF16, limits, Workload(**workload))
+    card = Card.of("cuda", device_bytes, 500 * MIB, host_bytes, 400 * MIB)
+    return plan(MIMO, BF16, Workload(**workload), card)
 
 
 def tokens_per_s(chosen: MemoryPlan) -> float:
@@ -68,7 +68,7 @@ def test_host_memory_that_is_left_holds_blocks_of_the_kv_cache() -> None:
     two = planned(6 * GIB, 20 * GIB, max_num_seqs=2)
     whole = two.context // two.block_size
     assert two.num_kv_blocks + two.device.num_spilled_blocks == 2 * whole
-    num_bytes = dict(streamed.device.host_parts)["spilled kv"]
+    num_bytes = streamed.host.part("spilled kv")
     assert num_bytes == streamed.device.num_spilled_blocks * dict(streamed.parts)["kv cache"] // (
         streamed.num_kv_blocks
     )
@@ -78,11 +78,11 @@ def test_host_memory_that_is_left_holds_blocks_of_the_kv_cache() -> None:
 
 def test_the_tokenizer_is_a_part_of_what_the_host_holds() -> None:
     alone = planned(6 * GIB, 20 * GIB)
-    parted = planned(6 * GIB, 20 * GIB, tokenizer_bytes=40 * MIB)
-    before, parts = dict(alone.device.host_parts), dict(parted.device.host_parts)
-    assert parts["tokenizer"] == 40 * MIB
-    assert parts["runtime"] + parts["tokenizer"] == before["runtime"] + before["tokenizer"]
-    assert parted.device.host_peak_bytes == alone.device.host_peak_bytes
+    card = Card.of("cuda", 6 * GIB, 500 * MIB, 20 * GIB, 400 * MIB).with_tokenizer(40 * MIB)
+    parted = plan(MIMO, BF16, Workload(), card)
+    assert parted.host.part("tokenizer") == 40 * MIB
+    assert parted.host.part("runtime") + 40 * MIB == alone.host.part("runtime")
+    assert parted.host.peak_bytes == alone.host.peak_bytes
 
 
 @settings(max_examples=25)
@@ -93,7 +93,7 @@ def test_both_peaks_are_within_their_budgets(device: int, host: int, num_seqs: i
     except BudgetError:
         return
     assert chosen.peak_bytes <= device
-    assert chosen.device.host_peak_bytes <= host
+    assert chosen.host.peak_bytes <= host
     if chosen.streaming is not None:
         pinned = chosen.streaming.pinned()
         streamed = sorted(set(range(chosen.streaming.num_slices)) - set(pinned))
@@ -157,6 +157,16 @@ def test_each_suggestion_fits(
         assert "no single change fits" in str(caught.value)
 
 
+def test_other_weights_are_tried_of_a_model_with_a_prediction_layer() -> None:
+    """The layer runs on no card, but its weights are among those that are converted."""
+    assert MIMO.num_nextn_predict_layers > 0
+    layout = layout_of(MIMO, stored_as(MIMO, "F32"), "float32")
+    card = Card.of("cuda", 6 * GIB, 500 * MIB, GIB // 2, 400 * MIB)
+    with pytest.raises(BudgetError, match="no plan fits --host-memory") as caught:
+        plan(MIMO, layout, Workload(dtype="float32"), card)
+    assert suggestions(caught.value)
+
+
 @pytest.mark.parametrize(("num_seqs", "length"), [(1, 8), (2, 7), (5, 2), (8, 1), (9, 0)])
 def test_no_more_is_drafted_than_is_multiplied_row_by_row(num_seqs: int, length: int) -> None:
     """Longer batches have other bits, and then drafts would show in the text."""
@@ -174,8 +184,8 @@ def test_a_shorter_context_is_taken_where_host_memory_is_short() -> None:
     layout = layout_of(MIMO, stored_as(MIMO, "F16"), "bfloat16")
 
     def sizes(host: int) -> tuple[int, int]:
-        limits = DeviceLimits("cuda", 6 * GIB, 500 * MIB, host, 400 * MIB)
-        chosen = plan_on_device(MIMO, layout, limits, Workload())
+        card = Card.of("cuda", 6 * GIB, 500 * MIB, host, 400 * MIB)
+        chosen = plan(MIMO, layout, Workload(), card)
         return chosen.context, chosen.chunk
 
     every = [sizes(host * 64 * MIB) for host in range(134, 152)]
@@ -187,9 +197,9 @@ def test_a_shorter_context_is_taken_where_host_memory_is_short() -> None:
 def test_converted_matrices_stay_in_memory() -> None:
     """Half-precision floats become bfloat16 once: no slice of them comes from disk."""
     layout = layout_of(MIMO, stored_as(MIMO, "F16"), "bfloat16")
-    limits = DeviceLimits("cuda", 6 * GIB, 500 * MIB, 20 * GIB, 400 * MIB)
-    chosen = plan_on_device(MIMO, layout, limits, Workload())
+    card = Card.of("cuda", 6 * GIB, 500 * MIB, 20 * GIB, 400 * MIB)
+    chosen = plan(MIMO, layout, Workload(), card)
     assert chosen.device.num_staging == 0
-    limits = DeviceLimits("cuda", 6 * GIB, 500 * MIB, 8 * GIB, 400 * MIB)
+    card = Card.of("cuda", 6 * GIB, 500 * MIB, 8 * GIB, 400 * MIB)
     with pytest.raises(BudgetError, match="thinslice pack"):
-        plan_on_device(MIMO, layout, limits, Workload())
+        plan(MIMO, layout, Workload(), card)
