@@ -1,5 +1,6 @@
 """The OpenAI interface, by OpenAI's own client with its types held strictly."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.servers import NAME, Running, running
+from thinslice.engine.metrics import Metrics
 
 MESSAGES: Any = [{"role": "user", "content": "the moon"}]
 # Greedy, so that two requests give the same text.
@@ -212,3 +215,25 @@ def test_health_readiness_and_plan(server: Running) -> None:
     plan = httpx2.get(f"{server.url}/plan").json()
     assert plan["plan"] == json.loads(json.dumps(server.served.engine.llm.plan.to_dict()))
     assert 0 < plan["rss_bytes"] <= plan["peak_bytes"]
+
+
+def test_metrics_are_the_engine_s_numbers(server: Running, client: openai.OpenAI) -> None:
+    client.chat.completions.create(messages=MESSAGES, **GREEDY)
+    text = httpx2.get(f"{server.url}/metrics").text
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    numbers = server.served.engine.llm.engine.metrics
+    assert found["thinslice_completion_tokens_total",] == numbers.completion_tokens >= 24
+    assert found["thinslice_requests_total", "length"] == numbers.requests["length"]
+    assert found["thinslice_time_to_first_token_seconds_bucket", "+Inf"] == (
+        numbers.time_to_first_token_s.count
+    )
+    assert 0 < found["thinslice_rss_bytes",] <= found["thinslice_peak_bytes",]
+    every = {name.removeprefix("thinslice_") for name, *_ in found}
+    known = {field.name for field in dataclasses.fields(Metrics)}
+    told = {name.replace("_seconds", "_s") for name in every}
+    missing = {name for name in known if not any(one.startswith(name) for one in told)}
+    assert not missing
