@@ -9,10 +9,13 @@ NATIVE := $(wildcard thinslice/kernels/cpu/*)
 # Two processes, each a module at a time.
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak mutants check-long clean
+.PHONY: run serve test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak mutants check-long clean
 
 run: $(VENV)/.run
 	$(BIN)/thinslice run smollm2 --memory 1GiB --temperature 0 "Explain in two sentences why the sky is blue."
+
+serve: $(VENV)/.serve
+	$(BIN)/thinslice serve smollm2 --memory 1GiB
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TWO)
@@ -59,10 +62,14 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+$(VENV)/.serve: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[serve]'
+	touch $@
+
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 	@echo "installing what thinslice and its tests need, and compiling its kernels: some minutes, this once"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@ $(VENV)/.run
+	touch $@ $(VENV)/.run $(VENV)/.serve
 
 # Ten minutes of mixed load, faults and programs that end: answers and exit codes are right, nothing hangs,
 # memory does not grow. No part of check.

@@ -237,10 +237,10 @@ def check_advisable(name: str, value: object) -> None:
     _in_range(name, value, *_ADVISABLE_RANGES[name])
     if name == "top_p" and value == 0:
         told = "top_p is 0; expected above 0 (for greedy set temperature to 0)"
-        raise _about("top_p", RequestError(told))
+        raise about("top_p", RequestError(told))
 
 
-def _about(name: str, error: ThinsliceError) -> ThinsliceError:
+def about(name: str, error: ThinsliceError) -> ThinsliceError:
     """An error whose message begins with a setting's name; an option has another."""
     error.setting = name if name.isidentifier() else None
     return error
@@ -248,37 +248,37 @@ def _about(name: str, error: ThinsliceError) -> ThinsliceError:
 
 def _in_range(name: str, value: object, smallest: float, largest: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _about(name, RequestError(f"{name} is {shown(value)}; expected a number"))
+        raise about(name, RequestError(f"{name} is {shown(value)}; expected a number"))
     if isinstance(smallest, int) and not isinstance(value, int):
-        raise _about(name, RequestError(f"{name} is {value}; expected a whole number"))
+        raise about(name, RequestError(f"{name} is {value}; expected a whole number"))
     if not smallest <= value <= largest:  # NaN is in no range
         told = f"{name} is {shown(value)}; expected {smallest}..{largest}"
-        raise _about(name, RequestError(told))
+        raise about(name, RequestError(told))
 
 
 def _check_flag(name: str, value: object, error: type[ThinsliceError]) -> None:
     if not isinstance(value, bool):
-        raise _about(name, error(f"{name} is {shown(value)}; expected True or False"))
+        raise about(name, error(f"{name} is {shown(value)}; expected True or False"))
 
 
 def _check_size(name: str, size: str) -> None:
     try:
         num_bytes = parse_bytes(size)
     except ConfigError as error:
-        raise _about(name, ConfigError(f"{name}: {error}")) from None
+        raise about(name, ConfigError(f"{name}: {error}")) from None
     _check_memory(name, num_bytes)
 
 
 def _check_memory(name: str, num_bytes: int) -> None:
     if num_bytes > _LARGEST_MEMORY:
-        raise _about(name, ConfigError(f"{name} is more memory than there is"))
+        raise about(name, ConfigError(f"{name} is more memory than there is"))
 
 
 def _check_choice(name: str, value: object, choices: object) -> None:
     """Errors: ConfigError for a value that is not one of a Literal's."""
     if not isinstance(value, str) or value not in get_args(choices):
         known = ", ".join(get_args(choices))
-        raise _about(name, ConfigError(f"{name} {shown(value)} is unknown; one of {known}"))
+        raise about(name, ConfigError(f"{name} {shown(value)} is unknown; one of {known}"))
 
 
 @dataclass(frozen=True)
@@ -338,23 +338,23 @@ class EngineSettings:
                 _check_size(name, size)
             elif size is not None and (type(size) is not int or size <= 0):
                 told = f"{name} is {shown(size)}; expected bytes, or text as in 4GiB"
-                raise _about(name, ConfigError(told))
+                raise about(name, ConfigError(told))
             elif size is not None:
                 _check_memory(name, size)
         for name in ("context", "draft_length", "max_num_seqs"):
             value = getattr(self, name)
             if type(value) is not int and not (value is None and name == "context"):
                 told = f"{name} is {shown(value)}; expected a whole number"
-                raise _about(name, ConfigError(told))
+                raise about(name, ConfigError(told))
             if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
                 told = f"{name} is beyond {-_LARGEST_NUMBER}..{_LARGEST_NUMBER}"
-                raise _about(name, ConfigError(told))
+                raise about(name, ConfigError(told))
         if not 0 < self.max_num_seqs <= 1024:
             told = f"max_num_seqs is {self.max_num_seqs}; expected 1..1024"
-            raise _about("max_num_seqs", ConfigError(told))
+            raise about("max_num_seqs", ConfigError(told))
         if not 0 < self.draft_length <= MAX_DRAFT_LENGTH:
             told = f"draft_length is {self.draft_length}; expected 1..{MAX_DRAFT_LENGTH}"
-            raise _about("draft_length", ConfigError(f"{told} (for none, draft off)"))
+            raise about("draft_length", ConfigError(f"{told} (for none, draft off)"))
         if self.mtp_hidden != "pre-norm" and self.draft not in ("auto", "mtp"):
             raise ConfigError(
                 f"mtp_hidden {self.mtp_hidden} is for a prediction layer, and draft {self.draft} "

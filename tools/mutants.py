@@ -2,9 +2,10 @@
 
     python tools/mutants.py [scheduler block_manager ...] [--sample 20 --seed 7] [--json]
 
-Each mutant runs in a process forked from one that has torch imported already; nothing is written to
-the tree. What survives and is not listed in mutants_known.json, with the reason why no test can
-tell it from the code, ends the run with 1. So does an entry there that is not true any more.
+Each mutant runs in a process forked from one that has NumPy and pytest imported already; nothing
+is written to the tree. What survives and is not listed in mutants_known.json, with the reason why
+no test can tell it from the code, ends the run with 1. So does an entry there that is not true any
+more.
 """
 
 import argparse
@@ -296,10 +297,9 @@ def main() -> int:
     options = parser.parse_args()
     os.chdir(ROOT)
     seed = options.seed if options.seed is not None else int(time.time())
-    import pytest  # noqa: F401, PLC0415 - once, for all children
-    import torch  # noqa: PLC0415
+    import numpy  # noqa: F401, PLC0415 - once, for all children
+    import pytest  # noqa: F401, PLC0415
 
-    torch.set_num_threads(1)
     known = {Mutant(**one["mutant"]): one["reason"] for one in json.loads(KNOWN.read_text())}
     pairs = [(t, i) for t in options.targets for i in range(len(mutants_of(t)))]
     if options.sample:

@@ -1,12 +1,15 @@
 """How an answer looks while it comes: as it is, or with the reasoning folded away."""
 
 import time
+from typing import TYPE_CHECKING
 
-from rich.status import Status
 from rich.text import Text
 
 from thinslice.cli.console import notes, out, safe, write
 from thinslice.cli.word_wrap import WordWrap
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 # Seconds that a prompt may take before its progress is worth a line.
 _PATIENCE_S = 2.0
@@ -38,7 +41,7 @@ class PromptStatus:
         self._is_shown = False
 
 
-def quiet_status() -> Status | None:
+def quiet_status() -> "Status | None":
     """A line that moves while something goes on; None where nobody looks at it."""
     is_shown = notes.is_terminal and not notes.quiet
     return notes.status("", spinner="dots") if is_shown else None

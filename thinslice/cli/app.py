@@ -23,7 +23,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     _take_interrupts()
-    from thinslice.cli.exit_codes import run_command
+    # Read when NumPy is imported. No product here is OpenBLAS's, whose threads would be started,
+    # and spin, while everything else is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from thinslice.process import without_collections
+
+    with without_collections(stays=True):
+        from thinslice.cli.exit_codes import run_command
 
     code = run_command(arguments)
     if signal.getsignal(signal.SIGINT) in (_interrupt, signal.default_int_handler):

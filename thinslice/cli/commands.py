@@ -25,6 +25,7 @@ _WHOLE = (int, int | None, tuple[int, ...])
 _COMMANDS = {
     "run": ("run", "Answer one prompt, streaming, or with --prompts all prompts of a file."),
     "chat": ("chat", "Hold a conversation; /help lists its commands."),
+    "serve": ("serve", "Serve a model over HTTP, with the interface of the OpenAI API."),
     "plan": (
         "plan",
         "Show what a model would take within a budget and how fast it would be, and what other "

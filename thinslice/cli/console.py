@@ -7,33 +7,28 @@ import errno
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOBase
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.file_proxy import FileProxy
-from rich.measure import Measurement
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 from rich.text import Text
 
 from thinslice.errors import StoreError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
 
 # Wider than any line we print: a pipe gets whole lines, a terminal is asked for its width.
 _PIPE_WIDTH = 4096
 # Help is read, also by way of a pipe.
 _PAGE_WIDTH = 100
+# Seconds after which a bar is worth a look.
+_PATIENCE_S = 0.5
 
 
 def _open_closed_streams() -> None:
@@ -214,8 +209,10 @@ def _in_lines(text: str, console: Console) -> str:
     return wrap.push(text) + wrap.finish()
 
 
-def plain_table(*headings: str) -> Table:
+def plain_table(*headings: str) -> "Table":
     """A table without lines, of two columns where none have a heading. See ``print_table``."""
+    from rich.table import Table
+
     columns = headings or ("", "")
     table = Table(*columns, box=None, show_header=bool(headings), pad_edge=False)
     for column in table.columns:
@@ -223,12 +220,14 @@ def plain_table(*headings: str) -> Table:
     return table
 
 
-def print_table(table: Table) -> None:
+def print_table(table: "Table") -> None:
     """Print a table to standard output; nothing of it is left out where a terminal is narrow.
 
     There each row of more than two columns comes as lines of its own, a heading before each cell;
     in two columns the cells are broken into lines.
     """
+    from rich.measure import Measurement
+
     is_narrow = (
         Measurement.get(out, out.options.update(width=_PIPE_WIDTH), table).maximum > out.width
     )
@@ -245,17 +244,52 @@ def print_table(table: Table) -> None:
 
 
 class ProgressBars:
-    """A bar with the time left for each thing under way; nothing where nobody looks."""
+    """A bar with the time left for each thing under way; none where nobody looks, nor for what is
+    done in half a second.
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    Args:
+        counted: what progress is told in: bytes, shown as such, or a word for other things.
+    """
+
+    def __init__(self, counted: str) -> None:
+        self._counted = counted
+        self._is_silent = notes.quiet or not err.is_terminal
+        self._started_at = time.perf_counter()
+        self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, description: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` bytes, or whatever is counted, are through."""
-        if description not in self._tasks:
-            self._tasks[description] = self._progress.add_task(description, total=total or None)
-        self._progress.update(self._tasks[description], completed=done, total=total or None)
+        if self._is_silent or time.perf_counter() - self._started_at < _PATIENCE_S:
+            return
+        if self._bars is None:
+            self._bars = self._made()
+            self._bars.start()
+        is_new = description not in self._tasks
+        if is_new:
+            self._tasks[description] = self._bars.add_task(description, total=total or None)
+        task = self._tasks[description]
+        self._bars.update(task, completed=done, total=total or None, refresh=is_new)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self._bars is not None:
+            self._bars.stop()
+
+    def _made(self) -> "Progress":
+        from rich import progress
+
+        counts: tuple[progress.ProgressColumn, ...] = (progress.DownloadColumn(binary_units=True),)
+        if self._counted != "bytes":
+            words = progress.TextColumn(self._counted, markup=False)
+            counts = (progress.MofNCompleteColumn(), words)
+        columns = (
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            *counts,
+            progress.TimeRemainingColumn(),
+        )
+        return progress.Progress(*columns, console=err, transient=True)
 
 
 @contextmanager
@@ -263,17 +297,10 @@ def progress_bars(counted: str = "bytes") -> Iterator[ProgressBars]:
     """Bars on standard error for as long as the context lasts; they vanish at its end.
 
     Args:
-        counted: what progress is told in: bytes, shown as such, or a word for other things.
+        counted: see ProgressBars.
     """
-    counts: tuple[ProgressColumn, ...] = (DownloadColumn(binary_units=True),)
-    if counted != "bytes":
-        counts = (MofNCompleteColumn(), TextColumn(counted, markup=False))
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        *counts,
-        TimeRemainingColumn(),
-    )
-    is_silent = notes.quiet or not err.is_terminal
-    with Progress(*columns, console=err, transient=True, disable=is_silent) as progress:
-        yield ProgressBars(progress)
+    bars = ProgressBars(counted)
+    try:
+        yield bars
+    finally:
+        bars.close()

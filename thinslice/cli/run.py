@@ -13,6 +13,7 @@ from thinslice.cli.prompt import PIPED, has_unread_input, read_prompt
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.errors import ConfigError
 from thinslice.memory.meter import peak_rss_bytes
+from thinslice.process import without_collections
 from thinslice.store.names import advised_system_prompt
 from thinslice.store.store import Store
 from thinslice.units import counted, gib
@@ -149,9 +150,10 @@ def system_prompt(model: str, given: str | None) -> str | None:
 
 def load_model(model: str, settings: EngineSettings) -> "LLM":
     """Load a model with progress bars, fetching it first where it is not in the store."""
-    # A wrong name is told before torch is imported, which takes seconds.
+    # A wrong name is told before what takes long is imported.
     Store().check_name(model)
-    from thinslice.engine.llm import LLM
+    with without_collections(stays=True):
+        from thinslice.engine.llm import LLM
 
     with progress_bars() as progress:
         llm = LLM(model, progress=progress, **asdict(settings))

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-from wcwidth import iter_graphemes, wcswidth, wcwidth
-
 _TAB = 8
 # Code points. A cluster of more is no character of any script: it is written as it is.
 _LONGEST_CLUSTER = 256
@@ -32,7 +30,7 @@ class WordWrap:
 
     def push(self, text: str) -> str:
         """What can be written now that this text has come."""
-        clusters = list(iter_graphemes(self._tail + text.replace("\r\n", "\n").replace("\r", "")))
+        clusters = _clusters(self._tail + text.replace("\r\n", "\n").replace("\r", ""))
         self._tail = ""
         if clusters and clusters[-1] != "\n" and len(clusters[-1]) <= _LONGEST_CLUSTER:
             self._tail = clusters.pop()
@@ -66,7 +64,7 @@ class WordWrap:
 
     def _take_letter(self, cluster: str) -> None:
         columns = _columns(cluster)
-        is_wide = wcwidth(cluster[0]) == 2
+        is_wide = _columns(cluster[0]) == 2
         if is_wide:
             self._place_word()
         self._word.append(cluster)
@@ -104,5 +102,17 @@ class WordWrap:
         self._column = 0
 
 
+def _clusters(text: str) -> list[str]:
+    if text.isascii():  # without what a table of all characters takes to import
+        return list(text)
+    from wcwidth import iter_graphemes
+
+    return list(iter_graphemes(text))
+
+
 def _columns(cluster: str) -> int:
+    if cluster.isascii() and cluster.isprintable():
+        return len(cluster)
+    from wcwidth import wcswidth
+
     return max(wcswidth(cluster), 0)

@@ -185,6 +185,12 @@ class AsyncEngine:
     ) -> None:
         await self.aclose()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken."""
+        with self._changed:
+            return self._is_started and not self._is_closed
+
     def start(self) -> None:
         """Begin to run steps. Errors: BusyError where it was closed, or started, before."""
         self._check_process()

@@ -19,11 +19,9 @@ from thinslice.kernels.dtypes import FLOAT_DTYPES
 from thinslice.kernels.native_ops import NATIVE
 from thinslice.kernels.ops import Ops
 from thinslice.memory.device import Device
-from thinslice.memory.device_slices import DeviceSlices
 from thinslice.memory.host_slices import HostSlices
 from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.resident import LoadedDtypes, load_resident
-from thinslice.memory.spilled_kv import SpilledKv
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.decoder import Decoder
 from thinslice.model.weights import Weights, WeightSource
@@ -106,6 +104,9 @@ def _load_on_device(
     progress: Progress | None,
     device: Device,
 ) -> Engine:
+    from thinslice.memory.device_slices import DeviceSlices
+    from thinslice.memory.spilled_kv import SpilledKv
+
     ops = replace(cuda_ops(), placed=device.moved)  # first: what it imports may be missing
     device.hold_to(chosen.budget_bytes)
     dtype = FLOAT_DTYPES.get(chosen.dtype, np.dtype(np.float32))

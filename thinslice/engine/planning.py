@@ -1,6 +1,7 @@
 """Plan a model for this process and this machine."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 
 from thinslice.checkpoint.index import Checkpoint
@@ -10,8 +11,6 @@ from thinslice.errors import BudgetError, CheckpointError, ConfigError, StoreErr
 from thinslice.kernels import native
 from thinslice.memory.device import Device, missing_for_cuda
 from thinslice.memory.meter import rss_to_plan_from, touched_library_bytes
-from thinslice.pack.layout import matrix_formats
-from thinslice.pack.stored import bytes_to_pack
 from thinslice.plan.available import (
     budget_for_process,
     default_budget,
@@ -78,6 +77,8 @@ class Model:
             return model
         if not any(matrix.is_requantized for matrix in model.layout(own).sweep):
             return model
+        from thinslice.pack.layout import matrix_formats
+
         packing = packing_for(shape, PackedFormat(own))
         stored = packed_as(shape, packing, matrix_formats(checkpoint, packing))
         return replace(model, packed_copy=replace(model, stored=stored, packing=packing))
@@ -106,20 +107,24 @@ class Model:
         dtype = self.dtype(wanted)
         return dtype not in FLOAT_BYTES and dtype != self.own_dtype
 
-    @property
-    def packing_bytes(self) -> dict[str, int]:
-        """For each dtype that its files must be packed for first, what packing takes beyond what
-        the process holds."""
+    def packing_bytes(self, dtype: str) -> int | None:
+        """What packing its files for a dtype takes beyond what plans begin above; None where they
+        need not be packed for it."""
         if self.packing is None:
-            dtypes = [dtype for dtype in ("int8", "int4") if self.needs_packing(dtype)]
+            is_to_be_packed = self.needs_packing(dtype)
         else:  # a copy that is only planned is of files that are not packed
             is_planned = self.source is not None and self.source.packing is None
-            dtypes = [self.own_dtype] if is_planned else []
-        return {dtype: self._bytes_to_pack(PackedFormat(dtype)) for dtype in dtypes}
+            is_to_be_packed = is_planned and dtype == self.own_dtype
+        if not is_to_be_packed:
+            return None
+        # Packing counts all that the process holds.
+        return self._bytes_to_pack(PackedFormat(dtype)) + touched_library_bytes()
 
     def _bytes_to_pack(self, fmt: PackedFormat) -> int:
         if self.source is None:
             return _PACKING_BYTES
+        from thinslice.pack.stored import bytes_to_pack
+
         try:
             return bytes_to_pack(self.source, fmt)
         except (CheckpointError, StoreError):
@@ -177,7 +182,7 @@ def _workload(model: Model, settings: EngineSettings, dtype: str, runtime_bytes:
         kv_dtype=None if settings.kv_dtype == "auto" else settings.kv_dtype,
         num_threads=native.num_threads() if native.is_available() else 1,
         can_change_dtype=model.packing is None,
-        packing_bytes=_packing_bytes(model),
+        packing_bytes=cache(model.packing_bytes),
         most_memory=None if bound is None else bound[0],
         # What a process holds shrinks where pages go back late, or another thread lets go of some.
         tokenizer_bytes=min(model.took.tokenizer_bytes, runtime_bytes),
@@ -185,13 +190,6 @@ def _workload(model: Model, settings: EngineSettings, dtype: str, runtime_bytes:
         draft_length=settings.draft_length,
         mtp_hidden=settings.mtp_hidden,
     )
-
-
-def _packing_bytes(model: Model) -> dict[str, int]:
-    """What packing takes beyond what plans begin above: it counts all that the process holds."""
-    beyond = model.packing_bytes
-    touched = touched_library_bytes() if beyond else 0
-    return {dtype: num_bytes + touched for dtype, num_bytes in beyond.items()}
 
 
 def _limits(settings: EngineSettings, device: Device, runtime_bytes: int) -> DeviceLimits:

@@ -26,7 +26,6 @@ from thinslice.memory.device import Device
 from thinslice.memory.give_back import give_back
 from thinslice.memory.ledger import Reservation, ledger
 from thinslice.memory.measure import known_profile
-from thinslice.pack.stored import ensure_packed
 from thinslice.plan.available import Budget, budget_for_process, check_bound
 from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
@@ -133,6 +132,8 @@ def packed_copy(
 
     Errors: CheckpointError, StoreError; BudgetError before anything is packed.
     """
+    from thinslice.pack.stored import ensure_packed
+
     fmt = PackedFormat(found.plan.dtype)
     budget = budget_bytes(settings) - ledger().promised_bytes(but=reservation)
     folder = ensure_packed(source, fmt, progress or silent, memory_bytes=budget)

@@ -66,6 +66,7 @@ class Completion:
         index: which of a prompt's ``n`` completions.
         num_cached: prompt tokens that were found in the prefix cache.
         num_drafted, num_accepted: tokens that were guessed and run, and those that were right.
+        num_reasoning: tokens of the reasoning, its tags among them.
         logprobs: of each token, where they were asked for.
         error: what went wrong where the reason is ``error``.
     """
@@ -82,6 +83,7 @@ class Completion:
     num_cached: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    num_reasoning: int = 0
     logprobs: Logprobs = field(default_factory=Logprobs)
     error: Exception | None = None
 
@@ -117,6 +119,7 @@ class Request:
         self._stops = StopStringMatcher(sequence.params.stop)
         self._splitter = None if rendered_prompt is None else ReasoningSplitter(rendered_prompt)
         self._num_seen = 0
+        self._num_reasoning = 0
         self.is_told = False
         self._chunks: list[TextChunk] = []
 
@@ -159,6 +162,7 @@ class Request:
             num_cached=sequence.num_cached,
             num_drafted=sequence.num_drafted,
             num_accepted=sequence.num_accepted,
+            num_reasoning=self._num_reasoning,
             logprobs=sequence.logprobs[: self._num_seen],
             error=sequence.error,
         )
@@ -186,8 +190,10 @@ class Request:
         is_finished = self.is_finished
         for token_id in self.sequence.completion_token_ids[self._num_seen :]:
             self._num_seen += 1
+            was_reasoning = self._is_reasoning()
             if not self._is_end_token():
                 chunks += self._emit(self._stops.push(self._detokenizer.push(token_id)))
+            self._num_reasoning += was_reasoning or self._is_reasoning()
             if self._stops.matched is not None:
                 if self.sequence.error is None:
                     self.engine.end(self.sequence, "stop")
@@ -197,6 +203,9 @@ class Request:
             chunks += self._flush()
         self.is_told = is_finished
         return chunks
+
+    def _is_reasoning(self) -> bool:
+        return self._splitter is not None and self._splitter.is_reasoning
 
     def _is_end_token(self) -> bool:
         """Whether the last token seen ended the sequence and is not part of its text."""

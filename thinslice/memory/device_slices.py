@@ -19,7 +19,7 @@ from thinslice.kernels.ops import Rows
 from thinslice.memory.device import Device
 from thinslice.memory.device_copies import DeviceCopies, Source
 from thinslice.memory.slice_reader import ReaderOptions, SliceReader
-from thinslice.memory.slice_rows import read_slice, rows_in, slice_on_disk, starts_of
+from thinslice.memory.slice_rows import SliceLoader, rows_in, slice_on_disk, starts_of
 from thinslice.memory.slice_schedule import Slice
 from thinslice.memory.weight_store import Progress
 from thinslice.model.weights import ReadStats
@@ -123,7 +123,7 @@ class DeviceSlices:
         """Put slices onto the device: one piece of its memory, filled through a buffer here."""
         starts, end = starts_of(slices, DEVICE_ALIGNMENT)
         arena = self._device.empty((end,), "uint8")
-        placed = []
+        placed, loader = [], SliceLoader(reader)
         pieces = [_pieces_of(one) for one in slices]
         buffer = self._device.page_locked(
             max((p.kept_bytes for all in pieces for p in all), default=0)
@@ -133,7 +133,7 @@ class DeviceSlices:
                 at = start
                 for piece in parts:
                     data = buffer[: piece.kept_bytes]
-                    read_slice(reader, piece, rows_in(data, piece))
+                    loader.read(piece, rows_in(data, piece))
                     target = arena[at : at + piece.kept_bytes]
                     self._device.finish(self._device.copy(target, data, self._device.mark()))
                     at += piece.kept_bytes
@@ -148,11 +148,11 @@ class DeviceSlices:
     ) -> list[NDArray[np.uint8]]:
         """Read slices into page-locked memory."""
         starts, end = starts_of(slices, DEVICE_ALIGNMENT)
-        arena = self._page_locked(end)
+        arena, loader = self._page_locked(end), SliceLoader(reader)
         locked = []
         for one, start in zip(slices, starts, strict=True):
             data = arena[start : start + one.kept_bytes]
-            read_slice(reader, one, rows_in(data, one))
+            loader.read(one, rows_in(data, one))
             locked.append(data)
             count.add(one.kept_bytes)
         return locked

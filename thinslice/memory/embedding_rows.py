@@ -14,7 +14,7 @@ from thinslice.kernels.dtypes import BF16
 from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.memory.resident import LoadedDtypes
-from thinslice.memory.slice_rows import read_slice, rows_in
+from thinslice.memory.slice_rows import SliceLoader, rows_in
 from thinslice.plan.packed_format import PANEL_ROWS
 from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
 
@@ -37,7 +37,7 @@ class EmbeddingRows:
         dtypes: LoadedDtypes,
         slices: Sequence[tuple[WeightSlice, Rows | None]] = (),
     ) -> None:
-        self._reader = reader
+        self._reader, self._loader = reader, SliceLoader(reader)
         self._name = name
         self._dtype = dtypes.vectors
         self._slices = tuple(slices)
@@ -82,5 +82,5 @@ class EmbeddingRows:
         panel = WeightSlice(matrix, start, min(start + PANEL_ROWS, matrix.rows))
         rows = rows_in(empty_bytes(panel.kept_bytes), panel)
         assert isinstance(rows, PackedWeight), "a packed matrix of numbers"
-        read_slice(self._reader, panel, rows)
+        self._loader.read(panel, rows)
         return unpack_rows(rows, np.array([row - start])).reshape(-1)

@@ -17,7 +17,7 @@ from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight
 from thinslice.memory.held_slices import HeldSlices
 from thinslice.memory.slice_reader import SliceReader
-from thinslice.memory.slice_rows import read_slice, rows_in, slice_on_disk, starts_of
+from thinslice.memory.slice_rows import SliceLoader, rows_in, slice_on_disk, starts_of
 from thinslice.memory.slice_schedule import Slice
 from thinslice.memory.weight_store import Progress
 from thinslice.model.weights import ReadStats
@@ -147,11 +147,11 @@ def _pin(
 ) -> list[Rows]:
     """Read slices into one piece of memory, so that small matrices share large pages."""
     starts, end = starts_of(slices, ALIGNMENT)
-    arena = empty_bytes(end)
+    arena, loader = empty_bytes(end), SliceLoader(reader)
     pinned = []
     for one, start in zip(slices, starts, strict=True):
         target = rows_in(arena[start : start + one.kept_bytes], one)
-        read_slice(reader, one, target)
+        loader.read(one, target)
         pinned.append(target)
         if progress is not None:
             progress(start + one.kept_bytes, end)

@@ -48,23 +48,37 @@ def rows_in(data: NDArray[np.uint8], one: WeightSlice) -> Rows:
     return data.view(FLOAT_DTYPES[matrix.kept]).reshape(count, matrix.columns)
 
 
-def read_slice(reader: CheckpointReader, one: WeightSlice, target: Rows) -> None:
-    """Fill rows from disk, converted where they are kept as something else.
+class SliceLoader:
+    """Fills rows from disk, converted where they are kept as something else.
 
-    Extra memory: the reader's scratch, or a MiB of rows and what converting them takes.
-    Errors: CheckpointError.
+    Extra memory: the reader's scratch, or a MiB of rows and what converting them takes. It is kept
+    from one slice to the next: pages that are new each time take as long as reading into them.
     """
-    matrix = one.matrix
-    if not isinstance(target, PackedWeight):
-        reader.read_rows(matrix.name, one.start, one.stop, target)
-        return
-    if not matrix.is_converted:
-        reader.read_bytes(matrix.name, one.start, one.stop, target.data)
-        return
-    entry = reader.checkpoint.tensors[matrix.name]
-    for start, stop in matrix.ranges(_CONVERTED_AT_ONCE):
-        first, last = max(start, one.start), min(stop, one.stop)
-        if first < last:
-            raw = empty_bytes(matrix.stored_bytes(last - first))
-            reader.read_bytes(matrix.name, first, last, raw)
-            pack_rows(entry, first, raw, target.rows(first - one.start, last - one.start))
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self._reader = reader
+        self._raw = empty_bytes(0)
+
+    def read(self, one: WeightSlice, target: Rows) -> None:
+        """Fill the rows of a slice. Errors: CheckpointError."""
+        matrix = one.matrix
+        if not isinstance(target, PackedWeight):
+            self._reader.read_rows(matrix.name, one.start, one.stop, target)
+        elif matrix.is_converted:
+            self._pack(one, target)
+        else:
+            self._reader.read_bytes(matrix.name, one.start, one.stop, target.data)
+
+    def _pack(self, one: WeightSlice, target: PackedWeight) -> None:
+        matrix, entry = one.matrix, self._reader.checkpoint.tensors[one.matrix.name]
+        for start, stop in matrix.ranges(_CONVERTED_AT_ONCE):
+            first, last = max(start, one.start), min(stop, one.stop)
+            if first < last:
+                raw = self._scratch(matrix.stored_bytes(last - first))
+                self._reader.read_bytes(matrix.name, first, last, raw)
+                pack_rows(entry, first, raw, target.rows(first - one.start, last - one.start))
+
+    def _scratch(self, num_bytes: int) -> NDArray[np.uint8]:
+        if self._raw.size < num_bytes:
+            self._raw = empty_bytes(num_bytes)
+        return self._raw[:num_bytes]

@@ -1,13 +1,17 @@
 """What a plan is made for: a shape, its weights, a workload, and what the process holds already."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from thinslice.plan.cost import Computation, kv_bytes_per_token
 from thinslice.plan.memory_plan import DraftPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.tensors import Role
 from thinslice.plan.weight_layout import FLOAT_BYTES, WeightLayout
+
+
+def _runs_as_it_is(dtype: str) -> None:
+    """Nothing is packed."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class Workload:
         kv_dtype: KV cache type: bfloat16, float32 or int8; None takes what suits ``dtype``.
         num_threads: the compiled kernels run on.
         can_change_dtype: the model's files can be had with other weights: they are not packed.
-        packing_bytes: for each dtype that the files must be packed for first, what packing takes
-            beyond what the process holds already.
+        packing_bytes: what packing the files for a dtype takes beyond what the process holds
+            already; None where they run in it as they are.
         most_memory: the largest budget that this machine can give the process, where that is known:
             a larger one is not suggested.
         tokenizer_bytes: of what the process holds already, what loading the model's tokenizer
@@ -38,7 +42,7 @@ class Workload:
     kv_dtype: str | None = None
     num_threads: int = 2
     can_change_dtype: bool = True
-    packing_bytes: Mapping[str, int] = field(default_factory=dict)
+    packing_bytes: Callable[[str], int | None] = _runs_as_it_is
     most_memory: int | None = None
     tokenizer_bytes: int = 0
     draft: str = "off"
@@ -114,5 +118,5 @@ class Case:
     @property
     def packing_floor_bytes(self) -> int:
         """The least budget that the files are packed in before they run; 0 where they need not."""
-        beyond = self.workload.packing_bytes.get(self.workload.dtype)
+        beyond = self.workload.packing_bytes(self.workload.dtype)
         return 0 if beyond is None else self.runtime_bytes + beyond

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -41,8 +40,6 @@ from thinslice.units import format_bytes
 
 # Front matter and prose; a model's own comes to some ten KiB.
 _LARGEST_CARD = 256 * 1024
-# huggingface_hub takes longer to import than a small model takes to load.
-_HUB = "thinslice.store.hub"
 _LOCKS = ".locks"
 
 
@@ -68,8 +65,9 @@ def pull(root: Path, name: StoredName, progress: Progress) -> StoredModel:
 
 def hub_shape(name: HubModel, progress: Progress) -> ModelShape:
     """The shape of a model of the Hub, by its settings; see ``hub.fetch_shape``."""
-    shape: ModelShape = import_module(_HUB).fetch_shape(name, progress)
-    return shape
+    from thinslice.store import hub
+
+    return hub.fetch_shape(name, progress)
 
 
 def remove(root: Path, name: StoredName) -> None:
@@ -119,12 +117,13 @@ def describe_path(path: Path) -> StoredModel:
 
 def _licence_of_card(path: Path) -> str | None:
     """The licence that a folder's model card gives; None where there is none to be read."""
+    from thinslice.store import hub
+
     card = path / MODEL_CARD
     try:
         if not card.is_file() or card.stat().st_size > _LARGEST_CARD:
             return None
-        found: str | None = import_module(_HUB).licence_of(card)
-        return found
+        return hub.licence_of(card)
     except OSError:
         return None
 
@@ -143,8 +142,9 @@ def _weights(checkpoint: Checkpoint) -> str:
 def _fetch(name: StoredName, folder: Path, progress: Progress) -> Fetched:
     if isinstance(name, Embedded):
         return embedded.fetch(name.model, folder, progress)
-    fetched: Fetched = import_module(_HUB).fetch(name, folder, progress)
-    return fetched
+    from thinslice.store import hub
+
+    return hub.fetch(name, folder, progress)
 
 
 def _describe(name: StoredName, folder: Path, fetched: Fetched) -> StoredModel:

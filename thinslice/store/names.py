@@ -9,7 +9,6 @@
 Reading a name looks at the file system only to see whether a path is there.
 """
 
-import difflib
 import os
 import re
 import unicodedata
@@ -181,6 +180,8 @@ def _unknown(text: str, stored: Iterable[str]) -> str:
 def nearest_names(text: str, names: Iterable[str]) -> list[str]:
     """Up to three of the names that are nearly this text, the nearest first; the one alone that
     differs in capitals only."""
+    import difflib
+
     by_folded = {name.casefold(): name for name in names}
     if text.casefold() in by_folded:
         return [by_folded[text.casefold()]]

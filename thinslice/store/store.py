@@ -1,7 +1,7 @@
 """Store: the models on this disk, by name.
 
 Reading the store imports nothing heavy. What changes it (pull and remove) is in changes.py, which
-is imported when it is first used, as is the reader of checkpoints.
+is imported when it is first used.
 """
 
 import os
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -35,7 +34,6 @@ from thinslice.store.packed_copies import (
 )
 from thinslice.store.progress import Progress, silent
 
-_CHANGES = "thinslice.store.changes"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -143,8 +141,9 @@ class Store:
         is_stored = isinstance(name, LocalPath) or folder_in(self.root, name).is_dir()
         if is_stored or not isinstance(name, HubModel) or name.quant is not None:
             return self.resolve(text)
-        shape: ModelShape = import_module(_CHANGES).hub_shape(name, progress or silent)
-        return shape
+        from thinslice.store import changes
+
+        return changes.hub_shape(name, progress or silent)
 
     @_errors_named
     def ensure(self, text: str, progress: Progress | None = None, *, offline: bool = False) -> Path:
@@ -200,13 +199,14 @@ class Store:
 
         Errors: ConfigError, StoreError, CheckpointError.
         """
+        from thinslice.store import changes
+
         if (copy := self._copy(text)) is not None:
-            packed: StoredModel = import_module(_CHANGES).describe_path(_whole(copy).path)
+            packed = changes.describe_path(_whole(copy).path)
             return replace(packed, name=copy.name, source="packed copy")
         name = self._parse(text)
         if isinstance(name, LocalPath):
-            model: StoredModel = import_module(_CHANGES).describe_path(name.path)
-            return model
+            return changes.describe_path(name.path)
         return self._stored(name, text)
 
     @_errors_named
@@ -217,8 +217,10 @@ class Store:
         Errors: ConfigError for a path; StoreError where it is not stored, or is being pulled or
         packed.
         """
+        from thinslice.store import changes
+
         if (copy := self._copy(text)) is not None:
-            import_module(_CHANGES).remove_packed(self.root, copy.path)
+            changes.remove_packed(self.root, copy.path)
             return copy.num_bytes
         name = self._parse(text)
         if isinstance(name, LocalPath):
@@ -230,8 +232,8 @@ class Store:
         for copy in self.packed():
             if copy.model == name.text:
                 num_bytes += copy.num_bytes
-                import_module(_CHANGES).remove_packed(self.root, copy.path)
-        import_module(_CHANGES).remove(self.root, name)
+                changes.remove_packed(self.root, copy.path)
+        changes.remove(self.root, name)
         return num_bytes
 
     def _copy(self, text: str) -> PackedCopy | None:
@@ -253,8 +255,9 @@ class Store:
             return stored
         if offline:
             raise StoreError(f"{self._not_stored(name, text)}, but not offline")
-        model: StoredModel = import_module(_CHANGES).pull(self.root, name, progress or silent)
-        return model
+        from thinslice.store import changes
+
+        return changes.pull(self.root, name, progress or silent)
 
     def _stored(self, name: StoredName, text: str) -> StoredModel:
         folder = folder_in(self.root, name)

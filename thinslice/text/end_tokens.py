@@ -7,6 +7,7 @@ Source: llama.cpp at 00ad355e, src/llama-vocab.cpp, llama_vocab::impl::load (spe
 """
 
 from collections.abc import Collection, Mapping
+from itertools import chain
 from typing import Any
 
 _END_TEXTS = frozenset(
@@ -44,19 +45,19 @@ def end_texts(tokens: Collection[str]) -> frozenset[str]:
     return frozenset(ends)
 
 
-def fill_end_ids(metadata: Mapping[str, Any], ids: Mapping[str, int]) -> frozenset[int]:
+def fill_end_ids(metadata: Mapping[str, Any]) -> frozenset[int]:
     """The ids of a GGUF's tokens that end the filling-in of code.
 
     They stay text: only a completion ends there. An id that no token has is passed over.
-
-    Args:
-        ids: the ids of the tokens.
     """
+    tokens = metadata["tokenizer.ggml.tokens"]
+    wanted = frozenset(chain.from_iterable(_FILL_TEXTS.values()))
+    ids = {token: token_id for token_id, token in enumerate(tokens) if token in wanted}
     ends = set()
     for name, texts in _FILL_TEXTS.items():
         given = metadata.get(f"tokenizer.ggml.{name}_token_id")
         known = [ids[text] for text in texts if text in ids]
-        if type(given) is int and 0 <= given < len(metadata["tokenizer.ggml.tokens"]):
+        if type(given) is int and 0 <= given < len(tokens):
             ends.add(given)
         elif known:
             ends.add(min(known))

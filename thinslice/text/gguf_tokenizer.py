@@ -96,8 +96,8 @@ class _Vocabulary:
 
     def ids(self, *types: int) -> dict[str, int]:
         """The tokens of these types, with their ids."""
-        pairs = zip(self.tokens, self.types, strict=True)
-        return {token: token_id for token_id, (token, kind) in enumerate(pairs) if kind in types}
+        wanted = [token_id for token_id, kind in enumerate(self.types) if kind in types]
+        return dict(zip(map(self.tokens.__getitem__, wanted), wanted, strict=True))
 
 
 def build_gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -227,11 +227,11 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> _Vocabulary:
     ends = end_texts(set(tokens))
     # Converters fill a vocabulary up to the embedding's rows; some mark the filling user-defined.
     for token_id, token in enumerate(tokens):
-        if not token or token == f"[PAD{token_id}]":
-            types[token_id] = _UNUSED
-        elif token in ends:
+        if token in ends:
             # Whatever the file calls it, as llama.cpp does.
             types[token_id] = _CONTROL
+        elif not token or (token[0] == "[" and token == f"[PAD{token_id}]"):
+            types[token_id] = _UNUSED
     return _Vocabulary(tokens, types)
 
 

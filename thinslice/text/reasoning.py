@@ -17,6 +17,11 @@ class ReasoningSplitter:
         self._state = "reasoning" if _ends_in_open_block(rendered_prompt) else "before"
         self._is_after_tag = self._state == "reasoning"
 
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether what comes next is reasoning, or the tag that ends it."""
+        return self._state == "reasoning"
+
     def push(self, text: str) -> list[Piece]:
         """The pieces that are sure now."""
         self._held += text

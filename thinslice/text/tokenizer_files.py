@@ -12,6 +12,7 @@ from thinslice.checkpoint.files import is_there, read_capped, read_json_object
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError
 from thinslice.plan.known_keys import named_keys
+from thinslice.process import without_collections
 from thinslice.text.end_tokens import end_texts, fill_end_ids
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer, prepends_bos
 from thinslice.text.known_keys import (
@@ -84,7 +85,8 @@ def read_tokenizer_files(checkpoint: Checkpoint) -> TokenizerFiles:
 
     Errors: CheckpointError if something is missing, damaged or of a kind that is not supported.
     """
-    return _read_gguf(checkpoint) if checkpoint.kind == "gguf" else _read_folder(checkpoint)
+    with without_collections():
+        return _read_gguf(checkpoint) if checkpoint.kind == "gguf" else _read_folder(checkpoint)
 
 
 def _read_gguf(checkpoint: Checkpoint) -> TokenizerFiles:
@@ -97,13 +99,11 @@ def _read_gguf(checkpoint: Checkpoint) -> TokenizerFiles:
         if bos_token is None:
             raise CheckpointError("GGUF: a prompt begins with BOS, but bos_token_id names no token")
         prefix_ids = (metadata["tokenizer.ggml.bos_token_id"],)
-    ids = {token: token_id for token_id, token in enumerate(metadata["tokenizer.ggml.tokens"])}
-    fill_ends = fill_end_ids(metadata, ids)
     return TokenizerFiles(
         backend,
         SpecialTokens(
             prompt_prefix_ids=prefix_ids,
-            eos_token_ids=_end_ids(backend, checkpoint, eos_token) | fill_ends,
+            eos_token_ids=_end_ids(backend, checkpoint, eos_token) | fill_end_ids(metadata),
             bos_token=bos_token,
             eos_token=eos_token,
         ),

@@ -1,4 +1,4 @@
-"""Text and tables on a terminal of any width, where nothing may be left out."""
+"""Text and tables on a terminal of any width, where nothing may be left out; and bars."""
 
 import os
 import pty
@@ -7,7 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from thinslice.cli import console
-from thinslice.cli.console import note, plain_table, print_error, print_table, show_text
+from thinslice.cli.console import (
+    note,
+    plain_table,
+    print_error,
+    print_table,
+    progress_bars,
+    show_text,
+)
 
 PATH = "/home/user/models/" + "m" * 40
 ROWS = [("smollm2", "93.81 MiB", PATH), ("org/another", "1.20 GiB", "")]
@@ -63,3 +70,19 @@ def test_lines_break_between_words(
     assert len(lines) > 2
     assert max(map(len, lines)) <= 24
     assert " ".join(lines).removeprefix("error: ") == text
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 60.0])
+def test_a_bar_is_shown_for_what_takes_long_and_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    monkeypatch.setattr(console, "_PATIENCE_S", patience_s)
+    monkeypatch.setattr(console.err, "is_interactive", True)  # decided before there is a terminal
+
+    def work() -> None:
+        with progress_bars() as progress:
+            progress("loading weights", 1 << 20, 1 << 22)
+
+    text = "".join(shown(monkeypatch, 100, work))
+    assert ("loading weights" in text and "1.0/4.0 MiB" in text) == (patience_s == 0)
+    assert bool(text) == (patience_s == 0)

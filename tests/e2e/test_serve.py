@@ -1,0 +1,131 @@
+"""thinslice serve as its user starts and ends it."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import httpx2
+import pytest
+
+from tests.tiny_llm import write_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+def command(model: Path, *more: str) -> list[str]:
+    start = [sys.executable, "-m", "thinslice", "serve", str(model), "--memory", "400MiB"]
+    return [*start, "--draft", "off", *more]
+
+
+@contextmanager
+def served(
+    model: Path, *more: str, port: str = "0"
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A server and its address, once it has told it."""
+    with subprocess.Popen(
+        command(model, "--port", port, *more), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        try:
+            told = next(line for line in process.stderr if "serving" in line)
+            found = re.search(r"http://\S+(?=/v1)", told)
+            assert found is not None
+            yield process, found[0]
+        finally:
+            process.kill()
+
+
+def ready(url: str) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            if httpx2.get(f"{url}/ready").status_code == 200:
+                return
+        except httpx2.ConnectError:
+            time.sleep(0.01)
+    raise AssertionError("not ready")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_answers_end_and_takes_no_more(model: Path, number: signal.Signals) -> None:
+    with served(model) as (process, url):
+        ready(url)
+        body = {"model": str(model), "prompt": "a", "max_tokens": 400, "stream": True}
+        with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            os.kill(process.pid, number)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert process.wait(20) == 0
+
+
+def test_a_second_signal_ends_it_at_once(model: Path) -> None:
+    with served(model, "--drain-s", "600") as (process, url):
+        ready(url)
+        bodies = {"model": str(model), "prompt": "a", "max_tokens": 400, "n": 100, "stream": True}
+        gone: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                httpx2.post(f"{url}/v1/completions", json=bodies, timeout=60)
+            except httpx2.HTTPError as error:
+                gone.append(error)
+
+        asking = Thread(target=ask)
+        asking.start()
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(20) == 0
+        asking.join()
+
+
+def test_an_address_that_is_taken_is_told_before_the_model_is_loaded(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            command(model, "--port", port), capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--port", "70000"), "--port is 70000"),
+        (("--max-waiting", "0"), "--max-waiting is 0"),
+        (("--drain-s", "-1"), "--drain-s is -1"),
+        (("--allow-origin", "*"), "--allow-origin is"),
+        (("--keys", "/nonexistent"), "/nonexistent cannot be read"),
+        (("--sequences", "0"), "--sequences is 0"),
+        (("--host", "256.0.0.1"), "cannot listen on 256.0.0.1"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(model: Path, more: tuple[str, ...], told: str) -> None:
+    done = subprocess.run(command(model, *more), capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert told in done.stderr
+
+
+def test_killed_it_starts_again_at_once(model: Path) -> None:
+    with served(model) as (process, url):
+        port = url.rpartition(":")[2]
+        process.kill()
+        process.wait()
+        with served(model, port=port) as (_, again):
+            ready(again)

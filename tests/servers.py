@@ -1,0 +1,77 @@
+"""A server of a tiny random model that runs in a thread of the tests' own process."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from tests.tiny_llm import beside, write_model
+from thinslice import LLM
+from thinslice.engine.async_engine import AsyncEngine
+from thinslice.serve.app import make_app
+from thinslice.serve.keys import Keys
+from thinslice.serve.served import Served
+from thinslice.serve.server import Server
+from thinslice.serve.settings import ServerSettings
+from thinslice.units import MIB
+
+NAME = "tiny"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers.
+
+    Attributes:
+        port: on loopback.
+    """
+
+    served: Served
+    app: FastAPI
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def num_running(self) -> int:
+        """Sequences that have not ended."""
+        scheduler = self.served.engine.llm.engine.scheduler
+        return len(scheduler.waiting) + len(scheduler.running)
+
+    def wait_until_idle(self, limit_s: float = 20.0) -> None:
+        """Until nothing runs. Errors: AssertionError where something still does."""
+        until = time.monotonic() + limit_s
+        while self.num_running():
+            assert time.monotonic() < until, "sequences run on"
+            time.sleep(0.005)
+
+
+@contextmanager
+def running(
+    folder: Path, settings: ServerSettings | None = None, keys: Keys | None = None
+) -> Iterator[Running]:
+    """A server of a model that runs four sequences of 512 tokens at once."""
+    settings = settings or ServerSettings(drain_s=0.0)
+    path = write_model(folder / "tiny.gguf")
+    with LLM(str(path), memory=beside(64 * MIB), max_num_seqs=4, draft="off") as llm:
+        served = Served(AsyncEngine(llm, settings.max_waiting), NAME)
+        app = make_app(served, settings, keys or Keys())
+        server = Server(app, served.engine, settings.drain_s)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = threading.Thread(target=server.run, args=([listener],))
+            thread.start()
+            try:
+                while not server.started:
+                    assert thread.is_alive(), "the server did not start"
+                    time.sleep(0.01)
+                yield Running(served, app, listener.getsockname()[1])
+            finally:
+                server.should_exit = True
+                thread.join()

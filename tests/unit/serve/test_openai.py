@@ -1,0 +1,214 @@
+"""The OpenAI interface, by OpenAI's own client with its types held strictly."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tests.servers import NAME, Running, running
+
+MESSAGES: Any = [{"role": "user", "content": "the moon"}]
+# Greedy, so that two requests give the same text.
+GREEDY: Any = {"model": NAME, "temperature": 0, "max_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("server")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1",
+        api_key="none",
+        max_retries=0,
+        _strict_response_validation=True,
+    ) as found:
+        yield found
+
+
+def post(server: Running, path: str, body: Any) -> httpx2.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    return httpx2.post(f"{server.url}{path}", content=content, headers=headers, timeout=60)
+
+
+def events(server: Running, path: str, body: Any) -> list[Any]:
+    """The data of each event; text where it is no JSON."""
+    lines = post(server, path, {**body, "stream": True}).text.split("\n\n")
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    return [one if one == "[DONE]" else json.loads(one) for one in data]
+
+
+def test_a_chat_is_what_the_library_says(server: Running, client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(messages=MESSAGES, **GREEDY)
+    choice = answer.choices[0]
+    assert choice.finish_reason == "length"
+    assert choice.message.role == "assistant"
+    assert answer.model == NAME
+    usage = answer.usage
+    assert usage is not None
+    assert usage.completion_tokens == 24
+    prompt = server.served.engine.llm.prepare(MESSAGES)
+    assert usage.prompt_tokens == len(prompt.token_ids)
+    assert usage.total_tokens == usage.prompt_tokens + 24
+
+
+def test_a_stream_is_the_whole_answer_piece_by_piece(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(messages=MESSAGES, **GREEDY)
+    chunks = list(client.chat.completions.create(messages=MESSAGES, stream=True, **GREEDY))
+    texts = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert "".join(texts) == whole.choices[0].message.content
+    assert len({(chunk.id, chunk.created) for chunk in chunks}) == 1
+
+
+def test_chunks_come_as_the_wire_has_them(server: Running) -> None:
+    body = {**GREEDY, "messages": MESSAGES, "n": 2, "stream_options": {"include_usage": True}}
+    *chunks, usage, done = events(server, "/v1/chat/completions", body)
+    assert done == "[DONE]"
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == 48
+    assert all(chunk["usage"] is None for chunk in chunks)
+    for index in (0, 1):
+        own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        first, *inner, last = own
+        assert first["delta"] == {"role": "assistant", "content": ""}
+        assert all("role" not in one["delta"] and one["delta"] for one in inner)
+        assert all(one["finish_reason"] is None for one in (first, *inner))
+        assert (last["delta"], last["finish_reason"]) == ({}, "length")
+
+
+def test_usage_comes_only_where_it_is_asked_for(server: Running) -> None:
+    chunks = events(server, "/v1/chat/completions", {**GREEDY, "messages": MESSAGES})
+    assert all("usage" not in chunk for chunk in chunks[:-1])
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_log_probabilities_of_a_chat(client: openai.OpenAI, is_streamed: bool) -> None:
+    asked = {**GREEDY, "messages": MESSAGES, "logprobs": True, "top_logprobs": 3}
+    if is_streamed:
+        chunks = client.chat.completions.create(**asked, stream=True)
+        found = [chunk.choices[0].logprobs for chunk in chunks]
+    else:
+        found = [client.chat.completions.create(**asked).choices[0].logprobs]
+    entries = [entry for one in found if one is not None for entry in one.content or ()]
+    assert len(entries) == 24
+    for entry in entries:
+        assert entry.bytes is not None
+        assert bytes(entry.bytes).decode(errors="replace") == entry.token
+        assert len(entry.top_logprobs) == 3
+        assert entry.logprob == entry.top_logprobs[0].logprob  # greedy takes the likeliest
+
+
+def test_completions(server: Running, client: openai.OpenAI) -> None:
+    asked: Any = {**GREEDY, "prompt": "the moon", "logprobs": 2}
+    whole = client.completions.create(**asked).choices[0]
+    assert whole.logprobs is not None
+    tokens, offsets = whole.logprobs.tokens, whole.logprobs.text_offset
+    assert tokens is not None
+    assert len(tokens) == 24
+    assert offsets == [sum(map(len, tokens[:place])) for place in range(24)]
+    # OpenAI's type of a completion has no place for the null that its own API streams.
+    *chunks, done = (one for one in events(server, "/v1/completions", asked))
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert done == "[DONE]"
+    assert "".join(one["text"] for one in choices) == whole.text
+    assert [token for one in choices for token in one["logprobs"]["tokens"]] == tokens
+    assert [place for one in choices for place in one["logprobs"]["text_offset"]] == offsets
+    assert [one["finish_reason"] for one in choices] == [None] * (len(choices) - 1) + ["length"]
+
+
+def test_the_same_seed_gives_the_same_text(client: openai.OpenAI) -> None:
+    asked = {"model": NAME, "messages": MESSAGES, "max_tokens": 16, "temperature": 1.0}
+    first, again, other = (
+        client.chat.completions.create(**asked, seed=seed).choices[0].message.content
+        for seed in (-5, -5, 6)
+    )
+    assert first == again != other
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [one.id for one in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).owned_by == "thinslice"
+    with pytest.raises(openai.NotFoundError, match="is not served here"):
+        client.models.retrieve("other")
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"n": 0}, "n"),
+        ({"n": 10_000}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"99999": 1}}, None),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "nobody", "content": "a"}]}, None),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
+        ({"messages": "a"}, "messages"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"store": True}, "store"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_by_name(
+    server: Running, change: dict[str, Any], param: str | None
+) -> None:
+    answer = post(server, "/v1/chat/completions", {**GREEDY, "messages": MESSAGES, **change})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert param is None or error["param"].split(".")[0] == param
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"1", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_body_that_is_none_is_refused(server: Running, path: str, body: bytes) -> None:
+    answer = post(server, path, body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
+def test_a_body_is_bounded(server: Running) -> None:
+    answer = post(server, "/v1/completions", b" " * (17 << 20))
+    assert answer.status_code == 413
+
+
+def test_a_prompt_beyond_the_context_is_told_so(server: Running) -> None:
+    messages = [{"role": "user", "content": "a b " * 4000}]
+    answer = post(server, "/v1/chat/completions", {**GREEDY, "messages": messages})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "512" in error["message"]
+
+
+def test_fields_that_change_nothing_are_accepted(server: Running) -> None:
+    more = {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"}
+    more |= {"tools": None, "something_new": {"x": 1}}
+    answer = post(server, "/v1/chat/completions", {**GREEDY, "messages": MESSAGES, **more})
+    assert answer.status_code == 200, answer.text
+    assert server.served.unknown_fields == {"something_new"}
+
+
+def test_no_such_path_or_method(server: Running) -> None:
+    assert httpx2.get(f"{server.url}/v1/nothing").status_code == 404
+    assert httpx2.get(f"{server.url}/v1/chat/completions").json()["error"]["message"]
+
+
+def test_health_readiness_and_plan(server: Running) -> None:
+    assert httpx2.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert httpx2.get(f"{server.url}/ready").json() == {"status": "ready"}
+    plan = httpx2.get(f"{server.url}/plan").json()
+    assert plan["plan"] == json.loads(json.dumps(server.served.engine.llm.plan.to_dict()))
+    assert 0 < plan["rss_bytes"] <= plan["peak_bytes"]

@@ -1,0 +1,51 @@
+"""thinslice serve: answer requests over HTTP."""
+
+from dataclasses import replace
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from thinslice.cli.console import note
+from thinslice.cli.options import Load
+from thinslice.cli.run import load_model
+from thinslice.config import EngineSettings
+from thinslice.errors import ConfigError
+from thinslice.serve.keys import read_keys
+from thinslice.serve.settings import ServerSettings
+
+Serving = Annotated[ServerSettings, Parameter(name="*", group=Group("Serving", sort_key=0))]
+
+
+def serve(
+    model: str,
+    /,
+    *,
+    server: Serving = ServerSettings(),  # noqa: B008
+    sequences: int = EngineSettings.max_num_seqs,
+    load: Load = EngineSettings(),  # noqa: B008
+) -> int:
+    """Serve a model over HTTP, with the interface of the OpenAI API.
+
+    Args:
+        model: Name of the model.
+        sequences: Completions that run at once.
+    """
+    try:
+        from thinslice.serve.served import Served
+        from thinslice.serve.server import listen, run_server
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"serve needs {error.name}, which is not installed: pip install 'thinslice[serve]'"
+        ) from error
+    from thinslice.engine.async_engine import AsyncEngine
+
+    keys = read_keys(server.keys)
+    with listen(server) as listener:
+        llm = load_model(model, replace(load, max_num_seqs=sequences))
+        host, port = listener.getsockname()[:2]
+        place = f"[{host}]" if ":" in host else host
+        note(f"serving {model} at http://{place}:{port}/v1 ; Ctrl-C ends it")
+        with llm:
+            served = Served(AsyncEngine(llm, server.max_waiting), model)
+            run_server(served, listener, server, keys)
+    return 0

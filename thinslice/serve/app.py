@@ -1,0 +1,97 @@
+"""The application: routes, and errors in the form that clients read."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, Response
+
+from thinslice import __version__
+from thinslice.errors import ThinsliceError
+from thinslice.serve import chat, completions, models
+from thinslice.serve.errors import BUG, ApiError, told
+from thinslice.serve.events import ClientGoneError
+from thinslice.serve.guard import Guard
+from thinslice.serve.keys import Keys
+from thinslice.serve.served import Served
+from thinslice.serve.settings import ServerSettings
+
+# The longest context that a model here has is a million tokens, of which each is some four bytes.
+MAX_BODY_BYTES = 16 << 20
+# Nobody reads it: nginx's for a client that has closed its connection.
+_GONE = 499
+
+
+def make_app(served: Served, settings: ServerSettings, keys: Keys) -> FastAPI:
+    """The application that serves a model. The engine is started with it; the server ends it."""
+
+    @asynccontextmanager
+    async def running(_app: FastAPI) -> AsyncIterator[None]:
+        served.engine.start()
+        yield
+
+    app = FastAPI(
+        title="thinslice",
+        version=__version__,
+        lifespan=running,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=MAX_BODY_BYTES,
+        strict_content_type=False,
+    )
+    app.state.served = served
+    hosts, origins = (
+        frozenset(map(str.lower, one)) for one in (settings.allow_host, settings.allow_origin)
+    )
+    app.add_middleware(Guard, hosts=hosts, origins=origins, keys=keys)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=[*origins], allow_methods=["*"], allow_headers=["*"]
+        )
+    for one in (chat, completions, models):
+        app.include_router(one.router)
+    app.add_exception_handler(RequestValidationError, _misfit)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(ClientGoneError, _gone)
+    for kind in (ApiError, ThinsliceError, OSError, MemoryError):
+        app.add_exception_handler(kind, _failed)
+    app.add_exception_handler(Exception, _bug)
+    return app
+
+
+def _response(error: ApiError) -> Response:
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+async def _misfit(_request: Request, error: Exception) -> Response:
+    """A body that is no JSON, or whose fields are no good: the first of what is wrong."""
+    assert isinstance(error, RequestValidationError), "registered for these"
+    first = error.errors()[0]
+    place = [str(one) for one in first["loc"] if one != "body"]
+    if first["type"] == "json_invalid":
+        return _response(ApiError(400, f"the body is no JSON: {first['ctx']['error']}"))
+    name = ".".join(place) or None
+    told = f"{name or 'the body'}: {first['msg'].lower()}"
+    return _response(ApiError(400, told, name))
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for these"
+    told = {404: "there is no such path", 405: "this path has no such method"}
+    return _response(ApiError(error.status_code, told.get(error.status_code, str(error.detail))))
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_GONE)
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    return _response(told(error))
+
+
+async def _bug(_request: Request, _error: Exception) -> Response:
+    """The error is raised on, into the log."""
+    return _response(BUG)

@@ -1,0 +1,67 @@
+"""What the routes of a server share."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from thinslice import __version__
+from thinslice.config import Scheduling
+from thinslice.engine.async_engine import AsyncEngine
+from thinslice.serve.bodies import REFUSED
+from thinslice.serve.errors import ApiError, log
+from thinslice.serve.keys import Key
+
+_MAX_NAMED = 1000
+FINGERPRINT = f"thinslice-{__version__}"
+
+
+@dataclass
+class Served:
+    """A model that is served, and by what.
+
+    Attributes:
+        name: under which requests name the model.
+        loaded_at: seconds since 1970.
+        unknown_fields: of bodies, that the log has named already.
+    """
+
+    engine: AsyncEngine
+    name: str
+    loaded_at: int = field(default_factory=lambda: int(time.time()))
+    unknown_fields: set[str] = field(default_factory=set)
+
+    def check_model(self, name: str) -> None:
+        """Errors: ApiError 404 for the name of another model."""
+        if name != self.name:
+            told = f"the model {name!r:.200} is not served here; this server has {self.name!r}"
+            raise ApiError(404, told, "model", "model_not_found")
+
+    def check_others(self, fields: Mapping[str, object] | None) -> None:
+        """Look at the fields of a body that it does not name itself: of those that nobody knows,
+        each is named in the log once.
+
+        Errors: ApiError 400 for one that would change the answer.
+        """
+        for name, value in (fields or {}).items():
+            if name in REFUSED and value is not None:
+                raise ApiError(400, f"{name} is not supported here", name, "unsupported_parameter")
+            if name not in REFUSED | self.unknown_fields and len(self.unknown_fields) < _MAX_NAMED:
+                self.unknown_fields.add(name)
+                log.warning("the field %.60r of a request is not known and has no effect", name)
+
+
+def _served(request: Request) -> Served:
+    served: Served = request.app.state.served
+    return served
+
+
+TheServed = Annotated[Served, Depends(_served)]
+
+
+def scheduling_of(request: Request) -> Scheduling:
+    """How a request stands beside others: who has another key shares no cached prefixes with it."""
+    key: Key | None = request.state.key
+    return Scheduling(cache_salt="" if key is None else key.name)

@@ -1,0 +1,21 @@
+"""How many tokens a request took."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from thinslice.engine.request import Completion
+
+
+def usage_of(completions: Sequence[Completion]) -> dict[str, Any]:
+    """The usage of a prompt's completions: the prompt is counted once."""
+    prompt = len(completions[0].prompt_token_ids)
+    count = sum(len(one.token_ids) for one in completions)
+    cached = min(one.num_cached for one in completions)
+    reasoning = sum(one.num_reasoning for one in completions)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": count,
+        "total_tokens": prompt + count,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
