@@ -38,9 +38,9 @@ import numpy
 import tokenizers
 import hashlib
 import jinja2.sandbox
-import cyclopts, rich.console, rich.progress, rich.table, wcwidth
+import cyclopts, rich.console
 """
-OURS = f"{LIBRARIES}\nimport thinslice.cli.app, thinslice.cli.run, thinslice.engine.llm"
+OURS = f"{LIBRARIES}\nimport thinslice.cli.exit_codes, thinslice.cli.run, thinslice.engine.llm"
 OPENING = f"""{OURS}
 from pathlib import Path
 from thinslice.engine.opened import open_files
@@ -122,7 +122,7 @@ PARTS = (
     library("tokenizers", "import tokenizers"),
     library("OpenSSL, of hashlib", "import hashlib"),
     library("Jinja", "import jinja2.sandbox"),
-    library("cyclopts, rich, wcwidth", LIBRARIES.strip().splitlines()[-1]),
+    library("cyclopts, rich", LIBRARIES.strip().splitlines()[-1]),
     Part("our modules", LIBRARIES, OURS.splitlines()[-1], is_added=True),
     Part("tokenizer of smollm2", OPENING, "opened = open_files(path)", is_added=True),
     Part(

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import deque
-from statistics import median
+from collections.abc import Collection
 
 # A value is the median of the last few: one that the machine was busy in says nothing.
 _NUM_KEPT, _NUM_NEEDED = 9, 3
@@ -35,7 +35,7 @@ class MeasuredSeconds:
         recent.append(seconds)
         if len(recent) < _NUM_NEEDED:
             return
-        self._medians[rows] = median(recent)
+        self._medians[rows] = _median(recent)
         if len(self._known) < len(self._medians):
             self._known = sorted(self._medians)
 
@@ -54,6 +54,13 @@ class MeasuredSeconds:
             return after * rows / known[0]
         before, start = self._medians[known[place - 1]], known[place - 1]
         return before + (after - before) * (rows - start) / (known[place] - start)
+
+
+def _median(values: Collection[float]) -> float:
+    """The one in the middle, of an even number halfway between two; the module statistics would
+    bring in 0.8 MiB of others."""
+    ordered, middle = sorted(values), len(values) // 2
+    return (ordered[middle] + ordered[~middle]) / 2
 
 
 def _rounded(num_rows: int) -> int:

@@ -49,3 +49,15 @@ def test_large_numbers_of_rows_count_together() -> None:
     for rows in (512, 530, 570):
         seconds.record(rows, 2.0)
     assert seconds(540) == 2.0
+
+
+def test_what_counts_is_the_median_of_the_last_few() -> None:
+    seconds = MeasuredSeconds(unknown=7.0)
+    for one in (9.0, 1.0, 2.0):
+        seconds.record(4, one)
+    assert seconds(4) == 2.0
+    seconds.record(4, 3.0)
+    assert seconds(4) == 2.5
+    for _ in range(9):
+        seconds.record(4, 0.1)
+    assert seconds(4) == 0.1
