@@ -238,9 +238,12 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> _Vocabulary:
 def _read_merges(metadata: Mapping[str, Any], ids: Mapping[str, int]) -> list[tuple[str, str]]:
     lines = _strings(metadata, "tokenizer.ggml.merges", _MAX_MERGES)
     merges: list[tuple[str, str]] = []
+    # The tokens themselves stand in the merges, and not two more strings for each.
+    token_of = dict(zip(ids, ids, strict=True)).get
     for line in lines:
-        left, space, right = line.partition(" ")
-        if not space or left not in ids or right not in ids or left + right not in ids:
+        first, space, second = line.partition(" ")
+        left, right = token_of(first), token_of(second)
+        if not space or left is None or right is None or left + right not in ids:
             raise CheckpointError(f"GGUF tokenizer: merge {line!r:.80} is not of known tokens")
         merges.append((left, right))
     return merges
