@@ -23,6 +23,7 @@ from thinslice.serve.settings import ServerSettings
 MAX_BODY_BYTES = 16 << 20
 # Nobody reads it: nginx's for a client that has closed its connection.
 _GONE = 499
+_TYPES = frozenset(("str", "int", "float", "bool", "none"))
 
 
 def make_app(served: Served, settings: ServerSettings, keys: Keys) -> FastAPI:
@@ -70,10 +71,11 @@ async def _misfit(request: Request, error: Exception) -> Response:
     """A body that is no JSON, or whose fields are no good: the first of what is wrong."""
     assert isinstance(error, RequestValidationError), "registered for these"
     first = error.errors()[0]
-    place = [str(one) for one in first["loc"] if one != "body"]
     if first["type"] == "json_invalid":
         return _response(request, ApiError(400, f"the body is no JSON: {first['ctx']['error']}"))
-    name = ".".join(place) or None
+    # Among the names of fields stand those of the types that one may have.
+    place = [str(one) for one in first["loc"][1:] if str(one).isalnum() or "_" in str(one)]
+    name = ".".join(one for one in place if one not in _TYPES) or None
     told = f"{name or 'the body'}: {first['msg'].lower()}"
     return _response(request, ApiError(400, told, name))
 

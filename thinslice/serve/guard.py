@@ -66,11 +66,12 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         try:
-            name = urlsplit(f"//{host}").hostname or ""
+            parts = urlsplit(f"//{host}")
         except ValueError:
             return False
-        if f"//{host}" != f"//{urlsplit(f'//{host}').netloc}" or "@" in host:
+        if parts.netloc != host or "@" in host:  # more than a name and a port
             return False
+        name = parts.hostname or ""
         return name in self._hosts or _is_local(name) or _is_address(name)
 
 
