@@ -13,6 +13,9 @@ from thinslice.serve.keys import Key, Keys
 # All that needs no key.
 PUBLIC = frozenset(("/health", "/ready"))
 _BEARER = "bearer "
+# Every body here is JSON, whatever curl and others call it. No page of another site can make use of
+# that to send one without asking first: its origin is looked at.
+_JSON = (b"content-type", b"application/json")
 
 
 class Guard:
@@ -39,6 +42,7 @@ class Guard:
         if scope["type"] == "http":
             try:
                 scope.setdefault("state", {})["key"] = self._checked(scope)
+                scope["headers"] = [one for one in scope["headers"] if not _is_type(one)] + [_JSON]
             except ApiError as error:
                 response = JSONResponse(error.body(scope["path"]), error.status, error.headers)
                 await response(scope, receive, send)
@@ -73,6 +77,10 @@ class Guard:
             return False
         name = parts.hostname or ""
         return name in self._hosts or _is_local(name) or _is_address(name)
+
+
+def _is_type(header: tuple[bytes, bytes]) -> bool:
+    return header[0] == b"content-type"
 
 
 def _is_local(name: str) -> bool:

@@ -187,6 +187,14 @@ def test_a_body_that_is_none_is_refused(server: Running, path: str, body: bytes)
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_a_body_is_json_whatever_it_is_called(server: Running, kind: str | None) -> None:
+    content = json.dumps({**GREEDY, "messages": MESSAGES}).encode()
+    headers = {} if kind is None else {"content-type": kind}
+    url = f"{server.url}/v1/chat/completions"
+    assert httpx2.post(url, content=content, headers=headers, timeout=60).status_code == 200
+
+
 def test_a_body_is_bounded(server: Running) -> None:
     answer = post(server, "/v1/completions", b" " * (17 << 20))
     assert answer.status_code == 413
