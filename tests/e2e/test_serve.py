@@ -8,9 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
 
 import httpx2
 import pytest
@@ -71,25 +70,22 @@ def test_a_signal_lets_answers_end_and_takes_no_more(model: Path, number: signal
 
 
 def test_a_second_signal_ends_it_at_once(model: Path) -> None:
+    body = {"model": str(model), "prompt": "a", "max_tokens": 500, "n": 100, "stream": True}
+    lines: list[str] = []
     with served(model, "--drain-s", "600") as (process, url):
         ready(url)
-        bodies = {"model": str(model), "prompt": "a", "max_tokens": 400, "n": 100, "stream": True}
-        gone: list[Exception] = []
-
-        def ask() -> None:
-            try:
-                httpx2.post(f"{url}/v1/completions", json=bodies, timeout=60)
-            except httpx2.HTTPError as error:
-                gone.append(error)
-
-        asking = Thread(target=ask)
-        asking.start()
-        time.sleep(0.5)
-        os.kill(process.pid, signal.SIGINT)
-        time.sleep(0.2)
-        os.kill(process.pid, signal.SIGINT)
+        with (
+            suppress(httpx2.RemoteProtocolError),
+            httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer,
+        ):
+            for line in answer.iter_lines():
+                if not lines:
+                    os.kill(process.pid, signal.SIGINT)
+                    time.sleep(0.2)
+                    os.kill(process.pid, signal.SIGINT)
+                lines.append(line)
         assert process.wait(20) == 0
-        asking.join()
+    assert "data: [DONE]" not in lines
 
 
 def test_an_address_that_is_taken_is_told_before_the_model_is_loaded(model: Path) -> None:

@@ -27,7 +27,7 @@ class Head:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def with_(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    def with_choices(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """The object with its choices."""
         return {
             "id": f"{self.prefix}-{self.id}",

@@ -8,23 +8,34 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from thinslice.config import MAX_BIASES, MAX_LOGPROBS, MAX_SAMPLES, MAX_STOP_LENGTH
+from thinslice.config import (
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    MAX_SAMPLES,
+    MAX_STOP_LENGTH,
+    MAX_STOP_STRINGS,
+)
 
 MAX_MESSAGES = 4096
-# Of OpenAI's API, and of engines that have more than it.
-REFUSED = frozenset(
-    (
-        *("audio", "best_of", "echo", "function_call", "functions", "grammar", "guided_json"),
-        *("guided_regex", "modalities", "moderation", "reasoning_effort", "response_format"),
-        *("suffix", "tool_choice", "tools", "web_search_options", "chat_template"),
-        *("chat_template_kwargs", "max_thinking_tokens", "min_tokens", "stop_token_ids"),
-        *("thinking", "output_config", "container", "mcp_servers"),  # Anthropic's
-        *("think", "format", "template", "images", "context"),  # Ollama's
-        *("mirostat", "typical_p", "tfs_z"),  # of its options
-    )
+# Fields that would change the answer, of the three interfaces and of engines that have more than
+# those. With each the values, beside none at all, that ask for nothing.
+_REFUSED_WHOLE = (
+    *("audio", "function_call", "functions", "grammar", "guided_json", "guided_regex"),
+    *("moderation", "reasoning_effort", "suffix", "tools", "web_search_options"),
+    *("chat_template", "chat_template_kwargs", "max_thinking_tokens", "stop_token_ids"),
+    *("thinking", "output_config", "container", "mcp_servers"),
+    *("think", "format", "template", "images", "context", "typical_p", "tfs_z"),
 )
-# More than the API's own bound of four; what the engine allows.
-MAX_STOPS = 64
+REFUSED: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(_REFUSED_WHOLE, ()),
+    "best_of": (1,),
+    "echo": (False,),
+    "min_tokens": (0,),
+    "mirostat": (0,),
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),  # of no tools
+}
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 # Seeds are signed in OpenAI's API.
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
@@ -51,7 +62,7 @@ class _Body(BaseModel):
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Seed | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOP_STRINGS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -96,7 +107,7 @@ class MessagesBody(BaseModel):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     system: str | list[dict[str, Any]] | None = None
-    stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOP_STRINGS)] | None = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -124,7 +135,7 @@ class OllamaOptions(BaseModel):
     presence_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
     seed: Seed | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOP_STRINGS)] | None = None
 
 
 class _OllamaBody(BaseModel):

@@ -32,7 +32,7 @@ async def chat_completions(body: ChatBody, request: Request, served: TheServed) 
     stream = await served.engine.submit(asked, params, scheduling_of(request))
     if body.stream:
         return openai_events(_Chunks(served, stream, body).events())
-    completions = await until_gone(request, whole(stream))
+    completions = await until_gone(request.receive, whole(stream))
     return JSONResponse(_answer(served, completions, has_logprobs=bool(body.logprobs)))
 
 
@@ -56,7 +56,7 @@ def _answer(served: Served, completions: list[Completion], *, has_logprobs: bool
         }
         for one in completions
     ]
-    return head.with_(choices, usage=usage_of(completions))
+    return head.with_choices(choices, usage=usage_of(completions))
 
 
 def _message(completion: Completion) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class _Chunks:
             for chunk in self._of(delta):
                 yield chunk
         if self._has_usage:
-            yield self._head.with_([], usage=usage_of(self._stream.completions))
+            yield self._head.with_choices([], usage=usage_of(self._stream.completions))
 
     def _of(self, delta: Delta) -> list[dict[str, Any]]:
         chunks = []
@@ -132,7 +132,7 @@ class _Chunks:
             "finish_reason": finish_reason,
         }
         usage = {"usage": None} if self._has_usage else {}
-        return self._head.with_([choice], **usage)
+        return self._head.with_choices([choice], **usage)
 
 
 def _text_delta(chunk: TextChunk) -> dict[str, Any]:

@@ -24,7 +24,7 @@ async def completions(body: CompletionBody, request: Request, served: TheServed)
     stream = await served.engine.submit(body.prompt, params, scheduling_of(request))
     if body.stream:
         return openai_events(_events(served, stream, body))
-    found = await until_gone(request, whole(stream))
+    found = await until_gone(request.receive, whole(stream))
     head = Head(served.name, "text_completion", "cmpl")
     tokenizer = served.engine.llm.tokenizer
     choices = [
@@ -38,7 +38,7 @@ async def completions(body: CompletionBody, request: Request, served: TheServed)
         }
         for one in found
     ]
-    return JSONResponse(head.with_(choices, usage=usage_of(found)))
+    return JSONResponse(head.with_choices(choices, usage=usage_of(found)))
 
 
 async def _events(served: Served, stream: AsyncStream, body: CompletionBody) -> Events:
@@ -60,6 +60,6 @@ async def _events(served: Served, stream: AsyncStream, body: CompletionBody) -> 
             "logprobs": logprobs,
             "finish_reason": delta.finish_reason,
         }
-        yield head.with_([choice], **usage)
+        yield head.with_choices([choice], **usage)
     if has_usage:
-        yield head.with_([], usage=usage_of(stream.completions))
+        yield head.with_choices([], usage=usage_of(stream.completions))

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from thinslice.errors import BusyError, CheckpointError, ContextError, RequestError, own_error
+from thinslice.errors import BusyError, ContextError, RequestError, ThinsliceError, own_error
 
 # Seconds after which a client that met a full queue may try again.
 RETRY_AFTER_S = 1
@@ -71,7 +71,7 @@ def _known(error: BaseException) -> ApiError | None:
         return ApiError(429, str(error), code="queue_full")
     if isinstance(error, RequestError):
         return ApiError(400, str(error), error.setting)
-    if isinstance(error, CheckpointError):
-        return ApiError(500, str(error), code="checkpoint_error")
+    if isinstance(error, ThinsliceError):  # of a disk, or of files that have changed
+        return ApiError(500, str(error))
     known = own_error(error)
     return None if known is None else ApiError(503, str(known), code="out_of_resources")

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
-from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -25,13 +24,13 @@ class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 
 
-async def until_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
     """What some work gives; it is cancelled where the client goes away first.
 
     Errors: ClientGoneError.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(request.receive))
+    watching = asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -79,7 +78,7 @@ class EventStream(StreamingResponse):
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         with suppress(ClientGoneError):
-            await until_gone(Request(scope, receive), self._send_all(scope["path"], send))
+            await until_gone(receive, self._send_all(scope["path"], send))
 
     async def _send_all(self, path: str, send: Send) -> None:
         last = self._last

@@ -136,7 +136,7 @@ async def _answered(
     stream = await served.engine.submit(asked, _params(options), scheduling_of(request))
     if is_streamed:
         return json_lines(_lines(served, stream, is_chat, began))
-    completion = (await until_gone(request, whole(stream)))[0]
+    completion = (await until_gone(request.receive, whole(stream)))[0]
     text = _text(is_chat, completion.text, completion.reasoning)
     return JSONResponse({**_head(served), **text, **_end(completion, began)})
 

@@ -48,9 +48,11 @@ class Served:
         Errors: ApiError 400 for one that would change the answer.
         """
         for name, value in (fields or {}).items():
-            if name in REFUSED and value not in _NOTHING:
-                raise ApiError(400, f"{name} is not supported here", name, "unsupported_parameter")
-            if name not in REFUSED | self.unknown_fields and len(self.unknown_fields) < _MAX_NAMED:
+            if name in REFUSED:
+                if value not in (*_NOTHING, *REFUSED[name]):
+                    told = f"{name} is not supported here"
+                    raise ApiError(400, told, name, "unsupported_parameter")
+            elif name not in self.unknown_fields and len(self.unknown_fields) < _MAX_NAMED:
                 self.unknown_fields.add(name)
                 log.warning("the field %.60r of a request is not known and has no effect", name)
 

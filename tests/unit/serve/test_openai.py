@@ -167,6 +167,8 @@ def test_models(client: openai.OpenAI) -> None:
         ({"messages": "a"}, "messages"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"store": True}, "store"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"tool_choice": "required"}, "tool_choice"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_by_name(
@@ -210,10 +212,15 @@ def test_a_prompt_beyond_the_context_is_told_so(server: Running) -> None:
 
 def test_fields_that_change_nothing_are_accepted(server: Running) -> None:
     more = {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"}
-    more |= {"tools": None, "something_new": {"x": 1}}
+    more |= {"tools": None, "something_new": {"x": 1}, "tool_choice": "auto"}
+    more |= {
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+        "parallel_tool_calls": True,
+    }
     answer = post(server, "/v1/chat/completions", {**GREEDY, "messages": MESSAGES, **more})
     assert answer.status_code == 200, answer.text
-    assert server.served.unknown_fields == {"something_new"}
+    assert server.served.unknown_fields == {"something_new", "parallel_tool_calls"}
 
 
 def test_no_such_path_or_method(server: Running) -> None:
@@ -244,8 +251,6 @@ def test_metrics_are_the_engine_s_numbers(server: Running, client: openai.OpenAI
         numbers.time_to_first_token_s.count
     )
     assert 0 < found["thinslice_rss_bytes",] <= found["thinslice_peak_bytes",]
-    every = {name.removeprefix("thinslice_") for name, *_ in found}
-    known = {field.name for field in dataclasses.fields(Metrics)}
-    told = {name.replace("_seconds", "_s") for name in every}
-    missing = {name for name in known if not any(one.startswith(name) for one in told)}
-    assert not missing
+    families = {family.name for family in text_string_to_metric_families(text)}
+    told = {name.removeprefix("thinslice_").replace("_seconds", "_s") for name in families}
+    assert {field.name for field in dataclasses.fields(Metrics)} <= told

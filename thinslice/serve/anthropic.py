@@ -33,7 +33,7 @@ async def messages(body: MessagesBody, request: Request, served: TheServed) -> R
     stream = await served.engine.submit(asked, _params(body), scheduling_of(request))
     if body.stream:
         return anthropic_events(_Events(served.name, stream).events())
-    completion = (await until_gone(request, whole(stream)))[0]
+    completion = (await until_gone(request.receive, whole(stream)))[0]
     return JSONResponse(_message(served.name, completion))
 
 
