@@ -13,7 +13,6 @@ from fastapi import FastAPI
 from tests.tiny_llm import TEMPLATE, beside, write_model
 from thinslice import LLM
 from thinslice.engine.async_engine import AsyncEngine
-from thinslice.serve.app import make_app
 from thinslice.serve.keys import Keys
 from thinslice.serve.served import Served
 from thinslice.serve.server import Server
@@ -65,8 +64,7 @@ def running(
     path = write_model(folder / "tiny.gguf", template)
     with LLM(str(path), memory=beside(64 * MIB), max_num_seqs=4, draft="off") as llm:
         served = Served(AsyncEngine(llm, settings.max_waiting), NAME)
-        app = make_app(served, settings, keys or Keys())
-        server = Server(app, served.engine, settings.drain_s)
+        server = Server(served, settings, keys or Keys())
         with socket.create_server(("127.0.0.1", 0)) as listener:
             thread = threading.Thread(target=server.run, args=([listener],))
             thread.start()
@@ -74,7 +72,7 @@ def running(
                 while not server.started:
                     assert thread.is_alive(), "the server did not start"
                     time.sleep(0.01)
-                yield Running(served, app, listener.getsockname()[1])
+                yield Running(served, server.app, listener.getsockname()[1])
             finally:
                 server.should_exit = True
                 thread.join()

@@ -30,17 +30,20 @@ def command(model: Path, *more: str) -> list[str]:
 @contextmanager
 def served(
     model: Path, *more: str, port: str = "0"
-) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A server and its address, once it has told it."""
+) -> Iterator[tuple["subprocess.Popen[str]", str, list[str]]]:
+    """A server, its address, once it has told it, and the lines up to that."""
     with subprocess.Popen(
         command(model, "--port", port, *more), stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         try:
-            told = next(line for line in process.stderr if "serving" in line)
-            found = re.search(r"http://\S+(?=/v1)", told)
+            lines = [process.stderr.readline()]
+            while "serving" not in lines[-1]:
+                assert lines[-1], "it ended before it served"
+                lines.append(process.stderr.readline())
+            found = re.search(r"http://\S+(?=/v1)", lines[-1])
             assert found is not None
-            yield process, found[0]
+            yield process, found[0], lines
         finally:
             process.kill()
 
@@ -58,7 +61,7 @@ def ready(url: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_answers_end_and_takes_no_more(model: Path, number: signal.Signals) -> None:
-    with served(model) as (process, url):
+    with served(model) as (process, url, _):
         ready(url)
         body = {"model": str(model), "prompt": "a", "max_tokens": 400, "stream": True}
         with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
@@ -72,7 +75,7 @@ def test_a_signal_lets_answers_end_and_takes_no_more(model: Path, number: signal
 def test_a_second_signal_ends_it_at_once(model: Path) -> None:
     body = {"model": str(model), "prompt": "a", "max_tokens": 500, "n": 100, "stream": True}
     lines: list[str] = []
-    with served(model, "--drain-s", "600") as (process, url):
+    with served(model, "--drain-s", "600") as (process, url, _):
         ready(url)
         with (
             suppress(httpx2.RemoteProtocolError),
@@ -106,6 +109,7 @@ def test_an_address_that_is_taken_is_told_before_the_model_is_loaded(model: Path
         (("--max-waiting", "0"), "--max-waiting is 0"),
         (("--drain-s", "-1"), "--drain-s is -1"),
         (("--allow-origin", "*"), "--allow-origin is"),
+        (("--allow-host", "http://x.com"), "--allow-host is"),
         (("--keys", "/nonexistent"), "/nonexistent cannot be read"),
         (("--sequences", "0"), "--sequences is 0"),
         (("--host", "256.0.0.1"), "cannot listen on 256.0.0.1"),
@@ -118,10 +122,22 @@ def test_what_cannot_be_served_is_one_line(model: Path, more: tuple[str, ...], t
     assert told in done.stderr
 
 
+@pytest.mark.parametrize("key", [None, "a-key-of-the-tests"])
+def test_a_server_that_others_reach_without_a_key_says_so(
+    model: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    if key is not None:
+        monkeypatch.setenv("THINSLICE_API_KEY", key)
+    with served(model, "--host", "0.0.0.0") as (process, _, told):
+        process.terminate()
+        assert process.wait(20) == 0
+    assert ("may use this server" in "".join(told)) == (key is None)
+
+
 def test_killed_it_starts_again_at_once(model: Path) -> None:
-    with served(model) as (process, url):
+    with served(model) as (process, url, _):
         port = url.rpartition(":")[2]
         process.kill()
         process.wait()
-        with served(model, port=port) as (_, again):
+        with served(model, port=port) as (_, again, _):
             ready(again)

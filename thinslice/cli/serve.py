@@ -1,6 +1,7 @@
 """thinslice serve: answer requests over HTTP."""
 
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Annotated
 
 from cyclopts import Group, Parameter
@@ -32,7 +33,7 @@ def serve(
     """
     try:
         from thinslice.serve.served import Served
-        from thinslice.serve.server import listen, run_server
+        from thinslice.serve.server import Server, listen, run_server
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"serve needs {error.name}, which is not installed: pip install 'thinslice[serve]'"
@@ -41,11 +42,12 @@ def serve(
 
     keys = read_keys(server.keys)
     with listen(server) as listener:
-        llm = load_model(model, replace(load, max_num_seqs=sequences))
         host, port = listener.getsockname()[:2]
+        if not keys and not ip_address(host).is_loopback:
+            note(f"whoever reaches {host} may use this server: it has no keys, --keys names some")
         place = f"[{host}]" if ":" in host else host
-        note(f"serving {model} at http://{place}:{port}/v1 ; Ctrl-C ends it")
-        with llm:
+        told = f"serving {model} at http://{place}:{port}/v1 ; Ctrl-C ends it"
+        with load_model(model, replace(load, max_num_seqs=sequences)) as llm:
             served = Served(AsyncEngine(llm, server.max_waiting), model)
-            run_server(served, listener, server, keys)
+            run_server(Server(served, server, keys, lambda: note(told)), listener)
     return 0

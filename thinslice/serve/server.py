@@ -1,16 +1,15 @@
 """Run a server until it is told to end."""
 
 import asyncio
+import errno
 import logging
 import math
 import signal
 import socket
-from types import FrameType
+from collections.abc import Callable
 
 import uvicorn
-from fastapi import FastAPI
 
-from thinslice.engine.async_engine import AsyncEngine
 from thinslice.errors import ConfigError
 from thinslice.serve.app import make_app
 from thinslice.serve.keys import Keys
@@ -20,6 +19,7 @@ from thinslice.serve.settings import ServerSettings
 # Connections beyond this are refused by the server at once.
 _MAX_CONNECTIONS = 1024
 _LAST_SECONDS = 5
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -35,34 +35,51 @@ def listen(settings: ServerSettings) -> socket.socket:
         found.listen(_MAX_CONNECTIONS)
     except OSError as error:
         found.close()
-        place = f"{settings.host}:{settings.port}"
-        reason = error.strerror or str(error)
-        raise ConfigError(f"cannot listen on {place}: {reason}; --port 0 takes one") from error
+        place, reason = f"{settings.host}:{settings.port}", error.strerror or str(error)
+        hint = "; --port 0 takes a free one" if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {place}: {reason}{hint}") from error
     return found
 
 
 class Server(uvicorn.Server):
     """Ends in order: from the first signal on no request is taken, and answers that are under way
-    may go on for some seconds; at a second one they end at once."""
+    may go on for some seconds; at a second one they end at once.
 
-    def __init__(self, app: FastAPI, engine: AsyncEngine, drain_s: float) -> None:
+    Args:
+        on_ready: called once requests are taken.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        settings: ServerSettings,
+        keys: Keys,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.app = make_app(served, settings, keys)
         super().__init__(
             uvicorn.Config(
-                app,
+                self.app,
                 log_config=None,
                 access_log=False,
                 lifespan="on",
                 limit_concurrency=_MAX_CONNECTIONS,
                 # For clients that do not read what they get.
-                timeout_graceful_shutdown=math.ceil(drain_s) + _LAST_SECONDS,
+                timeout_graceful_shutdown=math.ceil(settings.drain_s) + _LAST_SECONDS,
                 server_header=False,
                 http="h11",
                 ws="none",
                 loop="asyncio",
             )
         )
-        self._engine = engine
-        self._drain_s = drain_s
+        self._engine = served.engine
+        self._drain_s = settings.drain_s
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take requests, and tell so."""
+        await super().startup(sockets)
+        self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more requests, and wait for what is under way."""
@@ -72,20 +89,14 @@ class Server(uvicorn.Server):
         await draining
 
 
-def run_server(
-    served: Served, listener: socket.socket, settings: ServerSettings, keys: Keys
-) -> None:
+def run_server(server: Server, listener: socket.socket) -> None:
     """Answer requests until SIGINT or SIGTERM; then what is under way may end."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    # uvicorn raises the signal that ended it once more, for whoever handled it before.
-    before = {one: signal.signal(one, _passed_over) for one in (signal.SIGINT, signal.SIGTERM)}
+    # One that comes before uvicorn looks counts too. It raises the signal that ended it once more,
+    # for whoever handled it before.
+    before = {one: signal.signal(one, server.handle_exit) for one in _ENDING}
     try:
-        app = make_app(served, settings, keys)
-        Server(app, served.engine, settings.drain_s).run([listener])
+        server.run([listener])
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-
-
-def _passed_over(_number: int, _frame: FrameType | None) -> None:
-    """The server has ended as it was told to."""

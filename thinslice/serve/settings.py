@@ -7,6 +7,8 @@ from pathlib import Path
 from thinslice.config import about
 from thinslice.errors import ConfigError
 
+# A name without scheme and port.
+_HOST = re.compile(r"[A-Za-z0-9_.\-]+")
 # Scheme, host and perhaps a port. "*" would let every page in the world in.
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
@@ -47,7 +49,11 @@ class ServerSettings:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise about(name, ConfigError(f"{name} is {value}; expected {least}..{most}"))
-        for origin in self.allow_origin:
-            if not _ORIGIN.fullmatch(origin):
-                told = f"allow_origin is {origin!r:.100}; expected one as https://chat.example.com"
-                raise about("allow_origin", ConfigError(told))
+        for name, form, example in (
+            ("allow_host", _HOST, "model.example.com"),
+            ("allow_origin", _ORIGIN, "https://chat.example.com"),
+        ):
+            for value in getattr(self, name):
+                if not form.fullmatch(value):
+                    told = f"{name} is {value!r:.100}; expected one as {example}"
+                    raise about(name, ConfigError(told))
