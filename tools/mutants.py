@@ -32,7 +32,10 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 KNOWN = Path(__file__).with_name("mutants_known.json")
 TARGETS = {
-    "planner": ("thinslice/plan/planner.py", ["tests/unit/plan/test_planner.py"]),
+    "planner": (
+        "thinslice/plan/planner.py",
+        ["tests/unit/plan/test_planner.py", "tests/unit/plan/test_choose.py"],
+    ),
     "choose": (
         "thinslice/plan/choose.py",
         ["tests/unit/plan/test_choose.py", "tests/unit/plan/test_planner.py"],
@@ -41,7 +44,10 @@ TARGETS = {
         "thinslice/plan/search.py",
         ["tests/unit/plan/test_choose.py", "tests/unit/plan/test_planner.py"],
     ),
-    "scheduler": ("thinslice/engine/scheduler.py", ["tests/unit/engine/test_scheduler.py"]),
+    "scheduler": (
+        "thinslice/engine/scheduler.py",
+        ["tests/unit/engine/test_scheduler.py", "tests/unit/engine/test_scoring.py"],
+    ),
     "block_manager": (
         "thinslice/engine/block_manager.py",
         ["tests/unit/engine/test_block_manager.py", "tests/unit/engine/test_scheduler.py"],

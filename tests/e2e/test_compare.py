@@ -70,7 +70,7 @@ def test_refusals_are_one_line_and_load_nothing(text: str, tmp_path: Path) -> No
         (("--text", text, "--context", "1"), 2, "--context 1 leaves no token to predict"),
         (("--text", text, "--context", "9000"), 2, "this model has 1..8192"),
         (("--text", text, "--dtype-b", "half"), 2, 'Invalid value "half" for --dtype-b'),
-        (("--text", text, "--memory", "200MiB"), 3, "both models in --memory 200MiB"),
+        (("--text", text, "--memory", "150MiB"), 3, "both models in --memory 150MiB"),
         ((), 2, "--text"),
     )
     for arguments, exit_code, message in refusals:
