@@ -261,16 +261,17 @@ def _check_flag(name: str, value: object, error: type[ThinsliceError]) -> None:
         raise about(name, error(f"{name} is {shown(value)}; expected True or False"))
 
 
-def _check_size(name: str, size: str) -> None:
-    try:
-        num_bytes = parse_bytes(size)
-    except ConfigError as error:
-        raise about(name, ConfigError(f"{name}: {error}")) from None
-    _check_memory(name, num_bytes)
-
-
-def _check_memory(name: str, num_bytes: int) -> None:
-    if num_bytes > _LARGEST_MEMORY:
+def _check_bytes(name: str, size: object, least: int) -> None:
+    """Errors: ConfigError for what is neither a number of bytes nor a text that names one."""
+    if isinstance(size, str):
+        try:
+            size = parse_bytes(size)
+        except ConfigError as error:
+            raise about(name, ConfigError(f"{name}: {error}")) from None
+    elif type(size) is not int or size < least:
+        told = f"{name} is {shown(size)}; expected bytes, or text as in 4GiB"
+        raise about(name, ConfigError(told))
+    if size > _LARGEST_MEMORY:
         raise about(name, ConfigError(f"{name} is more memory than there is"))
 
 
@@ -305,6 +306,9 @@ class EngineSettings:
             the final norm. MiMo's layers take it before.
         offline: Use no network; the model must be stored already.
         max_num_seqs: Sequences that run at once.
+        reserve: Memory that the program around the model will come to hold, beside what it holds
+            when the model is loaded; as 64MiB.
+        reserve_per_token: Bytes more of that for each token of the context.
 
     Errors: ConfigError for a value out of range.
     """
@@ -320,6 +324,8 @@ class EngineSettings:
     mtp_hidden: MtpHidden = "pre-norm"
     offline: bool = False
     max_num_seqs: int = 8
+    reserve: str | int = 0
+    reserve_per_token: int = 0
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -334,14 +340,10 @@ class EngineSettings:
             raise ConfigError("--host-memory goes with --device cuda; on the CPU name --memory")
         _check_flag("offline", self.offline, ConfigError)
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
-            if isinstance(size, str):
-                _check_size(name, size)
-            elif size is not None and (type(size) is not int or size <= 0):
-                told = f"{name} is {shown(size)}; expected bytes, or text as in 4GiB"
-                raise about(name, ConfigError(told))
-            elif size is not None:
-                _check_memory(name, size)
-        for name in ("context", "draft_length", "max_num_seqs"):
+            if size is not None:
+                _check_bytes(name, size, least=1)
+        _check_bytes("reserve", self.reserve, least=0)
+        for name in ("context", "draft_length", "max_num_seqs", "reserve_per_token"):
             value = getattr(self, name)
             if type(value) is not int and not (value is None and name == "context"):
                 told = f"{name} is {shown(value)}; expected a whole number"
@@ -352,6 +354,9 @@ class EngineSettings:
         if not 0 < self.max_num_seqs <= 1024:
             told = f"max_num_seqs is {self.max_num_seqs}; expected 1..1024"
             raise about("max_num_seqs", ConfigError(told))
+        if self.reserve_per_token < 0:
+            told = f"reserve_per_token is {self.reserve_per_token}; expected 0 or more"
+            raise about("reserve_per_token", ConfigError(told))
         if not 0 < self.draft_length <= MAX_DRAFT_LENGTH:
             told = f"draft_length is {self.draft_length}; expected 1..{MAX_DRAFT_LENGTH}"
             raise about("draft_length", ConfigError(f"{told} (for none, draft off)"))
@@ -365,6 +370,11 @@ class EngineSettings:
     def memory_bytes(self) -> int | None:
         """The budget in bytes, or None where none was named."""
         return parse_bytes(self.memory) if isinstance(self.memory, str) else self.memory
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What is reserved whatever the context, in bytes."""
+        return parse_bytes(self.reserve) if isinstance(self.reserve, str) else self.reserve
 
     @property
     def host_memory_bytes(self) -> int | None:

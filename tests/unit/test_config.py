@@ -134,5 +134,11 @@ def test_flags_are_true_or_false() -> None:
     for memory in ("999999999TiB", 1 << 61):
         with pytest.raises(ConfigError, match="memory is more memory than there is"):
             EngineSettings(memory=memory)
+        with pytest.raises(ConfigError, match="reserve is more memory than there is"):
+            EngineSettings(reserve=memory)
+    for reserve in (-1, 1.5, None, True, "x"):
+        for name in ("reserve", "reserve_per_token"):
+            with pytest.raises(ConfigError, match=f"^{name}"):
+                EngineSettings(**{name: reserve})  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="stop is a int that cannot be written out"):
         SamplingParams(stop=10**6000)  # type: ignore[arg-type]

@@ -8,13 +8,15 @@ from cyclopts import Group, Parameter
 from thinslice.config import EngineSettings, SamplingParams
 
 _LOADING = Group("Loading", sort_key=1)
-# Several sequences are named where a command runs several; a plan fetches no weights.
+# Several sequences are named where a command runs several; a plan fetches no weights. What a
+# program reserves it says itself.
 Load = Annotated[
-    EngineSettings, Parameter(name="*", parse=re.compile("^(?!max_num_seqs$)"), group=_LOADING)
+    EngineSettings,
+    Parameter(name="*", parse=re.compile("^(?!max_num_seqs$|reserve)"), group=_LOADING),
 ]
 Fit = Annotated[
     EngineSettings,
-    Parameter(name="*", parse=re.compile("^(?!(max_num_seqs|offline)$)"), group=_LOADING),
+    Parameter(name="*", parse=re.compile("^(?!max_num_seqs$|offline$|reserve)"), group=_LOADING),
 ]
 Quiet = Annotated[bool, Parameter(name="--quiet")]
 # What only has a meaning beside other requests is no option of a command.

@@ -45,6 +45,8 @@ class Settings(TypedDict, total=False):
     mtp_hidden: MtpHidden
     offline: bool
     max_num_seqs: int
+    reserve: str | int
+    reserve_per_token: int
 
 
 class Stream:

@@ -185,6 +185,8 @@ def _workload(model: Model, settings: EngineSettings) -> Workload:
         draft=settings.draft,
         draft_length=settings.draft_length,
         mtp_hidden=settings.mtp_hidden,
+        reserve_bytes=settings.reserve_bytes,
+        reserve_per_token=settings.reserve_per_token,
     )
 
 

@@ -42,6 +42,8 @@ class Workload:
         draft: who drafts: auto, ngram, mtp or off.
         draft_length: the most drafts for a sequence in a step.
         mtp_hidden: what a prediction layer takes of the model; see DraftPlan.
+        reserve_bytes: what the program around the model will come to hold.
+        reserve_per_token: bytes more of that for each token of the context.
     """
 
     context: int | None = None
@@ -55,6 +57,13 @@ class Workload:
     draft: str = "off"
     draft_length: int = 8
     mtp_hidden: str = "pre-norm"
+    reserve_bytes: int = 0
+    reserve_per_token: int = 0
+
+    def reserved_part(self, context: int) -> dict[str, int]:
+        """The part of the process's memory that is left to the program, where it asks for any."""
+        num_bytes = self.reserve_bytes + self.reserve_per_token * context
+        return {"reserved": num_bytes} if num_bytes else {}
 
 
 @dataclass(frozen=True)

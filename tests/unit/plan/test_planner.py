@@ -64,6 +64,8 @@ workloads = st.builds(
     dtype=st.sampled_from(["bfloat16", "float32", "int8", "int4"]),
     kv_dtype=st.sampled_from([None, "bfloat16", "int8"]),
     draft=st.sampled_from(["off", "off", "auto", "ngram"]),
+    reserve_bytes=st.sampled_from([0, 64 * MIB]),
+    reserve_per_token=st.integers(0, 256),
 )
 
 
@@ -104,6 +106,8 @@ def test_the_planned_peak_fits_and_holds_the_context(
     assert workload.context in (None, chosen.context)
     assert 0 < chosen.context <= SMOL.max_position_embeddings
     assert chosen.num_kv_blocks * BLOCK_SIZE >= chosen.context
+    reserved = workload.reserve_bytes + workload.reserve_per_token * chosen.context
+    assert dict(chosen.parts).get("reserved", 0) == reserved
 
 
 @given(budgets, st.integers(1, 8192), st.sampled_from([BF16, Q4_1]))
