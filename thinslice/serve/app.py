@@ -15,12 +15,11 @@ from thinslice.serve import anthropic, chat, completions, metrics, models, ollam
 from thinslice.serve.errors import BUG, ApiError, told
 from thinslice.serve.events import ClientGoneError
 from thinslice.serve.guard import Guard
+from thinslice.serve.intake import BodyBounds, Intake
 from thinslice.serve.keys import Keys
 from thinslice.serve.served import Served
 from thinslice.serve.settings import ServerSettings
 
-# The longest context that a model here has is a million tokens, of which each is some four bytes.
-MAX_BODY_BYTES = 16 << 20
 # Nobody reads it: nginx's for a client that has closed its connection.
 _GONE = 499
 _TYPES = frozenset(("str", "int", "float", "bool", "none"))
@@ -40,13 +39,14 @@ def make_app(served: Served, settings: ServerSettings, keys: Keys) -> FastAPI:
         lifespan=running,
         docs_url=None,
         redoc_url=None,
-        max_body_size=MAX_BODY_BYTES,
         strict_content_type=False,
     )
     app.state.served = served
     hosts, origins = (
         frozenset(map(str.lower, one)) for one in (settings.allow_host, settings.allow_origin)
     )
+    # The last is the first to see a request.
+    app.add_middleware(Intake, bounds=BodyBounds.of(served.engine.llm.plan.context))
     app.add_middleware(Guard, hosts=hosts, origins=origins, keys=keys)
     if origins:
         app.add_middleware(

@@ -181,7 +181,7 @@ def test_what_cannot_be_answered_is_refused_by_name(
     assert param is None or re.fullmatch(rf"{param}(\.\d+)?|logit_bias\.\d+", error["param"])
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"1", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"1", b"\xff", b"[" * 20_000])
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_a_body_that_is_none_is_refused(server: Running, path: str, body: bytes) -> None:
     answer = post(server, path, body)
@@ -198,7 +198,7 @@ def test_a_body_is_json_whatever_it_is_called(server: Running, kind: str | None)
 
 
 def test_a_body_is_bounded(server: Running) -> None:
-    answer = post(server, "/v1/completions", b" " * (17 << 20))
+    answer = post(server, "/v1/completions", b" " * (1 << 20))
     assert answer.status_code == 413
 
 
