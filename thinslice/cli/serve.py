@@ -32,6 +32,7 @@ def serve(
         sequences: Completions that run at once.
     """
     try:
+        from thinslice.serve.room import with_room
         from thinslice.serve.served import Served
         from thinslice.serve.server import Server, listen, run_server
     except ModuleNotFoundError as error:
@@ -47,7 +48,7 @@ def serve(
             note(f"whoever reaches {host} may use this server: it has no keys, --keys names some")
         place = f"[{host}]" if ":" in host else host
         told = f"serving {model} at http://{place}:{port}/v1 ; Ctrl-C ends it"
-        with load_model(model, replace(load, max_num_seqs=sequences)) as llm:
+        with load_model(model, with_room(replace(load, max_num_seqs=sequences), server)) as llm:
             served = Served(AsyncEngine(llm, server.max_waiting), model)
             run_server(Server(served, server, keys, lambda: note(told)), listener)
     return 0

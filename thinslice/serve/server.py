@@ -12,12 +12,12 @@ import uvicorn
 
 from thinslice.errors import ConfigError
 from thinslice.serve.app import make_app
+from thinslice.serve.connection import bounded, connections_for
 from thinslice.serve.keys import Keys
 from thinslice.serve.served import Served
 from thinslice.serve.settings import ServerSettings
 
-# Connections beyond this are refused by the server at once.
-_MAX_CONNECTIONS = 1024
+_BACKLOG = 128
 _LAST_SECONDS = 5
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,7 +32,7 @@ def listen(settings: ServerSettings) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((settings.host, settings.port))
-        found.listen(_MAX_CONNECTIONS)
+        found.listen(_BACKLOG)
     except OSError as error:
         found.close()
         place, reason = f"{settings.host}:{settings.port}", error.strerror or str(error)
@@ -63,11 +63,10 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 lifespan="on",
-                limit_concurrency=_MAX_CONNECTIONS,
+                **bounded(_num_connections(served, settings)),
                 # For clients that do not read what they get.
                 timeout_graceful_shutdown=math.ceil(settings.drain_s) + _LAST_SECONDS,
                 server_header=False,
-                http="h11",
                 ws="none",
                 loop="asyncio",
             )
@@ -87,6 +86,10 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         await self._engine.aclose()
         await draining
+
+
+def _num_connections(served: Served, settings: ServerSettings) -> int:
+    return connections_for(settings.max_waiting + served.engine.llm.plan.max_num_seqs)
 
 
 def run_server(server: Server, listener: socket.socket) -> None:

@@ -34,7 +34,7 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    max_waiting: int = 256
+    max_waiting: int = 128
     drain_s: float = 30.0
     keys: Path | None = None
     allow_host: tuple[str, ...] = ()
