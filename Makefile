@@ -9,7 +9,7 @@ NATIVE := $(wildcard thinslice/kernels/cpu/*)
 # Two processes, each a module at a time.
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run serve test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-streaming bench-cuda soak mutants check-long clean
+.PHONY: run serve test check lint types docs bench-peers bench-memory bench-memory-32b bench-engine bench-serving bench-streaming bench-cuda soak mutants check-long clean
 
 run: $(VENV)/.run
 	$(BIN)/thinslice run smollm2 --memory 1GiB --temperature 0 "Explain in two sentences why the sky is blue."
@@ -45,6 +45,9 @@ bench-memory-32b: $(VENV)/.run
 
 bench-engine: $(VENV)/.run
 	$(BIN)/python benchmarks/engine.py
+
+bench-serving: $(VENV)/.serve
+	$(BIN)/python benchmarks/serving.py
 
 bench-streaming: $(VENV)/.run
 	$(BIN)/python benchmarks/streaming.py

@@ -84,39 +84,45 @@ def serve_with_llama(command: Sequence[str | Path], requests: Sequence[Request])
 
     Errors: RunError.
     """
-    with _server(command) as address, ThreadPoolExecutor(len(requests)) as pool:
+    with server(command) as address, ThreadPoolExecutor(len(requests)) as pool:
         _ask(address, requests[0].token_ids, 4)
         start = time.perf_counter()
         return summary([*pool.map(lambda one: _serve(address, start, one), requests)])
 
 
 @contextmanager
-def _server(command: Sequence[str | Path]) -> Iterator[str]:
-    """Its address, once it answers."""
+def server(command: Sequence[str | Path]) -> Iterator[str]:
+    """The address of a server that is started, once it answers; it is ended behind.
+
+    Args:
+        command: without host and port.
+
+    Errors: RunError.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [*map(str, command), "--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
         try:
             address = f"http://127.0.0.1:{port}"
-            _wait_for(address, server)
+            _wait_for(address, started)
             yield address
         finally:
-            server.terminate()
+            started.terminate()
 
 
-def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+def _wait_for(address: str, started: subprocess.Popen[bytes]) -> None:
     until = time.perf_counter() + START_TIMEOUT_S
     while time.perf_counter() < until:
-        if server.poll() is not None:
-            raise RunError(f"llama-server ended with exit code {server.returncode}")
+        if started.poll() is not None:
+            raise RunError(f"the server ended with exit code {started.returncode}")
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=1):
                 return
         except OSError:
             time.sleep(0.2)
-    raise RunError(f"llama-server does not answer within {START_TIMEOUT_S:.0f} s")
+    raise RunError(f"the server does not answer within {START_TIMEOUT_S:.0f} s")
 
 
 def _serve(address: str, start: float, request: Request) -> Served:

@@ -72,6 +72,11 @@ class PeerEnvironment:
         """Install and build what is missing; minutes, the first time. Errors: RunError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._set_up_packages()
+        self.set_up_llama()
+
+    def set_up_llama(self) -> None:
+        """llama.cpp alone. Errors: RunError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         if not all(self.llama(program).exists() for program in LLAMA_PROGRAMS):
             self._build_llama(self._llama_source())
 

@@ -17,6 +17,7 @@ _SAME = (
     "frequency_penalty",
     "max_tokens",
     "n",
+    "ignore_eos",
 )
 
 

@@ -210,6 +210,15 @@ def test_a_prompt_beyond_the_context_is_told_so(server: Running) -> None:
     assert "512" in error["message"]
 
 
+def test_an_end_token_may_be_passed_over(server: Running) -> None:
+    (end, *_) = server.served.engine.llm.tokenizer.special.eos_token_ids
+    body = {**GREEDY, "prompt": "a b", "max_tokens": 8, "logit_bias": {f"{end}": 100}}
+    ended = post(server, "/v1/completions", body).json()["choices"][0]
+    assert ended["finish_reason"] == "stop"
+    on = post(server, "/v1/completions", {**body, "ignore_eos": True}).json()["choices"][0]
+    assert on["finish_reason"] == "length"
+
+
 def test_fields_that_change_nothing_are_accepted(server: Running) -> None:
     more = {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"}
     more |= {"tools": None, "something_new": {"x": 1}, "tool_choice": "auto"}
