@@ -222,6 +222,8 @@ def report(
         "finish_reason": completion.finish_reason,
         "prompt_tokens": len(completion.prompt_token_ids),
         "completion_tokens": len(completion.token_ids),
+        "reasoning_tokens": completion.num_reasoning,
+        "is_thought_cut": completion.is_thought_cut,
         "drafted_tokens": completion.num_drafted,
         "accepted_tokens": completion.num_accepted,
         "seed": completion.seed,

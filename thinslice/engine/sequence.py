@@ -71,7 +71,8 @@ class Sequence:
         leader: the sequence of the same prompt that computes it for this one.
         arrived_at, first_token_at, last_token_at: on the engine's clock.
         scored: None where a completion is asked for.
-        processors: what changes its logits before each token is chosen.
+        processors: what changes its logits before each token is chosen: what the params ask for,
+            then those that are given.
         on_output: called with each of its outputs, in the thread that runs steps.
     """
 
@@ -101,10 +102,10 @@ class Sequence:
     on_output: OnOutput | None = None
     scheduling: Scheduling = DEFAULT_SCHEDULING
     scored: Scored | None = None
-    processors: tuple[LogitsProcessor, ...] = field(init=False)
+    processors: tuple[LogitsProcessor, ...] = ()
 
     def __post_init__(self) -> None:
-        self.processors = processors_for(self.params)
+        self.processors = (*processors_for(self.params), *self.processors)
 
     @property
     def num_tokens(self) -> int:

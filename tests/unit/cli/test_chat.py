@@ -12,7 +12,7 @@ from thinslice.cli import chat
 from thinslice.cli.chat import Chat, completions, read_turn
 from thinslice.cli.conversation import Conversation
 from thinslice.config import SamplingParams
-from thinslice.engine.llm import Prompt
+from thinslice.engine.prompts import Prompt
 from thinslice.engine.request import Completion, TextChunk
 from thinslice.errors import CheckpointError, ContextError, RequestError
 from thinslice.plan.memory_plan import MemoryPlan, Pool
@@ -62,7 +62,7 @@ class ScriptedLLM:
         self.asked: list[list[dict[str, str]]] = []
         self.params: list[SamplingParams] = []
 
-    def prepare(self, messages: list[dict[str, str]]) -> Prompt:
+    def prepare(self, messages: list[dict[str, str]], _params: object) -> Prompt:
         """A token for each character."""
         rendered = "".join(message["content"] for message in messages)
         return Prompt([1] * len(rendered), rendered)
@@ -73,7 +73,7 @@ class ScriptedLLM:
         params: SamplingParams,
         progress: Callable[[int, int], None],
     ) -> ScriptedStream:
-        num_tokens = len(self.prepare(messages).token_ids)
+        num_tokens = len(self.prepare(messages, params).token_ids)
         if num_tokens >= self.plan.context:
             raise ContextError("too many tokens")
         self.asked.append(messages)
