@@ -109,7 +109,7 @@ def test_no_thought_is_none(llm: LLM, opened_llm: LLM, way: str) -> None:
             assert "think" not in done.text
             assert done.text
             text = model.tokenizer.decode(done.prompt_token_ids)
-            assert text.endswith("<think>\n\n</think>\n\n")
+            assert text.endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize("budget", [1, 4, 5, 16, 64, 256])

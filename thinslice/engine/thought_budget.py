@@ -159,7 +159,6 @@ class ThoughtBudget:
         a step was undone that had gone further, from the start."""
         spent, length = self._memo, len(token_ids)
         if self._late_from is not None and self._late_from > length:
-            self._memo = spent = None
             self._late_from = None
         if spent is None or spent.num_completion > length:
             spent = self._with_ending(Spent(self._start))

@@ -53,6 +53,7 @@ def followed(prompt: str, tokens: list[bytes]) -> Thought:
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=8), cuts=st.lists(st.integers(0, 90)))
 @example(pieces=[b"<think>", b"a", b"</think>", b"\n"], cuts=list(range(20)))
 @example(pieces=[b"<think>", b"</think>"], cuts=[])
+@example(pieces=[b"\xc2\xa0", b"<think>", b"a"], cuts=[1])
 @example(pieces=[b"</think>", b"\n", b"\n"], cuts=[])
 def test_it_counts_what_bears_the_thought_and_its_tags(
     prompt: str, pieces: list[bytes], cuts: list[int]
