@@ -193,6 +193,13 @@ class SamplingParams:
         given = {name: getattr(self, name) for name in ADVISABLE}
         return TokenSampling(**{name: one for name, one in given.items() if one is not None})
 
+    def check_plain(self) -> None:
+        """Errors: RequestError for a thinking budget, of which a plain prompt can spend nothing."""
+        for name in ("max_thinking_tokens", "max_thinking_seconds"):
+            if getattr(self, name) is not None:
+                told = f"{name} is for conversations: a plain prompt is gone on with as it stands"
+                raise about(name, RequestError(told))
+
     @property
     def most_thinking_tokens(self) -> int | None:
         """The longest thought, in tokens, as far as that is known before it begins."""

@@ -3,13 +3,16 @@
 ``pytest --long`` asks 200 prompts for each budget.
 """
 
+import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.thinking import asked, held_out, last_number, load, num_reasoning, opened
+from tests.thinking import SMALL_THINKER, asked, held_out, last_number, load, num_reasoning, opened
+from tests.warm_start import warm_thinslice
 from thinslice import LLM, Completion, Conversation, RequestError, SamplingParams
 from thinslice.engine.draft_length import DraftLength
 from thinslice.text.reasoning import WRAP_UP
@@ -152,6 +155,38 @@ def test_the_answers_length_is_what_the_thought_leaves(plain: LLM) -> None:
     params = replace(GREEDY, max_thinking_tokens=64, max_tokens=30)
     done = plain.chat(asked(max(held_out(20), key=lambda one: len(one.answer))), params)
     assert (done.finish_reason, done.text, done.num_reasoning) == ("length", "", 30)
+
+
+def command(*arguments: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+    start = [*warm_thinslice(), arguments[0], str(SMALL_THINKER), "--memory", "400MiB"]
+    more = ["--temperature", "0", *arguments[1:]]
+    return subprocess.run([*start, *more], input=stdin, capture_output=True, check=False)
+
+
+def test_run_tells_what_the_thought_took() -> None:
+    bound = ("--max-thinking-tokens", "64", "moss: down from 90")
+    done = command("run", "--json", *bound)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert 0 < report["reasoning_tokens"] <= 64
+    assert report["is_thought_cut"]
+    assert report["text"]
+    shown = command("run", *bound).stderr.decode()
+    assert f"thought led to its end at {report['reasoning_tokens']} tokens, " in shown
+    refused = command("run", "--raw", *bound)
+    assert refused.returncode == 5
+    assert b"--max-thinking-tokens is for conversations" in refused.stderr
+
+
+def test_chat_takes_a_budget_too() -> None:
+    lines = b"moss: down from 90\n/set max_thinking_tokens 0\nmoss: down from 80\n"
+    done = command("chat", "--max-thinking-tokens", "64", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        line for line in done.stderr.splitlines() if b" tokens, peak" in line or b"tokens/s" in line
+    )
+    assert b"thought led to its end at" in first
+    assert b"thought" not in second
 
 
 def test_the_files_are_small(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
 from thinslice.engine.processors import LogitsProcessor
-from thinslice.engine.prompts import Prompt, check_plain, render
+from thinslice.engine.prompts import Prompt, render
 from thinslice.engine.request import Completion, Request
 from thinslice.engine.results import Held, text_bytes
 from thinslice.engine.signature import check_settings, errors_in_python, with_settings
@@ -217,7 +217,7 @@ class LLM(Closing):
         if isinstance(prompt, str):
             if not prompt:
                 raise RequestError("the prompt is empty")
-            check_plain(params)
+            params.check_plain()
             return Prompt(self._encode(prompt, is_plain=True), None)
         conversation = for_template(prompt)
         template = self.template

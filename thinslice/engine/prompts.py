@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from thinslice.config import SamplingParams, about
 from thinslice.engine.thought_budget import ThoughtTokens
-from thinslice.errors import RequestError
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.messages import Conversation
 from thinslice.text.reasoning import CLOSE, OPEN
@@ -24,14 +22,6 @@ class Prompt:
     token_ids: list[int]
     rendered: str | None
     is_thoughtless: bool = False
-
-
-def check_plain(params: SamplingParams) -> None:
-    """Errors: RequestError for a thinking budget, of which a plain text can spend nothing."""
-    for name in ("max_thinking_tokens", "max_thinking_seconds"):
-        if getattr(params, name) is not None:
-            told = f"{name} is for conversations: a plain prompt is gone on with, thought or not"
-            raise about(name, RequestError(told))
 
 
 def render(

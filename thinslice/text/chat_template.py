@@ -14,7 +14,7 @@ from jinja2.exceptions import SecurityError
 
 from thinslice.errors import CheckpointError, RequestError, plain
 from thinslice.text.messages import arguments_as_text, with_calls
-from thinslice.text.reasoning import CLOSE
+from thinslice.text.reasoning import CLOSE, OPEN
 from thinslice.text.template_functions import RaisedByTemplateError
 from thinslice.text.template_meter import Meter, TooCostlyError, weight
 from thinslice.text.template_sandbox import TemplateSandbox
@@ -79,7 +79,7 @@ class ChatTemplate:
 
     Attributes:
         takes_enable_thinking: whether it asks if the model is to think.
-        writes_thoughts: whether it knows the tags of thoughts, and its model thus writes them.
+        writes_thoughts: whether it knows a tag of thoughts, and its model thus writes them.
 
     Errors: CheckpointError for a template that does not compile.
     """
@@ -96,7 +96,7 @@ class ChatTemplate:
                 f"at most {_MAX_SOURCE_CHARACTERS} are expected"
             )
         self._tool_source = for_tools
-        self.writes_thoughts = CLOSE in source
+        self.writes_thoughts = OPEN in source or CLOSE in source
         self._sandbox = TemplateSandbox()
         known = self._sandbox.globals
         self._tokens = {name: text for name, text in (tokens or {}).items() if name not in known}
