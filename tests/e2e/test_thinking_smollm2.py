@@ -16,7 +16,7 @@ from thinslice.units import MIB
 
 OPENING = TEMPLATE.replace("assistant\n", "assistant\n<think>\n")
 DRAWN = SamplingParams(temperature=0.8, seed=5)
-QUESTIONS = ("Why is the sky blue? Write emoji too.", "What is 17 times 23?")
+QUESTIONS = ("Why is the sky blue? Write emoji too.", "Write a story about a fox and a crow.")
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,7 @@ def llm(smollm2_path: Path) -> Iterator[LLM]:
 
 def test_tags_are_several_tokens(llm: LLM) -> None:
     tags = ThoughtTokens(llm.tokenizer)
-    tags.check()
-    assert min(len(tags.opening), len(tags.closing)) > 1
+    assert min(len(tags.opening), tags.closing.num_inside) > 1
     assert len(tags.openers) > 1
     assert not tags.are_tokens
     assert llm.thinks  # by its template
@@ -39,7 +38,7 @@ def test_tags_are_several_tokens(llm: LLM) -> None:
 def test_a_thought_ends_within_its_budget(
     llm: LLM, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrap_up = len(ThoughtTokens(llm.tokenizer).ending)
+    wrap_up = ThoughtTokens(llm.tokenizer).ending.num_inside
     params = replace(DRAWN, max_thinking_tokens=budget, max_tokens=budget + 24)
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     plain = llm.generate(asked, params)

@@ -285,8 +285,6 @@ class LLM(Closing):
         if most is None and seconds is None:
             return tuple
         tags, start = self._tags, Thought.behind(prompt.rendered)
-        if most != 0:
-            tags.check()
         allowance = Allowance(most, seconds, self.engine.clock)
         return lambda: (ThoughtBudget(tags, start, allowance),)
 

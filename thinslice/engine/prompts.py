@@ -40,6 +40,7 @@ def render(
 
     Errors: as ``ChatTemplate.render``.
     """
+    template = template.used_for(asked.tools)
     messages, tools, is_thinking = asked.messages, asked.tools, asked.enable_thinking
     if is_thinking is not False:
         text = template.render(messages, tools=tools, enable_thinking=is_thinking)

@@ -18,8 +18,33 @@ from thinslice.text.reasoning import CLOSE, OPEN, WRAP_UP
 from thinslice.text.thought import Phase, Thought
 from thinslice.text.tokenizer import Tokenizer
 
+# What models that think write between the closing tag and the answer; without it some end there.
+_BEFORE_ANSWER = "\n\n"
 # Tokens that may still follow the first byte of a character in UTF-8.
 _REST_OF_CHARACTER = 3
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Tokens that end a thought.
+
+    Attributes:
+        num_inside: those of them that count as its tokens, up to the closing tag's last.
+    """
+
+    token_ids: tuple[int, ...]
+    num_inside: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, text: str) -> "Ending":
+        """Errors: RequestError where the tokenizer cannot write the closing tag."""
+        token_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        thought = Thought(Phase.INSIDE)
+        for token_id in token_ids:
+            thought = thought.after(tokenizer.shown_bytes(token_id))
+        if thought.phase is not Phase.BEHIND:
+            raise RequestError(f"this model's tokenizer cannot write {CLOSE}; set no budget")
+        return cls(token_ids, thought.num_tokens)
 
 
 class ThoughtTokens:
@@ -27,29 +52,20 @@ class ThoughtTokens:
 
     Attributes:
         opening: the opening tag.
-        closing: the closing tag.
+        closing: the closing tag, and the empty line before the answer.
         ending: the same behind the text that leads to it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.opening = self._encoded(OPEN)
-        self.closing = self._encoded(CLOSE)
-        self.ending = self._encoded(WRAP_UP + CLOSE)
-
-    def check(self) -> None:
-        """Errors: RequestError where the tokenizer cannot write the closing tag."""
-        for tokens in (self.closing, self.ending):
-            thought = Thought(Phase.INSIDE)
-            for token_id in tokens:
-                thought = thought.after(self.shown_bytes(token_id))
-            if thought.phase is not Phase.BEHIND:
-                raise RequestError(f"this model's tokenizer cannot write {CLOSE}; set no budget")
+        self.opening = tuple(tokenizer.encode(OPEN, add_special_tokens=False))
+        self.closing = Ending.of(tokenizer, CLOSE + _BEFORE_ANSWER)
+        self.ending = Ending.of(tokenizer, WRAP_UP + CLOSE + _BEFORE_ANSWER)
 
     @property
     def are_tokens(self) -> bool:
         """Whether each tag is one token, as in models that were trained to think."""
-        return len(self.opening) == len(self.closing) == 1
+        return len(self.opening) == self.closing.num_inside == 1
 
     def shown_bytes(self, token_id: int) -> bytes:
         """The text of a token as completions show it."""
@@ -72,10 +88,7 @@ class ThoughtTokens:
     def least(self, start: Thought) -> int:
         """The fewest tokens that a thought can have that begins here."""
         is_open = start.phase is Phase.INSIDE
-        return len(self.closing) + (0 if is_open else len(self.opening))
-
-    def _encoded(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        return self.closing.num_inside + (0 if is_open else len(self.opening))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +103,11 @@ class Spent:
     thought: Thought
     num_completion: int = 0
     left: tuple[int, ...] = ()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the answer is free to come."""
+        return self.thought.phase is Phase.BEHIND and not self.left
 
 
 @dataclass(frozen=True)
@@ -111,7 +129,8 @@ class ThoughtBudget:
     """A logits processor for one sequence.
 
     Near the end of the budget it allows one token alone, again and again, until the thought is
-    closed: the wrap-up where that takes at most half of the budget, and the closing tag. So that
+    closed: the wrap-up where that takes at most half of the budget, the closing tag, and an empty
+    line, which is the answer's. So that
     the wrap-up cuts no character in two, it may begin up to three tokens earlier than it must.
     Where there is no room for a whole thought, none can be opened. With seconds the row depends on
     the clock too; with tokens alone on nothing but the tokens.
@@ -141,8 +160,6 @@ class ThoughtBudget:
         spent = self._spent(tokens.completion_token_ids)
         for token_id in accepted:
             spent = self._after(spent, token_id)
-        if spent.thought.phase is Phase.BEHIND:
-            return logits_V
         if spent.thought.phase is Phase.BEFORE:
             return self._unopened(logits_V, spent.thought)
         left = spent.left or self._late(spent).left
@@ -162,14 +179,14 @@ class ThoughtBudget:
             self._late_from = None
         if spent is None or spent.num_completion > length:
             spent = self._with_ending(Spent(self._start))
-        while spent.num_completion < length and spent.thought.phase is not Phase.BEHIND:
+        while spent.num_completion < length and not spent.is_over:
             spent = self._after(spent, token_ids[spent.num_completion])
         self._memo = spent
         return spent
 
     def _after(self, spent: Spent, token_id: int) -> Spent:
         """What is spent with one more token."""
-        if spent.thought.phase is Phase.BEHIND:
+        if spent.is_over:
             return spent
         thought = spent.thought.after(self._tokens.shown_bytes(token_id))
         count = spent.num_completion + 1
@@ -180,7 +197,7 @@ class ThoughtBudget:
     def _late(self, spent: Spent) -> Spent:
         """The same, led to its end where the time is over."""
         seconds = self._allowance.seconds
-        if seconds is None or self._late_from is not None:
+        if seconds is None or self._late_from is not None or spent.is_over:
             return spent
         now = self._allowance.clock()
         if self._began_at is None:
@@ -202,23 +219,23 @@ class ThoughtBudget:
             num_spare = min(num_spare, _REST_OF_CHARACTER - num_late)
         is_whole = not spent.thought.partial
         if num_spare <= 0 or (num_spare <= _REST_OF_CHARACTER and is_whole):
-            return replace(spent, left=ending)
+            return replace(spent, left=ending.token_ids)
         return spent
 
-    def _ending(self, thought: Thought) -> tuple[tuple[int, ...], float]:
+    def _ending(self, thought: Thought) -> tuple[Ending, float]:
         """What ends a thought, and how many free tokens there may be before it."""
         tokens, most = self._tokens, self._allowance.num_tokens
         if most is None:
             return tokens.ending, np.inf
         room = most - thought.num_tokens
-        is_led = 2 * len(tokens.ending) <= most and len(tokens.ending) <= room
-        ending = tokens.ending if is_led else tokens.closing
-        return ending, room - len(ending)
+        length = tokens.ending.num_inside
+        ending = tokens.ending if 2 * length <= most and length <= room else tokens.closing
+        return ending, room - ending.num_inside
 
     def _unopened(self, logits_V: Floats, thought: Thought) -> Floats:
         """The row without tokens that would open a thought there is no room for."""
         most = self._allowance.num_tokens
-        if most is None or thought.num_held + 1 + len(self._tokens.closing) <= most:
+        if most is None or thought.num_held + 1 + self._tokens.closing.num_inside <= most:
             return logits_V
         opened = [(one, thought.after(token)) for one, token in self._tokens.openers]
         banned = [one for one, after in opened if after.num_tokens]

@@ -137,7 +137,8 @@ class ChatTemplate:
         where it would leave out tools or calls; CheckpointError where it reaches for what it may
         not, or for too much time or memory.
         """
-        if tools and (template := self._tool_template) is not None:
+        template = self.used_for(tools)
+        if template is not self:
             return template.render(
                 messages,
                 tools=tools,
@@ -161,6 +162,13 @@ class ChatTemplate:
         if self._metered(named, choices).count(_PROBE) < num_calls:
             raise RequestError("the model's chat template leaves calls of tools out")
         return text
+
+    def used_for(self, tools: Sequence[Mapping[str, Any]]) -> "ChatTemplate":
+        """This one, or the one that takes its place where there are tools.
+
+        Errors: CheckpointError where that is none.
+        """
+        return (self._tool_template or self) if tools else self
 
     @cached_property
     def _tool_template(self) -> "ChatTemplate | None":

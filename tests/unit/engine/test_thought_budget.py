@@ -98,18 +98,18 @@ def written(processor: LogitsProcessor, wishes: list[int]) -> list[int]:
     return sequence.completion_token_ids
 
 
-A, END, LED = VOCAB.index(b"a"), VOCAB.index(b"</think>"), len("\nso\n") + 1
+A, END, LED = VOCAB.index(b"a"), VOCAB.index(b"</think>\n\n"), len("\nso\n") + 1
 
 
 def test_near_its_end_a_thought_is_led_to_it_and_the_answer_is_free() -> None:
     token_ids = written(budget(20), [A] * 30)
     free = 20 - LED - 3  # three for a character that may begin at any time
-    assert token_ids == [A] * free + list(tags().ending) + [A] * (30 - free - LED)
+    assert token_ids == [A] * free + list(tags().ending.token_ids) + [A] * (30 - free - LED)
 
 
 def test_a_wrap_up_takes_at_most_half_of_the_budget() -> None:
     assert written(budget(2 * LED - 1), [A] * 12)[5:7] == [END, A]
-    assert written(budget(2 * LED), [A] * 12)[2:7] == list(tags().ending)
+    assert written(budget(2 * LED), [A] * 12)[2:7] == list(tags().ending.token_ids)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4])
@@ -128,6 +128,13 @@ def test_it_tells_from_where_on_it_was_forced() -> None:
     processor = budget(20)
     written(processor, [A] * 30)
     assert [processor.has_cut(length) for length in (12, 13)] == [False, True]
+
+
+def test_an_empty_line_of_the_answer_follows_and_is_not_of_the_thought() -> None:
+    token_ids = written(budget(20, has_tags=False), [A] * 30)
+    text = b"".join(VOCAB[one] for one in token_ids)
+    assert text.index(b"</think>\n\na") + len(b"</think>") == 17
+    assert thought_of(INSIDE, token_ids).num_tokens == 17
 
 
 def test_a_character_is_not_cut_in_two() -> None:
@@ -224,7 +231,7 @@ def test_time_that_is_over_leads_a_thought_to_its_end() -> None:
         row = np.zeros(64, np.float32)
         row[A] = 1.0
         sequence.completion_token_ids.append(int(processor(row, sequence, []).argmax()))
-    assert sequence.completion_token_ids == [A] * 4 + list(tags().ending) + [A] * 11
+    assert sequence.completion_token_ids == [A] * 4 + list(tags().ending.token_ids) + [A] * 11
     assert processor.has_cut(5)
     assert not processor.has_cut(4)
 
@@ -235,11 +242,11 @@ def test_time_is_looked_at_again_where_a_step_was_undone() -> None:
     late = SimpleNamespace(completion_token_ids=[A] * 3)
     assert processor(row, late, []) is row
     clock.now = 5.0
-    assert int(processor(row, late, [A, A]).argmax()) == tags().ending[0]
+    assert int(processor(row, late, [A, A]).argmax()) == tags().ending.token_ids[0]
     # Two tokens fewer than were there when the time was over.
-    assert int(processor(row, late, []).argmax()) == tags().ending[0]
-    late.completion_token_ids.append(tags().ending[0])
-    assert int(processor(row, late, []).argmax()) == tags().ending[1]
+    assert int(processor(row, late, []).argmax()) == tags().ending.token_ids[0]
+    late.completion_token_ids.append(tags().ending.token_ids[0])
+    assert int(processor(row, late, []).argmax()) == tags().ending.token_ids[1]
 
 
 def test_time_waits_for_the_rest_of_a_character_and_no_longer() -> None:
@@ -252,13 +259,13 @@ def test_time_waits_for_the_rest_of_a_character_and_no_longer() -> None:
     for _ in range(3):
         assert processor(row, sequence, []) is row
         sequence.completion_token_ids.append(start)
-    assert int(processor(row, sequence, []).argmax()) == tags().ending[0]
+    assert int(processor(row, sequence, []).argmax()) == tags().ending.token_ids[0]
 
 
 def test_a_tokenizer_that_cannot_write_the_tag_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StandIn, "encode", lambda *_, **__: [A])
     with pytest.raises(RequestError, match="cannot write </think>"):
-        tags().check()
+        tags()
 
 
 @dataclass
