@@ -161,7 +161,7 @@ class Engine:
                 arrived_at=now,
                 on_output=on_output,
                 scheduling=scheduling,
-                processors=processors(),
+                more_processors=processors(),
             )
             for index in range(params.n)
         ]
