@@ -60,8 +60,17 @@ def running(
     template: str = TEMPLATE,
 ) -> Iterator[Running]:
     """A server of a model that runs four sequences of 512 tokens at once."""
-    settings = settings or ServerSettings(drain_s=0.0)
     path = write_model(folder / "tiny.gguf", template)
+    with serving(path, settings, keys) as found:
+        yield found
+
+
+@contextmanager
+def serving(
+    path: Path, settings: ServerSettings | None = None, keys: Keys | None = None
+) -> Iterator[Running]:
+    """A server of a model that runs four sequences at once."""
+    settings = settings or ServerSettings(drain_s=0.0)
     with LLM(str(path), memory=beside(64 * MIB), max_num_seqs=4, draft="off") as llm:
         served = Served(AsyncEngine(llm, settings.max_waiting), NAME)
         server = Server(served, settings, keys or Keys())

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from thinslice.config import SamplingParams as SamplingParams
     from thinslice.config import Scheduling as Scheduling
     from thinslice.engine.llm import LLM as LLM
-    from thinslice.engine.llm import Stream as Stream
     from thinslice.engine.logprobs import Logprobs as Logprobs
     from thinslice.engine.logprobs import TokenLogprobs as TokenLogprobs
     from thinslice.engine.request import Completion as Completion
     from thinslice.engine.request import TextChunk as TextChunk
+    from thinslice.engine.stream import Stream as Stream
     from thinslice.errors import BudgetError as BudgetError
     from thinslice.errors import BusyError as BusyError
     from thinslice.errors import CheckpointError as CheckpointError
@@ -36,7 +36,7 @@ _HOMES = {
     "LLM": "thinslice.engine.llm",
     "Conversation": "thinslice.text.messages",
     "Message": "thinslice.text.messages",
-    "Stream": "thinslice.engine.llm",
+    "Stream": "thinslice.engine.stream",
     "SamplingParams": "thinslice.config",
     "Scheduling": "thinslice.config",
     "Completion": "thinslice.engine.request",

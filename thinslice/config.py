@@ -81,6 +81,11 @@ class SamplingParams:
         stop_token_ids: Token id that ends the completion, in addition to the model's own; may be
             given several times.
         max_tokens: Longest completion. Default: as long as the context allows.
+        max_thinking_tokens: Longest thought, in tokens, its tags and the text that leads to its end
+            included; then the model answers. They count in max_tokens too. 0 is no thought.
+            Default: as long as the model thinks.
+        max_thinking_seconds: Seconds after which a thought is led to its end, from its first token
+            on. What the text is then depends on the machine's speed. 0 is no thought.
         ignore_eos: Continue past the model's own end token, for measurements.
         n: Completions of the same prompt, which share its KV blocks; the one with index i draws
             from seed + i.
@@ -103,6 +108,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     max_tokens: int | None = None
+    max_thinking_tokens: int | None = None
+    max_thinking_seconds: float | None = None
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
@@ -118,6 +125,10 @@ class SamplingParams:
             _in_range("seed", self.seed, 0, (1 << 63) - 1)
         if self.max_tokens is not None:
             _in_range("max_tokens", self.max_tokens, 1, 1 << 31)
+        if self.max_thinking_tokens is not None:
+            _in_range("max_thinking_tokens", self.max_thinking_tokens, 0, 1 << 31)
+        if self.max_thinking_seconds is not None:
+            _in_range("max_thinking_seconds", self.max_thinking_seconds, 0.0, 1e9)
         _check_flag("ignore_eos", self.ignore_eos, RequestError)
         _in_range("n", self.n, 1, MAX_SAMPLES)
         if self.logprobs is not None:
@@ -181,6 +192,18 @@ class SamplingParams:
         """The parameters that a model may advise; where one is None, its default."""
         given = {name: getattr(self, name) for name in ADVISABLE}
         return TokenSampling(**{name: one for name, one in given.items() if one is not None})
+
+    def check_plain(self) -> None:
+        """Errors: RequestError for a thinking budget, of which a plain prompt can spend nothing."""
+        for name in ("max_thinking_tokens", "max_thinking_seconds"):
+            if getattr(self, name) is not None:
+                told = f"{name} is for conversations: a plain prompt is gone on with as it stands"
+                raise about(name, RequestError(told))
+
+    @property
+    def most_thinking_tokens(self) -> int | None:
+        """The longest thought, in tokens, as far as that is known before it begins."""
+        return 0 if self.max_thinking_seconds == 0 else self.max_thinking_tokens
 
     @property
     def is_greedy(self) -> bool:

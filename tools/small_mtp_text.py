@@ -28,7 +28,7 @@ _WORD_LIST = """
     milk moon moss nest night oak ocean owl page pearl pine quilt rain red river road rock rose
     sand ship silk snow star stone sun tea tin tree vine wave wheat wind wolf wood yarn
 """
-_WORDS = _WORD_LIST.split()
+WORDS = _WORD_LIST.split()
 _LINES = (
     "{a} = {b} + {n}",
     "{a} += {n}",
@@ -128,7 +128,7 @@ def _count(rng: random.Random) -> Example:
 
 
 def _copy(rng: random.Random) -> Example:
-    text = " ".join(rng.sample(_WORDS, rng.randrange(3, 7)))
+    text = " ".join(rng.sample(WORDS, rng.randrange(3, 7)))
     return Example("copy", f"copy {text}", text)
 
 

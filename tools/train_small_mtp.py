@@ -276,7 +276,9 @@ def train(settings: Settings) -> tuple[TrainedModel, list[dict[str, float]]]:
     optimizer = torch.optim.AdamW(
         groups, settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_share(step, settings)
+    )
     source = training_rows(random.Random(settings.seed), settings.length + 2)
     curve = []
     started = time.monotonic()
@@ -299,7 +301,7 @@ def train(settings: Settings) -> tuple[TrainedModel, list[dict[str, float]]]:
     return model.eval(), curve
 
 
-def _rate(step: int, settings: Settings) -> float:
+def learning_rate_share(step: int, settings: Settings) -> float:
     """The share of the highest learning rate at a step."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
@@ -399,7 +401,7 @@ def check_export(folder: Path, model: TrainedModel) -> None:
     torch.testing.assert_close(weights.ops.linear(out, weights.head), drafted[0][0])
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, chat_template: str = CHAT_TEMPLATE) -> None:
     """A byte-level tokenizer without merges: token b is byte b."""
     vocab = {character: byte for byte, character in enumerate(BYTE_TO_CHARACTER)}
     backend = Tokenizer(models.BPE(vocab, []))
@@ -413,7 +415,7 @@ def write_tokenizer(folder: Path) -> None:
         ]
     )
     backend.save(str(folder / "tokenizer.json"))
-    config = {"chat_template": CHAT_TEMPLATE, "eos_token": "<|endoftext|>"}
+    config = {"chat_template": chat_template, "eos_token": "<|endoftext|>"}
     write_json(folder / "tokenizer_config.json", config)
 
 

@@ -112,7 +112,7 @@ def test_lines_pasted_without_marks_send_the_first_and_offer_the_rest(
         program.type("\x03")
         program.wait_for_prompt()
         program.type("/set\r")
-        assert "seed                1" in program.wait_for_prompt()
+        assert "seed                  1" in program.wait_for_prompt()
 
 
 def test_the_terminal_is_restored_when_chat_is_killed(model: Path, tmp_path: Path) -> None:

@@ -139,7 +139,12 @@ def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None
         "--dtype int4",
     ):
         assert part in planned.stdout
-    record = json.loads(thinslice("plan", "smollm2", *fit, "--json", is_alone=True).stdout)
+    thought = ("--max-thinking-tokens", "256")
+    record = json.loads(
+        thinslice("plan", "smollm2", *fit, *thought, "--json", is_alone=True).stdout
+    )
+    token = record["prediction"]["token"]
+    assert record["thought_s"] >= 256 * (token["io_s"] + token["fixed_s"])
     assert sum(record["parts"].values()) == record["peak_bytes"] <= 200 * MIB
     assert 10 * MIB <= record["parts"]["tokenizer"] <= 35 * MIB
     assert record["prediction"]["bound"] in ("disk", "memory", "attention", "overhead")

@@ -45,7 +45,7 @@ def test_an_interrupted_run_prints_what_there_is_as_json(tmp_path: Path) -> None
         "import sys\n"
         "from thinslice.cli.answer_view import PlainView\n"
         "from thinslice.cli import app\n"
-        "from thinslice.engine.llm import Stream\n"
+        "from thinslice.engine.stream import Stream\n"
         "advance = Stream.__next__\n"
         "def told(self):\n"
         "    if self.completion.token_ids: print('begun', file=sys.stderr, flush=True)\n"

@@ -142,3 +142,24 @@ def test_flags_are_true_or_false() -> None:
                 EngineSettings(**{name: reserve})  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="stop is a int that cannot be written out"):
         SamplingParams(stop=10**6000)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"max_thinking_tokens": -1}, "max_thinking_tokens is -1; expected 0"),
+        ({"max_thinking_tokens": 1.5}, "max_thinking_tokens is 1.5; expected a whole number"),
+        ({"max_thinking_seconds": -0.1}, "max_thinking_seconds is -0.1; expected 0.0"),
+        ({"max_thinking_seconds": float("nan")}, "max_thinking_seconds is nan"),
+        ({"max_thinking_seconds": True}, "max_thinking_seconds is True; expected a number"),
+    ],
+)
+def test_what_is_no_thinking_budget_is_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError, match=told):
+        SamplingParams(**given)
+
+
+def test_no_seconds_are_no_tokens() -> None:
+    assert SamplingParams(max_thinking_seconds=0, max_thinking_tokens=9).most_thinking_tokens == 0
+    assert SamplingParams(max_thinking_seconds=1, max_thinking_tokens=9).most_thinking_tokens == 9
+    assert SamplingParams(max_thinking_seconds=1).most_thinking_tokens is None

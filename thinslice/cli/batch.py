@@ -146,6 +146,8 @@ def _record(answer: "Completion | RequestError") -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "prompt_tokens": len(answer.prompt_token_ids),
         "completion_tokens": len(answer.token_ids),
+        "reasoning_tokens": answer.num_reasoning,
+        "is_thought_cut": answer.is_thought_cut,
         "seed": answer.seed,
     }
     return record if answer.error is None else {**record, "error": str(answer.error)}

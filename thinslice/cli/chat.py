@@ -296,5 +296,5 @@ def _plain_line(_prompt: str, _offered: str | None) -> str:
 
 def _cut_short(text: str) -> str:
     if not text:
-        return "no answer yet: the completion ended while reasoning; /set max_tokens with more"
+        return "no answer yet: the thought took all of it; /set max_tokens or max_thinking_tokens"
     return "the answer reached its maximum length; /set max_tokens higher, or none, for longer ones"

@@ -254,7 +254,7 @@ class Conversation:
             return 0
         context = self.llm.plan.context
         try:
-            return min(len(self.llm.prepare(messages).token_ids), context)
+            return min(len(self.llm.prepare(messages, self.sampling).token_ids), context)
         except ContextError:
             return context
 

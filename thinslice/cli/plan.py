@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -18,7 +18,8 @@ from thinslice.cli.console import (
     progress_bars,
 )
 from thinslice.cli.options import Fit, Json
-from thinslice.config import EngineSettings
+from thinslice.cli.plan_tables import parts_table, rate, sizes_table, thought, thought_s
+from thinslice.config import EngineSettings, SamplingParams
 from thinslice.errors import BudgetError, ConfigError, StoreError
 from thinslice.plan.available import known_bound
 from thinslice.plan.model_shape import ModelShape
@@ -30,13 +31,9 @@ if TYPE_CHECKING:
     from thinslice.plan.available import Budget
     from thinslice.plan.device_predict import DeviceProfile
     from thinslice.plan.hardware import HardwareProfile
-    from thinslice.plan.memory_plan import MemoryPlan, Pool
-    from thinslice.plan.planner import Residency
+    from thinslice.plan.memory_plan import MemoryPlan
     from thinslice.plan.predict import Prediction
     from thinslice.store.store import Store
-
-# Columns, and those of a part's name and size beside it.
-_LONGEST_BAR, _BESIDE_BAR = 32, 28
 
 
 def plan(
@@ -45,6 +42,7 @@ def plan(
     *,
     fit: Fit = EngineSettings(),  # noqa: B008
     sequences: Annotated[int, Parameter(name="--sequences")] = 1,
+    max_thinking_tokens: int | None = None,
     as_json: Json = False,
 ) -> None:
     """Show what a model would take within a budget and how fast it would be, and what other
@@ -57,11 +55,14 @@ def plan(
     Args:
         model: Name of the model.
         sequences: Sequences that are to run at once.
+        max_thinking_tokens: Say how long a thought of so many tokens takes, behind a prompt of one
+            chunk, for one sequence alone and without drafts.
         as_json: Print one JSON object instead of the tables.
     """
     from thinslice.store.store import Store
 
     asked = replace(fit, max_num_seqs=sequences)
+    SamplingParams(max_thinking_tokens=max_thinking_tokens)  # refuses what is no number of tokens
     Store().check_name(model)
     from thinslice.engine.planning import fit_model, open_device, residency_of
     from thinslice.engine.prepare import explaining
@@ -78,7 +79,12 @@ def plan(
     if device is None:
         resident = residency_of(to_run, settings, machine.runtime_bytes)
     if as_json:
-        report = {"prediction": speed and asdict(speed), "resident": resident and asdict(resident)}
+        report: dict[str, Any] = {
+            "prediction": speed and asdict(speed),
+            "resident": resident and asdict(resident),
+        }
+        if max_thinking_tokens is not None:
+            report["thought_s"] = speed and thought_s(chosen, speed, max_thinking_tokens)
         print_json({**chosen.to_dict(), **report})
         return
     _note_defaults(asked, budget, chosen)
@@ -87,8 +93,11 @@ def plan(
     if to_run is not found:
         note("to be streamed it is planned as packed; thinslice run packs it once")
     for title, pool in zip(("PART", "ON THE HOST"), chosen.pools, strict=False):
-        out.print(_parts_table(title, pool))
-    print_table(_sizes_table(chosen, speed, resident, is_asked=fit.context is not None))
+        out.print(parts_table(title, pool))
+    sizes = sizes_table(chosen, speed, resident, is_asked=fit.context is not None)
+    if max_thinking_tokens is not None and speed is not None:
+        sizes.add_row("thought", thought(chosen, speed, max_thinking_tokens))
+    print_table(sizes)
     print_table(_neighbours_table(found, settings, chosen, machine))
 
 
@@ -181,60 +190,6 @@ def _speeds(store: "Store", weights: Path | None) -> "HardwareProfile | None":
     return profile
 
 
-def _parts_table(title: str, pool: "Pool") -> Table:
-    table = plain_table(title, "SIZE", "SHARE OF THE BUDGET")
-    for column in table.columns:
-        column.no_wrap = True
-    table.columns[-1].overflow = "crop"
-    width = max(min(_LONGEST_BAR, out.width - _BESIDE_BAR), 1)
-    for name, num_bytes in [*pool.parts, ("headroom", pool.headroom_bytes)]:
-        bar = "█" * round(width * num_bytes / pool.budget_bytes)
-        table.add_row(name, format_bytes(num_bytes), bar)
-    table.add_row("budget", format_bytes(pool.budget_bytes), "")
-    return table
-
-
-def _sizes_table(
-    chosen: "MemoryPlan",
-    speed: "Prediction | None",
-    resident: "Residency | None",
-    *,
-    is_asked: bool,
-) -> Table:
-    table = plain_table()
-    table.add_row("dtype", f"{chosen.dtype}, KV cache {chosen.kv_dtype}")
-    table.add_row("weights", chosen.describe_weights())
-    if resident is not None:
-        table.add_row("resident", _resident(resident))
-    table.add_row("context", f"{chosen.context} tokens, {_why_context(chosen, is_asked)}")
-    table.add_row("chunk", chosen.describe_chunk())
-    table.add_row("sequences", f"{chosen.max_num_seqs}, {chosen.num_kv_blocks} KV blocks in all")
-    table.add_row("drafting", chosen.describe_drafting())
-    if speed is not None:
-        decode = f"{_rate(speed.decode_tokens_per_s)} at {speed.decode_position} tokens"
-        table.add_row("decode", f"{decode}, bound by {speed.bound}")
-        prompt = f"for a prompt of {chosen.chunk} tokens"
-        table.add_row("prefill", f"{_rate(speed.prefill_tokens_per_s)} {prompt}")
-    return table
-
-
-def _resident(resident: "Residency") -> str:
-    """Which budgets and contexts keep the weights in memory."""
-    memory = f"from --memory {size_option(resident.memory_bytes)}"
-    at = f"at {resident.memory_context} tokens"
-    if resident.context is None:
-        return f"{memory} {at}"
-    return f"{memory} {at}; in this memory up to --context {resident.context}"
-
-
-def _why_context(chosen: "MemoryPlan", is_asked: bool) -> str:
-    if is_asked:
-        return "as asked"
-    if chosen.streaming is None:
-        return "the longest beside resident weights"
-    return "the longest that leaves half of the room to streamed weights, or the least useful one"
-
-
 def _neighbours_table(
     found: "Model",
     settings: EngineSettings,
@@ -254,7 +209,7 @@ def _neighbours_table(
             continue
         other = fitted.plan
         predicted = machine.predict(fitted.model, other)
-        speed = "" if predicted is None else _rate(predicted.decode_tokens_per_s)
+        speed = "" if predicted is None else rate(predicted.decode_tokens_per_s)
         peak = format_bytes(other.peak_bytes)
         table.add_row(label, other.describe_weights(), str(other.context), peak, speed)
     return table
@@ -274,12 +229,3 @@ def _neighbours(
     longer = min(chosen.context * 2, found.shape.max_position_embeddings)
     if longer > chosen.context:
         yield f"--context {longer}", replace(fixed, context=longer)
-
-
-def _rate(tokens_per_s: float) -> str:
-    """Tokens a second, or seconds a token where that is the larger number."""
-    if tokens_per_s >= 10:
-        return f"{tokens_per_s:.0f} tokens/s"
-    if tokens_per_s >= 1:
-        return f"{tokens_per_s:.1f} tokens/s"
-    return f"{1 / tokens_per_s:.1f} s/token"

@@ -74,6 +74,8 @@ def run(
         raise ConfigError(f"unexpected: {prompt_parts[1]}; a text of several words goes in quotes")
     if options.raw and options.system is not None:
         raise ConfigError("--system cannot take effect with --raw: a raw prompt has no roles")
+    if options.raw:
+        sampling.check_plain()
     if options.prompts is not None:
         if prompt is not None or options.file:
             raise ConfigError("a prompt and --prompts cannot both be answered; give one of them")
@@ -165,6 +167,8 @@ def load_model(model: str, settings: EngineSettings) -> "LLM":
 def summary(llm: "LLM", completion: "Completion") -> str:
     """Tokens, speed, and the measured peak beside the budget, on one line."""
     count, expected, drafts = len(completion.token_ids), "", ""
+    if completion.is_thought_cut:
+        drafts = f"thought led to its end at {completion.num_reasoning} tokens, "
     if count < 2:  # The speed is that of what follows the first token.
         return f"{counted(count, 'token')}, peak {peaks(llm)}"
     predicted = predicted_tokens_per_s(llm, completion)
@@ -174,7 +178,7 @@ def summary(llm: "LLM", completion: "Completion") -> str:
         position = round(_half_way(completion))
         expected = f" ({predicted:.1f} predicted{drafting} at {position} tokens{measured})"
     if completion.num_drafted:
-        drafts = f"{completion.num_accepted} of {completion.num_drafted} drafts accepted, "
+        drafts += f"{completion.num_accepted} of {completion.num_drafted} drafts accepted, "
     return (
         f"{count} tokens, {completion.decode_tokens_per_s:.1f} tokens/s{expected}, {drafts}"
         f"peak {peaks(llm)}"
@@ -222,6 +226,8 @@ def report(
         "finish_reason": completion.finish_reason,
         "prompt_tokens": len(completion.prompt_token_ids),
         "completion_tokens": len(completion.token_ids),
+        "reasoning_tokens": completion.num_reasoning,
+        "is_thought_cut": completion.is_thought_cut,
         "drafted_tokens": completion.num_drafted,
         "accepted_tokens": completion.num_accepted,
         "seed": completion.seed,
@@ -245,6 +251,7 @@ def warn_if_cut(completion: "Completion") -> None:
     if completion.finish_reason != "length":
         return
     if completion.reasoning and not completion.text:
-        note("no answer yet: the completion ended while reasoning; raise --max-tokens or --context")
+        told = "no answer yet: the completion ended while reasoning"
+        note(f"{told}; raise --max-tokens or --context, or set --max-thinking-tokens")
     else:
         note("the answer reached its maximum length; raise --max-tokens or --context for more")

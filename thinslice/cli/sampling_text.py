@@ -10,8 +10,8 @@ from thinslice.errors import RequestError
 from thinslice.store.names import nearest_names
 
 NAMES = tuple(field.name for field in fields(SamplingParams) if FOR_ONE.match(field.name))
-_OPTIONAL = ("seed", "max_tokens", *ADVISABLE)
-_WHOLE = ("top_k", "seed", "max_tokens")
+_OPTIONAL = ("seed", "max_tokens", "max_thinking_tokens", "max_thinking_seconds", *ADVISABLE)
+_WHOLE = ("top_k", "seed", "max_tokens", "max_thinking_tokens")
 _YES, _NO = ("on", "true", "yes", "1"), ("off", "false", "no", "0")
 
 
@@ -38,7 +38,7 @@ def changed(params: SamplingParams, text: str, advised: Mapping[str, float]) -> 
 def described(params: SamplingParams, name: str | None = None) -> str:
     """A line for each parameter, or for the one that is named."""
     names = NAMES if name is None else (name.replace("-", "_"),)
-    return "\n".join(f"{name:<20}{_shown(getattr(params, name))}" for name in names)
+    return "\n".join(f"{name:<22}{_shown(getattr(params, name))}" for name in names)
 
 
 def _parsed(name: str, value: str) -> Any:

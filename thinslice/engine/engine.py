@@ -17,6 +17,7 @@ from thinslice.engine.drafting import Drafting
 from thinslice.engine.draws import Draws
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.metrics import Metrics
+from thinslice.engine.processors import LogitsProcessor
 from thinslice.engine.replace import replace_weights
 from thinslice.engine.results import Held, ResultsRoom
 from thinslice.engine.runner import Runner
@@ -135,11 +136,15 @@ class Engine:
         params: SamplingParams,
         on_output: OnOutput | None = None,
         scheduling: Scheduling = DEFAULT_SCHEDULING,
+        processors: Callable[[], tuple[LogitsProcessor, ...]] = tuple,
     ) -> list[Sequence]:
         """Queue a prompt for ``params.n`` completions, which share its blocks.
 
         The first computes the prompt. The others wait for it, take its full blocks from the prefix
         cache, and compute only what stands in the last one.
+
+        Args:
+            processors: makes further ones for each completion, behind those of the params.
 
         Errors: RequestError as ``check_request``.
         """
@@ -156,6 +161,7 @@ class Engine:
                 arrived_at=now,
                 on_output=on_output,
                 scheduling=scheduling,
+                more_processors=processors(),
             )
             for index in range(params.n)
         ]

@@ -1,8 +1,8 @@
 """LLM: a model by name, ready to complete prompts inside a budget."""
 
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import TypedDict, TypeVar, Unpack
 
 from thinslice.closing import Closing
@@ -20,13 +20,18 @@ from thinslice.config import (
 from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
-from thinslice.engine.request import Completion, Request, TextChunk
+from thinslice.engine.processors import LogitsProcessor
+from thinslice.engine.prompts import Prompt, render
+from thinslice.engine.request import Completion, Request
 from thinslice.engine.results import Held, text_bytes
 from thinslice.engine.signature import check_settings, errors_in_python, with_settings
+from thinslice.engine.stream import Stream
+from thinslice.engine.thought_budget import Allowance, ThoughtBudget, ThoughtTokens
 from thinslice.errors import ContextError, RequestError, shown
 from thinslice.memory.give_back import give_back
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.messages import Conversation, Message, for_template
+from thinslice.text.thought import Thought
 
 _Given = TypeVar("_Given", SamplingParams, Scheduling)
 
@@ -47,72 +52,6 @@ class Settings(TypedDict, total=False):
     max_num_seqs: int
     reserve: str | int
     reserve_per_token: int
-
-
-class Stream:
-    """A completion as it comes: iterate for TextChunks, then read ``completion``.
-
-    An iterator: ``next`` gives one piece, ``for`` all that are left. Leaving a ``for`` early ends
-    the completion and frees its blocks, and so does ``close``, and letting the stream go. What goes
-    wrong in the request is raised; RequestError where the model is closed meanwhile.
-    """
-
-    def __init__(
-        self, request: Request, progress: Callable[[int, int], None] | None = None
-    ) -> None:
-        self._request = request
-        self._chunks: deque[TextChunk] = deque()
-        self._progress = progress
-
-    def __iter__(self) -> Generator[TextChunk, None, None]:
-        try:
-            while self._advance():
-                yield self._chunks.popleft()
-        finally:
-            self.close()
-
-    def __next__(self) -> TextChunk:
-        if not self._advance():
-            raise StopIteration
-        return self._chunks.popleft()
-
-    def close(self) -> None:
-        """End the completion if it is unfinished; pieces that were not read are let go."""
-        self._chunks.clear()
-        self._request.engine.abort(self._request.sequence)
-
-    @property
-    def completion(self) -> Completion:
-        """What there is of the completion so far, without a finish reason; all of it once the
-        iteration has ended."""
-        return self._request.completion()
-
-    def _advance(self) -> bool:
-        """Step until there is a piece to read; False at the end."""
-        request = self._request
-        while not self._chunks and not request.is_told:
-            # Another stream's steps may have brought this one forward, or to its end.
-            if not request.has_news:
-                request.engine.step()
-                self._tell_progress()
-            self._chunks += request.advance().chunks
-        if not self._chunks and request.sequence.error is not None:
-            raise request.sequence.error
-        return bool(self._chunks)
-
-    def _tell_progress(self) -> None:
-        """How far the prompt is, until the first token comes."""
-        sequence = self._request.sequence
-        if self._progress is not None and sequence.first_token_at is None:
-            self._progress(sequence.num_computed, len(sequence.prompt_token_ids))
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt ready for the engine; ``rendered`` is the text of a conversation's."""
-
-    token_ids: list[int]
-    rendered: str | None
 
 
 class LLM(Closing):
@@ -209,7 +148,7 @@ class LLM(Closing):
         scheduling_of = _for_each("scheduling", scheduling, len(asked), checked_scheduling)
         requests: list[Request] = []
         try:
-            prepared = [self.prepare(prompt) for prompt in asked]
+            prepared = [self.prepare(*one) for one in zip(asked, params_of, strict=True)]
             lengths = [len(prompt.token_ids) for prompt in prepared]
             with self.engine.results.held_for([*zip(lengths, params_of, strict=True)]) as held:
                 for queued in zip(prepared, params_of, scheduling_of, strict=True):
@@ -258,18 +197,29 @@ class LLM(Closing):
         if params.n != 1:
             raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
         _check_progress(progress)
-        request = self.add_requests(self.prepare(prompt), params, scheduling)[0]
+        request = self.add_requests(self.prepare(prompt, params), params, scheduling)[0]
         return Stream(request, progress)
 
-    def prepare(self, prompt: str | Sequence[Message] | Conversation) -> Prompt:
+    def prepare(
+        self,
+        prompt: str | Sequence[Message] | Conversation,
+        params: SamplingParams | None = None,
+    ) -> Prompt:
         """The tokens of a text, or of a conversation rendered by the model's template.
 
         Safe in any thread.
+
+        Args:
+            params: those that it is going to be answered with; a prompt may end in a thought that
+                is closed where they leave no room for one.
+
         Errors: RequestError as ``generate``, and where the model has no chat template.
         """
+        params = checked_params(params)
         if isinstance(prompt, str):
             if not prompt:
                 raise RequestError("the prompt is empty")
+            params.check_plain()
             return Prompt(self._encode(prompt, is_plain=True), None)
         conversation = for_template(prompt)
         template = self.template
@@ -278,8 +228,9 @@ class LLM(Closing):
                 "this model has no (or an empty) chat template; give it a plain prompt instead "
                 "(run --raw)"
             )
-        rendered = template.render(conversation.messages, tools=conversation.tools)
-        return Prompt(self._encode(rendered, is_plain=False), rendered)
+        most = params.most_thinking_tokens
+        rendered, is_thoughtless = render(template, conversation, most, lambda: self._tags)
+        return Prompt(self._encode(rendered, is_plain=False), rendered, is_thoughtless)
 
     def add_requests(
         self, prompt: Prompt, params: SamplingParams, scheduling: Scheduling | None = None
@@ -301,7 +252,12 @@ class LLM(Closing):
         if stop_ids:
             params = replace(params, stop_token_ids=tuple({*params.stop_token_ids, *stop_ids}))
         scheduling = checked_scheduling(scheduling)
-        sequences = engine.add_samples(prompt.token_ids, params, scheduling=scheduling)
+        sequences = engine.add_samples(
+            prompt.token_ids,
+            params,
+            scheduling=scheduling,
+            processors=self._thought_budget(prompt, params),
+        )
         try:
             for index, sequence in enumerate(sequences):
                 requests.append(Request(engine, sequence, self.tokenizer, prompt.rendered, index))
@@ -310,6 +266,29 @@ class LLM(Closing):
                 engine.abort(sequence)
             raise
         return requests
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is known to think: by its chat template, or by tokens for the tags."""
+        template = self.template
+        return template is not None and (template.writes_thoughts or self._tags.are_tokens)
+
+    @cached_property
+    def _tags(self) -> ThoughtTokens:
+        return ThoughtTokens(self.tokenizer)
+
+    def _thought_budget(
+        self, prompt: Prompt, params: SamplingParams
+    ) -> Callable[[], tuple[LogitsProcessor, ...]]:
+        """What makes the budget of one completion's thought, where it has one."""
+        most, seconds = params.most_thinking_tokens, params.max_thinking_seconds
+        if prompt.is_thoughtless:
+            most = 0
+        if most is None and seconds is None:
+            return tuple
+        tags, start = self._tags, Thought.behind(prompt.rendered)
+        allowance = Allowance(most, seconds, self.engine.clock)
+        return lambda: (ThoughtBudget(tags, start, allowance),)
 
     def replace_weights(self, tensors: Mapping[str, object]) -> None:
         """Put other numbers in the place of some weights, between requests.

@@ -6,9 +6,11 @@ from thinslice.engine.contained import Contained
 from thinslice.engine.engine import Engine
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.sequence import Sequence, Status
+from thinslice.engine.thought_budget import ThoughtBudget
 from thinslice.text.detokenizer import IncrementalDetokenizer
 from thinslice.text.reasoning import ReasoningSplitter
 from thinslice.text.stop_strings import StopStringMatcher
+from thinslice.text.thought import Thought
 from thinslice.text.tokenizer import Tokenizer
 
 # Characters up to which pieces of text are joined; without a bound a long one is copied each time.
@@ -66,7 +68,9 @@ class Completion:
         index: which of a prompt's ``n`` completions.
         num_cached: prompt tokens that were found in the prefix cache.
         num_drafted, num_accepted: tokens that were guessed and run, and those that were right.
-        num_reasoning: tokens of the reasoning, its tags among them.
+        num_reasoning: tokens of the reasoning, those that bear its tags among them; tags of the
+            prompt are not.
+        is_thought_cut: whether a budget ended the reasoning.
         stop_string: that ended it; None where something else did.
         logprobs: of each token, where they were asked for.
         error: what went wrong where the reason is ``error``.
@@ -85,6 +89,7 @@ class Completion:
     num_drafted: int = 0
     num_accepted: int = 0
     num_reasoning: int = 0
+    is_thought_cut: bool = False
     stop_string: str | None = None
     logprobs: Logprobs = field(default_factory=Logprobs)
     error: Exception | None = None
@@ -121,7 +126,8 @@ class Request:
         self._stops = StopStringMatcher(sequence.params.stop)
         self._splitter = None if rendered_prompt is None else ReasoningSplitter(rendered_prompt)
         self._num_seen = 0
-        self._num_reasoning = 0
+        self._thought = Thought.behind(rendered_prompt)
+        self._tokenizer = tokenizer
         self.is_told = False
         self._chunks: list[TextChunk] = []
 
@@ -164,7 +170,8 @@ class Request:
             num_cached=sequence.num_cached,
             num_drafted=sequence.num_drafted,
             num_accepted=sequence.num_accepted,
-            num_reasoning=self._num_reasoning,
+            num_reasoning=self._thought.num_tokens,
+            is_thought_cut=self._is_thought_cut(),
             stop_string=self._stops.matched,
             logprobs=sequence.logprobs[: self._num_seen],
             error=sequence.error,
@@ -193,10 +200,9 @@ class Request:
         is_finished = self.is_finished
         for token_id in self.sequence.completion_token_ids[self._num_seen :]:
             self._num_seen += 1
-            was_reasoning = self._is_reasoning()
+            self._thought = self._thought.after(self._tokenizer.shown_bytes(token_id))
             if not self._is_end_token():
                 chunks += self._emit(self._stops.push(self._detokenizer.push(token_id)))
-            self._num_reasoning += was_reasoning or self._is_reasoning()
             if self._stops.matched is not None:
                 if self.sequence.error is None:
                     self.engine.end(self.sequence, "stop")
@@ -207,8 +213,9 @@ class Request:
         self.is_told = is_finished
         return chunks
 
-    def _is_reasoning(self) -> bool:
-        return self._splitter is not None and self._splitter.is_reasoning
+    def _is_thought_cut(self) -> bool:
+        budgets = (one for one in self.sequence.processors if isinstance(one, ThoughtBudget))
+        return any(one.has_cut(self._num_seen) for one in budgets)
 
     def _is_end_token(self) -> bool:
         """Whether the last token seen ended the sequence and is not part of its text."""

@@ -207,9 +207,9 @@ def _likeliest(
         if _is_enough(logits, largest, tokens, total):
             break
     else:
-        bound = -np.inf
+        bound = np.finfo(np.float32).min  # what a processor has ruled out is not sorted
         if 0 < tokens.top_k < len(logits_V):
-            bound = np.partition(logits_V, -tokens.top_k)[-tokens.top_k]
+            bound = max(bound, np.partition(logits_V, -tokens.top_k)[-tokens.top_k])
         token_ids = np.flatnonzero(logits_V >= bound)
         logits = logits_V[token_ids]
     order = _descending(logits)

@@ -71,7 +71,9 @@ class Sequence:
         leader: the sequence of the same prompt that computes it for this one.
         arrived_at, first_token_at, last_token_at: on the engine's clock.
         scored: None where a completion is asked for.
-        processors: what changes its logits before each token is chosen.
+        more_processors: that were given to it.
+        processors: what changes its logits before each token is chosen: what the params ask for,
+            then those that were given.
         on_output: called with each of its outputs, in the thread that runs steps.
     """
 
@@ -101,10 +103,11 @@ class Sequence:
     on_output: OnOutput | None = None
     scheduling: Scheduling = DEFAULT_SCHEDULING
     scored: Scored | None = None
+    more_processors: tuple[LogitsProcessor, ...] = ()
     processors: tuple[LogitsProcessor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.processors = processors_for(self.params)
+        self.processors = (*processors_for(self.params), *self.more_processors)
 
     @property
     def num_tokens(self) -> int:

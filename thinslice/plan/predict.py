@@ -53,6 +53,13 @@ class TokenTime:
         """Seconds of a token that sees this many positions."""
         return max(self.io_s, self.read_s + self.position_s * num_positions) + self.fixed_s
 
+    def run_seconds(self, start: int, count: int) -> float:
+        """Seconds of so many tokens one after the other, the first behind ``start`` positions.
+
+        Their mean is taken for each: exact but where reading hides a part of the attention.
+        """
+        return count * self.seconds(start + count / 2)
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -15,6 +15,7 @@ from thinslice.serve.errors import ApiError
 from thinslice.serve.events import Events, anthropic_events, until_gone
 from thinslice.serve.params import given_params
 from thinslice.serve.served import Served, TheServed, scheduling_of
+from thinslice.serve.thinking import Thinking, of_anthropic
 from thinslice.text.messages import Conversation, Message
 
 router = APIRouter()
@@ -41,7 +42,7 @@ async def messages(body: MessagesBody, request: Request, served: TheServed) -> R
 async def count_tokens(body: MessagesBody, served: TheServed) -> dict[str, int]:
     """How many tokens a conversation has, with the model's template around it."""
     _check(body, served)
-    prompt = await served.engine.prepare(_conversation(body))
+    prompt = await served.engine.prepare(_conversation(body), _params(body))
     return {"input_tokens": len(prompt.token_ids)}
 
 
@@ -57,7 +58,12 @@ def _params(body: MessagesBody) -> SamplingParams:
         top_k=body.top_k,
         max_tokens=body.max_tokens,
         stop=None if body.stop_sequences is None else tuple(body.stop_sequences),
+        **_thinking(body).params,
     )
+
+
+def _thinking(body: MessagesBody) -> Thinking:
+    return of_anthropic(body.thinking, body.max_tokens)
 
 
 def _conversation(body: MessagesBody) -> Conversation:
@@ -72,7 +78,7 @@ def _conversation(body: MessagesBody) -> Conversation:
             told = f"{where}: the role is {role!r:.60}; one of user, assistant"
             raise ApiError(400, told, where)
         found.append({"role": role, "content": _text(message.get("content"), where)})
-    return Conversation(found)
+    return Conversation(found, enable_thinking=_thinking(body).is_enabled)
 
 
 def _text(content: object, where: str) -> str:
@@ -99,7 +105,7 @@ def _message(name: str, completion: Completion) -> dict[str, Any]:
         blocks.append({"type": "thinking", "thinking": completion.reasoning, "signature": ""})
     if completion.text or not blocks:
         blocks.append({"type": "text", "text": completion.text})
-    usage = {**_input(completion), "output_tokens": len(completion.token_ids)}
+    usage = {**_input(completion), **_output(completion)}
     return {**_head(name, blocks, usage), **_stopped(completion)}
 
 
@@ -134,6 +140,11 @@ def _input(completion: Completion) -> dict[str, int]:
     }
 
 
+def _output(completion: Completion) -> dict[str, Any]:
+    details = {"thinking_tokens": completion.num_reasoning}
+    return {"output_tokens": len(completion.token_ids), "output_tokens_details": details}
+
+
 class _Events:
     """The events of one stream: the message, each block from its start to its stop, its end."""
 
@@ -160,7 +171,7 @@ class _Events:
         for event in self._end():
             yield event
         completion = self._stream.completions[0]
-        usage = {"output_tokens": len(completion.token_ids)}
+        usage = _output(completion)
         yield {"type": "message_delta", "delta": _stopped(completion), "usage": usage}
         yield {"type": "message_stop"}
 

@@ -15,6 +15,16 @@ from thinslice.config import (
     MAX_STOP_LENGTH,
     MAX_STOP_STRINGS,
 )
+from thinslice.serve.thinking import (
+    AnthropicThinking,
+    Effort,
+    MaxSeconds,
+    MaxTokens,
+    OllamaThink,
+    TemplateKwargs,
+    Thinking,
+    of_openai,
+)
 
 MAX_MESSAGES = 4096
 # Fields that would change the answer, of the three interfaces and of engines that have more than
@@ -23,6 +33,8 @@ _REFUSED_WHOLE = (
     *("audio", "function_call", "functions", "grammar", "guided_json", "guided_regex"),
     *("moderation", "reasoning_effort", "suffix", "tools", "web_search_options"),
     *("chat_template", "chat_template_kwargs", "max_thinking_tokens", "stop_token_ids"),
+    *("max_thinking_seconds", "reasoning", "reasoning_budget", "reasoning_budget_tokens"),
+    *("thinking_budget", "thinking_budget_tokens", "thinking_token_budget"),
     *("thinking", "output_config", "container", "mcp_servers"),
     *("think", "format", "template", "images", "context", "typical_p", "tfs_z"),
 )
@@ -90,6 +102,21 @@ class ChatBody(_Body):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     verbosity: str | None = None
+    reasoning_effort: Effort | None = None
+    # Not of OpenAI's API.
+    max_thinking_tokens: MaxTokens | None = None
+    max_thinking_seconds: MaxSeconds | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
+
+    @property
+    def thinking(self) -> Thinking:
+        """How long the model may think. Errors: ApiError 400."""
+        return of_openai(
+            self.reasoning_effort,
+            self.max_thinking_tokens,
+            self.max_thinking_seconds,
+            self.chat_template_kwargs,
+        )
 
 
 class CompletionBody(_Body):
@@ -113,6 +140,7 @@ class MessagesBody(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
+    thinking: AnthropicThinking | None = None
 
     # Accepted without effect.
     metadata: dict[str, Any] | None = None
@@ -145,6 +173,7 @@ class _OllamaBody(BaseModel):
     model: str
     stream: bool = True
     options: OllamaOptions | None = None
+    think: OllamaThink | None = None
     # Accepted without effect: the model stays.
     keep_alive: str | int | float | None = None
 

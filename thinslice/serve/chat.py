@@ -28,7 +28,7 @@ async def chat_completions(body: ChatBody, request: Request, served: TheServed) 
     served.check_model(body.model)
     served.check_others(body.model_extra)
     params = sampling_params(body, _num_logprobs(body))
-    asked = Conversation(body.messages)
+    asked = Conversation(body.messages, enable_thinking=body.thinking.is_enabled)
     stream = await served.engine.submit(asked, params, scheduling_of(request))
     if body.stream:
         return openai_events(_Chunks(served, stream, body).events())

@@ -17,9 +17,11 @@ from thinslice.serve.errors import ApiError
 from thinslice.serve.events import Events, json_lines, until_gone
 from thinslice.serve.params import given_params
 from thinslice.serve.served import Served, TheServed, scheduling_of
+from thinslice.serve.thinking import of_ollama
 from thinslice.text.messages import Conversation
 
 router = APIRouter()
+_Body = OllamaChatBody | OllamaGenerateBody
 _NS = 1_000_000_000
 # Ollama shows a model that stays for good as one that leaves in the far future.
 _FAR = "2318-09-16T00:00:00Z"
@@ -28,26 +30,30 @@ _FAR = "2318-09-16T00:00:00Z"
 @router.post("/api/chat")
 async def chat(body: OllamaChatBody, request: Request, served: TheServed) -> Response:
     """Answer a conversation, as lines of JSON or whole."""
-    options = _checked(body, served)
+    _check(body, served)
     for number, message in enumerate(body.messages):
         if message.get("images"):
             raise ApiError(400, f"messages.{number} has images; models here take text alone")
     if not body.messages:
         return JSONResponse(_loaded(served, {"message": {"role": "assistant", "content": ""}}))
-    return await _answered(served, request, Conversation(body.messages), body.stream, options)
+    asked = Conversation(body.messages, enable_thinking=of_ollama(body.think).is_enabled)
+    return await _answered(served, request, asked, body)
 
 
 @router.post("/api/generate")
 async def generate(body: OllamaGenerateBody, request: Request, served: TheServed) -> Response:
     """Answer one prompt, or go on with it where it is raw."""
-    options = _checked(body, served)
+    _check(body, served)
     if not body.prompt:
         return JSONResponse(_loaded(served, {"response": ""}))
     if body.raw:
-        return await _answered(served, request, body.prompt, body.stream, options)
+        if body.think:
+            raise ApiError(400, "think goes with a prompt that is not raw", "think")
+        return await _answered(served, request, body.prompt, body)
     system = [] if body.system is None else [{"role": "system", "content": body.system}]
-    asked = Conversation([*system, {"role": "user", "content": body.prompt}])
-    return await _answered(served, request, asked, body.stream, options)
+    messages = [*system, {"role": "user", "content": body.prompt}]
+    asked = Conversation(messages, enable_thinking=of_ollama(body.think).is_enabled)
+    return await _answered(served, request, asked, body)
 
 
 @router.get("/api/tags")
@@ -78,7 +84,7 @@ async def show(body: dict[str, Any], served: TheServed) -> dict[str, Any]:
         "thinslice.context_length": llm.plan.context,
         "thinslice.longest_context": llm.longest_context,
     }
-    can = ["completion"]
+    can = ["completion", *["thinking"] * llm.thinks]
     return {"details": _details(served), "model_info": info, "capabilities": can, "template": ""}
 
 
@@ -93,7 +99,7 @@ def _base(name: str) -> str:
     return name.removesuffix(":latest")
 
 
-def _checked(body: OllamaChatBody | OllamaGenerateBody, served: Served) -> OllamaOptions:
+def _check(body: _Body, served: Served) -> None:
     """Errors: ApiError for another model, and for what would change the answer and is not here."""
     served.check_model(_base(body.model))
     served.check_others(body.model_extra)
@@ -103,10 +109,12 @@ def _checked(body: OllamaChatBody | OllamaGenerateBody, served: Served) -> Ollam
     if options.num_ctx is not None and options.num_ctx > context:
         told = f"num_ctx is {options.num_ctx}, and this server has a context of {context}"
         raise ApiError(400, f"{told}; thinslice serve --context sets it", "options.num_ctx")
-    return options
+    if body.think and not served.engine.llm.thinks:
+        raise ApiError(400, f"the model {served.name!r} is not known to think", "think")
 
 
-def _params(options: OllamaOptions) -> SamplingParams:
+def _params(body: _Body, *, is_raw: bool) -> SamplingParams:
+    options = body.options or OllamaOptions()
     predicted = options.num_predict
     stop = (options.stop,) if isinstance(options.stop, str) else options.stop
     return given_params(
@@ -121,6 +129,7 @@ def _params(options: OllamaOptions) -> SamplingParams:
         stop=None if stop is None else tuple(stop),
         # -1 and -2 stand for as long as there is room.
         max_tokens=None if predicted is None or predicted < 0 else predicted,
+        **({} if is_raw else of_ollama(body.think).params),
     )
 
 
@@ -128,13 +137,13 @@ async def _answered(
     served: Served,
     request: Request,
     asked: str | Conversation,
-    is_streamed: bool,
-    options: OllamaOptions,
+    body: _Body,
 ) -> Response:
     is_chat = request.scope["path"] == "/api/chat"
     began = perf_counter()
-    stream = await served.engine.submit(asked, _params(options), scheduling_of(request))
-    if is_streamed:
+    params = _params(body, is_raw=isinstance(asked, str))
+    stream = await served.engine.submit(asked, params, scheduling_of(request))
+    if body.stream:
         return json_lines(_lines(served, stream, is_chat, began))
     completion = (await until_gone(request.receive, whole(stream)))[0]
     text = _text(is_chat, completion.text, completion.reasoning)

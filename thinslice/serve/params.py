@@ -33,6 +33,8 @@ def sampling_params(body: ChatBody | CompletionBody, logprobs: int | None) -> Sa
         given["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     if body.logit_bias is not None:
         given["logit_bias"] = _bias(body.logit_bias)
+    if isinstance(body, ChatBody):
+        given |= body.thinking.params
     return given_params(**given, logprobs=logprobs)
 
 

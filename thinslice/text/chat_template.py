@@ -14,6 +14,7 @@ from jinja2.exceptions import SecurityError
 
 from thinslice.errors import CheckpointError, RequestError, plain
 from thinslice.text.messages import arguments_as_text, with_calls
+from thinslice.text.reasoning import CLOSE, OPEN
 from thinslice.text.template_functions import RaisedByTemplateError
 from thinslice.text.template_meter import Meter, TooCostlyError, weight
 from thinslice.text.template_sandbox import TemplateSandbox
@@ -76,6 +77,10 @@ class ChatTemplate:
         for_tools: the source of a template that takes this one's place where there are tools; it
             is compiled where there are any.
 
+    Attributes:
+        takes_enable_thinking: whether it asks if the model is to think.
+        writes_thoughts: whether it knows a tag of thoughts, and its model thus writes them.
+
     Errors: CheckpointError for a template that does not compile.
     """
 
@@ -91,6 +96,7 @@ class ChatTemplate:
                 f"at most {_MAX_SOURCE_CHARACTERS} are expected"
             )
         self._tool_source = for_tools
+        self.writes_thoughts = OPEN in source or CLOSE in source
         self._sandbox = TemplateSandbox()
         known = self._sandbox.globals
         self._tokens = {name: text for name, text in (tokens or {}).items() if name not in known}
@@ -98,7 +104,9 @@ class ChatTemplate:
         self._lock = threading.RLock()
         try:
             tree = self._sandbox.parse(source)
-            self._takes_tools = any(one.name == "tools" for one in tree.find_all(nodes.Name))
+            names = {one.name for one in tree.find_all(nodes.Name)}
+            self._takes_tools = "tools" in names
+            self.takes_enable_thinking = "enable_thinking" in names
             self._template = self._sandbox.from_string(tree)
         except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise CheckpointError(
@@ -111,6 +119,7 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = True,
+        enable_thinking: bool | None = None,
     ) -> str:
         """The text of a conversation, up to where the model's answer begins.
 
@@ -121,29 +130,45 @@ class ChatTemplate:
         Args:
             messages, tools: as ``messages.for_template`` gives them.
             add_generation_prompt: end with the opening of the assistant's turn.
+            enable_thinking: whether the model is to think, for templates that ask; None is as if
+                nobody had said, and the template's own choice holds.
 
         Errors: RequestError where the template refuses the messages or they do not fit it, and
         where it would leave out tools or calls; CheckpointError where it reaches for what it may
         not, or for too much time or memory.
         """
-        if tools and (template := self._tool_template) is not None:
+        template = self.used_for(tools)
+        if template is not self:
             return template.render(
-                messages, tools=tools, add_generation_prompt=add_generation_prompt
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                enable_thinking=enable_thinking,
             )
         if tools and not self._takes_tools:
             raise RequestError("the model's chat template has no place for tools")
+        choices = {"tools": tools or None, "add_generation_prompt": add_generation_prompt}
+        if enable_thinking is not None:
+            choices["enable_thinking"] = enable_thinking
         if not any("tool_calls" in message for message in messages):
-            return self._metered(messages, tools, add_generation_prompt)
+            return self._metered(messages, choices)
         try:
-            text = self._metered(messages, tools, add_generation_prompt)
+            text = self._metered(messages, choices)
         except RequestError:  # some join arguments to text, as DeepSeek's do
             messages = with_calls(messages, arguments_as_text)
-            text = self._metered(messages, tools, add_generation_prompt)
+            text = self._metered(messages, choices)
         named = with_calls(messages, lambda function: {**function, "name": _PROBE})
         num_calls = sum(len(message.get("tool_calls", ())) for message in messages)
-        if self._metered(named, tools, add_generation_prompt).count(_PROBE) < num_calls:
+        if self._metered(named, choices).count(_PROBE) < num_calls:
             raise RequestError("the model's chat template leaves calls of tools out")
         return text
+
+    def used_for(self, tools: Sequence[Mapping[str, Any]]) -> "ChatTemplate":
+        """This one, or the one that takes its place where there are tools.
+
+        Errors: CheckpointError where that is none.
+        """
+        return (self._tool_template or self) if tools else self
 
     @cached_property
     def _tool_template(self) -> "ChatTemplate | None":
@@ -155,19 +180,17 @@ class ChatTemplate:
     def _metered(
         self,
         messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool,
+        choices: Mapping[str, Any],
     ) -> str:
         try:
-            size = weight([messages, tools], _MAX_MESSAGES_WEIGHT)
+            size = weight([messages, choices["tools"] or ()], _MAX_MESSAGES_WEIGHT)
         except TooCostlyError as error:
             raise RequestError("the messages are too long for a chat template") from error
         fuel = _BASE_FUEL + _FUEL_PER_MESSAGE_BYTE * size
         variables = {
             **self._tokens,
+            **choices,
             "messages": messages,
-            "add_generation_prompt": add_generation_prompt,
-            "tools": tools or None,
             "documents": None,
         }
         with self._lock:

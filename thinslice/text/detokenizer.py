@@ -20,9 +20,7 @@ class IncrementalDetokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that this token completes, perhaps none."""
-        if token_id in self._tokenizer.special_token_ids:
-            return ""
-        return self._strip(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+        return self._strip(self._decoder.decode(self._tokenizer.shown_bytes(token_id)))
 
     def finish(self) -> str:
         """What was held back: an unfinished character, as U+FFFD."""

@@ -7,7 +7,7 @@ as it is.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thinslice.errors import RequestError, shown
@@ -30,10 +30,13 @@ class Conversation:
             parts ``{"type": "text", "text": ...}``. An assistant's may have ``tool_calls`` and no
             content, and its ``reasoning_content``; a tool's result has ``tool_call_id``.
         tools: such as ``{"type": "function", "function": {"name": ..., "parameters": SCHEMA}}``.
+        enable_thinking: whether the model is to think; where it is None, the template's own choice
+            holds.
     """
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
+    enable_thinking: bool | None = None
 
 
 def for_template(conversation: "Sequence[Message] | Conversation") -> Conversation:
@@ -51,9 +54,13 @@ def for_template(conversation: "Sequence[Message] | Conversation") -> Conversati
         )
     if not isinstance(tools, list | tuple):
         raise RequestError(f"tools is {shown(tools)}; expected a list of functions")
+    if not isinstance(conversation.enable_thinking, bool | None):
+        told = f"enable_thinking is {shown(conversation.enable_thinking)}; expected true or false"
+        raise RequestError(told)
     for number, tool in enumerate(tools, 1):
         _check_tool(tool, f"tool {number}")
-    return Conversation([_message(one, number) for number, one in enumerate(messages, 1)], tools)
+    checked = [_message(one, number) for number, one in enumerate(messages, 1)]
+    return replace(conversation, messages=checked)
 
 
 def _message(message: object, number: int) -> Message:

@@ -1,6 +1,13 @@
 """Tell reasoning, the text between <think> tags, from the answer in a stream of text."""
 
-_OPEN, _CLOSE = "<think>", "</think>"
+OPEN, CLOSE = "<think>", "</think>"
+# What leads a model to the end of a thought whose budget is spent. Qwen3's models are led so (arXiv
+# 2505.09388, section 4.3 and the documentation's page on thinking budgets), and go on to answer
+# without having been trained for it; no other family here states a text of its own.
+WRAP_UP = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the "
+    "thinking directly now.\n"
+)
 Piece = tuple[str, str]
 
 
@@ -14,13 +21,8 @@ class ReasoningSplitter:
 
     def __init__(self, rendered_prompt: str) -> None:
         self._held = ""
-        self._state = "reasoning" if _ends_in_open_block(rendered_prompt) else "before"
+        self._state = "reasoning" if ends_in_open_block(rendered_prompt) else "before"
         self._is_after_tag = self._state == "reasoning"
-
-    @property
-    def is_reasoning(self) -> bool:
-        """Whether what comes next is reasoning, or the tag that ends it."""
-        return self._state == "reasoning"
 
     def push(self, text: str) -> list[Piece]:
         """The pieces that are sure now."""
@@ -38,7 +40,7 @@ class ReasoningSplitter:
             held = held.lstrip("\n")
         if self._state == "reasoning":
             # A tag that was cut off is no reasoning.
-            held = held[: len(held) - _overlap(held, _CLOSE)].rstrip("\n")
+            held = held[: len(held) - overlap(held, CLOSE)].rstrip("\n")
             return [("reasoning", held)] if held else []
         return [("answer", held)] if held else []
 
@@ -56,23 +58,23 @@ class ReasoningSplitter:
     def _before(self) -> Piece | None:
         """Nothing but white space so far: a tag or an answer may follow."""
         start = self._held.lstrip()
-        if start.startswith(_OPEN):
-            self._held = start.removeprefix(_OPEN)
+        if start.startswith(OPEN):
+            self._held = start.removeprefix(OPEN)
             self._state, self._is_after_tag = "reasoning", True
             return ("reasoning", "")
-        if _OPEN.startswith(start):
+        if OPEN.startswith(start):
             return None
         self._state = "answer"
         return ("answer", "")
 
     def _reasoning(self) -> Piece | None:
-        end = self._held.find(_CLOSE)
+        end = self._held.find(CLOSE)
         if end >= 0:
             text = self._held[:end].rstrip("\n")
-            self._held = self._held[end + len(_CLOSE) :]
+            self._held = self._held[end + len(CLOSE) :]
             self._state, self._is_after_tag = "answer", True
             return ("reasoning", text)
-        sure = len(self._held) - _overlap(self._held, _CLOSE)
+        sure = len(self._held) - overlap(self._held, CLOSE)
         sure = len(self._held[:sure].rstrip("\n"))
         return self._take(sure)
 
@@ -86,12 +88,12 @@ class ReasoningSplitter:
         return (self._state, text)
 
 
-def _ends_in_open_block(rendered_prompt: str) -> bool:
+def ends_in_open_block(rendered_prompt: str) -> bool:
     """Whether the prompt's last think tag is an opening one with nothing but space after it."""
-    return rendered_prompt.rstrip().endswith(_OPEN)
+    return rendered_prompt.rstrip().endswith(OPEN)
 
 
-def _overlap(text: str, tag: str) -> int:
+def overlap(text: str, tag: str) -> int:
     """Length of the longest end of the text that is a beginning of the tag."""
     for length in range(min(len(tag) - 1, len(text)), 0, -1):
         if text.endswith(tag[:length]):

@@ -173,6 +173,10 @@ class Tokenizer:
             return b""
         return byte_level_bytes(token) if self._is_byte_level else _sentencepiece_bytes(token)
 
+    def shown_bytes(self, token_id: int) -> bytes:
+        """The same as completions show it: special tokens are no text."""
+        return b"" if token_id in self.special_token_ids else self.token_bytes(token_id)
+
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer of a checkpoint: from its GGUF metadata, or from its folder's tokenizer.json.

@@ -12,7 +12,7 @@ from thinslice.cli import chat
 from thinslice.cli.chat import Chat, completions, read_turn
 from thinslice.cli.conversation import Conversation
 from thinslice.config import SamplingParams
-from thinslice.engine.llm import Prompt
+from thinslice.engine.prompts import Prompt
 from thinslice.engine.request import Completion, TextChunk
 from thinslice.errors import CheckpointError, ContextError, RequestError
 from thinslice.plan.memory_plan import MemoryPlan, Pool
@@ -62,7 +62,7 @@ class ScriptedLLM:
         self.asked: list[list[dict[str, str]]] = []
         self.params: list[SamplingParams] = []
 
-    def prepare(self, messages: list[dict[str, str]]) -> Prompt:
+    def prepare(self, messages: list[dict[str, str]], _params: object) -> Prompt:
         """A token for each character."""
         rendered = "".join(message["content"] for message in messages)
         return Prompt([1] * len(rendered), rendered)
@@ -73,7 +73,7 @@ class ScriptedLLM:
         params: SamplingParams,
         progress: Callable[[int, int], None],
     ) -> ScriptedStream:
-        num_tokens = len(self.prepare(messages).token_ids)
+        num_tokens = len(self.prepare(messages, params).token_ids)
         if num_tokens >= self.plan.context:
             raise ContextError("too many tokens")
         self.asked.append(messages)
@@ -364,8 +364,11 @@ def test_set_changes_what_the_next_answer_is_sampled_with(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     llm = ScriptedLLM(said("one"))
-    talk(llm, ["/set temperature 0.25", "/set max-tokens 7", "/set stop END.", "hi", "/set"])
-    assert llm.params[0] == SamplingParams(temperature=0.25, max_tokens=7, stop=("END.",))
+    lines = ["/set temperature 0.25", "/set max-tokens 7", "/set stop END.", "hi", "/set"]
+    talk(llm, ["/set max-thinking-tokens 0", *lines])
+    assert llm.params[0] == SamplingParams(
+        temperature=0.25, max_tokens=7, max_thinking_tokens=0, stop=("END.",)
+    )
     shown = capsys.readouterr().out
     for name in ("temperature", "top_p", "max_tokens", "seed", "stop_token_ids"):
         assert f"\n{name} " in "\n" + shown
@@ -381,6 +384,8 @@ def test_set_changes_what_the_next_answer_is_sampled_with(
         ("/set temperature nan", "expected 0.0..100.0"),
         ("/set top_k 1.5", "expected a whole number"),
         ("/set ignore_eos perhaps", "expected on or off"),
+        ("/set max_thinking_tokens 1.5", "expected a whole number"),
+        ("/set max_thinking_seconds soon", "expected a number"),
         ("/set n 4", "there is no parameter n"),
         ("/set colour red", "there is no parameter colour"),
     ],
@@ -396,13 +401,18 @@ def test_set_refuses_what_is_no_parameter(
 
 @pytest.mark.parametrize(
     ("line", "value"),
-    [("/set seed none", None), ("/set max_tokens none", None), ("/set stop none", ())],
+    [
+        ("/set seed none", None),
+        ("/set max_tokens none", None),
+        ("/set max_thinking_tokens none", None),
+        ("/set stop none", ()),
+    ],
 )
 def test_set_none_takes_a_parameter_away(line: str, value: object) -> None:
     llm = ScriptedLLM(said("one"))
     name = line.split()[1]
-    example = {"seed": "/set seed 3", "max_tokens": "/set max_tokens 3", "stop": "/set stop x"}
-    talk(llm, [example[name], line, "hi"])
+    example = "x" if name == "stop" else "3"
+    talk(llm, [f"/set {name} {example}", line, "hi"])
     assert getattr(llm.params[0], name) == value
 
 

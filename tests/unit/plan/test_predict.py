@@ -70,6 +70,8 @@ def test_a_token_takes_longer_the_more_positions_it_sees() -> None:
     seen = prediction.token.seconds(3000) - prediction.token.seconds(1000)
     assert seen == pytest.approx(2000 * position_s)
     assert prediction.decode_tokens_per_s == 1 / prediction.token.seconds(2048)
+    one_by_one = sum(prediction.token.seconds(512 + place + 0.5) for place in range(200))
+    assert prediction.token.run_seconds(512, 200) == pytest.approx(one_by_one)
     assert prediction.bound == "memory"
 
 

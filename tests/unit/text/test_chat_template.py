@@ -143,6 +143,27 @@ def test_tokens_come_by_any_name_and_behind_what_a_template_is_given() -> None:
     assert ChatTemplate(source, tokens).render(USER) == "<pad_token><image_token>True1None"
 
 
+@pytest.mark.parametrize(("told", "shown"), [(None, "unsaid"), (True, "yes"), (False, "no")])
+def test_whether_to_think_is_told_to_the_template_in_use(told: bool | None, shown: str) -> None:
+    source = (
+        "{% if enable_thinking is not defined %}unsaid{% elif enable_thinking %}yes{% else %}no"
+        "{% endif %}"
+    )
+    template = ChatTemplate(source, for_tools=source + "{{ tools | length }}")
+    assert template.takes_enable_thinking
+    assert template.render([], enable_thinking=told) == shown
+    tools = [{"type": "function", "function": {"name": "a"}}]
+    assert template.render([], tools=tools, enable_thinking=told) == f"{shown}1"
+    silent = ChatTemplate("{{ messages | length }}", for_tools=source)
+    assert not silent.used_for(()).takes_enable_thinking
+    assert silent.used_for(tools).takes_enable_thinking
+
+
+@pytest.mark.parametrize(("tag", "writes"), [("<think>", True), ("</think>", True), ("", False)])
+def test_a_template_with_a_tag_is_of_a_model_that_thinks(tag: str, writes: bool) -> None:
+    assert ChatTemplate(f"{tag}a").writes_thoughts == writes
+
+
 def test_a_token_the_tokenizer_lacks_is_undefined() -> None:
     assert ChatTemplate("{{ bos_token }}|{{ eos_token is defined }}").render(USER) == "|False"
 

@@ -197,3 +197,11 @@ def test_what_is_no_tool_is_refused(tools: Any, told: str) -> None:
     conversation = Conversation([{"role": "user", "content": "Hi"}], tools)
     with pytest.raises(RequestError, match=told):
         for_template(conversation)
+
+
+@pytest.mark.parametrize("given", ["yes", 1, [False]])
+def test_whether_to_think_is_yes_or_no(given: Any) -> None:
+    asked = [{"role": "user", "content": "a"}]
+    with pytest.raises(RequestError, match="; expected true or false"):
+        for_template(Conversation(asked, enable_thinking=given))
+    assert for_template(Conversation(asked, enable_thinking=False)).enable_thinking is False
