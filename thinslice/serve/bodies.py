@@ -17,6 +17,7 @@ from thinslice.config import (
 )
 
 MAX_MESSAGES = 4096
+MAX_PROMPTS = 256
 # Fields that would change the answer, of the three interfaces and of engines that have more than
 # those. With each the values, beside none at all, that ask for nothing.
 _REFUSED_WHOLE = (
@@ -39,6 +40,7 @@ REFUSED: dict[str, tuple[object, ...]] = {
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 # Seeds are signed in OpenAI's API.
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -92,9 +94,23 @@ class ChatBody(_Body):
 
 
 class CompletionBody(_Body):
-    """The body of ``/v1/completions``."""
+    """The body of ``/v1/completions``.
 
-    prompt: str
+    Attributes:
+        prompt: one or several, as texts or as token ids.
+        max_tokens: 0 goes with ``echo``: nothing is written, and the prompt's own log-probabilities
+            are told.
+        echo: whether the prompt comes back before its completion.
+    """
+
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
 

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from thinslice import __version__
 from thinslice.config import SamplingParams
-from thinslice.engine.async_engine import AsyncStream
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.request import Completion
 from thinslice.serve.answers import deltas, whole
 from thinslice.serve.bodies import OllamaChatBody, OllamaGenerateBody, OllamaOptions
