@@ -269,15 +269,25 @@ class LLM(Closing):
             if not prompt:
                 raise RequestError("the prompt is empty")
             return Prompt(self._encode(prompt, is_plain=True), None)
-        conversation = for_template(prompt)
+        rendered = self.rendered(for_template(prompt))
+        return Prompt(self._encode(rendered, is_plain=False), rendered)
+
+    def rendered(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
+        """A conversation, as ``for_template`` gives it, in the model's chat template.
+
+        Errors: RequestError as ``ChatTemplate.render``, and for a model without a template.
+        """
         template = self.template
         if template is None:
             raise RequestError(
                 "this model has no (or an empty) chat template; give it a plain prompt instead "
                 "(run --raw)"
             )
-        rendered = template.render(conversation.messages, tools=conversation.tools)
-        return Prompt(self._encode(rendered, is_plain=False), rendered)
+        return template.render(
+            conversation.messages,
+            tools=conversation.tools,
+            add_generation_prompt=add_generation_prompt,
+        )
 
     def add_requests(
         self, prompt: Prompt, params: SamplingParams, scheduling: Scheduling | None = None

@@ -114,6 +114,36 @@ class CompletionBody(_Body):
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
 
+class TokenizeBody(BaseModel):
+    """The body of ``/tokenize``: a text or a conversation.
+
+    Attributes:
+        add_special_tokens: begin with what the model expects before a plain prompt. Default: for a
+            text, and not for a conversation.
+        add_generation_prompt: end a conversation with the opening of the assistant's turn.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool | None = None
+    continue_final_message: Literal[False] | None = None
+
+
+class DetokenizeBody(BaseModel):
+    """The body of ``/detokenize``."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0)]]
+
+
 class MessagesBody(BaseModel):
     """The body of Anthropic's ``/v1/messages``, and of ``count_tokens`` without ``max_tokens``."""
 
