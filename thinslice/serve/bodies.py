@@ -206,3 +206,12 @@ class OllamaGenerateBody(_OllamaBody):
     prompt: str = ""
     system: str | None = None
     raw: bool = False
+
+
+class OllamaShowBody(BaseModel):
+    """The body of ``/api/show``; older clients say ``name`` for ``model``."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    name: str | None = None
