@@ -1,5 +1,8 @@
 """thinslice serve: answer requests over HTTP."""
 
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Annotated
@@ -10,9 +13,10 @@ from thinslice.cli.console import note
 from thinslice.cli.options import Load
 from thinslice.cli.run import load_model
 from thinslice.config import EngineSettings
-from thinslice.errors import ConfigError
+from thinslice.errors import ConfigError, StoreError
 from thinslice.serve.keys import read_keys
 from thinslice.serve.settings import ServerSettings
+from thinslice.serve.state import ServerState, own_state, remove_state, states_folder, write_state
 
 Serving = Annotated[ServerSettings, Parameter(name="*", group=Group("Serving", sort_key=0))]
 
@@ -47,7 +51,21 @@ def serve(
             note(f"whoever reaches {host} may use this server: it has no keys, --keys names some")
         place = f"[{host}]" if ":" in host else host
         told = f"serving {model} at http://{place}:{port}/v1 ; Ctrl-C ends it"
-        with load_model(model, replace(load, max_num_seqs=sequences)) as llm:
+        with load_model(model, replace(load, max_num_seqs=sequences)) as llm, ExitStack() as ends:
             served = Served(AsyncEngine(llm, server.max_waiting), model)
-            run_server(Server(served, server, keys, lambda: note(told)), listener)
+
+            def on_ready() -> None:
+                budget = llm.plan.host.budget_bytes
+                _show_to_ps(ends, lambda: own_state((host, port), model, budget, server.drain_s))
+                note(told)
+
+            run_server(Server(served, server, keys, on_ready), listener)
     return 0
+
+
+def _show_to_ps(ends: ExitStack, state: Callable[[], ServerState]) -> None:
+    """Have ``thinslice ps`` find this server until the end."""
+    try:
+        ends.callback(remove_state, write_state(state(), states_folder(os.environ)))
+    except StoreError as error:
+        note(f"thinslice ps and stop will not find this server: {error}")
