@@ -36,6 +36,7 @@ def serve(
         sequences: Completions that run at once.
     """
     try:
+        from thinslice.serve.log import open_log
         from thinslice.serve.served import Served
         from thinslice.serve.server import Server, listen, run_server
     except ModuleNotFoundError as error:
@@ -45,7 +46,8 @@ def serve(
     from thinslice.engine.async_engine import AsyncEngine
 
     keys = read_keys(server.keys)
-    with listen(server) as listener:
+    with open_log(server) as log, listen(server) as listener:
+        log.start()
         host, port = listener.getsockname()[:2]
         if not keys and not ip_address(host).is_loopback:
             note(f"whoever reaches {host} may use this server: it has no keys, --keys names some")
@@ -59,7 +61,7 @@ def serve(
                 _show_to_ps(ends, lambda: own_state((host, port), model, budget, server.drain_s))
                 note(told)
 
-            run_server(Server(served, server, keys, on_ready), listener)
+            run_server(Server(served, server, keys, log, on_ready), listener)
     return 0
 
 

@@ -10,6 +10,7 @@ from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.request import Completion, Delta, Request
 from thinslice.engine.results import Held
 from thinslice.engine.scored_request import ScoredRequest
+from thinslice.engine.sequence import Sequence
 from thinslice.errors import RequestError
 
 AnyRequest = Request | ScoredRequest
@@ -126,6 +127,11 @@ class AsyncStream:
     def __del__(self) -> None:
         if self._num_unfinished:
             self._let_go(self._feed)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """What runs for it, once it has been added; the engine's thread changes them."""
+        return [request.sequence for request in self._feed.requests]
 
     @property
     def completions(self) -> list[Completion]:

@@ -85,8 +85,12 @@ class Scheduler:
         assert sequence.max_positions <= self.capacity, "a sequence that can never fit"
         insort(self.waiting, sequence, key=lambda other: other.order)
 
-    def schedule(self) -> list[ScheduledTokens]:
-        """The next step's tokens, at most ``chunk`` in all."""
+    def schedule(self, now: float = 0.0) -> list[ScheduledTokens]:
+        """The next step's tokens, at most ``chunk`` in all.
+
+        Args:
+            now: the time, which sequences that are admitted first are marked with.
+        """
         step = _Step(self.chunk)
         ready = [s for s in self.running if s.num_uncomputed == 1]
         prefills = [s for s in self.running if s.num_uncomputed > 1]
@@ -96,7 +100,7 @@ class Scheduler:
             others = max(len(ready) - place - 1, 0)
             if sequence.status is Status.RUNNING:
                 self._schedule(sequence, step, others)
-        self._admit(step)
+        self._admit(step, now)
         return list(step.scheduled.values())
 
     def expired(self, now: float) -> list[Sequence]:
@@ -153,7 +157,7 @@ class Scheduler:
         del drafts[most:]
         return most
 
-    def _admit(self, step: _Step) -> None:
+    def _admit(self, step: _Step, now: float) -> None:
         """Let waiting sequences in, in order, until one has to go on waiting."""
         for sequence in [*self.waiting]:
             if step.room == 0:
@@ -167,6 +171,7 @@ class Scheduler:
             if sequence.num_preemptions == 0:
                 sequence.num_cached = sequence.num_computed
                 self.num_prefix_hits += sequence.num_cached
+                sequence.admitted_at = now
             sequence.status = Status.RUNNING
             self.running.append(sequence)
             self._schedule(sequence, step, others=0)

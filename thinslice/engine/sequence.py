@@ -69,7 +69,7 @@ class Sequence:
         num_preemptions: how often it lost its blocks to another.
         num_drafted, num_accepted: drafts that were run, and those of them that stood.
         leader: the sequence of the same prompt that computes it for this one.
-        arrived_at, first_token_at, last_token_at: on the engine's clock.
+        arrived_at, admitted_at, first_token_at, last_token_at: on the engine's clock.
         scored: None where a completion is asked for.
         processors: what changes its logits before each token is chosen.
         on_output: called with each of its outputs, in the thread that runs steps.
@@ -96,6 +96,7 @@ class Sequence:
     num_accepted: int = 0
     leader: Optional["Sequence"] = None
     arrived_at: float = 0.0
+    admitted_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float = 0.0
     on_output: OnOutput | None = None

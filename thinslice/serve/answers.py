@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.request import Completion, Delta
 from thinslice.serve.errors import ApiError
+from thinslice.serve.request_log import note_stream
 from thinslice.serve.served import FINGERPRINT
 
 Result = TypeVar("Result")
@@ -49,6 +50,7 @@ async def deltas(stream: AsyncStream) -> AsyncGenerator[Delta]:
 
     Errors: what went wrong in one of them.
     """
+    note_stream(stream)
     async with stream:
         async for delta in stream:
             if delta.error is not None:

@@ -13,6 +13,8 @@ import uvicorn
 from thinslice.errors import ConfigError
 from thinslice.serve.app import make_app
 from thinslice.serve.keys import Keys
+from thinslice.serve.log import Log
+from thinslice.serve.request_log import RequestLog
 from thinslice.serve.served import Served
 from thinslice.serve.settings import ServerSettings
 
@@ -54,12 +56,13 @@ class Server(uvicorn.Server):
         served: Served,
         settings: ServerSettings,
         keys: Keys,
+        log: Log,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.app = make_app(served, settings, keys)
         super().__init__(
             uvicorn.Config(
-                self.app,
+                RequestLog(self.app, log, has_content=settings.log_content),
                 log_config=None,
                 access_log=False,
                 lifespan="on",
