@@ -32,6 +32,10 @@ from thinslice.text.messages import Conversation, Message
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
+# A token of a prompt takes up to 36 bytes, as a number of Python's in a list: these take 2.3 of the
+# 4 MiB that every plan keeps for what callers hold. Of long contexts some prompts may wait anyway.
+_WAITING_TOKENS = 65_536
+_WAITING_CONTEXTS = 4
 _CLOSED = "the engine is shutting down and takes no more requests"
 
 
@@ -43,6 +47,9 @@ class AsyncEngine:
     Args:
         max_waiting: the most completions that may wait to be begun; more are refused.
 
+    Attributes:
+        max_waiting_tokens: the most tokens of prompts that may wait, as they take memory.
+
     Errors: RequestError where the model is closed, and for what is no model and no number.
     """
 
@@ -53,6 +60,7 @@ class AsyncEngine:
             raise RequestError(f"max_waiting is {shown(max_waiting)}; expected 1 or more")
         self.llm = llm
         self.max_waiting = max_waiting
+        self.max_waiting_tokens = max(_WAITING_TOKENS, _WAITING_CONTEXTS * llm.plan.context)
         self._engine = llm.engine
         # Tokenizes and renders off the event loop, and one prompt at a time.
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="thinslice-prepare")
@@ -65,6 +73,7 @@ class AsyncEngine:
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._num_handed_over = 0  # completions in commands that have not been run
+        self._tokens_handed_over = 0  # of their prompts
         self._is_started = False
         self._is_closed = False
         self._is_stopped = False
@@ -112,11 +121,11 @@ class AsyncEngine:
         """
         params, scheduling = checked_params(params), checked_scheduling(scheduling)
         self._check_process()
-        self._check_room(params.n)
+        self._check_room(params.n, 0)
         prepared = prompt if isinstance(prompt, Prompt) else await self.prepare(prompt)
         self._engine.check_request(prepared.token_ids, params)
         queued = partial(self.llm.add_requests, prepared, params, scheduling)
-        return self._hand_over(queued, params.n)
+        return self._hand_over(queued, params.n, len(prepared.token_ids))
 
     async def score(
         self,
@@ -141,7 +150,7 @@ class AsyncEngine:
             sequence = engine.add_scored(token_ids, start, num_top, scheduling=scheduling)
             return [ScoredRequest(engine, sequence)]
 
-        return self._hand_over(queued, 1)
+        return self._hand_over(queued, 1, len(token_ids))
 
     async def prepare(self, prompt: str | Sequence[Message] | Conversation) -> Prompt:
         """The tokens of a prompt, made off the event loop. Errors: RequestError."""
@@ -203,20 +212,21 @@ class AsyncEngine:
             )
 
     def _hand_over(
-        self, queued: Callable[[], Sequence[AnyRequest]], num_samples: int
+        self, queued: Callable[[], Sequence[AnyRequest]], num_samples: int, num_tokens: int
     ) -> AsyncStream:
         """Have the thread add requests. Errors: BusyError where too many wait."""
         feed = Feed(num_samples, Held(self._engine.results))
         with self._changed:
-            self._check_room(num_samples)
+            self._check_room(num_samples, num_tokens)
             self._num_handed_over += num_samples
-            self._commands.append(partial(self._add, feed, queued, num_samples))
+            self._tokens_handed_over += num_tokens
+            self._commands.append(partial(self._add, feed, queued, num_tokens))
             self._changed.notify()
         stream = AsyncStream(feed, self._cancel, self._let_go)
         weakref.finalize(stream, feed.held.release).atexit = False
         return stream
 
-    def _check_room(self, count: int) -> None:
+    def _check_room(self, count: int, num_tokens: int) -> None:
         with self._changed:
             if self._is_closed:
                 raise BusyError(_CLOSED)
@@ -225,6 +235,12 @@ class AsyncEngine:
                 raise BusyError(
                     f"{waiting} completions wait and {count} more are asked for; at most "
                     f"{self.max_waiting} may wait: try again later"
+                )
+            held = self._tokens_handed_over + self._engine.scheduler.num_waiting_tokens
+            if held + num_tokens > self.max_waiting_tokens:
+                raise BusyError(
+                    f"prompts of {held} tokens wait and {num_tokens} more are asked for; at most "
+                    f"{self.max_waiting_tokens} may wait: try again later"
                 )
 
     # The thread's side.
@@ -256,16 +272,15 @@ class AsyncEngine:
         self._run_commands()
         self._end_all("abort")
 
-    def _add(
-        self, feed: Feed, queued: Callable[[], Sequence[AnyRequest]], num_samples: int
-    ) -> None:
+    def _add(self, feed: Feed, queued: Callable[[], Sequence[AnyRequest]], num_tokens: int) -> None:
         with Contained() as trouble:
             feed.requests = [*queued()]
         with self._changed:
-            self._num_handed_over -= num_samples
+            self._num_handed_over -= feed.num_samples
+            self._tokens_handed_over -= num_tokens
         self._unfinished += [(feed, request) for request in feed.requests]
         if trouble.error is not None:
-            self._send([(feed, failed(index, trouble.error)) for index in range(num_samples)])
+            self._send([(feed, failed(index, trouble.error)) for index in range(feed.num_samples)])
 
     def _abort(self, feed: Feed) -> None:
         self._unfinished = [one for one in self._unfinished if one[0] is not feed]

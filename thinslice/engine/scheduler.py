@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from thinslice.engine.block_manager import BlockManager
 from thinslice.engine.sequence import Sequence, Status
+from thinslice.engine.shares import Shares
 from thinslice.plan.memory_plan import MemoryPlan
 
 
@@ -45,7 +46,7 @@ class _Step:
 
 
 class Scheduler:
-    """Serves sequences by priority, then first come.
+    """Serves sequences by priority, then tenants in turn, and of each first come.
 
     Each step takes the next token of every running sequence, then prompt chunks in what room is
     left. Blocks are given as they are needed. Where none are left, the running sequence that is
@@ -74,16 +75,26 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_prefix_hits = 0
+        self._shares = Shares()
 
     @property
     def has_work(self) -> bool:
         """Whether any sequence is unfinished."""
         return bool(self.waiting or self.running)
 
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens of the prompts that wait, which the completions of one prompt share."""
+        prompts = {id(one.prompt_token_ids): one for one in [*self.waiting]}
+        return sum(len(one.prompt_token_ids) for one in prompts.values())
+
     def add(self, sequence: Sequence) -> None:
         """Put a sequence in the queue, at the place that its order gives it."""
         assert sequence.max_positions <= self.capacity, "a sequence that can never fit"
-        insort(self.waiting, sequence, key=lambda other: other.order)
+        if not self.has_work:
+            self._shares.clear()
+        sequence.turn = self._shares.turn_of(sequence.scheduling)
+        insort(self.waiting, sequence, key=_order)
 
     def schedule(self, now: float = 0.0) -> list[ScheduledTokens]:
         """The next step's tokens, at most ``chunk`` in all.
@@ -167,6 +178,7 @@ class Scheduler:
             if not self._fits(sequence) and not self._displace_for(sequence, step):
                 return
             self.waiting.remove(sequence)
+            self._shares.note_admitted(sequence.scheduling, sequence.turn)
             self.blocks.take_prefix(sequence)
             if sequence.num_preemptions == 0:
                 sequence.num_cached = sequence.num_computed
@@ -211,7 +223,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.blocks.release(sequence)
         self._send_back(sequence)
-        self.add(sequence)
+        insort(self.waiting, sequence, key=_order)
 
     def _send_back(self, sequence: Sequence) -> None:
         """Make a sequence that has no blocks any more one that waits."""
@@ -223,5 +235,5 @@ class Scheduler:
             self.num_preemptions += 1
 
 
-def _order(sequence: Sequence) -> tuple[int, int]:
+def _order(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.order

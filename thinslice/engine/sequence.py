@@ -71,6 +71,7 @@ class Sequence:
         leader: the sequence of the same prompt that computes it for this one.
         arrived_at, admitted_at, first_token_at, last_token_at: on the engine's clock.
         scored: None where a completion is asked for.
+        turn: among the tenants' that wait, given by the scheduler.
         processors: what changes its logits before each token is chosen.
         on_output: called with each of its outputs, in the thread that runs steps.
     """
@@ -102,6 +103,7 @@ class Sequence:
     on_output: OnOutput | None = None
     scheduling: Scheduling = DEFAULT_SCHEDULING
     scored: Scored | None = None
+    turn: int = 0
     processors: tuple[LogitsProcessor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -131,9 +133,9 @@ class Sequence:
         return self.num_computed - self.num_held
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Sequences are served in this order: by priority, then first come."""
-        return (self.scheduling.priority, self.seq_id)
+    def order(self) -> tuple[int, int, int]:
+        """Sequences are served in this order: by priority, tenants in turn, first come."""
+        return (self.scheduling.priority, self.turn, self.seq_id)
 
     @property
     def deadline(self) -> float:

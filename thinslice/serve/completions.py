@@ -29,6 +29,10 @@ async def completions(body: CompletionBody, request: Request, served: TheServed)
     served.check_others(body.model_extra)
     asked = _asked(body, scheduling_of(request), served)
     prompts = [await _prompt(served, one, asked) for one in _each(body)]
+    num_tokens = sum(len(one.prepared.token_ids) for one in prompts)
+    if num_tokens > (most := served.engine.max_waiting_tokens):
+        told = f"the prompts have {num_tokens} tokens; at most {most} at a time"
+        raise ApiError(400, told, "prompt")
     works = [PromptWork(served.engine, place, asked, one) for place, one in enumerate(prompts)]
     for work in works:
         await work.begin()
