@@ -29,8 +29,10 @@ class Shares:
 
     def turn_of(self, scheduling: Scheduling) -> int:
         """The turn of a sequence that arrives."""
-        priority, place = scheduling.priority, (scheduling.priority, scheduling.tenant)
-        turn = max(self._now.get(priority, 0), self._last.get(place, -1) + 1)
+        place = (scheduling.priority, scheduling.tenant)
+        turn = self._now.get(scheduling.priority, 0)
+        if place in self._last:
+            turn = max(turn, self._last[place] + 1)
         self._last[place] = turn
         if len(self._last) > self._sweep_at:
             self._sweep()

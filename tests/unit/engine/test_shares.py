@@ -111,6 +111,52 @@ def test_nobody_has_three_admitted_while_another_waits_for_one(seed: int) -> Non
                 assert passed[other][first] <= 2
 
 
+def test_turns_are_told_apart_from_the_first_on() -> None:
+    shares, a, b = Shares(), Scheduling(tenant="a"), Scheduling(tenant="b")
+    assert [shares.turn_of(a) for _ in range(3)] == [0, 1, 2]
+    shares.note_admitted(a, 0)
+    assert shares.turn_of(b) == 0
+    shares.note_admitted(a, 5)
+    shares.note_admitted(a, 4)
+    assert [shares.turn_of(b), shares.turn_of(a), shares.turn_of(a)] == [5, 5, 6]
+    assert shares.turn_of(Scheduling(tenant="a", priority=1)) == 0
+
+
+@pytest.mark.parametrize("is_admitted", [True, False])
+def test_a_sweep_forgets_nobody_who_has_had_the_turn_that_is_admitted(is_admitted: bool) -> None:
+    shares, early = Shares(), Scheduling(tenant="early")
+    shares.turn_of(early)
+    if is_admitted:
+        shares.note_admitted(early, 0)
+    for number in range(200):
+        shares.turn_of(Scheduling(tenant=str(number)))
+    assert shares.turn_of(early) == 1
+
+
+def test_sweeps_come_when_the_entries_have_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    at: list[int] = []
+    sweep = Shares._sweep
+
+    def seen(self: Shares) -> None:
+        at.append(len(self._last))
+        sweep(self)
+
+    monkeypatch.setattr(Shares, "_sweep", seen)
+    shares = Shares()
+    for _ in range(2):
+        for number in range(1000):
+            shares.turn_of(Scheduling(tenant=str(number)))
+        assert at == [65, 131, 263, 527]
+        at.clear()
+        shares.clear()
+    # Where a sweep leaves few, the next does not come earlier than the first.
+    for number in range(200):
+        scheduling = Scheduling(tenant=str(number))
+        shares.note_admitted(scheduling, shares.turn_of(scheduling) + 1)
+    assert at[0] == 65
+    assert at[1] == 65
+
+
 def test_many_tenants_leave_nothing_behind() -> None:
     shares = Shares()
     for number in range(10_000):
