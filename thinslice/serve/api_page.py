@@ -1,6 +1,7 @@
 """/docs: the interface's document as a page, without scripts or anything from elsewhere."""
 
 import hashlib
+import json
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -81,7 +82,11 @@ def _operations(document: Mapping[str, Any]) -> Iterator[str]:
         for one in operation.get("parameters", ()):
             yield f"<p>In the path: <code>{escape(one['name'])}</code>.</p>"
         if "requestBody" in operation:
-            yield f"<p>Body: {_content(operation['requestBody']['content'])}.</p>"
+            content = operation["requestBody"]["content"]
+            yield f"<p>Body: {_content(content)}.</p>"
+            for kind in content.values():
+                for one in kind.get("examples", {}).values():
+                    yield f"<pre>{escape(json.dumps(one['value'], indent=2))}</pre>"
         rows = [
             (escape(status), escape(one["description"]), _content(one.get("content", {})))
             for status, one in operation["responses"].items()

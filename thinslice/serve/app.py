@@ -68,7 +68,7 @@ def make_app(served: Served, settings: ServerSettings, keys: Keys) -> FastAPI:
     for one in _ROUTES:
         app.include_router(one.router)
     has_keys = bool(keys)
-    app.openapi = cache(lambda: document(app, has_keys))  # type: ignore[method-assign]
+    app.openapi = cache(lambda: document(app, served.name, has_keys))  # type: ignore[method-assign]
     app.add_exception_handler(RequestValidationError, _misfit)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(ClientGoneError, _gone)

@@ -26,30 +26,51 @@ class Answer:
         form: of the whole answer; None for text.
         stream: the media type of a stream and the form of an event in it.
         about: what it is.
+        example: of a body, without the model's name; None where it takes none.
     """
 
     form: type[BaseModel] | None
     stream: tuple[str, type[BaseModel]] | None = None
     about: str = "The answer."
+    example: Mapping[str, Any] | None = None
 
 
+_MESSAGES = {"messages": [{"role": "user", "content": "Name three rivers."}]}
+_SHORT = {"max_tokens": 64}
+_OPTIONS = {"options": {"num_predict": 64}}
 ANSWERS: Mapping[str, Answer] = {
-    "/v1/chat/completions": Answer(forms.ChatAnswer, (_EVENTS, forms.ChatChunk)),
-    "/v1/completions": Answer(forms.CompletionAnswer, (_EVENTS, forms.CompletionAnswer)),
-    "/v1/messages": Answer(more_forms.MessageAnswer, (_EVENTS, more_forms.MessageEvent)),
-    "/v1/messages/count_tokens": Answer(more_forms.TokenCount),
-    "/api/chat": Answer(more_forms.OllamaChatAnswer, (_LINES, more_forms.OllamaChatAnswer)),
+    "/v1/chat/completions": Answer(
+        forms.ChatAnswer, (_EVENTS, forms.ChatChunk), example={**_MESSAGES, **_SHORT}
+    ),
+    "/v1/completions": Answer(
+        forms.CompletionAnswer,
+        (_EVENTS, forms.CompletionAnswer),
+        example={"prompt": "Once upon a time", **_SHORT},
+    ),
+    "/v1/messages": Answer(
+        more_forms.MessageAnswer,
+        (_EVENTS, more_forms.MessageEvent),
+        example={**_MESSAGES, **_SHORT},
+    ),
+    "/v1/messages/count_tokens": Answer(more_forms.TokenCount, example=_MESSAGES),
+    "/api/chat": Answer(
+        more_forms.OllamaChatAnswer,
+        (_LINES, more_forms.OllamaChatAnswer),
+        example={**_MESSAGES, **_OPTIONS},
+    ),
     "/api/generate": Answer(
-        more_forms.OllamaGenerateAnswer, (_LINES, more_forms.OllamaGenerateAnswer)
+        more_forms.OllamaGenerateAnswer,
+        (_LINES, more_forms.OllamaGenerateAnswer),
+        example={"prompt": "Name three rivers.", **_OPTIONS},
     ),
     "/api/tags": Answer(more_forms.OllamaModels),
     "/api/ps": Answer(more_forms.OllamaModels),
-    "/api/show": Answer(more_forms.OllamaShown),
+    "/api/show": Answer(more_forms.OllamaShown, example={}),
     "/api/version": Answer(more_forms.OllamaVersion),
     "/v1/models": Answer(forms.ModelList),
     "/v1/models/{name}": Answer(forms.ModelCard),
-    "/tokenize": Answer(forms.Tokenized),
-    "/detokenize": Answer(forms.Detokenized),
+    "/tokenize": Answer(forms.Tokenized, example={"prompt": "Once upon a time"}),
+    "/detokenize": Answer(forms.Detokenized, example={"tokens": [1, 2, 3]}),
     "/tokenizer_info": Answer(forms.TokenizerInfo),
     "/health": Answer(forms.State),
     "/ready": Answer(forms.State),
@@ -71,10 +92,11 @@ _OF_BODIES = {
 _OF_NAMES = {"404": "Another model is served here."}
 
 
-def document(app: FastAPI, has_keys: bool) -> dict[str, Any]:
+def document(app: FastAPI, model: str, has_keys: bool) -> dict[str, Any]:
     """The document of an application.
 
     Args:
+        model: that it serves, which the examples name.
         has_keys: whether its requests need an API key.
     """
     found: dict[str, Any] = FastAPI.openapi(app)
@@ -92,6 +114,12 @@ def document(app: FastAPI, has_keys: bool) -> dict[str, Any]:
         for operation in methods.values():
             needs_key = has_keys and path not in PUBLIC
             operation["responses"] = _responses(path, operation, needs_key)
+            example = ANSWERS[path].example
+            if example is not None:
+                body = operation["requestBody"]["content"][_JSON]
+                body["examples"] = {"short": {"value": {"model": model, **example}}}
+            for parameter in operation.get("parameters", ()):  # the name of a model
+                parameter["example"] = model
             if needs_key:
                 operation["security"] = [{"bearer": []}, {"header": []}]
     return found

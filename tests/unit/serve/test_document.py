@@ -121,6 +121,19 @@ def test_errors_have_their_form_and_are_told(
     fits(error_form(path), answer.json())
 
 
+def test_examples_are_answered(server: Running, told: Any) -> None:
+    num_asked = 0
+    for path, methods in told["paths"].items():
+        for operation in methods.values():
+            if "requestBody" not in operation:
+                continue
+            for one in operation["requestBody"]["content"]["application/json"]["examples"].values():
+                answer = httpx2.post(server.url + path, json=one["value"], timeout=60)
+                assert answer.status_code == 200, answer.text
+                num_asked += 1
+    assert num_asked == len(BODIES)
+
+
 def test_a_model_of_another_name(server: Running, told: Any) -> None:
     assert "404" in told["paths"]["/v1/models/{name}"]["get"]["responses"]
     assert httpx2.get(f"{server.url}/v1/models/other").status_code == 404
@@ -128,7 +141,7 @@ def test_a_model_of_another_name(server: Running, told: Any) -> None:
 
 def test_keys_are_told_where_there_are_any(server: Running, told: Any) -> None:
     assert "securitySchemes" not in told["components"]
-    with_keys = document(server.app, has_keys=True)
+    with_keys = document(server.app, NAME, has_keys=True)
     for path, methods in with_keys["paths"].items():
         for operation in methods.values():
             assert ("security" in operation) == (path not in PUBLIC)
