@@ -27,15 +27,12 @@ from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.request import Delta
 from thinslice.engine.results import Held
 from thinslice.engine.scored_request import ScoredRequest
+from thinslice.engine.waiting_room import Arrival, WaitingRoom
 from thinslice.errors import BusyError, RequestError, shown
 from thinslice.text.messages import Conversation, Message
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-# A token of a prompt takes up to 36 bytes, as a number of Python's in a list: these take 2.3 of the
-# 4 MiB that every plan keeps for what callers hold. Of long contexts some prompts may wait anyway.
-_WAITING_TOKENS = 65_536
-_WAITING_CONTEXTS = 4
 _CLOSED = "the engine is shutting down and takes no more requests"
 
 
@@ -48,7 +45,7 @@ class AsyncEngine:
         max_waiting: the most completions that may wait to be begun; more are refused.
 
     Attributes:
-        max_waiting_tokens: the most tokens of prompts that may wait, as they take memory.
+        room: what may wait.
 
     Errors: RequestError where the model is closed, and for what is no model and no number.
     """
@@ -59,9 +56,8 @@ class AsyncEngine:
         if type(max_waiting) is not int or max_waiting < 1:
             raise RequestError(f"max_waiting is {shown(max_waiting)}; expected 1 or more")
         self.llm = llm
-        self.max_waiting = max_waiting
-        self.max_waiting_tokens = max(_WAITING_TOKENS, _WAITING_CONTEXTS * llm.plan.context)
         self._engine = llm.engine
+        self.room = WaitingRoom(llm.engine.scheduler, max_waiting, llm.plan.context)
         # Tokenizes and renders off the event loop, and one prompt at a time.
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="thinslice-prepare")
         self._thread = threading.Thread(target=self._run, name="thinslice-engine", daemon=True)
@@ -69,11 +65,9 @@ class AsyncEngine:
         # Those that get more Deltas; the thread's own.
         self._unfinished: list[tuple[Feed, AnyRequest]] = []
 
-        # All that follows is guarded by this condition's lock.
+        # All that follows, and the room, is guarded by this condition's lock.
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
-        self._num_handed_over = 0  # completions in commands that have not been run
-        self._tokens_handed_over = 0  # of their prompts
         self._is_started = False
         self._is_closed = False
         self._is_stopped = False
@@ -121,11 +115,12 @@ class AsyncEngine:
         """
         params, scheduling = checked_params(params), checked_scheduling(scheduling)
         self._check_process()
-        self._check_room(params.n, 0)
+        self._check_room(Arrival(scheduling.tenant, params.n))
         prepared = prompt if isinstance(prompt, Prompt) else await self.prepare(prompt)
         self._engine.check_request(prepared.token_ids, params)
         queued = partial(self.llm.add_requests, prepared, params, scheduling)
-        return self._hand_over(queued, params.n, len(prepared.token_ids))
+        arrival = Arrival(scheduling.tenant, params.n, len(prepared.token_ids))
+        return self._hand_over(queued, arrival)
 
     async def score(
         self,
@@ -150,7 +145,7 @@ class AsyncEngine:
             sequence = engine.add_scored(token_ids, start, num_top, scheduling=scheduling)
             return [ScoredRequest(engine, sequence)]
 
-        return self._hand_over(queued, 1, len(token_ids))
+        return self._hand_over(queued, Arrival(scheduling.tenant, 1, len(token_ids)))
 
     async def prepare(self, prompt: str | Sequence[Message] | Conversation) -> Prompt:
         """The tokens of a prompt, made off the event loop. Errors: RequestError."""
@@ -212,36 +207,24 @@ class AsyncEngine:
             )
 
     def _hand_over(
-        self, queued: Callable[[], Sequence[AnyRequest]], num_samples: int, num_tokens: int
+        self, queued: Callable[[], Sequence[AnyRequest]], arrival: Arrival
     ) -> AsyncStream:
         """Have the thread add requests. Errors: BusyError where too many wait."""
-        feed = Feed(num_samples, Held(self._engine.results))
+        feed = Feed(arrival.count, Held(self._engine.results))
         with self._changed:
-            self._check_room(num_samples, num_tokens)
-            self._num_handed_over += num_samples
-            self._tokens_handed_over += num_tokens
-            self._commands.append(partial(self._add, feed, queued, num_tokens))
+            self._check_room(arrival)
+            self.room.handed_over.append(arrival)
+            self._commands.append(partial(self._add, feed, queued, arrival))
             self._changed.notify()
         stream = AsyncStream(feed, self._cancel, self._let_go)
         weakref.finalize(stream, feed.held.release).atexit = False
         return stream
 
-    def _check_room(self, count: int, num_tokens: int) -> None:
+    def _check_room(self, arrival: Arrival) -> None:
         with self._changed:
             if self._is_closed:
                 raise BusyError(_CLOSED)
-            waiting = self._num_handed_over + len(self._engine.scheduler.waiting)
-            if waiting + count > self.max_waiting:
-                raise BusyError(
-                    f"{waiting} completions wait and {count} more are asked for; at most "
-                    f"{self.max_waiting} may wait: try again later"
-                )
-            held = self._tokens_handed_over + self._engine.scheduler.num_waiting_tokens
-            if held + num_tokens > self.max_waiting_tokens:
-                raise BusyError(
-                    f"prompts of {held} tokens wait and {num_tokens} more are asked for; at most "
-                    f"{self.max_waiting_tokens} may wait: try again later"
-                )
+            self.room.check(arrival)
 
     # The thread's side.
 
@@ -272,12 +255,13 @@ class AsyncEngine:
         self._run_commands()
         self._end_all("abort")
 
-    def _add(self, feed: Feed, queued: Callable[[], Sequence[AnyRequest]], num_tokens: int) -> None:
+    def _add(
+        self, feed: Feed, queued: Callable[[], Sequence[AnyRequest]], arrival: Arrival
+    ) -> None:
         with Contained() as trouble:
             feed.requests = [*queued()]
         with self._changed:
-            self._num_handed_over -= feed.num_samples
-            self._tokens_handed_over -= num_tokens
+            self.room.handed_over.remove(arrival)
         self._unfinished += [(feed, request) for request in feed.requests]
         if trouble.error is not None:
             self._send([(feed, failed(index, trouble.error)) for index in range(feed.num_samples)])

@@ -82,12 +82,6 @@ class Scheduler:
         """Whether any sequence is unfinished."""
         return bool(self.waiting or self.running)
 
-    @property
-    def num_waiting_tokens(self) -> int:
-        """Tokens of the prompts that wait, which the completions of one prompt share."""
-        prompts = {id(one.prompt_token_ids): one for one in [*self.waiting]}
-        return sum(len(one.prompt_token_ids) for one in prompts.values())
-
     def add(self, sequence: Sequence) -> None:
         """Put a sequence in the queue, at the place that its order gives it."""
         assert sequence.max_positions <= self.capacity, "a sequence that can never fit"

@@ -30,7 +30,7 @@ async def completions(body: CompletionBody, request: Request, served: TheServed)
     asked = _asked(body, scheduling_of(request), served)
     prompts = [await _prompt(served, one, asked) for one in _each(body)]
     num_tokens = sum(len(one.prepared.token_ids) for one in prompts)
-    if num_tokens > (most := served.engine.max_waiting_tokens):
+    if num_tokens > (most := served.engine.room.most_of(asked.scheduling.tenant)[1]):
         told = f"the prompts have {num_tokens} tokens; at most {most} at a time"
         raise ApiError(400, told, "prompt")
     works = [PromptWork(served.engine, place, asked, one) for place, one in enumerate(prompts)]
@@ -53,7 +53,7 @@ def _asked(body: CompletionBody, scheduling: Scheduling, served: Served) -> Aske
         raise ApiError(400, told, "max_tokens")
     fields = body if is_completed else body.model_copy(update={"max_tokens": None})
     params = sampling_params(fields, body.logprobs)
-    num, most = len(_each(body)) * params.n, served.engine.max_waiting
+    num, most = len(_each(body)) * params.n, served.engine.room.most_of(scheduling.tenant)[0]
     if num > most:
         told = f"{num} completions are asked for at once; at most {most} may wait here"
         raise ApiError(400, told, "prompt")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.tiny_llm import beside, write_model
 from thinslice.config import SamplingParams
-from thinslice.engine import async_engine
+from thinslice.engine import waiting_room
 from thinslice.engine.async_engine import AsyncEngine
 from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.llm import LLM
@@ -257,7 +257,7 @@ def test_more_than_may_wait_are_refused(llm: LLM) -> None:
                 await engine.submit("abc", LONG)
             for stream in waiting:
                 await stream.aclose()
-        while engine._num_handed_over or llm.engine.scheduler.waiting:
+        while engine.room.handed_over or llm.engine.scheduler.waiting:
             await asyncio.sleep(0.01)
         with pytest.raises(BusyError, match="3 more are asked for; at most 2 may wait"):
             await engine.submit("abc", replace(LONG, n=3))
@@ -492,7 +492,7 @@ def test_scores_that_nobody_waits_for_end(llm: LLM) -> None:
             reading.cancel()
             del streams, reading
             gc.collect()
-            while engine._num_handed_over or llm.engine.scheduler.waiting:
+            while engine.room.handed_over or llm.engine.scheduler.waiting:
                 await asyncio.sleep(0.01)
         assert llm.engine.results.left_bytes >= left
 
@@ -535,23 +535,23 @@ def test_a_step_that_fails_ends_scores_too(llm: LLM, monkeypatch: pytest.MonkeyP
 def test_prompts_that_wait_are_bounded_by_their_tokens(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(async_engine, "_WAITING_TOKENS", 0)
-    monkeypatch.setattr(async_engine, "_WAITING_CONTEXTS", 1)
+    monkeypatch.setattr(waiting_room, "_TOKENS", 0)
+    monkeypatch.setattr(waiting_room, "_CONTEXTS", 1)
 
     async def task(engine: AsyncEngine) -> None:
-        assert engine.max_waiting_tokens == 480
+        assert engine.room.max_tokens == 480
         async with under_way(engine, "a"), under_way(engine, "b"), under_way(engine, "c"):
             waiting = [
                 await engine.submit("x" * 200, replace(LONG, n=3)),
                 await engine.score([5] * 280),
             ]
-            told = "prompts of 480 tokens wait and 1 more are asked for; at most 480 may wait"
+            told = "480 tokens wait and 1 more are asked for; at most 480 may wait"
             for _ in range(2):  # while they are handed over, and once they wait
                 with pytest.raises(BusyError, match=told):
                     await engine.submit("x", LONG)
                 with pytest.raises(BusyError, match="480 tokens wait and 2 more"):
                     await engine.score([5] * 2)
-                while engine._num_handed_over:
+                while engine.room.handed_over:
                     await asyncio.sleep(0.01)
             for stream in waiting:
                 await stream.aclose()
