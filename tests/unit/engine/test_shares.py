@@ -223,7 +223,7 @@ def test_a_deadline_holds_while_another_s_turn_is_waited_for() -> None:
     ask(engine, "a", 0)
     late = [ask(engine, "a", seed, deadline_s=5.0) for seed in range(1, 4)]
     engine.step()
-    now[0] = 6.0
+    now[0] = 5.0
     run_all(engine)
     assert [one.finish_reason for one in late] == ["deadline"] * 3
 
