@@ -1,7 +1,7 @@
 """JSON that is written while it is sent: lists of an entry for each token are never held whole.
 
-The objects that Python makes of a token's log-probabilities take fifty times what the numbers take,
-and a plan leaves room for the numbers alone.
+The objects that Python makes of a token's log-probabilities take 22 to 27 times what the numbers
+take (measured with none to 20 likeliest tokens), and a plan leaves room for the numbers alone.
 """
 
 import json
