@@ -1,11 +1,12 @@
 """A server of a tiny random model that runs in a thread of the tests' own process."""
 
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -14,6 +15,7 @@ from tests.tiny_llm import TEMPLATE, beside, write_model
 from thinslice import LLM
 from thinslice.engine.async_engine import AsyncEngine
 from thinslice.serve.keys import Keys
+from thinslice.serve.log import open_log
 from thinslice.serve.served import Served
 from thinslice.serve.server import Server
 from thinslice.serve.settings import ServerSettings
@@ -73,8 +75,11 @@ def serving(
     settings = settings or ServerSettings(drain_s=0.0)
     with LLM(str(path), memory=beside(64 * MIB), max_num_seqs=4, draft="off") as llm:
         served = Served(AsyncEngine(llm, settings.max_waiting), NAME)
-        server = Server(served, settings, keys or Keys())
-        with socket.create_server(("127.0.0.1", 0)) as listener:
+        # The path of a log that nobody asked for.
+        silent = replace(settings, log_file=settings.log_file or Path(os.devnull))
+        with open_log(silent) as log, socket.create_server(("127.0.0.1", 0)) as listener:
+            log.start()
+            server = Server(served, settings, keys or Keys(), log)
             thread = threading.Thread(target=server.run, args=([listener],))
             thread.start()
             try:

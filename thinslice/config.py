@@ -235,6 +235,8 @@ class Scheduling:
         deadline_s: Seconds after which a request ends, wherever it is.
         cache_salt: Only requests of the same salt share cached prefixes: who guesses another's
             prompt cannot see by the time an answer takes that the guess is right.
+        tenant: Whose request it is: within a priority, tenants that wait go in turn, each with one
+            completion, so that who asks much holds back nobody else.
 
     Errors: RequestError for a value out of range.
     """
@@ -242,13 +244,16 @@ class Scheduling:
     priority: int = 0
     deadline_s: float | None = None
     cache_salt: str = ""
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         _in_range("priority", self.priority, -(1 << 31), 1 << 31)
         if self.deadline_s is not None:
             _in_range("deadline_s", self.deadline_s, 0.0, 1e9)
-        if not isinstance(self.cache_salt, str) or len(self.cache_salt) > MAX_SALT_LENGTH:
-            raise RequestError(f"cache_salt is no text of at most {MAX_SALT_LENGTH} characters")
+        for name in ("cache_salt", "tenant"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or len(value) > MAX_SALT_LENGTH:
+                raise RequestError(f"{name} is no text of at most {MAX_SALT_LENGTH} characters")
 
     def deadline_from(self, now: float) -> float:
         """When a request ends at the latest that begins now; infinity for none."""

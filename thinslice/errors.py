@@ -60,6 +60,12 @@ class StoreError(ThinsliceError):
     exit_code = 6
 
 
+class ServerError(ThinsliceError):
+    """A server cannot be told to end, or does not end."""
+
+    exit_code = 7
+
+
 def plain(value: object, most: int) -> str:
     """A value from a file as a message shows it: on one line, without characters that control.
 

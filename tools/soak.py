@@ -29,7 +29,8 @@ from statistics import mean
 from typing import Any
 
 from thinslice.config import SamplingParams, Scheduling
-from thinslice.engine.async_engine import AsyncEngine, AsyncStream
+from thinslice.engine.async_engine import AsyncEngine
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.llm import LLM
 from thinslice.errors import BusyError, RequestError
 from thinslice.units import MIB

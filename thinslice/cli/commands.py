@@ -17,7 +17,7 @@ for one GGUF of a hub repository.
 _EPILOGUE = (
     "Exit codes: 0 done, 1 a bug, 2 a wrong option or name, 3 no plan fits the budget, "
     "4 a bad checkpoint, 5 a bad prompt or sampling parameter, 6 the store or the network, "
-    "130 interrupted."
+    "7 a server that cannot be stopped, 130 interrupted."
 )
 _WHOLE = (int, int | None, tuple[int, ...])
 # Of each command the module and the line of the help, which is the first of its docstring: it is
@@ -26,6 +26,8 @@ _COMMANDS = {
     "run": ("run", "Answer one prompt, streaming, or with --prompts all prompts of a file."),
     "chat": ("chat", "Hold a conversation; /help lists its commands."),
     "serve": ("serve", "Serve a model over HTTP, with the interface of the OpenAI API."),
+    "ps": ("servers", "List the servers that run on this machine, and what they hold."),
+    "stop": ("servers", "Tell servers to end, and wait until they have."),
     "plan": (
         "plan",
         "Show what a model would take within a budget and how fast it would be, and what other "

@@ -1,5 +1,8 @@
 """thinslice serve: answer requests over HTTP."""
 
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Annotated
@@ -10,9 +13,10 @@ from thinslice.cli.console import note
 from thinslice.cli.options import Load
 from thinslice.cli.run import load_model
 from thinslice.config import EngineSettings
-from thinslice.errors import ConfigError
+from thinslice.errors import ConfigError, StoreError
 from thinslice.serve.keys import read_keys
 from thinslice.serve.settings import ServerSettings
+from thinslice.serve.state import ServerState, own_state, remove_state, states_folder, write_state
 
 Serving = Annotated[ServerSettings, Parameter(name="*", group=Group("Serving", sort_key=0))]
 
@@ -32,6 +36,7 @@ def serve(
         sequences: Completions that run at once.
     """
     try:
+        from thinslice.serve.log import open_log
         from thinslice.serve.room import with_room
         from thinslice.serve.served import Served
         from thinslice.serve.server import Server, listen, run_server
@@ -42,13 +47,29 @@ def serve(
     from thinslice.engine.async_engine import AsyncEngine
 
     keys = read_keys(server.keys)
-    with listen(server) as listener:
+    with open_log(server) as log, listen(server) as listener:
+        log.start()
         host, port = listener.getsockname()[:2]
         if not keys and not ip_address(host).is_loopback:
             note(f"whoever reaches {host} may use this server: it has no keys, --keys names some")
         place = f"[{host}]" if ":" in host else host
         told = f"serving {model} at http://{place}:{port}/v1 ; Ctrl-C ends it"
-        with load_model(model, with_room(replace(load, max_num_seqs=sequences), server)) as llm:
+        settings = with_room(replace(load, max_num_seqs=sequences), server)
+        with load_model(model, settings) as llm, ExitStack() as ends:
             served = Served(AsyncEngine(llm, server.max_waiting), model)
-            run_server(Server(served, server, keys, lambda: note(told)), listener)
+
+            def on_ready() -> None:
+                budget = llm.plan.host.budget_bytes
+                _show_to_ps(ends, lambda: own_state((host, port), model, budget, server.drain_s))
+                note(told)
+
+            run_server(Server(served, server, keys, log, on_ready), listener)
     return 0
+
+
+def _show_to_ps(ends: ExitStack, state: Callable[[], ServerState]) -> None:
+    """Have ``thinslice ps`` find this server until the end."""
+    try:
+        ends.callback(remove_state, write_state(state(), states_folder(os.environ)))
+    except StoreError as error:
+        note(f"thinslice ps and stop will not find this server: {error}")

@@ -13,131 +13,28 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 from thinslice.config import SamplingParams, Scheduling
+from thinslice.engine.async_stream import AnyRequest, AsyncStream, Feed, failed, put_all
+from thinslice.engine.checks import check_scored
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM, checked_params, checked_scheduling
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.prompts import Prompt
-from thinslice.engine.request import Completion, Delta, Request
+from thinslice.engine.request import Delta
 from thinslice.engine.results import Held
+from thinslice.engine.scored_request import ScoredRequest
+from thinslice.engine.waiting_room import Arrival, WaitingRoom
 from thinslice.errors import BusyError, RequestError, shown
 from thinslice.text.messages import Conversation, Message
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 _CLOSED = "the engine is shutting down and takes no more requests"
-
-
-@dataclass(eq=False)
-class _Feed:
-    """What the engine's thread knows of a stream. It does not hold the stream itself, so that one
-    that nobody holds any more is noticed.
-
-    Attributes:
-        requests: set by the engine's thread.
-        unread: of each completion, what has come and nobody has read yet, as one Delta.
-        news: indexes of completions that have something there, and None at the end of all.
-        held: room for log-probabilities, the bulk of an answer that has them.
-    """
-
-    num_samples: int
-    held: Held
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    unread: dict[int, Delta] = field(default_factory=dict)
-    news: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
-    requests: list[Request] = field(default_factory=list)
-
-    def put(self, delta: Delta) -> None:
-        """Add what has come; in the event loop."""
-        before = self.unread.get(delta.index)
-        self.unread[delta.index] = delta if before is None else before.followed_by(delta)
-        if before is None:
-            self.news.put_nowait(delta.index)
-
-    async def next(self) -> Delta | None:
-        """What is unread of one completion; None where no more comes, to whoever waits."""
-        index = await self.news.get()
-        if index is not None:
-            return self.unread.pop(index)
-        self.news.put_nowait(None)
-        return None
-
-    def end(self) -> None:
-        """No more comes."""
-        self.news.put_nowait(None)
-
-
-class AsyncStream:
-    """The completions of one prompt as they come: iterate for Deltas, then read ``completions``.
-
-    The last Delta of each completion has a finish reason; the iteration ends after the last one's.
-    What went wrong in a request is in its Delta, and not raised. Whoever leaves early calls
-    ``aclose``, uses the stream as a context manager, or lets it go: that ends the completions, and
-    their blocks are free before the next step. A task that is cancelled while it waits here need
-    not, unless others wait too. Several tasks of the event loop that it was submitted in may
-    iterate; each gets Deltas that no other gets.
-    """
-
-    def __init__(self, engine: "AsyncEngine", feed: _Feed) -> None:
-        self._engine = engine
-        self._feed = feed
-        self._num_unfinished = feed.num_samples
-        self._num_waiting = 0
-
-    async def __aenter__(self) -> "AsyncStream":
-        return self
-
-    async def __aexit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    def __aiter__(self) -> "AsyncStream":
-        return self
-
-    async def __anext__(self) -> Delta:
-        feed = self._feed
-        if asyncio.get_running_loop() is not feed.loop:
-            raise RequestError("a stream is read in the event loop that it was submitted in")
-        if not self._num_unfinished:
-            raise StopAsyncIteration
-        self._num_waiting += 1
-        try:
-            delta = await feed.next()
-        except asyncio.CancelledError:
-            if self._num_waiting == 1:
-                await self.aclose()
-            raise
-        finally:
-            self._num_waiting -= 1
-        if delta is None or not self._num_unfinished:
-            raise StopAsyncIteration
-        self._num_unfinished -= delta.finish_reason is not None
-        if not self._num_unfinished:
-            feed.end()
-        return delta
-
-    async def aclose(self) -> None:
-        """End what is unfinished; who waits for more of it gets no more."""
-        if self._num_unfinished:
-            self._num_unfinished = 0
-            self._engine._cancel(self._feed)
-            with Contained():  # the loop may be closed, and nobody waits in it then
-                self._feed.loop.call_soon_threadsafe(self._feed.end)
-
-    def __del__(self) -> None:
-        if self._num_unfinished:
-            self._engine._let_go(self._feed)
-
-    @property
-    def completions(self) -> list[Completion]:
-        """The whole completions, once the iteration has ended by itself."""
-        return [request.completion() for request in self._feed.requests]
 
 
 class AsyncEngine:
@@ -148,6 +45,9 @@ class AsyncEngine:
     Args:
         max_waiting: the most completions that may wait to be begun; more are refused.
 
+    Attributes:
+        room: what may wait.
+
     Errors: RequestError where the model is closed, and for what is no model and no number.
     """
 
@@ -157,19 +57,18 @@ class AsyncEngine:
         if type(max_waiting) is not int or max_waiting < 1:
             raise RequestError(f"max_waiting is {shown(max_waiting)}; expected 1 or more")
         self.llm = llm
-        self.max_waiting = max_waiting
         self._engine = llm.engine
+        self.room = WaitingRoom(llm.engine.scheduler, max_waiting, llm.plan.context)
         # Tokenizes and renders off the event loop, and one prompt at a time.
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="thinslice-prepare")
         self._thread = threading.Thread(target=self._run, name="thinslice-engine", daemon=True)
         self._pid = os.getpid()
         # Those that get more Deltas; the thread's own.
-        self._unfinished: list[tuple[_Feed, Request]] = []
+        self._unfinished: list[tuple[Feed, AnyRequest]] = []
 
-        # All that follows is guarded by this condition's lock.
+        # All that follows, and the room, is guarded by this condition's lock.
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
-        self._num_handed_over = 0  # completions in commands that have not been run
         self._is_started = False
         self._is_closed = False
         self._is_stopped = False
@@ -206,7 +105,7 @@ class AsyncEngine:
 
     async def submit(
         self,
-        prompt: str | Sequence[Message] | Conversation,
+        prompt: str | Sequence[Message] | Conversation | Prompt,
         params: SamplingParams | None = None,
         scheduling: Scheduling | None = None,
     ) -> AsyncStream:
@@ -217,19 +116,37 @@ class AsyncEngine:
         """
         params, scheduling = checked_params(params), checked_scheduling(scheduling)
         self._check_process()
-        self._check_room(params.n)
-        prepared = await self.prepare(prompt, params)
+        self._check_room(Arrival(scheduling.tenant, params.n))
+        prepared = prompt if isinstance(prompt, Prompt) else await self.prepare(prompt, params)
         self._engine.check_request(prepared.token_ids, params)
-        feed = _Feed(params.n, Held(self._engine.results))
-        with self._changed:
-            self._check_room(params.n)
-            self._num_handed_over += params.n
-            queued = partial(self.llm.add_requests, prepared, params, scheduling)
-            self._commands.append(partial(self._add, feed, queued, params.n))
-            self._changed.notify()
-        stream = AsyncStream(self, feed)
-        weakref.finalize(stream, feed.held.release).atexit = False
-        return stream
+        queued = partial(self.llm.add_requests, prepared, params, scheduling)
+        arrival = Arrival(scheduling.tenant, params.n, len(prepared.token_ids))
+        return self._hand_over(queued, arrival)
+
+    async def score(
+        self,
+        token_ids: list[int],
+        start: int = 1,
+        num_top: int = 0,
+        scheduling: Scheduling | None = None,
+    ) -> AsyncStream:
+        """Queue a text to be scored, as ``Engine.score``; it runs in the steps of completions.
+
+        The stream has one Delta, with the reason ``scored``; the plan's room for the
+        log-probabilities is taken for as long as the stream is held.
+        Errors: RequestError as ``Engine.add_scored``; else as ``submit``.
+        """
+        scheduling = checked_scheduling(scheduling)
+        self._check_process()
+        vocab_size = self._engine.runner.decoder.shape.vocab_size
+        check_scored(token_ids, start, num_top, self._engine.scheduler.capacity, vocab_size)
+
+        def queued() -> list[AnyRequest]:
+            engine = self._engine
+            sequence = engine.add_scored(token_ids, start, num_top, scheduling=scheduling)
+            return [ScoredRequest(engine, sequence)]
+
+        return self._hand_over(queued, Arrival(scheduling.tenant, 1, len(token_ids)))
 
     async def prepare(
         self,
@@ -237,8 +154,14 @@ class AsyncEngine:
         params: SamplingParams | None = None,
     ) -> Prompt:
         """The tokens of a prompt, made off the event loop. Errors: RequestError."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._preparing, self.llm.prepare, prompt, params)
+        return await self.apart(self.llm.prepare, prompt, params)
+
+    async def apart(
+        self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Result:
+        """What a function of texts and tokens returns, called off the event loop: one at a time."""
+        called = partial(work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, called)
 
     async def aclose(self, drain_s: float = 0.0) -> None:
         """Take no more requests, let those there are go on for so long, and end the rest.
@@ -270,13 +193,13 @@ class AsyncEngine:
             self._is_stopped |= stops
             self._changed.notify()
 
-    def _cancel(self, feed: _Feed) -> None:
+    def _cancel(self, feed: Feed) -> None:
         """End a stream's completions before the next step."""
         with self._changed:
             self._let_go(feed)
             self._changed.notify()
 
-    def _let_go(self, feed: _Feed) -> None:
+    def _let_go(self, feed: Feed) -> None:
         """The same without a lock, for where nobody may wait: when objects are let go. The thread
         has the stream's own steps to run, or its request to add, so it need not be woken."""
         self._commands.append(partial(self._abort, feed))
@@ -288,16 +211,25 @@ class AsyncEngine:
                 "AsyncEngine there"
             )
 
-    def _check_room(self, count: int) -> None:
+    def _hand_over(
+        self, queued: Callable[[], Sequence[AnyRequest]], arrival: Arrival
+    ) -> AsyncStream:
+        """Have the thread add requests. Errors: BusyError where too many wait."""
+        feed = Feed(arrival.count, Held(self._engine.results))
+        with self._changed:
+            self._check_room(arrival)
+            self.room.handed_over.append(arrival)
+            self._commands.append(partial(self._add, feed, queued, arrival))
+            self._changed.notify()
+        stream = AsyncStream(feed, self._cancel, self._let_go)
+        weakref.finalize(stream, feed.held.release).atexit = False
+        return stream
+
+    def _check_room(self, arrival: Arrival) -> None:
         with self._changed:
             if self._is_closed:
                 raise BusyError(_CLOSED)
-            waiting = self._num_handed_over + len(self._engine.scheduler.waiting)
-            if waiting + count > self.max_waiting:
-                raise BusyError(
-                    f"{waiting} completions wait and {count} more are asked for; at most "
-                    f"{self.max_waiting} may wait: try again later"
-                )
+            self.room.check(arrival)
 
     # The thread's side.
 
@@ -328,16 +260,18 @@ class AsyncEngine:
         self._run_commands()
         self._end_all("abort")
 
-    def _add(self, feed: _Feed, queued: Callable[[], list[Request]], num_samples: int) -> None:
+    def _add(
+        self, feed: Feed, queued: Callable[[], Sequence[AnyRequest]], arrival: Arrival
+    ) -> None:
         with Contained() as trouble:
-            feed.requests = queued()
+            feed.requests = [*queued()]
         with self._changed:
-            self._num_handed_over -= num_samples
+            self.room.handed_over.remove(arrival)
         self._unfinished += [(feed, request) for request in feed.requests]
         if trouble.error is not None:
-            self._send([(feed, _failed(index, trouble.error)) for index in range(num_samples)])
+            self._send([(feed, failed(index, trouble.error)) for index in range(feed.num_samples)])
 
-    def _abort(self, feed: _Feed) -> None:
+    def _abort(self, feed: Feed) -> None:
         self._unfinished = [one for one in self._unfinished if one[0] is not feed]
         for request in feed.requests:
             with Contained():
@@ -357,25 +291,25 @@ class AsyncEngine:
                 self._engine.end(request.sequence, reason, error)
             if trouble.error is not None:
                 self._unfinished.remove((feed, request))
-                self._send([(feed, _failed(request.index, trouble.error))])
+                self._send([(feed, failed(request.index, trouble.error))])
         self._deliver(self._unfinished)
 
-    def _deliver(self, changed: list[tuple[_Feed, Request]]) -> None:
+    def _deliver(self, changed: list[tuple[Feed, AnyRequest]]) -> None:
         """Give each stream what is new."""
-        news: list[tuple[_Feed, Delta]] = []
-        ended: set[Request] = set()
+        news: list[tuple[Feed, Delta]] = []
+        ended: set[AnyRequest] = set()
         for feed, request in changed:
             with Contained() as trouble:
                 delta = self._advanced(feed, request)
             if trouble.error is not None:
-                delta = _failed(request.index, trouble.error)
+                delta = failed(request.index, trouble.error)
             if delta.finish_reason is not None:
                 ended.add(request)
             news.append((feed, delta))
         self._unfinished = [one for one in self._unfinished if one[1] not in ended]
         self._send(news)
 
-    def _advanced(self, feed: _Feed, request: Request) -> Delta:
+    def _advanced(self, feed: Feed, request: AnyRequest) -> Delta:
         """What is new of a request, which ends where there is no room for its log-probabilities:
         its sequence holds them, and once more what nobody has read yet."""
         delta = request.advance()
@@ -390,23 +324,14 @@ class AsyncEngine:
             return replace(delta, finish_reason="error", error=error)
         return delta
 
-    def _send(self, news: list[tuple[_Feed, Delta]]) -> None:
+    def _send(self, news: list[tuple[Feed, Delta]]) -> None:
         """With one call into each event loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Feed, Delta]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Feed, Delta]]] = {}
         for feed, delta in news:
             by_loop.setdefault(feed.loop, []).append((feed, delta))
         for loop, deltas in by_loop.items():
             with Contained() as trouble:
-                loop.call_soon_threadsafe(_put_all, deltas)
+                loop.call_soon_threadsafe(put_all, deltas)
             if trouble.error is not None:  # the loop is closed: nobody listens any more
                 for feed, _ in deltas:
                     self._abort(feed)
-
-
-def _failed(index: int, error: Exception) -> Delta:
-    return Delta(index, [], [], Logprobs(), finish_reason="error", error=error)
-
-
-def _put_all(deltas: list[tuple[_Feed, Delta]]) -> None:
-    for feed, delta in deltas:
-        feed.put(delta)

@@ -337,7 +337,7 @@ class Engine:
 
     def _schedule(self) -> list[ScheduledTokens]:
         self._undo = Undo(self.scheduler)
-        scheduled = self.scheduler.schedule()
+        scheduled = self.scheduler.schedule(self.clock())
         self._undo = None
         assert scheduled, "work is left and nothing is scheduled"
         return scheduled

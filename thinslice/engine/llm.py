@@ -221,16 +221,30 @@ class LLM(Closing):
                 raise RequestError("the prompt is empty")
             params.check_plain()
             return Prompt(self._encode(prompt, is_plain=True), None)
-        conversation = for_template(prompt)
-        template = self.template
-        if template is None:
+        asked, most = for_template(prompt), params.most_thinking_tokens
+        rendered, is_thoughtless = render(self._used_template, asked, most, lambda: self._tags)
+        return Prompt(self._encode(rendered, is_plain=False), rendered, is_thoughtless)
+
+    def rendered(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
+        """A conversation, as ``for_template`` gives it, in the model's chat template.
+
+        Errors: RequestError as ``ChatTemplate.render``, and for a model without a template.
+        """
+        return self._used_template.render(
+            conversation.messages,
+            tools=conversation.tools,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    @property
+    def _used_template(self) -> ChatTemplate:
+        """Errors: RequestError where there is none."""
+        if self.template is None:
             raise RequestError(
                 "this model has no (or an empty) chat template; give it a plain prompt instead "
                 "(run --raw)"
             )
-        most = params.most_thinking_tokens
-        rendered, is_thoughtless = render(template, conversation, most, lambda: self._tags)
-        return Prompt(self._encode(rendered, is_plain=False), rendered, is_thoughtless)
+        return self.template
 
     def add_requests(
         self, prompt: Prompt, params: SamplingParams, scheduling: Scheduling | None = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from thinslice.engine.block_manager import BlockManager
 from thinslice.engine.sequence import Sequence, Status
+from thinslice.engine.shares import Shares
 from thinslice.plan.memory_plan import MemoryPlan
 
 
@@ -45,7 +46,7 @@ class _Step:
 
 
 class Scheduler:
-    """Serves sequences by priority, then first come.
+    """Serves sequences by priority, then tenants in turn, and of each first come.
 
     Each step takes the next token of every running sequence, then prompt chunks in what room is
     left. Blocks are given as they are needed. Where none are left, the running sequence that is
@@ -74,6 +75,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_prefix_hits = 0
+        self._shares = Shares()
 
     @property
     def has_work(self) -> bool:
@@ -83,10 +85,17 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Put a sequence in the queue, at the place that its order gives it."""
         assert sequence.max_positions <= self.capacity, "a sequence that can never fit"
-        insort(self.waiting, sequence, key=lambda other: other.order)
+        if not self.has_work:
+            self._shares.clear()
+        sequence.turn = self._shares.turn_of(sequence.scheduling)
+        insort(self.waiting, sequence, key=_order)
 
-    def schedule(self) -> list[ScheduledTokens]:
-        """The next step's tokens, at most ``chunk`` in all."""
+    def schedule(self, now: float = 0.0) -> list[ScheduledTokens]:
+        """The next step's tokens, at most ``chunk`` in all.
+
+        Args:
+            now: the time, which sequences that are admitted first are marked with.
+        """
         step = _Step(self.chunk)
         ready = [s for s in self.running if s.num_uncomputed == 1]
         prefills = [s for s in self.running if s.num_uncomputed > 1]
@@ -96,7 +105,7 @@ class Scheduler:
             others = max(len(ready) - place - 1, 0)
             if sequence.status is Status.RUNNING:
                 self._schedule(sequence, step, others)
-        self._admit(step)
+        self._admit(step, now)
         return list(step.scheduled.values())
 
     def expired(self, now: float) -> list[Sequence]:
@@ -153,7 +162,7 @@ class Scheduler:
         del drafts[most:]
         return most
 
-    def _admit(self, step: _Step) -> None:
+    def _admit(self, step: _Step, now: float) -> None:
         """Let waiting sequences in, in order, until one has to go on waiting."""
         for sequence in [*self.waiting]:
             if step.room == 0:
@@ -163,10 +172,12 @@ class Scheduler:
             if not self._fits(sequence) and not self._displace_for(sequence, step):
                 return
             self.waiting.remove(sequence)
+            self._shares.note_admitted(sequence.scheduling, sequence.turn)
             self.blocks.take_prefix(sequence)
             if sequence.num_preemptions == 0:
                 sequence.num_cached = sequence.num_computed
                 self.num_prefix_hits += sequence.num_cached
+                sequence.admitted_at = now
             sequence.status = Status.RUNNING
             self.running.append(sequence)
             self._schedule(sequence, step, others=0)
@@ -206,7 +217,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.blocks.release(sequence)
         self._send_back(sequence)
-        self.add(sequence)
+        insort(self.waiting, sequence, key=_order)
 
     def _send_back(self, sequence: Sequence) -> None:
         """Make a sequence that has no blocks any more one that waits."""
@@ -218,5 +229,5 @@ class Scheduler:
             self.num_preemptions += 1
 
 
-def _order(sequence: Sequence) -> tuple[int, int]:
+def _order(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.order

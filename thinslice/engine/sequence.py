@@ -69,8 +69,9 @@ class Sequence:
         num_preemptions: how often it lost its blocks to another.
         num_drafted, num_accepted: drafts that were run, and those of them that stood.
         leader: the sequence of the same prompt that computes it for this one.
-        arrived_at, first_token_at, last_token_at: on the engine's clock.
+        arrived_at, admitted_at, first_token_at, last_token_at: on the engine's clock.
         scored: None where a completion is asked for.
+        turn: among the tenants' that wait, given by the scheduler.
         more_processors: that were given to it.
         processors: what changes its logits before each token is chosen: what the params ask for,
             then those that were given.
@@ -98,12 +99,14 @@ class Sequence:
     num_accepted: int = 0
     leader: Optional["Sequence"] = None
     arrived_at: float = 0.0
+    admitted_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float = 0.0
     on_output: OnOutput | None = None
     scheduling: Scheduling = DEFAULT_SCHEDULING
     scored: Scored | None = None
     more_processors: tuple[LogitsProcessor, ...] = ()
+    turn: int = 0
     processors: tuple[LogitsProcessor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -133,9 +136,9 @@ class Sequence:
         return self.num_computed - self.num_held
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Sequences are served in this order: by priority, then first come."""
-        return (self.scheduling.priority, self.seq_id)
+    def order(self) -> tuple[int, int, int]:
+        """Sequences are served in this order: by priority, tenants in turn, first come."""
+        return (self.scheduling.priority, self.turn, self.seq_id)
 
     @property
     def deadline(self) -> float:

@@ -1,15 +1,20 @@
 """A stream of the engine's, followed to its end or piece by piece, with its errors raised."""
 
+import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from thinslice.engine.async_engine import AsyncStream
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.request import Completion, Delta
 from thinslice.serve.errors import ApiError
+from thinslice.serve.request_log import note_stream
 from thinslice.serve.served import FINGERPRINT
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,12 @@ class Head:
         }
 
 
-async def deltas(stream: AsyncStream) -> AsyncIterator[Delta]:
+async def deltas(stream: AsyncStream) -> AsyncGenerator[Delta]:
     """What comes, until all completions have ended; they end with the iterator.
 
     Errors: what went wrong in one of them.
     """
+    note_stream(stream)
     async with stream:
         async for delta in stream:
             if delta.error is not None:
@@ -59,3 +65,46 @@ async def whole(stream: AsyncStream) -> list[Completion]:
     async for _ in deltas(stream):
         pass
     return stream.completions
+
+
+async def all_of(works: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """What several works give, side by side; where one fails, or this is cancelled, all end."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await _ended(tasks)
+
+
+async def merged(sources: Sequence[AsyncGenerator[Result]]) -> AsyncGenerator[Result]:
+    """What comes of several sources, as it comes; where one fails, or this is closed, all end.
+
+    A source waits with whoever reads slowly.
+    """
+    coming: asyncio.Queue[Result] = asyncio.Queue(1)
+
+    async def follow(source: AsyncGenerator[Result]) -> None:
+        async with aclosing(source):
+            async for one in source:
+                await coming.put(one)
+
+    following = asyncio.ensure_future(all_of([follow(source) for source in sources]))
+    try:
+        while True:
+            reading = asyncio.ensure_future(coming.get())
+            try:
+                await asyncio.wait((reading, following), return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done() and coming.empty():
+                    following.result()
+                    return
+                yield await reading
+            finally:
+                await _ended([reading])
+    finally:
+        await _ended([following])
+
+
+async def _ended(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from thinslice.config import SamplingParams
-from thinslice.engine.async_engine import AsyncStream
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.request import Completion, TextChunk
 from thinslice.serve.answers import deltas, whole
 from thinslice.serve.bodies import MessagesBody

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,7 +12,18 @@ from starlette.responses import JSONResponse, Response
 
 from thinslice import __version__
 from thinslice.errors import ThinsliceError
-from thinslice.serve import anthropic, chat, completions, metrics, models, ollama, status
+from thinslice.serve import (
+    anthropic,
+    api_page,
+    chat,
+    completions,
+    metrics,
+    models,
+    ollama,
+    status,
+    tokenize,
+)
+from thinslice.serve.document import document
 from thinslice.serve.errors import BUG, ApiError, told
 from thinslice.serve.events import ClientGoneError
 from thinslice.serve.guard import Guard
@@ -22,6 +34,7 @@ from thinslice.serve.settings import ServerSettings
 
 # Nobody reads it: nginx's for a client that has closed its connection.
 _GONE = 499
+_ROUTES = (chat, completions, anthropic, ollama, models, tokenize, status, metrics, api_page)
 _TYPES = frozenset(("str", "int", "float", "bool", "none"))
 
 
@@ -52,8 +65,10 @@ def make_app(served: Served, settings: ServerSettings, keys: Keys) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=[*origins], allow_methods=["*"], allow_headers=["*"]
         )
-    for one in (chat, completions, anthropic, ollama, models, status, metrics):
+    for one in _ROUTES:
         app.include_router(one.router)
+    has_keys = bool(keys)
+    app.openapi = cache(lambda: document(app, served.name, has_keys))  # type: ignore[method-assign]
     app.add_exception_handler(RequestValidationError, _misfit)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(ClientGoneError, _gone)

@@ -27,6 +27,7 @@ from thinslice.serve.thinking import (
 )
 
 MAX_MESSAGES = 4096
+MAX_PROMPTS = 256
 # Fields that would change the answer, of the three interfaces and of engines that have more than
 # those. With each the values, beside none at all, that ask for nothing.
 _REFUSED_WHOLE = (
@@ -51,6 +52,7 @@ REFUSED: dict[str, tuple[object, ...]] = {
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 # Seeds are signed in OpenAI's API.
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -120,10 +122,54 @@ class ChatBody(_Body):
 
 
 class CompletionBody(_Body):
-    """The body of ``/v1/completions``."""
+    """The body of ``/v1/completions``.
 
-    prompt: str
+    Attributes:
+        prompt: one or several, as texts or as token ids.
+        max_tokens: 0 goes with ``echo``: nothing is written, and the prompt's own log-probabilities
+            are told.
+        echo: whether the prompt comes back before its completion.
+    """
+
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+
+class TokenizeBody(BaseModel):
+    """The body of ``/tokenize``: a text or a conversation.
+
+    Attributes:
+        add_special_tokens: begin with what the model expects before a plain prompt. Default: for a
+            text, and not for a conversation.
+        add_generation_prompt: end a conversation with the opening of the assistant's turn.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool | None = None
+    continue_final_message: Literal[False] | None = None
+
+
+class DetokenizeBody(BaseModel):
+    """The body of ``/detokenize``."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0)]]
 
 
 class MessagesBody(BaseModel):
@@ -190,3 +236,12 @@ class OllamaGenerateBody(_OllamaBody):
     prompt: str = ""
     system: str | None = None
     raw: bool = False
+
+
+class OllamaShowBody(BaseModel):
+    """The body of ``/api/show``; older clients say ``name`` for ``model``."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str | None = None
+    name: str | None = None

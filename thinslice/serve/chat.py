@@ -3,15 +3,16 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from thinslice.engine.async_engine import AsyncStream
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.request import Completion, Delta, TextChunk
 from thinslice.serve.answers import Head, deltas, whole
 from thinslice.serve.bodies import ChatBody
 from thinslice.serve.errors import ApiError
 from thinslice.serve.events import Events, openai_events, until_gone
+from thinslice.serve.lazy_json import Lazily, json_answer
 from thinslice.serve.logprobs import chat_logprobs
 from thinslice.serve.params import sampling_params
 from thinslice.serve.served import Served, TheServed, scheduling_of
@@ -33,7 +34,7 @@ async def chat_completions(body: ChatBody, request: Request, served: TheServed) 
     if body.stream:
         return openai_events(_Chunks(served, stream, body).events())
     completions = await until_gone(request.receive, whole(stream))
-    return JSONResponse(_answer(served, completions, has_logprobs=bool(body.logprobs)))
+    return json_answer(_answer(served, completions, has_logprobs=bool(body.logprobs)))
 
 
 def _num_logprobs(body: ChatBody) -> int | None:
@@ -70,7 +71,8 @@ def _reasoning(text: str) -> dict[str, str]:
 
 
 def _logprobs(tokenizer: Tokenizer, token_ids: list[int], logprobs: Logprobs) -> dict[str, Any]:
-    return {"content": chat_logprobs(tokenizer, token_ids, logprobs), "refusal": None}
+    content = Lazily(lambda: chat_logprobs(tokenizer, token_ids, logprobs))
+    return {"content": content, "refusal": None}
 
 
 class _Chunks:

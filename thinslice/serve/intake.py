@@ -18,15 +18,16 @@ from thinslice.units import KIB, MIB, format_bytes
 _BASE_BYTES = 256 * KIB
 # A token is four letters, or some with their JSON escapes of six bytes.
 _BYTES_PER_TOKEN = 32
-_BASE_VALUES = 32_768
+# A prompt may come as the ids of its tokens, and several at once: those that may wait.
+_BASE_VALUES, _VALUES_PER_TOKEN = 98_304, 4
 # What parsing holds at most: a character beyond 16 bits makes each byte of a text take four, twice
 # at a time, beside the text as it came; most small objects take less than their share.
 _HELD_PER_BYTE = 10
-_HELD_PER_VALUE = 100
+_HELD_PER_VALUE = 50
 # Beside one body of the largest size.
 _OTHERS_BYTES = 8 * MIB
 _METHODS = frozenset(("POST", "PUT", "PATCH", "DELETE"))
-_VALUES = (b",", b"[", b"{")
+_VALUES = (b",", b":", b"[", b"{")
 # Seconds for a body to come.
 _TIMEOUT_S = 60.0
 
@@ -37,7 +38,7 @@ class BodyBounds:
 
     Attributes:
         num_bytes: of one body.
-        num_values: commas and opening brackets in it.
+        num_values: commas, colons and opening brackets in it.
         room_bytes: for all of them, raw and parsed.
     """
 
@@ -49,7 +50,7 @@ class BodyBounds:
     def of(cls, context: int) -> "BodyBounds":
         """For a model whose longest prompt has so many tokens."""
         num_bytes = _BASE_BYTES + _BYTES_PER_TOKEN * context
-        num_values = _BASE_VALUES + context  # a prompt may come as the ids of its tokens
+        num_values = _BASE_VALUES + _VALUES_PER_TOKEN * context
         return cls(num_bytes, num_values, held_bytes(num_bytes, num_values) + _OTHERS_BYTES)
 
 

@@ -9,10 +9,15 @@ from starlette.responses import JSONResponse, Response
 
 from thinslice import __version__
 from thinslice.config import SamplingParams
-from thinslice.engine.async_engine import AsyncStream
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.request import Completion
 from thinslice.serve.answers import deltas, whole
-from thinslice.serve.bodies import OllamaChatBody, OllamaGenerateBody, OllamaOptions
+from thinslice.serve.bodies import (
+    OllamaChatBody,
+    OllamaGenerateBody,
+    OllamaOptions,
+    OllamaShowBody,
+)
 from thinslice.serve.errors import ApiError
 from thinslice.serve.events import Events, json_lines, until_gone
 from thinslice.serve.params import given_params
@@ -72,10 +77,10 @@ async def running(served: TheServed) -> dict[str, Any]:
 
 
 @router.post("/api/show")
-async def show(body: dict[str, Any], served: TheServed) -> dict[str, Any]:
+async def show(body: OllamaShowBody, served: TheServed) -> dict[str, Any]:
     """What is known of the model."""
-    name = body.get("model", body.get("name"))
-    if not isinstance(name, str):
+    name = body.name if body.model is None else body.model
+    if name is None:
         raise ApiError(400, "model is missing", "model")
     served.check_model(_base(name))
     llm = served.engine.llm

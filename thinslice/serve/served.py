@@ -66,6 +66,8 @@ TheServed = Annotated[Served, Depends(_served)]
 
 
 def scheduling_of(request: Request) -> Scheduling:
-    """How a request stands beside others: who has another key shares no cached prefixes with it."""
+    """How a request stands beside others: who has another key shares no cached prefixes with it,
+    and waits in another queue."""
     key: Key | None = request.state.key
-    return Scheduling(cache_salt="" if key is None else key.name)
+    name = "" if key is None else key.name
+    return Scheduling(cache_salt=name, tenant=name)

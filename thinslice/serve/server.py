@@ -14,6 +14,8 @@ from thinslice.errors import ConfigError
 from thinslice.serve.app import make_app
 from thinslice.serve.connection import bounded, connections_for
 from thinslice.serve.keys import Keys
+from thinslice.serve.log import Log
+from thinslice.serve.request_log import RequestLog
 from thinslice.serve.served import Served
 from thinslice.serve.settings import ServerSettings
 
@@ -54,12 +56,13 @@ class Server(uvicorn.Server):
         served: Served,
         settings: ServerSettings,
         keys: Keys,
+        log: Log,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.app = make_app(served, settings, keys)
         super().__init__(
             uvicorn.Config(
-                self.app,
+                RequestLog(self.app, log, has_content=settings.log_content),
                 log_config=None,
                 access_log=False,
                 lifespan="on",

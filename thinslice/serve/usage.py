@@ -19,3 +19,13 @@ def usage_of(completions: Sequence[Completion]) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
+
+
+def added_up(usages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The usage of several prompts."""
+    return {
+        name: added_up([one[name] for one in usages])
+        if isinstance(value, dict)
+        else sum(one[name] for one in usages)
+        for name, value in usages[0].items()
+    }

@@ -14,7 +14,9 @@ import pytest
 
 from tests.tiny_llm import beside, write_model
 from thinslice.config import SamplingParams
-from thinslice.engine.async_engine import AsyncEngine, AsyncStream
+from thinslice.engine import waiting_room
+from thinslice.engine.async_engine import AsyncEngine
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.llm import LLM
 from thinslice.engine.request import Delta
 from thinslice.engine.results import ResultsRoom
@@ -255,7 +257,7 @@ def test_more_than_may_wait_are_refused(llm: LLM) -> None:
                 await engine.submit("abc", LONG)
             for stream in waiting:
                 await stream.aclose()
-        while engine._num_handed_over or llm.engine.scheduler.waiting:
+        while engine.room.handed_over or llm.engine.scheduler.waiting:
             await asyncio.sleep(0.01)
         with pytest.raises(BusyError, match="3 more are asked for; at most 2 may wait"):
             await engine.submit("abc", replace(LONG, n=3))
@@ -458,3 +460,103 @@ def test_closing_what_was_never_started_or_is_closed_is_no_error(llm: LLM) -> No
 
     asyncio.run(asyncio.wait_for(run(), timeout=120))
     assert_idle(llm)
+
+
+def test_texts_are_scored_beside_completions(llm: LLM) -> None:
+    expected = llm.engine.score([*b"abcdefgh"], 3, 2)
+    text = llm.generate("xyz", LONG)[0].text
+
+    async def task(engine: AsyncEngine) -> None:
+        writing = asyncio.create_task(read(await engine.submit("xyz", LONG)))
+        streams = [await engine.score([*b"abcdefgh"], 3, 2) for _ in range(5)]
+        for stream in streams:
+            deltas = await read(stream)
+            assert [delta.finish_reason for delta in deltas] == ["scored"]
+            assert deltas[0].logprobs == expected == stream.completions[0].logprobs
+        assert text_of(await writing) == text
+
+    in_engine(llm, task)
+
+
+def test_scores_that_nobody_waits_for_end(llm: LLM) -> None:
+    gc.collect()
+    left = llm.engine.results.left_bytes
+
+    async def task(engine: AsyncEngine) -> None:
+        async with under_way(engine, "a"), under_way(engine, "b"), under_way(engine, "c"):
+            streams = [await engine.score([5] * 400) for _ in range(2)]
+            with pytest.raises(BusyError, match="2 completions wait and 1 more are asked for"):
+                await engine.score([5] * 400)
+            reading = asyncio.create_task(read(streams[0]))
+            await asyncio.sleep(0.01)
+            reading.cancel()
+            del streams, reading
+            gc.collect()
+            while engine.room.handed_over or llm.engine.scheduler.waiting:
+                await asyncio.sleep(0.01)
+        assert llm.engine.results.left_bytes >= left
+
+    in_engine(llm, task, max_waiting=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (([1],), "start is 1 for a text of 1 tokens"),
+        (([1] * 481,), "the context is 480"),
+        (([1, 2], 2), "start is 2"),
+        (([1, 999],), "outside the vocabulary"),
+        (([1, 2], 1, 21), "num_top is 21"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_at_once(llm: LLM, asked: Any, message: str) -> None:
+    async def task(engine: AsyncEngine) -> None:
+        with pytest.raises(RequestError, match=message):
+            await engine.score(*asked)
+
+    in_engine(llm, task)
+
+
+def test_a_step_that_fails_ends_scores_too(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise OSError("the disk is gone")
+
+    async def task(engine: AsyncEngine) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(llm.engine.runner, "run", broken)
+            (last,) = await read(await engine.score([*b"abc"]))
+        assert (last.finish_reason, str(last.error)) == ("error", "the disk is gone")
+        (last,) = await read(await engine.score([*b"abc"]))
+        assert len(last.logprobs) == 2
+
+    in_engine(llm, task)
+
+
+def test_prompts_that_wait_are_bounded_by_their_tokens(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting_room, "_TOKENS", 0)
+    monkeypatch.setattr(waiting_room, "_CONTEXTS", 1)
+
+    async def task(engine: AsyncEngine) -> None:
+        assert engine.room.max_tokens == 480
+        async with under_way(engine, "a"), under_way(engine, "b"), under_way(engine, "c"):
+            waiting = [
+                await engine.submit("x" * 200, replace(LONG, n=3)),
+                await engine.score([5] * 280),
+            ]
+            told = "480 tokens wait and 1 more are asked for; at most 480 may wait"
+            for _ in range(2):  # while they are handed over, and once they wait
+                with pytest.raises(BusyError, match=told):
+                    await engine.submit("x", LONG)
+                with pytest.raises(BusyError, match="480 tokens wait and 2 more"):
+                    await engine.score([5] * 2)
+                while engine.room.handed_over:
+                    await asyncio.sleep(0.01)
+            for stream in waiting:
+                await stream.aclose()
+            while llm.engine.scheduler.waiting:
+                await asyncio.sleep(0.01)
+            await (await engine.submit("x" * 400, LONG)).aclose()
+
+    in_engine(llm, task)

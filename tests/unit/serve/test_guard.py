@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from tests.servers import NAME, Running, running
+from tests.unit.serve.test_leaving import slow_steps
 from thinslice.errors import ConfigError
 from thinslice.serve.guard import PUBLIC
 from thinslice.serve.keys import VARIABLE, Key, Keys, read_keys
@@ -20,7 +21,9 @@ PAGE = "https://chat.example.com"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    settings = ServerSettings(drain_s=0.0, allow_host=("model.example.com",), allow_origin=(PAGE,))
+    settings = ServerSettings(
+        drain_s=0.0, max_waiting=256, allow_host=("model.example.com",), allow_origin=(PAGE,)
+    )
     with running(tmp_path_factory.mktemp("server"), settings, KEYS) as found:
         yield found
 
@@ -167,3 +170,35 @@ def test_prompts_of_two_keys_share_no_prefix(server: Running) -> None:
     assert cached[0] == 0 < cached[1]
     alone = server.served.engine.llm.generate("a" * 64)
     assert alone[0].num_cached == 0
+
+
+def test_a_key_that_asks_much_holds_no_other_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_steps(monkeypatch, 0.002)
+    keys = Keys(
+        tuple(
+            Key(name, hashlib.sha256(name.encode()).digest()) for name in ("key-of-a", "key-of-b")
+        )
+    )
+    settings = ServerSettings(drain_s=0.0, max_waiting=256)
+    with running(tmp_path, settings, keys=keys) as server:
+        scheduler = server.served.engine.llm.engine.scheduler
+        url = f"{server.url}/v1/completions"
+        many = {"model": NAME, "prompt": "a", "max_tokens": 50, "n": 120, "temperature": 0}
+        asked = {"json": {**many, "stream": True}, "headers": {"x-api-key": "key-of-a"}}
+        with httpx2.stream("POST", url, timeout=60, **asked) as answer:
+            lines = answer.iter_lines()  # which end the answer with themselves
+            next(lines)
+            one = {**many, "n": 1, "max_tokens": 1}
+            found = httpx2.post(url, json=one, headers={"x-api-key": "key-of-b"}, timeout=60)
+            assert found.status_code == 200
+            assert len(scheduler.waiting) > 80
+        server.wait_until_idle()
+
+
+def test_prompts_of_too_many_tokens_together_are_refused(server: Running) -> None:
+    body = {"model": NAME, "prompt": [[5] * 500] * 80, "max_tokens": 1}
+    found = httpx2.post(f"{server.url}/v1/completions", json=body, headers={"x-api-key": SECRET})
+    assert found.status_code == 400
+    assert "40000 tokens; at most 32768" in found.json()["error"]["message"]

@@ -116,7 +116,9 @@ def test_completions(server: Running, client: openai.OpenAI) -> None:
     tokens, offsets = whole.logprobs.tokens, whole.logprobs.text_offset
     assert tokens is not None
     assert len(tokens) == 24
-    assert offsets == [sum(map(len, tokens[:place])) for place in range(24)]
+    assert offsets is not None
+    for token, offset in zip(tokens, offsets, strict=True):
+        assert token == "\ufffd" or whole.text[offset:].startswith(token)
     # OpenAI's type of a completion has no place for the null that its own API streams.
     *chunks, done = (one for one in events(server, "/v1/completions", asked))
     choices = [chunk["choices"][0] for chunk in chunks]
