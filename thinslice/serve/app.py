@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from thinslice import __version__
 from thinslice.errors import ThinsliceError
-from thinslice.serve import anthropic, chat, completions, metrics, models, ollama, status
+from thinslice.serve import anthropic, chat, completions, metrics, models, ollama, page, status
 from thinslice.serve.errors import BUG, ApiError, told
 from thinslice.serve.events import ClientGoneError
 from thinslice.serve.guard import Guard
@@ -44,6 +44,7 @@ def make_app(served: Served, settings: ServerSettings, keys: Keys) -> FastAPI:
         strict_content_type=False,
     )
     app.state.served = served
+    app.state.renderer = page.Renderer()
     hosts, origins = (
         frozenset(map(str.lower, one)) for one in (settings.allow_host, settings.allow_origin)
     )
@@ -52,7 +53,7 @@ def make_app(served: Served, settings: ServerSettings, keys: Keys) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=[*origins], allow_methods=["*"], allow_headers=["*"]
         )
-    for one in (chat, completions, anthropic, ollama, models, status, metrics):
+    for one in (chat, completions, anthropic, ollama, models, status, metrics, page):
         app.include_router(one.router)
     app.add_exception_handler(RequestValidationError, _misfit)
     app.add_exception_handler(HTTPException, _refused)
