@@ -62,7 +62,8 @@ class Script:
 
 
 def _pieces(kind: str, text: str) -> list[Step]:
-    return [(kind, text[at : at + 7]) for at in range(0, len(text), 7)]
+    size = max(7, len(text) // 200)
+    return [(kind, text[at : at + size]) for at in range(0, len(text), size)]
 
 
 class _Stream:

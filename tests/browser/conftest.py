@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
 from tests.browser.pages import Chat
 from tests.own_browser import chromium
@@ -41,6 +41,11 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
         yield found
 
 
+def is_trouble(message: ConsoleMessage) -> bool:
+    """Whether the browser complains, of something else than a status that is no success."""
+    return message.type == "error" and not message.text.startswith("Failed to load resource")
+
+
 @contextmanager
 def new_context(browser: Browser, **options: object) -> Iterator[BrowserContext]:
     found = browser.new_context(viewport={"width": 1280, "height": 800}, **options)  # type: ignore[arg-type]
@@ -55,7 +60,7 @@ def page(context: BrowserContext, server: Running) -> Iterator[Page]:
     found = context.new_page()
     troubles: list[str] = []
     found.on("pageerror", lambda error: troubles.append(str(error)))
-    found.on("console", lambda one: troubles.append(one.text) if "ecurity" in one.text else None)
+    found.on("console", lambda one: troubles.append(one.text) if is_trouble(one) else None)
     found.goto(server.url)
     found.wait_for_selector("html[data-ready]")
     yield found

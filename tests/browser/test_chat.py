@@ -347,7 +347,7 @@ def test_a_phone_scrolls_down_only(
 
 
 def test_text_from_right_to_left(chat: Chat) -> None:
-    answer = chat.ask("لماذا؟", "## لأن\n\n- واحد\n- اثنان\n\nلا `code`\n\nEnglish.")
+    answer = chat.ask("لماذا؟", "## لأن\n\n- واحد\n- اثنان\n\nنعم `code`\n\nEnglish.")
     directions = answer.locator(".body > .block:not(:empty)").evaluate_all(
         "all => all.map(e => getComputedStyle(e).direction)"
     )

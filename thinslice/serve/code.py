@@ -17,10 +17,11 @@ MAX_CODE = 8192
 # What comes later has none: with 16,000 line ends, a lexer takes up to 20 seconds.
 MAX_SECONDS = 0.1
 # Of Pygments' 500 lexers those of what answers are written in.
-LANGUAGES = frozenset(
-    "bash c c++ cpp cs csharp css diff go html java javascript js json kotlin lua "
-    "php py python r rb rs ruby rust sh shell sql swift toml ts typescript xml yaml yml".split()
+_NAMES = (
+    "bash c c++ cpp cs csharp css diff go html java javascript js json kotlin lua php py python r "
+    "rb rs ruby rust sh shell sql swift toml ts typescript xml yaml yml"
 )
+LANGUAGES = frozenset(_NAMES.split())
 CLASSES = frozenset(one for one in STANDARD_TYPES.values() if one)
 _MAX_NAME = 30
 _FORMATTER = HtmlFormatter(nowrap=True)

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from latex2mathml.converter import Converter
 from markdown_it import MarkdownIt
+from markdown_it.ruler import RuleOptionsType
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
@@ -40,7 +41,7 @@ _MACROS = re.compile(r"\\(?:def|let|newcommand|renewcommand|newenvironment|Decla
 
 def add_formulas(markdown: MarkdownIt) -> None:
     """Have a parser know formulas: ``$a$``, ``$$a$$``, those of LaTeX, and its environments."""
-    stops = {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    stops: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     markdown.block.ruler.before("fence", "formula", _block_rule, stops)
     markdown.inline.ruler.before("escape", "formula", _inline_rule)
     markdown.add_render_rule("formula", _rendered)
@@ -81,8 +82,11 @@ def _rendered(_renderer: object, tokens: Sequence[Token], place: int, *_: object
 
 
 def _block_rule(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
-    """A formula on lines of its own. One that has no end yet, where the text goes on later, is shown
-    as its source, so that a line of it that begins with a minus makes no list."""
+    """A formula on lines of its own.
+
+    One that has no end yet, where the text goes on later, is shown as its source, so that a line of
+    it that begins with a minus makes no list.
+    """
     if state.is_code_block(start_line):
         return False
     first = _line(state, start_line)

@@ -36,9 +36,7 @@ _MATH_TAGS = (
 )
 _FLAGS = "accent accentunder display displaystyle fence form largeop movablelimits stretchy"
 _WORDS = "columnalign columnlines mathvariant notation rowlines scriptlevel symmetric"
-_LENGTHS = frozenset(
-    "depth height linethickness lspace maxsize minsize rspace voffset width".split()
-)
+_LENGTHS = "depth height linethickness lspace maxsize minsize rspace voffset width"
 # A length that cannot take a formula far from its place.
 _LENGTH = re.compile(r"[+-]?\d?\d?(\.\d{1,4})?(em|ex|px|pt|mu|%)?|-?\d\.\d{1,4}em")
 _WORD = re.compile(r"[a-z0-9 +-]{0,80}")
@@ -156,7 +154,7 @@ def _parser() -> MarkdownIt:
 
 def _attribute(_tag: str, name: str, value: str) -> str | None:
     """What passes of an attribute that may pass."""
-    if name in _LENGTHS:
+    if name in _MEASURES:
         return value if _LENGTH.fullmatch(value) else None
     if name in _SMALL_WORDS:
         return value if _WORD.fullmatch(value) else None
@@ -164,6 +162,7 @@ def _attribute(_tag: str, name: str, value: str) -> str | None:
 
 
 _SMALL_WORDS = frozenset(f"{_FLAGS} {_WORDS}".split())
+_MEASURES = frozenset(_LENGTHS.split())
 _MARKDOWN = _parser()
 _CLEANER = nh3.Cleaner(
     tags={*_TEXT_TAGS.split(), *_MATH_TAGS.split()},
@@ -173,7 +172,7 @@ _CLEANER = nh3.Cleaner(
         "math": {"alttext", "display"},
         "ol": {"start"},
         "pre": {"data-language"},
-        **{tag: {*_SMALL_WORDS, *_LENGTHS} for tag in _MATH_TAGS.split() if tag != "math"},
+        **{tag: {*_SMALL_WORDS, *_MEASURES} for tag in _MATH_TAGS.split() if tag != "math"},
     },
     attribute_filter=_attribute,
     allowed_classes={
