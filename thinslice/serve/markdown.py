@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock, table
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 
@@ -20,6 +21,10 @@ from thinslice.serve.formula import add_formulas
 
 # Characters of a text that is rendered at once.
 MAX_TEXT = 16_384
+# What stands under the head of a table, perhaps within a quote.
+_RULER = re.compile(r"[\s|:>-]*-[\s|:-]*")
+_MAX_CELLS = 4096
+_BY_LAST_LINE = ("formula", "table_open")
 # As the parser counts them.
 _LINE_END = re.compile(r"\r\n?|\n")
 # The page has headings of its own above an answer's.
@@ -71,8 +76,10 @@ def render(text: str, *, is_whole: bool) -> Rendered:
         return Rendered([_html(one) for one in blocks], "", _units(text) if is_whole else 0)
     last = len(blocks) - 1
     start = _start(text, blocks[last])
-    # What begins on a line that is not yet whole may turn out to belong to the block before.
-    if last > 0 and not _LINE_END.search(text, start):
+    # What its last line makes of a block, or its first where that is not whole yet, may turn out to
+    # belong to the block before.
+    is_unsure = blocks[last][0].type in _BY_LAST_LINE or not _LINE_END.search(text, start)
+    if last > 0 and is_unsure:
         last -= 1
         start = _start(text, blocks[last])
     rest = "".join(_html(one) for one in blocks[last:])
@@ -109,6 +116,24 @@ def _html(block: Sequence[Token]) -> str:
     return _CLEANER.clean(drawn)
 
 
+def _table(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
+    """A table, where it has not more cells than there is room for: the parser fills up short rows,
+    and 16,000 characters could make 65,000 cells of 1.3 KB each."""
+    head = state.getLines(start_line, start_line + 1, 0, False)
+    below = state.getLines(start_line + 1, start_line + 2, 0, False)
+    if start_line + 2 > end_line or not _RULER.fullmatch(below):
+        return False
+    if start_line < state.env.get("no_table_before", 0):
+        return False
+    last = start_line
+    while last < end_line and not state.isEmpty(last):
+        last += 1
+    if (head.count("|") + 1) * (last - start_line) > _MAX_CELLS:
+        state.env["no_table_before"] = last  # counted once
+        return False
+    return table(state, start_line, end_line, silent)
+
+
 def _fence(_renderer: object, tokens: Sequence[Token], place: int, *_: object) -> str:
     return code_block(tokens[place].content, tokens[place].info)
 
@@ -139,6 +164,7 @@ def _fit_to_page(state: StateCore) -> None:
 def _parser() -> MarkdownIt:
     # Bounds of nesting come with the preset; HTML stays text.
     parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    parser.block.ruler.at("table", _table, {"alt": ["paragraph", "reference"]})
     add_formulas(parser)
     parser.core.ruler.push("fit_to_page", _fit_to_page)
     for name, rule in (
