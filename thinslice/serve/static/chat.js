@@ -12,7 +12,7 @@ const NEAR_END_PX = 80;
 const EXAMPLES = [
   ["Explain a thing", "Explain in two sentences why the sky is blue."],
   ["Work it out", "A train covers 210 km in 2.5 hours. What is its average speed? Show the steps."],
-  ["Write code", "Write a Python function that tells whether a word is a palindrome, with a test."],
+  ["Write code", "Write a Python function that reverses a string, and explain it."],
   ["Put in order", "Compare tea and coffee in a small table: taste, caffeine, how to make it."],
 ];
 

@@ -88,11 +88,10 @@ export class MessageView {
   #buttons() {
     const node = this.#node;
     const copyButton = iconButton("copy", "Copy the message", () => copy(node.content, copyButton));
-    const other =
-      node.role === "user"
-        ? iconButton("edit", "Edit the message", () => this.edit())
-        : iconButton("retry", "Answer again", () => this.#actions.retry(node));
-    return [...this.#versions(), ...(node.content ? [copyButton] : []), other, ...this.#speed()];
+    const other = [];
+    if (node.role === "user") other.push(iconButton("edit", "Edit the message", () => this.edit()));
+    else if (!node.error) other.push(iconButton("retry", "Answer again", () => this.#actions.retry(node)));
+    return [...this.#versions(), ...(node.content ? [copyButton] : []), ...other, ...this.#speed()];
   }
 
   #versions() {

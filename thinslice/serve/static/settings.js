@@ -10,8 +10,8 @@ const FIELDS = [
   ["top_k", "Top-k", { min: 0, max: 1000, step: 1 }],
   ["min_p", "Min-p", { min: 0, max: 1, step: 0.01 }],
   ["repetition_penalty", "Repetition penalty", { min: 0.5, max: 2, step: 0.05 }],
-  ["max_tokens", "Most tokens", { min: 1, max: 1000000, step: 1 }],
-  ["seed", "Seed", { min: 0, max: 9007199254740991, step: 1 }],
+  ["max_tokens", "Most tokens", { min: 1, max: 1000000, step: 1, placeholder: "no limit" }],
+  ["seed", "Seed", { min: 0, max: 9007199254740991, step: 1, placeholder: "random" }],
 ];
 
 function read() {
