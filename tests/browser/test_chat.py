@@ -121,6 +121,7 @@ def test_what_had_come_is_kept_where_the_page_is_left(chat: Chat) -> None:
     chat.page.reload()
     chat.page.wait_for_selector("html[data-ready]")
     expect(chat.last.locator(".body")).to_have_text("Half of it")
+    expect(chat.last.locator(".note")).to_have_text("This answer was cut off.")
 
 
 def test_an_answer_is_tried_again_as_another_version(chat: Chat) -> None:

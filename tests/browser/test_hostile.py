@@ -47,12 +47,14 @@ def test_nothing_of_an_answer_runs(chat: Chat) -> None:
     page = chat.page
     asked: list[str] = []
     page.on("request", lambda one: asked.append(one.url))
+    chat.ask("Think.", "Done.", "\n\n".join(ATTACKS.values()))
+    chat.last.locator(".thought summary").click()
+    chat.wait()
+    assert page.locator(FORBIDDEN).count() == 0
     before = page.locator(".bar").bounding_box()
     for name, text in ATTACKS.items():
         page.get_by_role("button", name="New conversation").click()
-        chat.ask(text, text, text)
-        chat.last.locator(".thought summary").click()
-        chat.wait()
+        chat.ask(text, text)
         for href, rel, target in page.locator(".assistant a").evaluate_all(
             "all => all.map(e => [e.getAttribute('href'), e.rel, e.target])"
         ):

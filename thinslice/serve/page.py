@@ -71,6 +71,12 @@ def _renderer(request: Request) -> Renderer:
     return renderer
 
 
+@router.head("/")
+async def page_head(request: Request) -> Response:
+    """Whether there is a server, as Ollama's own command asks."""
+    return _file("/", request)
+
+
 @router.get("/")
 async def page(request: Request) -> Response:
     """The chat page."""

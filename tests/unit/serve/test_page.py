@@ -48,6 +48,11 @@ def test_files_are_there_for_all_with_their_policy(server: Running, path: str) -
     assert other.status_code == 200
 
 
+def test_ollamas_command_finds_a_server(server: Running) -> None:
+    answer = httpx2.head(server.url)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_every_file_is_served_and_no_other(server: Running) -> None:
     assert len(STATIC_FILES) == len([*STATIC.iterdir()])
     for path in ("/page/index.html", "/page/none.js", "/page/../page.py", "/page/%2e%2e/page.py"):

@@ -242,7 +242,5 @@ export async function rename(title) {
 
 /** Keeps what has come where the page is left in the middle of an answer. */
 export function leave() {
-  if (!live) return;
-  live.node.finish = "stopped";
-  store.put(live.conversation);
+  if (live) store.put(live.conversation);
 }

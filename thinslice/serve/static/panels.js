@@ -19,6 +19,7 @@ export function setOpen(name, isOn) {
   if (isOpen(name) === isOn) return;
   byId("app").classList.toggle(`with-${name}`, isOn);
   button.setAttribute("aria-expanded", String(isOn));
+  document.querySelector("main").inert = isOn && isOver(name);
   onchange(isOn);
   if (isOn && isOver(name)) byId(name).querySelector("button:not([hidden])").focus();
   if (!isOn && byId(name).contains(document.activeElement)) button.focus();
