@@ -4,12 +4,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 from tests.browser.pages import Chat
 from tests.own_browser import chromium
 from tests.scripted import Script
 from tests.servers import Running, running
+
+# How long what comes at once on an idle machine may take on a busy one.
+_LIMIT_MS = 30_000
+expect.set_options(timeout=_LIMIT_MS)
 
 
 # Not for the whole session: as long as it is open, its event loop is the thread's.
@@ -49,7 +60,7 @@ def is_trouble(message: ConsoleMessage) -> bool:
 @contextmanager
 def new_context(browser: Browser, **options: object) -> Iterator[BrowserContext]:
     found = browser.new_context(viewport={"width": 1280, "height": 800}, **options)  # type: ignore[arg-type]
-    found.set_default_timeout(10_000)
+    found.set_default_timeout(_LIMIT_MS)
     yield found
     found.close()
 

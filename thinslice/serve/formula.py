@@ -53,16 +53,17 @@ def mathml(source: str, *, is_display: bool) -> str | None:
     if len(source) > MAX_FORMULA or _MACROS.search(source):
         return None
     given = _ENVIRONMENT.sub(_renamed, _COLUMNS.sub(r"\1", source))
-    with Contained():  # the converter raises whatever comes, from KeyError to StopIteration
+    with Contained() as trouble:  # it raises whatever comes, from KeyError to StopIteration
         converter = Converter(display="block" if is_display else "inline")
         found = converter.convert_to_element(given)
-        # It writes characters as references, and expects them to be read as such again.
-        for node in found.iter():
-            node.text = html.unescape(node.text or "")
-        found.attrib.pop("xmlns")
-        found.set("alttext", source)
-        return ElementTree.tostring(found, encoding="unicode", short_empty_elements=False)
-    return None
+    if trouble.error is not None:
+        return None
+    # The converter writes characters as references, and expects them to be read as such again.
+    for node in found.iter():
+        node.text = html.unescape(node.text or "")
+    found.attrib.pop("xmlns")
+    found.set("alttext", source)
+    return ElementTree.tostring(found, encoding="unicode", short_empty_elements=False)
 
 
 def _renamed(match: re.Match[str]) -> str:
@@ -72,7 +73,8 @@ def _renamed(match: re.Match[str]) -> str:
 
 def _rendered(_renderer: object, tokens: Sequence[Token], place: int, *_: object) -> str:
     token = tokens[place]
-    found = None if token.hidden else mathml(token.content, is_display=token.block)
+    is_display = token.block or token.markup.startswith(("$$", "\\["))
+    found = None if token.hidden else mathml(token.content, is_display=is_display)
     if token.block:
         source = f'<code class="tex">{html.escape(token.markup)}</code>'
         return f'<div class="math">{found or source}</div>\n'

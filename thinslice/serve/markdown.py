@@ -42,8 +42,8 @@ _MATH_TAGS = (
 _FLAGS = "accent accentunder display displaystyle fence form largeop movablelimits stretchy"
 _WORDS = "columnalign columnlines mathvariant notation rowlines scriptlevel symmetric"
 _LENGTHS = "depth height linethickness lspace maxsize minsize rspace voffset width"
-# A length that cannot take a formula far from its place.
-_LENGTH = re.compile(r"[+-]?\d?\d?(\.\d{1,4})?(em|ex|px|pt|mu|%)?|-?\d\.\d{1,4}em")
+# A length that takes nothing far from its place, and below zero hardly at all.
+_LENGTH = re.compile(r"\+?\d?\d?(\.\d{1,4})?(em|ex|px|pt|mu|%)?|-\d?(\.\d{1,4})?(em|ex)")
 _WORD = re.compile(r"[a-z0-9 +-]{0,80}")
 # How the parser says where a column's text stands, and the class that stands for it here: the page
 # takes no styles from anywhere.
@@ -162,8 +162,9 @@ def _fit_to_page(state: StateCore) -> None:
 
 
 def _parser() -> MarkdownIt:
-    # Bounds of nesting come with the preset; HTML stays text.
-    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    # What is nested more deeply is left out.
+    bounds = {"html": False, "maxNesting": 40}
+    parser = MarkdownIt("commonmark", bounds).enable(["table", "strikethrough"])
     parser.block.ruler.at("table", _table, {"alt": ["paragraph", "reference"]})
     add_formulas(parser)
     parser.core.ruler.push("fit_to_page", _fit_to_page)

@@ -200,7 +200,7 @@ def _num_calls(text: str) -> int:
 
 def test_colours_end_when_their_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr(code, "perf_counter", lambda: next(clock) * MAX_SECONDS / 4)
+    monkeypatch.setattr(code, "thread_time", lambda: next(clock) * MAX_SECONDS / 4)
     drawn = html("```python\n" + "def f(): return 1\n" * 20 + "```")
     assert 1 <= drawn.count("<span") < 10
     assert _text(drawn) == "def f(): return 1\n" * 20 + "\n"
