@@ -29,7 +29,9 @@ def browser() -> Iterator[Browser]:
     program = chromium()
     assert program is not None, "apt-get install chromium"
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        # A name that is no localhost: over HTTP, browsers keep some of what they can from such.
+        args = ["--no-sandbox", "--host-resolver-rules=MAP model.test 127.0.0.1"]
+        found = playwright.chromium.launch(executable_path=program, args=args)
         yield found
         found.close()
 

@@ -9,9 +9,10 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import new_context
 from tests.browser.pages import Chat
-from tests.scripted import WAIT
+from tests.scripted import WAIT, Script
 from tests.servers import Running, running
 from tests.unit.serve.test_guard import KEYS, SECRET
+from thinslice.serve.settings import ServerSettings
 
 ANSWER = """## Result
 
@@ -279,6 +280,28 @@ def test_a_key_is_asked_for_once(
         page.wait_for_selector("#app:not(.answering) .foot button")
         assert page.locator(".error").count() == 0
         assert SECRET not in page.content()
+
+
+def test_over_a_network_without_https(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    settings = ServerSettings(drain_s=0.0, allow_host=("model.test",))
+    with (
+        running(tmp_path_factory.mktemp("network"), settings) as server,
+        new_context(browser) as context,
+    ):
+        page = context.new_page()
+        page.goto(f"http://model.test:{server.port}")
+        page.wait_for_selector("html[data-ready]")
+        assert not page.evaluate("isSecureContext")
+        chat = Chat(page, Script(server))
+        answer = chat.ask("Code, please.", ANSWER)
+        assert answer.locator("mfrac").count() == 1
+        answer.get_by_role("button", name="Copy", exact=True).click()
+        expect(page.locator("#status")).to_have_text("Copied")
+        page.locator("#prompt").focus()
+        page.keyboard.press("Control+v")
+        assert "return x / 2" in page.input_value("#prompt")
 
 
 def test_by_keyboard_alone(chat: Chat) -> None:

@@ -6,14 +6,20 @@ const FINISHES = ["stop", "length", "stopped", "error", null];
 const MAX_TITLE = 80;
 const ID = /^[0-9a-f-]{36}$/;
 
+/** A name that nothing else has; randomUUID is not there without HTTPS. */
+function newId() {
+  const hex = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/(.{8})(.{4})(.{4})(.{4})(.{12})/, "$1-$2-$3-$4-$5");
+}
+
 export function create() {
   const now = Date.now();
-  return { id: crypto.randomUUID(), title: "", created: now, updated: now, nodes: {}, leaf: null };
+  return { id: newId(), title: "", created: now, updated: now, nodes: {}, leaf: null };
 }
 
 /** Adds a message behind another, or at the beginning, and shows it. */
 export function add(conversation, parent, role, content) {
-  const node = { id: crypto.randomUUID(), parent, role, content, reasoning: "", finish: null, created: Date.now() };
+  const node = { id: newId(), parent, role, content, reasoning: "", finish: null, created: Date.now() };
   conversation.nodes[node.id] = node;
   conversation.leaf = node.id;
   if (!conversation.title) conversation.title = content.trim().replace(/\s+/g, " ").slice(0, MAX_TITLE);

@@ -57,9 +57,7 @@ export function toast(text, undo) {
 
 /** Puts text on the clipboard and shows on the button that it is there. */
 export async function copy(text, button) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
+  if (!(await isCopied(text))) {
     toast("The browser did not let this page copy.");
     return;
   }
@@ -67,6 +65,27 @@ export async function copy(text, button) {
   before.replaceWith(icon("done"));
   announce("Copied");
   setTimeout(() => button.firstChild.replaceWith(before), 1500);
+}
+
+async function isCopied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return isCopiedByCommand(text);
+  }
+}
+
+/** The older way, which is the only one without HTTPS. */
+function isCopiedByCommand(text) {
+  const focused = document.activeElement;
+  const box = make("textarea", { className: "hidden", value: text });
+  document.body.append(box);
+  box.select();
+  const isDone = document.execCommand("copy");
+  box.remove();
+  focused?.focus();
+  return isDone;
 }
 
 const UNITS = ["B", "KiB", "MiB", "GiB"];
