@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from thinslice.kernels import native
 from thinslice.store.store import Store
 
-pytest_plugins = ["tests.own_store", "tests.random_order"]
+pytest_plugins = ["tests.own_browser", "tests.own_store", "tests.random_order"]
 # A shell that runs tests in the background has interrupts ignored, here and in every child; the
 # tests of Ctrl-C need the handler Python has otherwise.
 signal.signal(signal.SIGINT, signal.default_int_handler)

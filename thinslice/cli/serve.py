@@ -53,7 +53,8 @@ def serve(
         if not keys and not ip_address(host).is_loopback:
             note(f"whoever reaches {host} may use this server: it has no keys, --keys names some")
         place = f"[{host}]" if ":" in host else host
-        told = f"serving {model} at http://{place}:{port}/v1 ; Ctrl-C ends it"
+        address = f"http://{place}:{port}"
+        told = f"serving {model} at {address} , for programs at {address}/v1 ; Ctrl-C ends it"
         settings = with_room(replace(load, max_num_seqs=sequences), server)
         with load_model(model, settings) as llm, ExitStack() as ends:
             served = Served(AsyncEngine(llm, server.max_waiting), model)

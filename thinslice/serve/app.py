@@ -20,6 +20,7 @@ from thinslice.serve import (
     metrics,
     models,
     ollama,
+    page,
     status,
     tokenize,
 )
@@ -34,7 +35,7 @@ from thinslice.serve.settings import ServerSettings
 
 # Nobody reads it: nginx's for a client that has closed its connection.
 _GONE = 499
-_ROUTES = (chat, completions, anthropic, ollama, models, tokenize, status, metrics, api_page)
+_ROUTES = (chat, completions, anthropic, ollama, models, tokenize, status, metrics, page, api_page)
 _TYPES = frozenset(("str", "int", "float", "bool", "none"))
 
 
@@ -55,6 +56,7 @@ def make_app(served: Served, settings: ServerSettings, keys: Keys) -> FastAPI:
         strict_content_type=False,
     )
     app.state.served = served
+    app.state.renderer = page.Renderer()
     hosts, origins = (
         frozenset(map(str.lower, one)) for one in (settings.allow_host, settings.allow_origin)
     )

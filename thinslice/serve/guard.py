@@ -9,9 +9,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thinslice.serve.errors import ApiError
 from thinslice.serve.keys import Key, Keys
+from thinslice.serve.static_files import STATIC_FILES
 
 # All that needs no key.
-PUBLIC = frozenset(("/health", "/ready"))
+PUBLIC = frozenset(("/health", "/ready", *STATIC_FILES))
 _BEARER = "bearer "
 # Every body here is JSON, whatever curl and others call it. No page of another site can make use of
 # that to send one without asking first: its origin is looked at.

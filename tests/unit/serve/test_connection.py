@@ -91,5 +91,5 @@ def test_what_a_server_holds_is_asked_of_the_plan() -> None:
     for context in (0, 512, 1 << 20):
         room = asked.reserve_bytes + asked.reserve_per_token * context
         bodies = BodyBounds.of(context).room_bytes
-        assert room == MIB + 5 * context + MOST * CONNECTION_BYTES + bodies
+        assert room == 12 * MIB + 5 * context + MOST * CONNECTION_BYTES + bodies
     assert replace(asked, reserve=0, reserve_per_token=0) == EngineSettings(max_num_seqs=4)

@@ -13,6 +13,7 @@ from thinslice.errors import ConfigError
 from thinslice.serve.guard import PUBLIC
 from thinslice.serve.keys import VARIABLE, Key, Keys, read_keys
 from thinslice.serve.settings import ServerSettings
+from thinslice.serve.static_files import STATIC_FILES
 
 SECRET = "sk-a-secret-of-the-tests"
 KEYS = Keys((Key("alice", hashlib.sha256(SECRET.encode()).digest()),))
@@ -38,7 +39,9 @@ def paths(server: Running) -> list[tuple[str, str]]:
     document = httpx2.get(f"{server.url}/openapi.json", headers={"x-api-key": SECRET}).json()
     found = [(method, path) for path, methods in document["paths"].items() for method in methods]
     assert {path for _, path in found} > {"/v1/models", "/v1/chat/completions", "/plan"}
-    return [*found, ("get", "/openapi.json"), ("get", "/docs"), ("get", "/nothing")]
+    others = ("/openapi.json", "/docs", "/nothing", "/page/nothing", *STATIC_FILES)
+    of_page = [("head", "/"), ("post", "/page/render"), ("get", "/page/{name}")]
+    return [*found, *of_page, *(("get", path) for path in others)]
 
 
 def test_no_route_is_left_out_of_the_document(server: Running) -> None:
