@@ -18,10 +18,11 @@ from functools import partial
 from types import TracebackType
 
 from thinslice.config import SamplingParams, Scheduling
+from thinslice.constraint import Constraint
 from thinslice.engine.contained import Contained
-from thinslice.engine.llm import LLM, Prompt, checked_params, checked_scheduling
+from thinslice.engine.llm import LLM, checked_params, checked_scheduling
 from thinslice.engine.logprobs import Logprobs
-from thinslice.engine.request import Completion, Delta, Request
+from thinslice.engine.request import Completion, Delta, Prompt, Request
 from thinslice.engine.results import Held
 from thinslice.errors import BusyError, RequestError, shown
 from thinslice.text.messages import Conversation, Message
@@ -217,7 +218,7 @@ class AsyncEngine:
         params, scheduling = checked_params(params), checked_scheduling(scheduling)
         self._check_process()
         self._check_room(params.n)
-        prepared = await self.prepare(prompt)
+        prepared = await self.prepare(prompt, params.constraint)
         self._engine.check_request(prepared.token_ids, params)
         feed = _Feed(params.n, Held(self._engine.results))
         with self._changed:
@@ -230,10 +231,14 @@ class AsyncEngine:
         weakref.finalize(stream, feed.held.release).atexit = False
         return stream
 
-    async def prepare(self, prompt: str | Sequence[Message] | Conversation) -> Prompt:
-        """The tokens of a prompt, made off the event loop. Errors: RequestError."""
+    async def prepare(
+        self,
+        prompt: str | Sequence[Message] | Conversation,
+        constraint: Constraint | None = None,
+    ) -> Prompt:
+        """``LLM.prepare``, off the event loop. Errors: as there."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._preparing, self.llm.prepare, prompt)
+        return await loop.run_in_executor(self._preparing, self.llm.prepare, prompt, constraint)
 
     async def aclose(self, drain_s: float = 0.0) -> None:
         """Take no more requests, let those there are go on for so long, and end the rest.

@@ -15,6 +15,7 @@ from thinslice.engine.checks import check_prompt, check_scored, max_positions
 from thinslice.engine.contained import Contained
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.draws import Draws
+from thinslice.engine.grammar import Grammar
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.metrics import Metrics
 from thinslice.engine.replace import replace_weights
@@ -135,13 +136,18 @@ class Engine:
         params: SamplingParams,
         on_output: OnOutput | None = None,
         scheduling: Scheduling = DEFAULT_SCHEDULING,
+        grammar: Grammar | None = None,
     ) -> list[Sequence]:
         """Queue a prompt for ``params.n`` completions, which share its blocks.
 
         The first computes the prompt. The others wait for it, take its full blocks from the prefix
         cache, and compute only what stands in the last one.
 
-        Errors: RequestError as ``check_request``.
+        Args:
+            grammar: of each completion, which has its own place in it.
+
+        Errors: RequestError as ``check_request``; BusyError where the plan has no room for what
+        follows the grammar.
         """
         self.check_request(prompt_token_ids, params)
         seed = int.from_bytes(os.urandom(7), "little") if params.seed is None else params.seed
@@ -156,6 +162,7 @@ class Engine:
                 arrived_at=now,
                 on_output=on_output,
                 scheduling=scheduling,
+                grammar=grammar,
             )
             for index in range(params.n)
         ]

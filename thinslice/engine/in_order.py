@@ -57,7 +57,7 @@ def _requested(
     if isinstance(prompt, RequestError):
         return prompt
     try:
-        request = llm.add_requests(llm.prepare(prompt), params)[0]
+        request = llm.add_requests(llm.prepare(prompt, params.constraint), params)[0]
     except RequestError as error:
         return error
     unfinished[request.sequence.seq_id] = request

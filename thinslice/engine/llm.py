@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypedDict, TypeVar, Unpack
 
 from thinslice.closing import Closing
@@ -17,16 +17,21 @@ from thinslice.config import (
     SamplingParams,
     Scheduling,
 )
+from thinslice.constraint import Constraint
 from thinslice.engine.engine import CLOSED, Engine
+from thinslice.engine.grammar import Grammar, Grammars
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
-from thinslice.engine.request import Completion, Request, TextChunk
+from thinslice.engine.request import Completion, Prompt, Request, TextChunk
 from thinslice.engine.results import Held, text_bytes
 from thinslice.engine.signature import check_settings, errors_in_python, with_settings
 from thinslice.errors import ContextError, RequestError, shown
 from thinslice.memory.give_back import give_back
 from thinslice.text.chat_template import ChatTemplate
+from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template
+from thinslice.text.reasoning import Thought, thought_behind
+from thinslice.text.tool_use import ToolUse, for_tools, tool_use
 
 _Given = TypeVar("_Given", SamplingParams, Scheduling)
 
@@ -105,14 +110,6 @@ class Stream:
             self._progress(sequence.num_computed, len(sequence.prompt_token_ids))
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt ready for the engine; ``rendered`` is the text of a conversation's."""
-
-    token_ids: list[int]
-    rendered: str | None
-
-
 class LLM(Closing):
     """A loaded model.
 
@@ -153,6 +150,7 @@ class LLM(Closing):
             self.prediction = prepared.prediction
             self.is_prediction_busy = prepared.is_prediction_busy
             self._engine: Engine | None = _loaded(prepared, progress)
+            self._grammars = Grammars(self.tokenizer, self._engine.results)
 
     @property
     def engine(self) -> Engine:
@@ -179,6 +177,7 @@ class LLM(Closing):
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+            self._grammars.let_go()
             give_back()
 
     def generate(
@@ -207,7 +206,8 @@ class LLM(Closing):
         scheduling_of = _for_each("scheduling", scheduling, len(asked), checked_scheduling)
         requests: list[Request] = []
         try:
-            prepared = [self.prepare(prompt) for prompt in asked]
+            constraints = [one.constraint for one in params_of]
+            prepared = [*map(self.prepare, asked, constraints)]
             lengths = [len(prompt.token_ids) for prompt in prepared]
             with self.engine.results.held_for([*zip(lengths, params_of, strict=True)]) as held:
                 for queued in zip(prepared, params_of, scheduling_of, strict=True):
@@ -256,19 +256,26 @@ class LLM(Closing):
         if params.n != 1:
             raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
         _check_progress(progress)
-        request = self.add_requests(self.prepare(prompt), params, scheduling)[0]
+        request = self.add_requests(self.prepare(prompt, params.constraint), params, scheduling)[0]
         return Stream(request, progress)
 
-    def prepare(self, prompt: str | Sequence[Message] | Conversation) -> Prompt:
-        """The tokens of a text, or of a conversation rendered by the model's template.
+    def prepare(
+        self,
+        prompt: str | Sequence[Message] | Conversation,
+        constraint: Constraint | None = None,
+    ) -> Prompt:
+        """The tokens of a text, or of a conversation rendered by the model's template; with the
+        grammar of what a constraint and the conversation's tools ask of the answer.
 
         Safe in any thread.
-        Errors: RequestError as ``generate``, and where the model has no chat template.
+        Errors: RequestError as ``generate``, where the model has no chat template, and where no
+        grammar can be made; ConfigError where the library for grammars is missing.
         """
         if isinstance(prompt, str):
             if not prompt:
                 raise RequestError("the prompt is empty")
-            return Prompt(self._encode(prompt, is_plain=True), None)
+            grammar = self._grammar(constraint, None, "none")
+            return Prompt(self._encode(prompt, is_plain=True), None, grammar)
         conversation = for_template(prompt)
         template = self.template
         if template is None:
@@ -276,8 +283,20 @@ class LLM(Closing):
                 "this model has no (or an empty) chat template; give it a plain prompt instead "
                 "(run --raw)"
             )
-        rendered = template.render(conversation.messages, tools=conversation.tools)
-        return Prompt(self._encode(rendered, is_plain=False), rendered)
+        tools, shown_to_it = tool_use(conversation, template), for_tools(conversation, template)
+        rendered = template.render(shown_to_it.messages, tools=shown_to_it.tools)
+        token_ids = self._encode(rendered, is_plain=False)
+        thought = thought_behind(rendered, self.tokenizer.may_think)
+        grammar = self._grammar(constraint, tools, thought)
+        return Prompt(token_ids, rendered, grammar, None if tools is None else tools.style)
+
+    def _grammar(
+        self, constraint: Constraint | None, tools: ToolUse | None, thought: Thought
+    ) -> Grammar | None:
+        """What an answer has to be of; None where it is free."""
+        if constraint is None and not (tools is not None and tools.is_required):
+            return None
+        return self._grammars.compiled(grammar_of(constraint, tools, thought))
 
     def add_requests(
         self, prompt: Prompt, params: SamplingParams, scheduling: Scheduling | None = None
@@ -299,10 +318,14 @@ class LLM(Closing):
         if stop_ids:
             params = replace(params, stop_token_ids=tuple({*params.stop_token_ids, *stop_ids}))
         scheduling = checked_scheduling(scheduling)
-        sequences = engine.add_samples(prompt.token_ids, params, scheduling=scheduling)
+        if params.constraint is not None and prompt.grammar is None:
+            raise RequestError("the prompt was prepared without the constraint of its parameters")
+        sequences = engine.add_samples(
+            prompt.token_ids, params, scheduling=scheduling, grammar=prompt.grammar
+        )
         try:
             for index, sequence in enumerate(sequences):
-                requests.append(Request(engine, sequence, self.tokenizer, prompt.rendered, index))
+                requests.append(Request(engine, sequence, self.tokenizer, prompt, index))
         except BaseException:
             for sequence in sequences:
                 engine.abort(sequence)

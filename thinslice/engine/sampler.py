@@ -28,6 +28,7 @@ _REACHES = (4.0, 8.0, 12.0)
 # float32's largest: what one over the smallest temperatures is cut to.
 _LARGEST_SCALE = 3.0e38
 _DRAW_BLOCK = 256
+_SMALLEST = float(np.finfo(np.float32).min)
 NO_NUMBERS = "the model's logits are not numbers; its weights must be damaged"
 # Of a float's bits, and of a sorted integer's.
 _ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
@@ -207,10 +208,11 @@ def _likeliest(
         if _is_enough(logits, largest, tokens, total):
             break
     else:
-        bound = -np.inf
+        bound = np.float32(-np.inf)
         if 0 < tokens.top_k < len(logits_V):
             bound = np.partition(logits_V, -tokens.top_k)[-tokens.top_k]
-        token_ids = np.flatnonzero(logits_V >= bound)
+        # Tokens that a processor has made impossible are none of a few that are left.
+        token_ids = np.flatnonzero(logits_V >= max(float(bound), _SMALLEST))
         logits = logits_V[token_ids]
     order = _descending(logits)
     return logits[order], token_ids[order]

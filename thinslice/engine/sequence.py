@@ -7,6 +7,7 @@ from typing import Optional
 
 from thinslice.config import DEFAULT_SCHEDULING, SamplingParams, Scheduling
 from thinslice.engine.draws import Draws
+from thinslice.engine.grammar import Grammar
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.processors import LogitsProcessor, processors_for
 from thinslice.errors import RequestError
@@ -71,6 +72,7 @@ class Sequence:
         leader: the sequence of the same prompt that computes it for this one.
         arrived_at, first_token_at, last_token_at: on the engine's clock.
         scored: None where a completion is asked for.
+        grammar: of the completion; None where its form is free.
         processors: what changes its logits before each token is chosen.
         on_output: called with each of its outputs, in the thread that runs steps.
     """
@@ -101,10 +103,14 @@ class Sequence:
     on_output: OnOutput | None = None
     scheduling: Scheduling = DEFAULT_SCHEDULING
     scored: Scored | None = None
+    grammar: Grammar | None = None
     processors: tuple[LogitsProcessor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.processors = processors_for(self.params)
+        if self.grammar is not None:
+            # Last: no bias makes a token possible that it does not allow.
+            self.processors += (self.grammar.follower(),)
 
     @property
     def num_tokens(self) -> int:

@@ -1,5 +1,9 @@
 """Tell reasoning, the text between <think> tags, from the answer in a stream of text."""
 
+from typing import Literal
+
+# Whether an answer begins within a thought, may begin with one, or cannot.
+Thought = Literal["open", "possible", "none"]
 _OPEN, _CLOSE = "<think>", "</think>"
 Piece = tuple[str, str]
 
@@ -84,6 +88,14 @@ class ReasoningSplitter:
             return None
         text, self._held = self._held[:count], self._held[count:]
         return (self._state, text)
+
+
+def thought_behind(rendered_prompt: str, may_think: bool) -> Thought:
+    """What an answer to a rendered prompt may begin with."""
+    if _ends_in_open_block(rendered_prompt):
+        return "open"
+    is_closed = rendered_prompt.rstrip().endswith(_CLOSE)
+    return "possible" if may_think and not is_closed else "none"
 
 
 def _ends_in_open_block(rendered_prompt: str) -> bool:

@@ -35,7 +35,7 @@ _SENTENCEPIECE = (
     {"type": "Strip", "content": " ", "start": 1, "stop": 0},
 )
 # Text to whoever reads the completion, also where a file calls them special.
-_REASONING_TAGS = ("<think>", "</think>")
+_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
 
 
 class Tokenizer:
@@ -48,6 +48,7 @@ class Tokenizer:
         special: what the files say about special tokens.
         special_token_ids: tokens that are no text, such as <|im_end|>.
         strips_leading_space: a decoding drops one space at its start (SentencePiece).
+        may_think: whether its vocabulary or a template knows a thought's tags.
         notes: what its user should know of the files, one line each.
 
     Errors: CheckpointError for a way of decoding that is not supported.
@@ -63,13 +64,16 @@ class Tokenizer:
         self.special_token_ids = frozenset(
             token_id
             for token_id, token in added.items()
-            if token.special and token.content not in _REASONING_TAGS
+            if token.special and token.content not in _TAGS
         )
         with named_library_errors(CheckpointError, "the tokenizer cannot be used"):
             self._encoder = PieceEncoder(files.backend)
         decoding = _decoding_of(files.backend)
         self._is_byte_level = decoding.is_byte_level
         self.strips_leading_space = decoding.strips_leading_space
+        sources = (self._templates.default, self._templates.tool_use)
+        texts = (*self._added_text.values(), *(one for one in sources if isinstance(one, str)))
+        self.may_think = any("<think>" in one for one in texts)
         self.notes = (*files.notes, *self._marker_notes())
 
     @cached_property
