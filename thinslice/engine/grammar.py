@@ -248,7 +248,9 @@ class Grammars:
 def _check(matcher: "LLMatcher", what: str) -> None:
     """Errors: RequestError with what the library says."""
     if matcher.is_error():
-        told = _PLACE.sub("", matcher.get_error().partition("\n")[0])
+        first, *more = matcher.get_error().split("\n")
+        reasons = [one.strip() for one in more if one.startswith("error: ")]
+        told = " ".join([_PLACE.sub("", first), *reasons])
         raise RequestError(f"{what}: {plain(told, 300)}")
 
 

@@ -17,10 +17,13 @@ from thinslice.config import (
 )
 
 MAX_MESSAGES = 4096
+MAX_TOOLS = 128
 # Fields that would change the answer, of the three interfaces and of engines that have more than
-# those. With each the values, beside none at all, that ask for nothing.
+# those. With each the values, beside none at all, that ask for nothing. A body that names one of
+# them itself honours it.
 _REFUSED_WHOLE = (
     *("audio", "function_call", "functions", "grammar", "guided_json", "guided_regex"),
+    *("guided_choice", "guided_grammar"),
     *("moderation", "reasoning_effort", "suffix", "tools", "web_search_options"),
     *("chat_template", "chat_template_kwargs", "max_thinking_tokens", "stop_token_ids"),
     *("thinking", "output_config", "container", "mcp_servers"),
@@ -39,6 +42,7 @@ REFUSED: dict[str, tuple[object, ...]] = {
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 # Seeds are signed in OpenAI's API.
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+Tools = Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -71,6 +75,7 @@ class _Body(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    structured_outputs: dict[str, Any] | None = None
 
     # Accepted without effect.
     user: str | None = None
@@ -85,6 +90,10 @@ class ChatBody(_Body):
     """The body of ``/v1/chat/completions``."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
+    response_format: dict[str, Any] | None = None
+    tools: Tools | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -112,6 +121,9 @@ class MessagesBody(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
+    output_config: dict[str, Any] | None = None
+    tools: Tools | None = None
+    tool_choice: dict[str, Any] | None = None
 
     # Accepted without effect.
     metadata: dict[str, Any] | None = None
@@ -144,6 +156,7 @@ class _OllamaBody(BaseModel):
     model: str
     stream: bool = True
     options: OllamaOptions | None = None
+    format: str | dict[str, Any] | None = None
     # Accepted without effect: the model stays.
     keep_alive: str | int | float | None = None
 
@@ -152,6 +165,7 @@ class OllamaChatBody(_OllamaBody):
     """The body of ``/api/chat``."""
 
     messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] = []
+    tools: Tools | None = None
 
 
 class OllamaGenerateBody(_OllamaBody):

@@ -1,5 +1,6 @@
 """/api: what Ollama's clients ask for, translated."""
 
+import json
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
@@ -10,11 +11,12 @@ from starlette.responses import JSONResponse, Response
 from thinslice import __version__
 from thinslice.config import SamplingParams
 from thinslice.engine.async_engine import AsyncStream
-from thinslice.engine.request import Completion
+from thinslice.engine.request import Completion, ToolCall
 from thinslice.serve.answers import deltas, whole
 from thinslice.serve.bodies import OllamaChatBody, OllamaGenerateBody, OllamaOptions
 from thinslice.serve.errors import ApiError
 from thinslice.serve.events import Events, json_lines, until_gone
+from thinslice.serve.forms import ollama_constraint
 from thinslice.serve.params import given_params
 from thinslice.serve.served import Served, TheServed, scheduling_of
 from thinslice.text.messages import Conversation
@@ -28,26 +30,27 @@ _FAR = "2318-09-16T00:00:00Z"
 @router.post("/api/chat")
 async def chat(body: OllamaChatBody, request: Request, served: TheServed) -> Response:
     """Answer a conversation, as lines of JSON or whole."""
-    options = _checked(body, served)
+    _check(body, served)
     for number, message in enumerate(body.messages):
         if message.get("images"):
             raise ApiError(400, f"messages.{number} has images; models here take text alone")
     if not body.messages:
         return JSONResponse(_loaded(served, {"message": {"role": "assistant", "content": ""}}))
-    return await _answered(served, request, Conversation(body.messages), body.stream, options)
+    asked = Conversation(body.messages, body.tools or ())
+    return await _answered(served, request, asked, body.stream, _params(body))
 
 
 @router.post("/api/generate")
 async def generate(body: OllamaGenerateBody, request: Request, served: TheServed) -> Response:
     """Answer one prompt, or go on with it where it is raw."""
-    options = _checked(body, served)
+    _check(body, served)
     if not body.prompt:
         return JSONResponse(_loaded(served, {"response": ""}))
     if body.raw:
-        return await _answered(served, request, body.prompt, body.stream, options)
+        return await _answered(served, request, body.prompt, body.stream, _params(body))
     system = [] if body.system is None else [{"role": "system", "content": body.system}]
     asked = Conversation([*system, {"role": "user", "content": body.prompt}])
-    return await _answered(served, request, asked, body.stream, options)
+    return await _answered(served, request, asked, body.stream, _params(body))
 
 
 @router.get("/api/tags")
@@ -78,7 +81,7 @@ async def show(body: dict[str, Any], served: TheServed) -> dict[str, Any]:
         "thinslice.context_length": llm.plan.context,
         "thinslice.longest_context": llm.longest_context,
     }
-    can = ["completion"]
+    can = ["completion", "tools"]
     return {"details": _details(served), "model_info": info, "capabilities": can, "template": ""}
 
 
@@ -93,7 +96,7 @@ def _base(name: str) -> str:
     return name.removesuffix(":latest")
 
 
-def _checked(body: OllamaChatBody | OllamaGenerateBody, served: Served) -> OllamaOptions:
+def _check(body: OllamaChatBody | OllamaGenerateBody, served: Served) -> None:
     """Errors: ApiError for another model, and for what would change the answer and is not here."""
     served.check_model(_base(body.model))
     served.check_others(body.model_extra)
@@ -103,10 +106,10 @@ def _checked(body: OllamaChatBody | OllamaGenerateBody, served: Served) -> Ollam
     if options.num_ctx is not None and options.num_ctx > context:
         told = f"num_ctx is {options.num_ctx}, and this server has a context of {context}"
         raise ApiError(400, f"{told}; thinslice serve --context sets it", "options.num_ctx")
-    return options
 
 
-def _params(options: OllamaOptions) -> SamplingParams:
+def _params(body: OllamaChatBody | OllamaGenerateBody) -> SamplingParams:
+    options = body.options or OllamaOptions()
     predicted = options.num_predict
     stop = (options.stop,) if isinstance(options.stop, str) else options.stop
     return given_params(
@@ -121,6 +124,7 @@ def _params(options: OllamaOptions) -> SamplingParams:
         stop=None if stop is None else tuple(stop),
         # -1 and -2 stand for as long as there is room.
         max_tokens=None if predicted is None or predicted < 0 else predicted,
+        constraint=ollama_constraint(body.format),
     )
 
 
@@ -129,25 +133,32 @@ async def _answered(
     request: Request,
     asked: str | Conversation,
     is_streamed: bool,
-    options: OllamaOptions,
+    params: SamplingParams,
 ) -> Response:
     is_chat = request.scope["path"] == "/api/chat"
     began = perf_counter()
-    stream = await served.engine.submit(asked, _params(options), scheduling_of(request))
+    stream = await served.engine.submit(asked, params, scheduling_of(request))
     if is_streamed:
         return json_lines(_lines(served, stream, is_chat, began))
     completion = (await until_gone(request.receive, whole(stream)))[0]
     text = _text(is_chat, completion.text, completion.reasoning)
+    if completion.tool_calls:
+        text["message"]["tool_calls"] = [*map(_call, completion.tool_calls)]
     return JSONResponse({**_head(served), **text, **_end(completion, began)})
 
 
 async def _lines(served: Served, stream: AsyncStream, is_chat: bool, began: float) -> Events:
     async for delta in deltas(stream):
         for one in delta.chunks:
+            if one.kind in ("call", "arguments"):  # a call comes whole, behind the text
+                continue
             is_thought = one.kind == "reasoning"
             answer, thought = ("", one.text) if is_thought else (one.text, "")
             yield {**_head(served), **_text(is_chat, answer, thought), "done": False}
     completion = stream.completions[0]
+    for call in completion.tool_calls:
+        message = {"role": "assistant", "content": "", "tool_calls": [_call(call)]}
+        yield {**_head(served), "message": message, "done": False}
     yield {**_head(served), **_text(is_chat, "", ""), **_end(completion, began)}
 
 
@@ -160,6 +171,15 @@ def _text(is_chat: bool, answer: str, thought: str) -> dict[str, Any]:
     if is_chat:
         return {"message": {"role": "assistant", "content": answer, **thinking}}
     return {"response": answer, **thinking}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    """A call; its arguments are an object here, empty where they were cut."""
+    try:
+        arguments = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        arguments = {}
+    return {"function": {"name": call.name, "arguments": arguments}}
 
 
 def _end(completion: Completion, began: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from thinslice.config import SamplingParams
 from thinslice.errors import RequestError
 from thinslice.serve.bodies import ChatBody, CompletionBody
 from thinslice.serve.errors import ApiError
+from thinslice.serve.forms import constraint_of
 
 # Fields that go by as they are; None stands for the model's own advice, or the default.
 _SAME = (
@@ -32,7 +33,9 @@ def sampling_params(body: ChatBody | CompletionBody, logprobs: int | None) -> Sa
         given["stop"] = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
     if body.logit_bias is not None:
         given["logit_bias"] = _bias(body.logit_bias)
-    return given_params(**given, logprobs=logprobs)
+    form = body.response_format if isinstance(body, ChatBody) else None
+    constraint = constraint_of(form, body.structured_outputs)
+    return given_params(**given, logprobs=logprobs, constraint=constraint)
 
 
 def given_params(**given: Any) -> SamplingParams:

@@ -105,7 +105,7 @@ def _quoted(text: str) -> str:
 
 def _in_slashes(pattern: str) -> str:
     """A regex as it stands between slashes; a digit is one of ten, as in a JSON schema."""
-    written, is_escaped = [], False
+    written, is_escaped = list[str](), False
     for sign in pattern:
         if is_escaped and sign in "dD":
             written[-1] = "[0-9]" if sign == "d" else "[^0-9]"
