@@ -90,7 +90,9 @@ def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
     if kind not in ("custom", None):
         told = f"{where}: tools of type {kind!r:.60} are not supported; custom ones are"
         raise ApiError(400, told, where)
-    function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
+    if not isinstance(tool.get("input_schema"), dict):
+        raise ApiError(400, f"{where}: input_schema is missing, or no JSON schema", where)
+    function = {"name": tool.get("name"), "parameters": tool["input_schema"]}
     if tool.get("description") is not None:
         function["description"] = tool["description"]
     return {"type": "function", "function": function}

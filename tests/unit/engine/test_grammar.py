@@ -325,7 +325,7 @@ def test_regexes_that_explode_elsewhere_are_followed(pattern: str) -> None:
 
 
 def test_there_is_room_or_a_line_says_what_is_missing() -> None:
-    with pytest.raises(RequestError, match="the vocabulary .* may take 8.0.* MiB, and the plan"):
+    with pytest.raises(RequestError, match=r"the vocabulary .* may take 8.0.* MiB, and the plan"):
         compiled(FORMS["choice"], room=Room(1 << 20))
     room = Room(9 << 20)
     grammar = compiled(FORMS["choice"], room=room)
