@@ -1,9 +1,10 @@
 """What following a grammar takes of a step: `python -m benchmarks.grammar`.
 
 Pairs of answers of smollm2, one of a given form and one that is free, one after the other in one
-process, each first in turn, without drafts: a text of anything, whose tokens are the free one's; a
-JSON document of lists and numbers; the inside of a JSON text; and of one that has a length, where a
-mask takes longest. A figure is the median over the pairs of how much longer a token took. A table goes to standard error; the last line is JSON.
+process, each first in turn, without drafts. The forms: a text of anything, whose tokens are the
+free one's; lists of numbers; the inside of a JSON text; and of one that has a length, where a mask
+takes longest. A figure is the median over the pairs of how much longer a token took. A table goes
+to standard error; the last line is JSON.
 """
 
 import argparse

@@ -41,6 +41,20 @@ _MAX_PATTERN_PROPERTIES = 16
 _MAX_JOINED_PATTERNS = 8
 _MAX_PATTERN = 1024
 _MAX_MULTIPLE = 100_000
+# RFC 3339's, with no more digits of a second than any clock has.
+_TIME = (
+    r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?"
+    r"([Zz]|[+\-]([01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_DATE = (
+    r"[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
+    r"|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+)
+_AS_PATTERNS = {"time": f"^{_TIME}$", "date-time": f"^{_DATE}[Tt]{_TIME}$"}
+# Integers that every reader of JSON has (RFC 8259, section 6), and digits behind a point.
+_LARGEST_INTEGER = (1 << 53) - 1
+_SMALLEST_FRACTION = 1e-9
+_LOW, _HIGH = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 # White space between two signs: as models write it, and no more than a model can come out of.
 _SPACE = {"whitespace_pattern": r"\n? {0,32}"}
 
@@ -48,8 +62,10 @@ _SPACE = {"whitespace_pattern": r"\n? {0,32}"}
 def for_grammar(given: object) -> Schema:
     """The schema that a grammar is made of.
 
-    Objects that name their properties take no others where the schema does not speak of others: a
-    small model comes to an end then, and what it writes is of the schema all the same.
+    It is narrower where a small model would not come to an end, so that what is written is of the
+    schema all the same. Objects that name their properties take no others where the schema does not
+    speak of others. Integers have at most 53 bits, and numbers with bounds nine digits behind the
+    point; those of a second are as many.
     Errors: RequestError for what is no schema, and for one whose automaton may become too large.
     """
     check_depth(given)
@@ -61,6 +77,8 @@ def for_grammar(given: object) -> Schema:
     every = list(_schemas(schema))
     _check_patterns(every)
     _check_multiples(every)
+    for one in every:
+        _bound_digits(one)
     if not any(_joins(one) or "patternProperties" in one for one in every):
         for one in every:
             _close(one)
@@ -142,6 +160,22 @@ def _check_multiples(every: list[Schema]) -> None:
             f"the schema's values of multipleOf, {json.dumps(sorted(found))[:60]}, are too large "
             f"for a grammar; their product and their sum are at most {_MAX_MULTIPLE}"
         )
+
+
+def _bound_digits(schema: Schema) -> None:
+    if "pattern" not in schema and schema.get("format") in _AS_PATTERNS:
+        schema["pattern"] = _AS_PATTERNS[schema.pop("format")]
+    kinds = schema.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if schema.keys() & {"enum", "const"}:
+        return
+    if "integer" in kinds and "number" not in kinds:
+        if not schema.keys() & set(_LOW):
+            schema["minimum"] = -_LARGEST_INTEGER
+        if not schema.keys() & set(_HIGH):
+            schema["maximum"] = _LARGEST_INTEGER
+    elif "number" in kinds and schema.keys() & {*_LOW, *_HIGH}:
+        schema.setdefault("multipleOf", _SMALLEST_FRACTION)
 
 
 def _close(schema: Schema) -> None:
