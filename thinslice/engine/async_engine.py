@@ -22,7 +22,8 @@ from thinslice.constraint import Constraint
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM, checked_params, checked_scheduling
 from thinslice.engine.logprobs import Logprobs
-from thinslice.engine.request import Completion, Delta, Prompt, Request
+from thinslice.engine.prompt import Prompt
+from thinslice.engine.request import Completion, Delta, Request
 from thinslice.engine.results import Held
 from thinslice.errors import BusyError, RequestError, shown
 from thinslice.text.messages import Conversation, Message

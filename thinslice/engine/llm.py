@@ -22,7 +22,8 @@ from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.grammar import Grammar, Grammars
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
-from thinslice.engine.request import Completion, Prompt, Request, TextChunk
+from thinslice.engine.prompt import Prompt
+from thinslice.engine.request import Completion, Request, TextChunk
 from thinslice.engine.results import Held, text_bytes
 from thinslice.engine.signature import check_settings, errors_in_python, with_settings
 from thinslice.errors import ContextError, RequestError, shown

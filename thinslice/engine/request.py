@@ -4,34 +4,17 @@ from dataclasses import dataclass, field, replace
 
 from thinslice.engine.contained import Contained
 from thinslice.engine.engine import Engine
-from thinslice.engine.grammar import Grammar
 from thinslice.engine.logprobs import Logprobs
+from thinslice.engine.prompt import Prompt
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.text.detokenizer import IncrementalDetokenizer
 from thinslice.text.reasoning import ReasoningSplitter
 from thinslice.text.stop_strings import StopStringMatcher
 from thinslice.text.tokenizer import Tokenizer
 from thinslice.text.tool_calls import CallSplitter
-from thinslice.text.tool_styles import CallStyle
 
 # Characters up to which pieces of text are joined; without a bound a long one is copied each time.
 _LONG_TEXT = 1024
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt ready for the engine.
-
-    Attributes:
-        rendered: the text of a conversation's.
-        grammar: what its constraint and its tools make of the answer.
-        call_style: how the answer writes calls of tools, where it may have any.
-    """
-
-    token_ids: list[int]
-    rendered: str | None
-    grammar: Grammar | None = None
-    call_style: CallStyle | None = None
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ that are intersected, and numbers that are multiples of another. Measured in doc
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from thinslice.constraint import check_depth
 from thinslice.errors import RequestError, shown
+from thinslice.units import KIB
 
 Schema = dict[str, Any]
 # Keywords whose value is a schema, a list of schemas, and schemas by name.
@@ -37,6 +38,7 @@ _FORMATS = frozenset(
     )
 )
 _JOINING = frozenset(("anyOf", "oneOf", "$ref"))
+_MAX_BYTES = 128 * KIB
 _MAX_PATTERN_PROPERTIES = 16
 _MAX_JOINED_PATTERNS = 8
 _MAX_PATTERN = 1024
@@ -85,6 +87,31 @@ def for_grammar(given: object) -> Schema:
     return {"x-guidance": _SPACE, **schema}
 
 
+def check_together(schemas: Sequence[Schema]) -> None:
+    """Errors: RequestError for schemas of one grammar, as ``for_grammar`` gives them, whose
+    automata may become too large together."""
+    num_bytes = sum(len(json.dumps(one)) for one in schemas)
+    if num_bytes > _MAX_BYTES:
+        raise RequestError(
+            f"the functions' schemas have {num_bytes} bytes together, without what only describes; "
+            f"at most {_MAX_BYTES} are turned into a grammar"
+        )
+    of_each = [list(_schemas(one)) for one in schemas]
+    named = sum(len(one.get("patternProperties", ())) for every in of_each for one in every)
+    joined = sum(_num_patterns(every) for every in of_each if any(map(_joins, every)))
+    multiples = sum(_numerator(one) for every in of_each for one in every if "multipleOf" in one)
+    for count, most, what in (
+        (named, _MAX_PATTERN_PROPERTIES, "patternProperties"),
+        (joined, 4 * _MAX_JOINED_PATTERNS, "patterns and formats in joined schemas"),
+        (multiples, _MAX_MULTIPLE, "as the sum of their values of multipleOf"),
+    ):
+        if count > most:
+            raise RequestError(
+                f"the functions' schemas have {count} {what}; at most {most} are turned into a "
+                "grammar"
+            )
+
+
 def _without_notes(given: Mapping[str, Any]) -> Schema:
     schema: Schema = {}
     for key, value in given.items():
@@ -127,13 +154,20 @@ def _check_patterns(every: list[Schema]) -> None:
             f"the schema has {len(named)} patternProperties; at most {_MAX_PATTERN_PROPERTIES} are "
             "turned into a grammar, as each is held against each"
         )
-    count = len(patterns) + len(named) + sum("format" in one for one in every)
+    count = _num_patterns(every)
     if count > _MAX_JOINED_PATTERNS and any(_joins(one) for one in every):
         raise RequestError(
             f"the schema has {count} patterns and formats beside allOf, or $ref, anyOf or oneOf "
             f"that stand beside further keywords; at most {_MAX_JOINED_PATTERNS} are turned into a "
             "grammar then, as they may have to hold together"
         )
+
+
+def _num_patterns(every: list[Schema]) -> int:
+    return sum(
+        len(one.get("patternProperties", ())) + len(one.keys() & {"pattern", "format"})
+        for one in every
+    )
 
 
 def _joins(schema: Schema) -> bool:
@@ -152,7 +186,7 @@ def _check_multiples(every: list[Schema]) -> None:
         is_number = isinstance(number, int | float) and not isinstance(number, bool)
         if not is_number or not 0 < number < math.inf:
             raise RequestError(f"the schema has multipleOf {shown(number)}; expected a number")
-        numerator = Fraction(str(number)).numerator
+        numerator = _numerator(one)
         found.add(numerator)
         total += numerator
     if max(total, math.prod(found)) > _MAX_MULTIPLE:
@@ -160,6 +194,10 @@ def _check_multiples(every: list[Schema]) -> None:
             f"the schema's values of multipleOf, {json.dumps(sorted(found))[:60]}, are too large "
             f"for a grammar; their product and their sum are at most {_MAX_MULTIPLE}"
         )
+
+
+def _numerator(schema: Schema) -> int:
+    return Fraction(str(schema["multipleOf"])).numerator
 
 
 def _bound_digits(schema: Schema) -> None:

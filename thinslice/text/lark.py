@@ -9,7 +9,7 @@ from typing import Any
 
 from thinslice.constraint import Constraint
 from thinslice.errors import RequestError
-from thinslice.text.json_schema import for_grammar
+from thinslice.text.json_schema import Schema, check_together, for_grammar
 from thinslice.text.reasoning import Thought
 from thinslice.text.tool_use import Function, ToolUse
 
@@ -38,7 +38,12 @@ def grammar_of(constraint: Constraint | None, tools: ToolUse | None, thought: Th
     if tools is not None:
         bodies.append("calls")
         rules += _calls(tools)
-        grammars += [_arguments(number, one) for number, one in enumerate(tools.functions)]
+        schemas = [*map(_arguments, tools.functions)]
+        check_together(schemas)
+        names = [f"arguments_{number}" for number in range(len(schemas))]
+        grammars += [
+            {"name": name, "json_schema": one} for name, one in zip(names, schemas, strict=True)
+        ]
     if constraint is not None and not (tools is not None and tools.is_required):
         if tools is not None and not tools.style.begin:
             raise RequestError(
@@ -92,11 +97,9 @@ def _calls(tools: ToolUse) -> str:
     return "\n".join([f"calls: {calls}", *rules, ""])
 
 
-def _arguments(number: int, function: Function) -> dict[str, Any]:
-    schema = function.get("parameters") or {}
-    # Arguments are an object, whatever a schema leaves open.
-    schema = for_grammar({"type": "object", **schema})
-    return {"name": f"arguments_{number}", "json_schema": schema}
+def _arguments(function: Function) -> Schema:
+    """The schema of a function's arguments: an object, whatever is left open."""
+    return for_grammar({**(function.get("parameters") or {}), "type": "object"})
 
 
 def _quoted(text: str) -> str:

@@ -92,6 +92,22 @@ def test_calls_are_written_as_the_style_has_them() -> None:
     assert "[TOOL_CALLS][" in grammar_of(None, use(MISTRAL), "none")
 
 
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"multipleOf": 9973}, "sum of their values"),
+        ({"pattern": "a", "$ref": "#/$defs/b", "$defs": {"b": {"format": "date"}}}, "joined"),
+        ({"patternProperties": {"^a": {}, "^b": {}}}, "patternProperties"),
+        ({"enum": ["a" * 20_000]}, "bytes together"),
+    ],
+)
+def test_what_is_too_large_in_sum_is_told(schema: Any, told: str) -> None:
+    functions = [{"name": f"f{one}", "parameters": {"properties": {"a": schema}}} for one in (1, 2)]
+    grammar_of(None, ToolUse(HERMES, functions, True, True), "none")
+    with pytest.raises(RequestError, match=told):
+        grammar_of(None, ToolUse(HERMES, functions * 10, True, True), "none")
+
+
 def test_a_form_beside_calls_has_to_be_told_from_them() -> None:
     form = Constraint.json_object()
     both = json.loads(grammar_of(form, use(HERMES, is_required=False), "none"))["grammars"]
