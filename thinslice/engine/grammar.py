@@ -217,7 +217,8 @@ class Grammars:
         from llguidance import LLMatcher
 
         held = Held(self._results)
-        num_bytes = _GRAMMAR_BYTES + _GRAMMAR_BYTES_PER_BYTE * len(text)
+        row_bytes = 4 * self._tokenizer.vocab_size
+        num_bytes = _GRAMMAR_BYTES + row_bytes + _GRAMMAR_BYTES_PER_BYTE * len(text)
         while not held.take(num_bytes):
             if not self._kept:
                 raise self._no_room(num_bytes, "this form of an answer")
