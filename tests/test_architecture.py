@@ -22,6 +22,7 @@ LAYERS = (
     ("kernels",),
     ("plan",),
     ("config",),
+    ("constraint",),
     ("process",),
     ("units", "closing"),
     ("errors",),
@@ -47,6 +48,7 @@ WITHOUT_A_CARD = (
 # A start from a model that is here and runs as it is on the processor needs none of these.
 LATE = (
     "difflib",
+    "llguidance",
     "thinslice.memory.device_slices",
     "thinslice.memory.spilled_kv",
     "thinslice.pack.",

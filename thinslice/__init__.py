@@ -12,11 +12,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from thinslice.config import SamplingParams as SamplingParams
     from thinslice.config import Scheduling as Scheduling
+    from thinslice.constraint import Constraint as Constraint
     from thinslice.engine.llm import LLM as LLM
     from thinslice.engine.logprobs import Logprobs as Logprobs
     from thinslice.engine.logprobs import TokenLogprobs as TokenLogprobs
     from thinslice.engine.request import Completion as Completion
     from thinslice.engine.request import TextChunk as TextChunk
+    from thinslice.engine.request import ToolCall as ToolCall
     from thinslice.engine.stream import Stream as Stream
     from thinslice.errors import BudgetError as BudgetError
     from thinslice.errors import BusyError as BusyError
@@ -37,10 +39,12 @@ _HOMES = {
     "Conversation": "thinslice.text.messages",
     "Message": "thinslice.text.messages",
     "Stream": "thinslice.engine.stream",
+    "Constraint": "thinslice.constraint",
     "SamplingParams": "thinslice.config",
     "Scheduling": "thinslice.config",
     "Completion": "thinslice.engine.request",
     "TextChunk": "thinslice.engine.request",
+    "ToolCall": "thinslice.engine.request",
     "Logprobs": "thinslice.engine.logprobs",
     "TokenLogprobs": "thinslice.engine.logprobs",
     "MemoryPlan": "thinslice.plan.memory_plan",
@@ -60,6 +64,7 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ConfigError",
+    "Constraint",
     "Conversation",
     "Logprobs",
     "MemoryPlan",
@@ -73,6 +78,7 @@ __all__ = [
     "TextChunk",
     "ThinsliceError",
     "TokenLogprobs",
+    "ToolCall",
     "__version__",
 ]
 

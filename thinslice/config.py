@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
+from thinslice.constraint import Constraint
 from thinslice.errors import ConfigError, RequestError, ThinsliceError, shown
 from thinslice.units import parse_bytes
 
@@ -92,6 +93,8 @@ class SamplingParams:
         logprobs: Give each token's log-probability and those of this many likeliest tokens, of
             the model's own distribution: before penalties, temperature and filters. None gives
             none.
+        constraint: The form of the answer, or of a plain completion. A thought before the answer is
+            free. The same constraint is compiled once.
 
     Errors: RequestError for a value out of range.
     """
@@ -113,6 +116,7 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         for name in ADVISABLE:
@@ -135,6 +139,11 @@ class SamplingParams:
             _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         self._check_stops()
         self._check_bias()
+        if not isinstance(self.constraint, Constraint | None):
+            told = f"constraint is {shown(self.constraint)}; expected Constraint.json_schema(...)"
+            raise about("constraint", RequestError(told))
+        if self.constraint is not None and self.ignore_eos:
+            raise RequestError("ignore_eos goes on past the end, and a constraint ends the answer")
 
     def _check_bias(self) -> None:
         bias = self.logit_bias

@@ -140,7 +140,7 @@ def _exit_code(num_failed: int, total: int) -> int:
 def _record(answer: "Completion | RequestError") -> dict[str, Any]:
     if isinstance(answer, RequestError):
         return {"error": str(answer)}
-    record = {
+    record: dict[str, Any] = {
         "text": answer.text,
         "reasoning": answer.reasoning,
         "finish_reason": answer.finish_reason,
@@ -150,6 +150,8 @@ def _record(answer: "Completion | RequestError") -> dict[str, Any]:
         "is_thought_cut": answer.is_thought_cut,
         "seed": answer.seed,
     }
+    if answer.tool_calls:
+        record["tool_calls"] = [asdict(one) for one in answer.tool_calls]
     return record if answer.error is None else {**record, "error": str(answer.error)}
 
 

@@ -20,7 +20,7 @@ Fit = Annotated[
 ]
 Quiet = Annotated[bool, Parameter(name="--quiet")]
 # What only has a meaning beside other requests is no option of a command.
-FOR_ONE = re.compile("^(?!(n|logprobs|logit_bias)$)")
+FOR_ONE = re.compile("^(?!(n|logprobs|logit_bias|constraint)$)")
 Sampling = Annotated[
     SamplingParams, Parameter(name="*", parse=FOR_ONE, group=Group("Sampling", sort_key=2))
 ]

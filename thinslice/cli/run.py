@@ -11,7 +11,8 @@ from thinslice.cli.console import note, note_all, print_json, progress_bars, sil
 from thinslice.cli.options import Load, Sampling
 from thinslice.cli.prompt import PIPED, has_unread_input, read_prompt
 from thinslice.config import EngineSettings, SamplingParams
-from thinslice.errors import ConfigError
+from thinslice.constraint import Constraint
+from thinslice.errors import ConfigError, RequestError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.process import without_collections
 from thinslice.store.names import advised_system_prompt
@@ -32,6 +33,8 @@ class RunOptions:
     Attributes:
         system: System prompt. An empty one is given to the model as such; without this option the
             prompt that its makers recommend holds, or the model's own default.
+        json_schema: Make the answer a JSON document of the JSON schema in this file; needs
+            thinslice[grammar].
         raw: Continue the prompt as it stands, without the chat template.
         json: Print one JSON object instead of the text.
         file: Put the text of this file behind the prompt; may be given several times.
@@ -44,6 +47,7 @@ class RunOptions:
     """
 
     system: str | None = None
+    json_schema: Path | None = None
     raw: bool = False
     json: bool = False
     file: tuple[Path, ...] = ()
@@ -69,6 +73,7 @@ def run(
             git diff | thinslice run smollm2 "Summarise:" -
     """
     silence_notes(options.quiet)
+    sampling = of_schema(sampling, options.json_schema)
     prompt, piped, *more = (*prompt_parts, None, None)
     if any(more):
         raise ConfigError(f"unexpected: {prompt_parts[1]}; a text of several words goes in quotes")
@@ -115,6 +120,20 @@ def run(
     warn_if_cut(completion)
     note(summary(llm, completion))
     return 0
+
+
+def of_schema(sampling: SamplingParams, path: Path | None) -> SamplingParams:
+    """The same for answers of the JSON schema in a file, if there is one.
+
+    Errors: ConfigError for a file that cannot be read; RequestError for what is no schema.
+    """
+    if path is None:
+        return sampling
+    try:
+        schema = read_prompt(None, None, (path,))
+        return replace(sampling, constraint=Constraint.json_schema(schema))
+    except RequestError as error:
+        raise ConfigError(f"--json-schema {path}: {error}") from None
 
 
 def _run_prompts(

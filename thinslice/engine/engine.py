@@ -146,7 +146,7 @@ class Engine:
         Args:
             processors: makes further ones for each completion, behind those of the params.
 
-        Errors: RequestError as ``check_request``.
+        Errors: RequestError as ``check_request``; what ``processors`` raises.
         """
         self.check_request(prompt_token_ids, params)
         seed = int.from_bytes(os.urandom(7), "little") if params.seed is None else params.seed

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypedDict, TypeVar, Unpack
 
 from thinslice.closing import Closing
@@ -18,6 +18,7 @@ from thinslice.config import (
     Scheduling,
 )
 from thinslice.engine.engine import CLOSED, Engine
+from thinslice.engine.grammar import Grammar, Grammars
 from thinslice.engine.load import Progress, load_engine
 from thinslice.engine.prepare import Prepared, prepare
 from thinslice.engine.processors import LogitsProcessor
@@ -30,8 +31,11 @@ from thinslice.engine.thought_budget import Allowance, ThoughtBudget, ThoughtTok
 from thinslice.errors import ContextError, RequestError, shown
 from thinslice.memory.give_back import give_back
 from thinslice.text.chat_template import ChatTemplate
+from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template
+from thinslice.text.reasoning import Beginning, beginning_behind
 from thinslice.text.thought import Thought
+from thinslice.text.tool_use import ToolUse, for_tools, tool_use
 
 _Given = TypeVar("_Given", SamplingParams, Scheduling)
 
@@ -94,6 +98,7 @@ class LLM(Closing):
             self.prediction = prepared.prediction
             self.is_prediction_busy = prepared.is_prediction_busy
             self._engine: Engine | None = _loaded(prepared, progress)
+            self._grammars = Grammars(self.tokenizer, self._engine.results)
 
     @property
     def engine(self) -> Engine:
@@ -120,6 +125,7 @@ class LLM(Closing):
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+            self._grammars.let_go()
             give_back()
 
     def generate(
@@ -205,7 +211,8 @@ class LLM(Closing):
         prompt: str | Sequence[Message] | Conversation,
         params: SamplingParams | None = None,
     ) -> Prompt:
-        """The tokens of a text, or of a conversation rendered by the model's template.
+        """The tokens of a text, or of a conversation rendered by the model's template; with the
+        grammar of what the params' constraint and the conversation's tools ask of the answer.
 
         Safe in any thread.
 
@@ -213,26 +220,41 @@ class LLM(Closing):
             params: those that it is going to be answered with; a prompt may end in a thought that
                 is closed where they leave no room for one.
 
-        Errors: RequestError as ``generate``, and where the model has no chat template.
+        Errors: RequestError as ``generate``, where the model has no chat template, and where no
+        grammar can be made; ConfigError where the library for grammars is missing.
         """
         params = checked_params(params)
         if isinstance(prompt, str):
             if not prompt:
                 raise RequestError("the prompt is empty")
-            params.check_plain()
-            return Prompt(self._encode(prompt, is_plain=True), None)
-        asked, most = for_template(prompt), params.most_thinking_tokens
-        rendered, is_thoughtless = render(self._used_template, asked, most, lambda: self._tags)
-        return Prompt(self._encode(rendered, is_plain=False), rendered, is_thoughtless)
+            return self.prepare_tokens(self._encode(prompt, is_plain=True), params)
+        asked, template = for_template(prompt), self._used_template
+        tools, shown_to_it = tool_use(asked, template), for_tools(asked, template)
+        most = params.most_thinking_tokens
+        rendered, is_thoughtless = render(template, shown_to_it, most, lambda: self._tags)
+        return Prompt(
+            self._encode(rendered, is_plain=False),
+            rendered,
+            is_thoughtless,
+            self._grammar(params, tools, beginning_behind(rendered, self.thinks)),
+            None if tools is None else tools.style,
+        )
+
+    def prepare_tokens(self, token_ids: list[int], params: SamplingParams) -> Prompt:
+        """A plain prompt whose tokens are known. Errors: as ``prepare``."""
+        params.check_plain()
+        return Prompt(token_ids, None, grammar=self._grammar(params, None, "none"))
 
     def rendered(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
         """A conversation, as ``for_template`` gives it, in the model's chat template.
 
         Errors: RequestError as ``ChatTemplate.render``, and for a model without a template.
         """
-        return self._used_template.render(
-            conversation.messages,
-            tools=conversation.tools,
+        template = self._used_template
+        shown_to_it = for_tools(conversation, template)
+        return template.render(
+            shown_to_it.messages,
+            tools=shown_to_it.tools,
             add_generation_prompt=add_generation_prompt,
         )
 
@@ -245,6 +267,14 @@ class LLM(Closing):
                 "(run --raw)"
             )
         return self.template
+
+    def _grammar(
+        self, params: SamplingParams, tools: ToolUse | None, beginning: Beginning
+    ) -> Grammar | None:
+        """What an answer has to be of; None where it is free."""
+        if params.constraint is None and not (tools is not None and tools.is_required):
+            return None
+        return self._grammars.compiled(grammar_of(params.constraint, tools, beginning))
 
     def add_requests(
         self, prompt: Prompt, params: SamplingParams, scheduling: Scheduling | None = None
@@ -266,15 +296,17 @@ class LLM(Closing):
         if stop_ids:
             params = replace(params, stop_token_ids=tuple({*params.stop_token_ids, *stop_ids}))
         scheduling = checked_scheduling(scheduling)
+        if params.constraint is not None and prompt.grammar is None:
+            raise RequestError("the prompt was prepared without the constraint of its parameters")
         sequences = engine.add_samples(
             prompt.token_ids,
             params,
             scheduling=scheduling,
-            processors=self._thought_budget(prompt, params),
+            processors=self._processors(prompt, params),
         )
         try:
             for index, sequence in enumerate(sequences):
-                requests.append(Request(engine, sequence, self.tokenizer, prompt.rendered, index))
+                requests.append(Request(engine, sequence, self.tokenizer, prompt, index))
         except BaseException:
             for sequence in sequences:
                 engine.abort(sequence)
@@ -291,18 +323,22 @@ class LLM(Closing):
     def _tags(self) -> ThoughtTokens:
         return ThoughtTokens(self.tokenizer)
 
-    def _thought_budget(
+    def _processors(
         self, prompt: Prompt, params: SamplingParams
     ) -> Callable[[], tuple[LogitsProcessor, ...]]:
-        """What makes the budget of one completion's thought, where it has one."""
+        """What makes the processors of one completion: what follows its grammar, then the budget of
+        its thought, where it has them. So no bias makes a token possible that neither allows."""
+        makers: list[Callable[[], LogitsProcessor]] = []
+        if prompt.grammar is not None:
+            makers.append(prompt.grammar.follower)
         most, seconds = params.most_thinking_tokens, params.max_thinking_seconds
         if prompt.is_thoughtless:
             most = 0
-        if most is None and seconds is None:
-            return tuple
-        tags, start = self._tags, Thought.behind(prompt.rendered)
-        allowance = Allowance(most, seconds, self.engine.clock)
-        return lambda: (ThoughtBudget(tags, start, allowance),)
+        if most is not None or seconds is not None:
+            allowance = Allowance(most, seconds, self.engine.clock)
+            start = Thought.behind(prompt.rendered)
+            makers.append(partial(ThoughtBudget, self._tags, start, allowance))
+        return lambda: tuple(make() for make in makers)
 
     def replace_weights(self, tensors: Mapping[str, object]) -> None:
         """Put other numbers in the place of some weights, between requests.

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from thinslice.engine.grammar import Grammar
 from thinslice.engine.thought_budget import ThoughtTokens
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.messages import Conversation
 from thinslice.text.reasoning import CLOSE, OPEN
 from thinslice.text.thought import Phase, Thought
+from thinslice.text.tool_styles import CallStyle
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,15 @@ class Prompt:
     Attributes:
         rendered: the text of a conversation's; None of a plain text.
         is_thoughtless: whether the answer is to come without a thought.
+        grammar: what its constraint and its tools make of the answer.
+        call_style: how the answer writes calls of tools, where it may have any.
     """
 
     token_ids: list[int]
     rendered: str | None
     is_thoughtless: bool = False
+    grammar: Grammar | None = None
+    call_style: CallStyle | None = None
 
 
 def render(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from thinslice.engine.contained import Contained
 from thinslice.engine.engine import Engine
 from thinslice.engine.logprobs import Logprobs
+from thinslice.engine.prompts import Prompt
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.engine.thought_budget import ThoughtBudget
 from thinslice.text.detokenizer import IncrementalDetokenizer
@@ -12,14 +13,30 @@ from thinslice.text.reasoning import ReasoningSplitter
 from thinslice.text.stop_strings import StopStringMatcher
 from thinslice.text.thought import Thought
 from thinslice.text.tokenizer import Tokenizer
+from thinslice.text.tool_calls import CallSplitter
 
 # Characters up to which pieces of text are joined; without a bound a long one is copied each time.
 _LONG_TEXT = 1024
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool: its name, and its arguments as the text of a JSON object.
+
+    Arguments that the model has not written to their end, or not well, are given as they are.
+    """
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class TextChunk:
-    """A piece of a completion: ``kind`` is ``reasoning`` or ``answer``."""
+    """A piece of a completion.
+
+    ``kind`` is ``reasoning`` or ``answer``, and where there are tools ``call``, a name that a call
+    of a tool begins with, or ``arguments``, of the last call.
+    """
 
     kind: str
     text: str
@@ -61,6 +78,7 @@ class Completion:
     Attributes:
         text: the answer; of a plain completion, all of it.
         reasoning: what stood between <think> tags, where the prompt was a chat.
+        tool_calls: where the conversation had tools; their text is not in ``text``.
         finish_reason: ``stop``, ``length``, ``abort``, ``deadline`` or ``error``; None before the
             end.
         seed: draws the same text again.
@@ -85,6 +103,7 @@ class Completion:
     prefill_s: float
     decode_s: float
     index: int = 0
+    tool_calls: list[ToolCall] = field(default_factory=list)
     num_cached: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
@@ -115,18 +134,19 @@ class Request:
         engine: Engine,
         sequence: Sequence,
         tokenizer: Tokenizer,
-        rendered_prompt: str | None,
+        prompt: Prompt,
         index: int = 0,
     ) -> None:
         self.engine = engine
         self.sequence = sequence
         self.index = index
-        is_plain = rendered_prompt is None
+        is_plain = prompt.rendered is None
         self._detokenizer = IncrementalDetokenizer(tokenizer, continues_text=is_plain)
         self._stops = StopStringMatcher(sequence.params.stop)
-        self._splitter = None if rendered_prompt is None else ReasoningSplitter(rendered_prompt)
+        self._splitter = None if prompt.rendered is None else ReasoningSplitter(prompt.rendered)
+        self._calls = None if prompt.call_style is None else CallSplitter(prompt.call_style)
         self._num_seen = 0
-        self._thought = Thought.behind(rendered_prompt)
+        self._thought = Thought.behind(prompt.rendered)
         self._tokenizer = tokenizer
         self.is_told = False
         self._chunks: list[TextChunk] = []
@@ -167,6 +187,7 @@ class Request:
             prefill_s=0.0 if first_at is None else first_at - sequence.arrived_at,
             decode_s=0.0 if first_at is None else sequence.last_token_at - first_at,
             index=self.index,
+            tool_calls=self._tool_calls(),
             num_cached=sequence.num_cached,
             num_drafted=sequence.num_drafted,
             num_accepted=sequence.num_accepted,
@@ -229,6 +250,8 @@ class Request:
             chunks += self._emit(self._stops.finish())
         if self._splitter is not None:
             chunks += self._record(self._splitter.finish())
+        if self._calls is not None:
+            chunks += self._record_calls(self._calls.finish())
         return chunks
 
     def _emit(self, text: str) -> list[TextChunk]:
@@ -239,10 +262,28 @@ class Request:
         return self._record(self._splitter.push(text))
 
     def _record(self, pieces: list[tuple[str, str]]) -> list[TextChunk]:
+        """Keep pieces of the text; of an answer that may have calls, apart from these."""
+        if self._calls is None:
+            return self._record_calls(pieces)
+        told: list[tuple[str, str]] = []
+        for kind, text in pieces:
+            told += self._calls.push(text) if kind == "answer" else [(kind, text)]
+        return self._record_calls(told)
+
+    def _record_calls(self, pieces: list[tuple[str, str]]) -> list[TextChunk]:
         chunks = [TextChunk(kind, text) for kind, text in pieces]
         for chunk in chunks:
             _append(self._chunks, chunk)
         return chunks
+
+    def _tool_calls(self) -> list[ToolCall]:
+        calls: list[ToolCall] = []
+        for chunk in self._chunks:
+            if chunk.kind == "call":
+                calls.append(ToolCall(chunk.text, ""))
+            elif chunk.kind == "arguments":
+                calls[-1] = ToolCall(calls[-1].name, calls[-1].arguments + chunk.text)
+        return calls
 
     def _text_of(self, kind: str) -> str:
         return "".join(chunk.text for chunk in self._chunks if chunk.kind == kind)

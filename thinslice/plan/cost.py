@@ -97,6 +97,26 @@ LOADING_BYTES = 4 * MIB
 LIBRARY_PAGES_BYTES = 4 * MIB
 
 
+# Of the library that follows a grammar, its code and what importing it takes; of each token, and of
+# each byte of its text, while its vocabulary is made. docs/grammar.md has what was measured.
+_GRAMMAR_LIBRARY_BYTES = 8 * MIB
+_GRAMMAR_BYTES_PER_TOKEN, _GRAMMAR_BYTES_PER_BYTE = 28, 42
+# More than the mean of any published vocabulary here.
+_TEXT_BYTES_PER_TOKEN = 9
+
+
+def vocabulary_bytes(num_tokens: int, num_bytes: int | None = None) -> int:
+    """What the vocabulary takes by which a grammar is followed, once for a model and from the first
+    answer of a given form on.
+
+    Args:
+        num_bytes: of all tokens' text; None where they were not counted.
+    """
+    text_bytes = _TEXT_BYTES_PER_TOKEN * num_tokens if num_bytes is None else num_bytes
+    tokens = _GRAMMAR_BYTES_PER_TOKEN * num_tokens + _GRAMMAR_BYTES_PER_BYTE * text_bytes
+    return _GRAMMAR_LIBRARY_BYTES + tokens
+
+
 def library_bytes(shape: ModelShape, how: Computation) -> int:
     """What libraries come to hold once they run. Each of the kernels' threads has a stack and what
     attention works in."""

@@ -6,6 +6,7 @@ Which candidates there are, in which order and with which parts, is the platform
 from dataclasses import replace
 
 from thinslice.plan.case import Case, Tokens
+from thinslice.plan.cost import vocabulary_bytes
 from thinslice.plan.memory_plan import MemoryPlan, StreamingPlan
 from thinslice.plan.pinning import with_pinned_slices
 from thinslice.units import MIB
@@ -19,7 +20,8 @@ SMALLEST_CONTEXT = 256
 USEFUL_CONTEXT = 1024
 # Without --context, streamed weights get no longer one.
 STREAMED_CONTEXT = 4096
-# Left to answers while their caller holds them, of what more sequences would take.
+# Left to answers while their caller holds them, of what more sequences would take; and as much as
+# the vocabulary of answers of a given form takes, should one be asked for.
 RESULTS_BYTES = 16 * MIB
 
 
@@ -88,18 +90,19 @@ def floors(case: Case, context: int | None = None) -> list[MemoryPlan]:
 def grown(case: Case, chosen: MemoryPlan) -> MemoryPlan:
     """Use the headroom for KV blocks, or for slices in faster places where weights are streamed."""
     if chosen.streaming is None:
-        chosen = _with_more_blocks(chosen)
+        chosen = _with_more_blocks(case, chosen)
     else:
         chosen = with_pinned_slices(case, chosen)
     return case.platform.on_host(case, chosen)
 
 
-def _with_more_blocks(chosen: MemoryPlan) -> MemoryPlan:
+def _with_more_blocks(case: Case, chosen: MemoryPlan) -> MemoryPlan:
     """Add KV blocks for as many sequences as the headroom holds; where answers lie in the same
     memory, a part of it is left to them."""
     wanted = chosen.num_kv_blocks * (chosen.max_num_seqs - 1)
     is_shared = len(chosen.pools) == 1
-    results = min(chosen.headroom_bytes // 4, RESULTS_BYTES) if is_shared else 0
+    wanted_results = RESULTS_BYTES + vocabulary_bytes(case.shape.vocab_size)
+    results = min(chosen.headroom_bytes // 4, wanted_results) if is_shared else 0
     extra = min(wanted, (chosen.headroom_bytes - results) // chosen.kv_block_bytes)
     larger = chosen.with_more(0, {"kv cache": extra * chosen.kv_block_bytes})
     return replace(larger, num_kv_blocks=chosen.num_kv_blocks + extra)

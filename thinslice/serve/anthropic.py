@@ -1,6 +1,8 @@
 """/v1/messages: Anthropic's conversations."""
 
+import json
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,18 +12,26 @@ from thinslice.config import SamplingParams
 from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.request import Completion, TextChunk
 from thinslice.serve.answers import deltas, whole
+from thinslice.serve.anthropic_messages import conversation_of
 from thinslice.serve.bodies import MessagesBody
+from thinslice.serve.calls import new_call_id
+from thinslice.serve.constraints import anthropic_constraint
 from thinslice.serve.errors import ApiError
 from thinslice.serve.events import Events, anthropic_events, until_gone
 from thinslice.serve.params import given_params
 from thinslice.serve.served import Served, TheServed, scheduling_of
 from thinslice.serve.thinking import Thinking, of_anthropic
-from thinslice.text.messages import Conversation, Message
+from thinslice.text.messages import Conversation
 
 router = APIRouter()
 _STOP_REASONS = {"length": "max_tokens", "stop": "end_turn"}
 # A block's type, and those of its pieces, for each kind of text.
 _BLOCKS = {"answer": ("text", "text_delta"), "reasoning": ("thinking", "thinking_delta")}
+# The blocks of each as they begin.
+_BEGUN: dict[str, dict[str, Any]] = {
+    "answer": {"type": "text", "text": ""},
+    "reasoning": {"type": "thinking", "thinking": "", "signature": ""},
+}
 
 
 @router.post("/v1/messages")
@@ -30,8 +40,8 @@ async def messages(body: MessagesBody, request: Request, served: TheServed) -> R
     _check(body, served)
     if body.max_tokens is None:
         raise ApiError(400, "max_tokens is missing", "max_tokens")
-    asked = _conversation(body)
-    stream = await served.engine.submit(asked, _params(body), scheduling_of(request))
+    asked, params = _conversation(body), _params(body)
+    stream = await served.engine.submit(asked, params, scheduling_of(request))
     if body.stream:
         return anthropic_events(_Events(served.name, stream).events())
     completion = (await until_gone(request.receive, whole(stream)))[0]
@@ -58,6 +68,7 @@ def _params(body: MessagesBody) -> SamplingParams:
         top_k=body.top_k,
         max_tokens=body.max_tokens,
         stop=None if body.stop_sequences is None else tuple(body.stop_sequences),
+        constraint=anthropic_constraint(body.output_config),
         **_thinking(body).params,
     )
 
@@ -67,46 +78,32 @@ def _thinking(body: MessagesBody) -> Thinking:
 
 
 def _conversation(body: MessagesBody) -> Conversation:
-    """The same messages in OpenAI's form, with the system prompt before them."""
-    found: list[Message] = []
-    if body.system is not None:
-        found.append({"role": "system", "content": _text(body.system, "system")})
-    for number, message in enumerate(body.messages):
-        where = f"messages.{number}"
-        role = message.get("role")
-        if role not in ("user", "assistant"):
-            told = f"{where}: the role is {role!r:.60}; one of user, assistant"
-            raise ApiError(400, told, where)
-        found.append({"role": role, "content": _text(message.get("content"), where)})
-    return Conversation(found, enable_thinking=_thinking(body).is_enabled)
-
-
-def _text(content: object, where: str) -> str:
-    """The text of blocks. Thoughts of earlier answers are left out, as templates leave them out."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise ApiError(400, f"{where}: the content is no text and no list of blocks", where)
-    texts = []
-    for block in content:
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind in ("thinking", "redacted_thinking"):
-            continue
-        if kind != "text" or not isinstance(block.get("text"), str):
-            told = f"{where}: blocks of type {kind!r:.60} are not supported; text is"
-            raise ApiError(400, told, where)
-        texts.append(block["text"])
-    return "\n".join(texts)
+    return replace(conversation_of(body), enable_thinking=_thinking(body).is_enabled)
 
 
 def _message(name: str, completion: Completion) -> dict[str, Any]:
     blocks: list[dict[str, Any]] = []
     if completion.reasoning:
         blocks.append({"type": "thinking", "thinking": completion.reasoning, "signature": ""})
-    if completion.text or not blocks:
+    if completion.text or not (blocks or completion.tool_calls):
         blocks.append({"type": "text", "text": completion.text})
+    for call in completion.tool_calls:
+        blocks.append({**_tool_use(call.name), "input": _input_of(call.arguments)})
     usage = {**_input(completion), **_output(completion)}
     return {**_head(name, blocks, usage), **_stopped(completion)}
+
+
+def _tool_use(name: str) -> dict[str, Any]:
+    return {"type": "tool_use", "id": new_call_id(), "name": name, "input": {}}
+
+
+def _input_of(arguments: str) -> dict[str, Any]:
+    """The object that arguments are; an empty one where they were cut, as Anthropic has it."""
+    try:
+        found = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _head(name: str, blocks: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
@@ -125,6 +122,8 @@ def _head(name: str, blocks: list[dict[str, Any]], usage: dict[str, int]) -> dic
 def _stopped(completion: Completion) -> dict[str, Any]:
     assert completion.finish_reason is not None, "the answer has ended"
     reason = _STOP_REASONS.get(completion.finish_reason, completion.finish_reason)
+    if completion.finish_reason == "stop" and completion.tool_calls:
+        reason = "tool_use"
     if completion.stop_string is not None:
         reason = "stop_sequence"
     return {"stop_reason": reason, "stop_sequence": completion.stop_string}
@@ -166,7 +165,7 @@ class _Events:
                 for event in self._of(chunk):
                     yield event
         if self._index < 0:  # no text came
-            for event in self._begin("answer"):
+            for event in self._begin("answer", _BEGUN["answer"]):
                 yield event
         for event in self._end():
             yield event
@@ -176,20 +175,20 @@ class _Events:
         yield {"type": "message_stop"}
 
     def _of(self, chunk: TextChunk) -> list[dict[str, Any]]:
+        if chunk.kind == "call":
+            return [*self._end(), *self._begin("call", _tool_use(chunk.text))]
+        if chunk.kind == "arguments":
+            return [self._piece({"type": "input_json_delta", "partial_json": chunk.text})]
         events = []
         if chunk.kind != self._kind:
             events += self._end()
-            events += self._begin(chunk.kind)
+            events += self._begin(chunk.kind, _BEGUN[chunk.kind])
         field, kind = _BLOCKS[chunk.kind]
         return [*events, self._piece({"type": kind, field: chunk.text})]
 
-    def _begin(self, kind: str) -> list[dict[str, Any]]:
+    def _begin(self, kind: str, block: dict[str, Any]) -> list[dict[str, Any]]:
         self._kind = kind
         self._index += 1
-        field = _BLOCKS[kind][0]
-        block = {"type": field, field: ""}
-        if kind == "reasoning":
-            block["signature"] = ""
         return [{"type": "content_block_start", "index": self._index, "content_block": block}]
 
     def _end(self) -> list[dict[str, Any]]:

@@ -28,10 +28,13 @@ from thinslice.serve.thinking import (
 
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 256
+MAX_TOOLS = 128
 # Fields that would change the answer, of the three interfaces and of engines that have more than
-# those. With each the values, beside none at all, that ask for nothing.
+# those. With each the values, beside none at all, that ask for nothing. A body that names one of
+# them itself honours it.
 _REFUSED_WHOLE = (
     *("audio", "function_call", "functions", "grammar", "guided_json", "guided_regex"),
+    *("guided_choice", "guided_grammar"),
     *("moderation", "reasoning_effort", "suffix", "tools", "web_search_options"),
     *("chat_template", "chat_template_kwargs", "max_thinking_tokens", "stop_token_ids"),
     *("max_thinking_seconds", "reasoning", "reasoning_budget", "reasoning_budget_tokens"),
@@ -53,6 +56,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 # Seeds are signed in OpenAI's API.
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Tools = Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -86,6 +90,7 @@ class _Body(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     ignore_eos: bool | None = None
+    structured_outputs: dict[str, Any] | None = None
 
     # Accepted without effect.
     user: str | None = None
@@ -100,6 +105,10 @@ class ChatBody(_Body):
     """The body of ``/v1/chat/completions``."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
+    response_format: dict[str, Any] | None = None
+    tools: Tools | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -187,6 +196,9 @@ class MessagesBody(BaseModel):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     thinking: AnthropicThinking | None = None
+    output_config: dict[str, Any] | None = None
+    tools: Tools | None = None
+    tool_choice: dict[str, Any] | None = None
 
     # Accepted without effect.
     metadata: dict[str, Any] | None = None
@@ -220,6 +232,7 @@ class _OllamaBody(BaseModel):
     stream: bool = True
     options: OllamaOptions | None = None
     think: OllamaThink | None = None
+    format: str | dict[str, Any] | None = None
     # Accepted without effect: the model stays.
     keep_alive: str | int | float | None = None
 
@@ -228,6 +241,7 @@ class OllamaChatBody(_OllamaBody):
     """The body of ``/api/chat``."""
 
     messages: Annotated[list[dict[str, Any]], Field(max_length=MAX_MESSAGES)] = []
+    tools: Tools | None = None
 
 
 class OllamaGenerateBody(_OllamaBody):

@@ -10,6 +10,7 @@ from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.request import Completion, Delta, TextChunk
 from thinslice.serve.answers import Head, deltas, whole
 from thinslice.serve.bodies import ChatBody
+from thinslice.serve.calls import CallDeltas, call_objects, finish_reason
 from thinslice.serve.errors import ApiError
 from thinslice.serve.events import Events, openai_events, until_gone
 from thinslice.serve.lazy_json import Lazily, json_answer
@@ -29,12 +30,26 @@ async def chat_completions(body: ChatBody, request: Request, served: TheServed) 
     served.check_model(body.model)
     served.check_others(body.model_extra)
     params = sampling_params(body, _num_logprobs(body))
-    asked = Conversation(body.messages, enable_thinking=body.thinking.is_enabled)
+    asked = Conversation(
+        body.messages,
+        body.tools or (),
+        enable_thinking=body.thinking.is_enabled,
+        tool_choice=_choice(body),
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+    )
     stream = await served.engine.submit(asked, params, scheduling_of(request))
     if body.stream:
         return openai_events(_Chunks(served, stream, body).events())
     completions = await until_gone(request.receive, whole(stream))
     return json_answer(_answer(served, completions, has_logprobs=bool(body.logprobs)))
+
+
+def _choice(body: ChatBody) -> str | dict[str, Any]:
+    """Nothing can be chosen of no tools, which some clients do none the less."""
+    choice = body.tool_choice
+    if choice is None or (not body.tools and choice in ("auto", "none")):
+        return "auto"
+    return choice
 
 
 def _num_logprobs(body: ChatBody) -> int | None:
@@ -53,7 +68,7 @@ def _answer(served: Served, completions: list[Completion], *, has_logprobs: bool
             "index": one.index,
             "message": _message(one),
             "logprobs": _logprobs(tokenizer, one.token_ids, one.logprobs) if has_logprobs else None,
-            "finish_reason": one.finish_reason,
+            "finish_reason": finish_reason(one),
         }
         for one in completions
     ]
@@ -61,7 +76,10 @@ def _answer(served: Served, completions: list[Completion], *, has_logprobs: bool
 
 
 def _message(completion: Completion) -> dict[str, Any]:
-    message = {"role": "assistant", "content": completion.text, "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+    if completion.tool_calls:
+        message["content"] = completion.text or None
+        message["tool_calls"] = call_objects(completion.tool_calls)
     return message | _reasoning(completion.reasoning) if completion.reasoning else message
 
 
@@ -88,7 +106,7 @@ class _Chunks:
         self._head = Head(served.name, "chat.completion.chunk", "chatcmpl")
         self._has_logprobs = bool(body.logprobs)
         self._has_usage = body.stream_options is not None and body.stream_options.include_usage
-        self._begun: set[int] = set()
+        self._calls: dict[int, CallDeltas] = {}
         # Of each choice the log-probabilities of tokens whose text has not come yet.
         self._unsent: dict[int, list[dict[str, Any]]] = {}
 
@@ -102,17 +120,20 @@ class _Chunks:
 
     def _of(self, delta: Delta) -> list[dict[str, Any]]:
         chunks = []
-        if delta.index not in self._begun:
-            self._begun.add(delta.index)
+        if delta.index not in self._calls:
+            self._calls[delta.index] = CallDeltas()
             chunks.append(self._chunk(delta.index, {"role": "assistant", "content": ""}))
         if self._has_logprobs:
             entries = chat_logprobs(self._tokenizer, delta.token_ids, delta.logprobs)
             self._unsent.setdefault(delta.index, []).extend(entries)
+        calls = self._calls[delta.index]
         for one in delta.chunks:
-            chunks.append(self._chunk(delta.index, _text_delta(one), logprobs=self._sent(delta)))
+            is_call = one.kind in ("call", "arguments")
+            made = calls.of(one) if is_call else _text_delta(one)
+            chunks.append(self._chunk(delta.index, made, logprobs=self._sent(delta)))
         if delta.finish_reason is not None:
-            logprobs = self._sent(delta)
-            chunks.append(self._chunk(delta.index, {}, delta.finish_reason, logprobs))
+            reason, logprobs = calls.finish_reason(delta.finish_reason), self._sent(delta)
+            chunks.append(self._chunk(delta.index, {}, reason, logprobs))
         return chunks
 
     def _sent(self, delta: Delta) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from thinslice.config import Scheduling
-from thinslice.engine.prompts import Prompt
 from thinslice.errors import ContextError
 from thinslice.serve.answers import Head, all_of, merged
 from thinslice.serve.bodies import CompletionBody
@@ -71,7 +70,7 @@ async def _prompt(served: Served, given: str | list[int], asked: Asked) -> Asked
     """Errors: RequestError."""
     engine, tokenizer = served.engine, served.engine.llm.tokenizer
     if isinstance(given, str):
-        prepared = await engine.prepare(given)
+        prepared = await engine.prepare(given, asked.params)
         return AskedPrompt(prepared, given, len(tokenizer.special.prompt_prefix_ids))
     if len(given) > engine.llm.plan.context:
         told = f"the prompt has {len(given)} tokens and the context is {engine.llm.plan.context}"
@@ -79,7 +78,8 @@ async def _prompt(served: Served, given: str | list[int], asked: Asked) -> Asked
     text = ""
     if asked.is_echoed:
         text = await engine.apart(tokenizer.decode, given, skip_special_tokens=False)
-    return AskedPrompt(Prompt(given, None), text, 0)
+    prepared = await engine.apart(engine.llm.prepare_tokens, given, asked.params)
+    return AskedPrompt(prepared, text, 0)
 
 
 async def _events(head: Head, works: list[PromptWork], body: CompletionBody) -> Events:

@@ -1,5 +1,6 @@
 """/api: what Ollama's clients ask for, translated."""
 
+import json
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
@@ -10,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from thinslice import __version__
 from thinslice.config import SamplingParams
 from thinslice.engine.async_stream import AsyncStream
-from thinslice.engine.request import Completion
+from thinslice.engine.request import Completion, ToolCall
 from thinslice.serve.answers import deltas, whole
 from thinslice.serve.bodies import (
     OllamaChatBody,
@@ -18,6 +19,7 @@ from thinslice.serve.bodies import (
     OllamaOptions,
     OllamaShowBody,
 )
+from thinslice.serve.constraints import ollama_constraint
 from thinslice.serve.errors import ApiError
 from thinslice.serve.events import Events, json_lines, until_gone
 from thinslice.serve.params import given_params
@@ -41,7 +43,8 @@ async def chat(body: OllamaChatBody, request: Request, served: TheServed) -> Res
             raise ApiError(400, f"messages.{number} has images; models here take text alone")
     if not body.messages:
         return JSONResponse(_loaded(served, {"message": {"role": "assistant", "content": ""}}))
-    asked = Conversation(body.messages, enable_thinking=of_ollama(body.think).is_enabled)
+    thinks = of_ollama(body.think).is_enabled
+    asked = Conversation(body.messages, body.tools or (), enable_thinking=thinks)
     return await _answered(served, request, asked, body)
 
 
@@ -89,7 +92,7 @@ async def show(body: OllamaShowBody, served: TheServed) -> dict[str, Any]:
         "thinslice.context_length": llm.plan.context,
         "thinslice.longest_context": llm.longest_context,
     }
-    can = ["completion", *["thinking"] * llm.thinks]
+    can = ["completion", "tools", *["thinking"] * llm.thinks]
     return {"details": _details(served), "model_info": info, "capabilities": can, "template": ""}
 
 
@@ -134,6 +137,7 @@ def _params(body: _Body, *, is_raw: bool) -> SamplingParams:
         stop=None if stop is None else tuple(stop),
         # -1 and -2 stand for as long as there is room.
         max_tokens=None if predicted is None or predicted < 0 else predicted,
+        constraint=ollama_constraint(body.format),
         **({} if is_raw else of_ollama(body.think).params),
     )
 
@@ -152,16 +156,23 @@ async def _answered(
         return json_lines(_lines(served, stream, is_chat, began))
     completion = (await until_gone(request.receive, whole(stream)))[0]
     text = _text(is_chat, completion.text, completion.reasoning)
+    if completion.tool_calls:
+        text["message"]["tool_calls"] = [*map(_call, completion.tool_calls)]
     return JSONResponse({**_head(served), **text, **_end(completion, began)})
 
 
 async def _lines(served: Served, stream: AsyncStream, is_chat: bool, began: float) -> Events:
     async for delta in deltas(stream):
         for one in delta.chunks:
+            if one.kind in ("call", "arguments"):  # a call comes whole, behind the text
+                continue
             is_thought = one.kind == "reasoning"
             answer, thought = ("", one.text) if is_thought else (one.text, "")
             yield {**_head(served), **_text(is_chat, answer, thought), "done": False}
     completion = stream.completions[0]
+    for call in completion.tool_calls:
+        message = {"role": "assistant", "content": "", "tool_calls": [_call(call)]}
+        yield {**_head(served), "message": message, "done": False}
     yield {**_head(served), **_text(is_chat, "", ""), **_end(completion, began)}
 
 
@@ -174,6 +185,15 @@ def _text(is_chat: bool, answer: str, thought: str) -> dict[str, Any]:
     if is_chat:
         return {"message": {"role": "assistant", "content": answer, **thinking}}
     return {"response": answer, **thinking}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    """A call; its arguments are an object here, empty where they were cut."""
+    try:
+        arguments = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        arguments = {}
+    return {"function": {"name": call.name, "arguments": arguments}}
 
 
 def _end(completion: Completion, began: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 from thinslice.config import SamplingParams
 from thinslice.errors import RequestError
 from thinslice.serve.bodies import ChatBody, CompletionBody
+from thinslice.serve.constraints import constraint_of
 from thinslice.serve.errors import ApiError
 
 # Fields that go by as they are; None stands for the model's own advice, or the default.
@@ -35,7 +36,9 @@ def sampling_params(body: ChatBody | CompletionBody, logprobs: int | None) -> Sa
         given["logit_bias"] = _bias(body.logit_bias)
     if isinstance(body, ChatBody):
         given |= body.thinking.params
-    return given_params(**given, logprobs=logprobs)
+    form = body.response_format if isinstance(body, ChatBody) else None
+    constraint = constraint_of(form, body.structured_outputs)
+    return given_params(**given, logprobs=logprobs, constraint=constraint)
 
 
 def given_params(**given: Any) -> SamplingParams:

@@ -30,12 +30,18 @@ class Conversation:
             parts ``{"type": "text", "text": ...}``. An assistant's may have ``tool_calls`` and no
             content, and its ``reasoning_content``; a tool's result has ``tool_call_id``.
         tools: such as ``{"type": "function", "function": {"name": ..., "parameters": SCHEMA}}``.
+        tool_choice: ``auto``, where the model may call them; ``none``, where it sees no tools;
+            ``required``, where it calls at least one; or
+            ``{"type": "function", "function": {"name": ...}}`` for calls of that one.
+        parallel_tool_calls: whether an answer whose calls are required may have several.
         enable_thinking: whether the model is to think; where it is None, the template's own choice
             holds.
     """
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | Mapping[str, Any] = "auto"
+    parallel_tool_calls: bool = True
     enable_thinking: bool | None = None
 
 
@@ -59,6 +65,7 @@ def for_template(conversation: "Sequence[Message] | Conversation") -> Conversati
         raise RequestError(told)
     for number, tool in enumerate(tools, 1):
         _check_tool(tool, f"tool {number}")
+    _check_choice(conversation)
     checked = [_message(one, number) for number, one in enumerate(messages, 1)]
     return replace(conversation, messages=checked)
 
@@ -166,3 +173,21 @@ def _check_tool(tool: object, where: str) -> None:
     if not isinstance(function.get("parameters", {}), Mapping | None):
         told = f"parameters are {shown(function['parameters'])}; expected a JSON schema"
         raise RequestError(f"{where}: {told}")
+
+
+def _check_choice(conversation: Conversation) -> None:
+    """Errors: RequestError for a choice that is none, or of tools that are not there."""
+    choice = conversation.tool_choice
+    if choice in ("none", "auto", "required"):
+        if choice == "required" and not conversation.tools:
+            raise RequestError("tool_choice is required and there are no tools")
+        return
+    function = choice.get("function") if isinstance(choice, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str):
+        raise RequestError(
+            f"tool_choice is {shown(choice)}; expected none, auto, required or "
+            '{"type": "function", "function": {"name": ...}}'
+        )
+    if name not in [tool["function"]["name"] for tool in conversation.tools]:
+        raise RequestError(f"tool_choice names the function {shown(name)}, which no tool is")

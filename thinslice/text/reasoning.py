@@ -1,5 +1,7 @@
 """Tell reasoning, the text between <think> tags, from the answer in a stream of text."""
 
+from typing import Literal
+
 OPEN, CLOSE = "<think>", "</think>"
 # What leads a model to the end of a thought whose budget is spent. Qwen3's models are led so (arXiv
 # 2505.09388, section 4.3 and the documentation's page on thinking budgets), and go on to answer
@@ -8,6 +10,8 @@ WRAP_UP = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the "
     "thinking directly now.\n"
 )
+# Whether an answer begins within a thought, may begin with one, or cannot.
+Beginning = Literal["open", "possible", "none"]
 Piece = tuple[str, str]
 
 
@@ -86,6 +90,14 @@ class ReasoningSplitter:
             return None
         text, self._held = self._held[:count], self._held[count:]
         return (self._state, text)
+
+
+def beginning_behind(rendered_prompt: str, thinks: bool) -> Beginning:
+    """What an answer to a rendered prompt may begin with."""
+    if ends_in_open_block(rendered_prompt):
+        return "open"
+    is_closed = rendered_prompt.rstrip().endswith(CLOSE)
+    return "possible" if thinks and not is_closed else "none"
 
 
 def ends_in_open_block(rendered_prompt: str) -> bool:

@@ -35,7 +35,7 @@ _SENTENCEPIECE = (
     {"type": "Strip", "content": " ", "start": 1, "stop": 0},
 )
 # Text to whoever reads the completion, also where a file calls them special.
-_REASONING_TAGS = ("<think>", "</think>")
+_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
 
 
 class Tokenizer:
@@ -63,7 +63,7 @@ class Tokenizer:
         self.special_token_ids = frozenset(
             token_id
             for token_id, token in added.items()
-            if token.special and token.content not in _REASONING_TAGS
+            if token.special and token.content not in _TAGS
         )
         with named_library_errors(CheckpointError, "the tokenizer cannot be used"):
             self._encoder = PieceEncoder(files.backend)

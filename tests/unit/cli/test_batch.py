@@ -73,7 +73,7 @@ def test_every_line_is_answered_in_order_as_it_is_alone(llm: LLM, batch: Batch) 
     assert "message 1 is 1" in errors[5]
     assert "context" in errors[6]
     assert "empty" in errors[7]
-    assert "no place for tools" in errors[9]
+    assert "more than 256 tokens" in errors[9]
     assert "tools go with messages" in errors[10]
 
 

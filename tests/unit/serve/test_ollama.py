@@ -65,7 +65,7 @@ def test_what_is_there(server: Running, client: ollama.Client) -> None:
     assert [one.context_length for one in client.ps().models] == [
         server.served.engine.llm.plan.context
     ]
-    assert client.show(NAME).capabilities == ["completion"]
+    assert client.show(NAME).capabilities == ["completion", "tools"]
     assert httpx2.get(f"{server.url}/api/version").json()["version"]
 
 
@@ -73,7 +73,7 @@ def test_what_is_there(server: Running, client: ollama.Client) -> None:
     "change",
     [
         {"think": True},
-        {"format": "json"},
+        {"format": "yaml"},
         {"options": {"num_ctx": 1 << 20}},
         {"options": {"temperature": "hot"}},
         {"options": {"mirostat": 1}},

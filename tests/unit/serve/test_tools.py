@@ -1,0 +1,218 @@
+"""Calls of tools, asked for by the clients of OpenAI, Anthropic and Ollama."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import httpx2
+import jsonschema
+import ollama
+import openai
+import pytest
+
+from tests.servers import NAME, Running, running
+from thinslice.engine.request import Request
+
+# A template that shows tools, calls and results, as Qwen's does.
+TEMPLATE = (
+    "{% if tools %}{% for t in tools %}{{ t.function.name }}{% endfor %}<tool_call>{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+SCHEMA: Any = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Rom"]}, "days": {"enum": [1, 2, 3]}},
+    "required": ["city", "days"],
+}
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "get", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "now"}},
+]
+BY_NAME: Any = {"type": "function", "function": {"name": "get"}}
+MESSAGES: Any = [{"role": "user", "content": "how warm?"}]
+ASKED: Any = {"model": NAME, "messages": MESSAGES, "max_tokens": 240}
+CALLING: Any = {**ASKED, "tools": TOOLS, "tool_choice": BY_NAME, "seed": 4}
+SAID = 'I look.\n<tool_call>\n{"name": "get", "arguments": {"city": "Rom"}}\n</tool_call>\n' * 2
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("server"), template=TEMPLATE) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0, _strict_response_validation=True
+    ) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def claude(server: Running) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as found:
+        yield found
+
+
+def check(arguments: str) -> None:
+    jsonschema.validate(json.loads(arguments), SCHEMA)
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model never calls by itself: its text becomes one that does, a sign a token."""
+
+    def advance(self: Request) -> list[Any]:
+        place = getattr(self, "_place", 0)
+        self._num_seen = len(self.sequence.completion_token_ids)
+        self._place = max(place, self._num_seen)  # type: ignore[attr-defined]
+        self.is_told = self.is_finished
+        text = SAID[place : len(SAID) if self.is_finished else self._place]
+        return self._record([("answer", text)]) + (self._flush() if self.is_told else [])
+
+    monkeypatch.setattr(Request, "_new_text", advance)
+
+
+@pytest.mark.parametrize("choice", ["required", BY_NAME])
+def test_openai_calls_whole_and_streamed(client: openai.OpenAI, choice: Any) -> None:
+    asked = {**CALLING, "tool_choice": choice, "parallel_tool_calls": False}
+    (answer,) = client.chat.completions.create(**asked).choices
+    assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
+    (call,) = answer.message.tool_calls or ()
+    assert call.type == "function"
+    if call.function.name == "get":
+        check(call.function.arguments)
+    chunks = [one.choices[0] for one in client.chat.completions.create(**asked, stream=True)]
+    deltas = [call for one in chunks for call in one.delta.tool_calls or ()]
+    assert {one.index for one in deltas} == {0}
+    first, *more = deltas
+    assert first.function is not None
+    assert (first.type, first.function.name) == ("function", call.function.name)
+    assert first.id
+    assert first.function.arguments == ""
+    assert all(one.id is None and one.function and one.function.name is None for one in more)
+    pieces = [one.function.arguments or "" for one in more if one.function]
+    assert "".join(pieces) == call.function.arguments
+    assert chunks[-1].finish_reason == "tool_calls"
+    assert not any(one.delta.content for one in chunks)
+
+
+def test_arguments_of_nothing_are_an_object(client: openai.OpenAI) -> None:
+    now = {"type": "function", "function": {"name": "now"}}
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "now", "parameters": schema}}]
+    asked: Any = {**CALLING, "tools": tools, "tool_choice": now}
+    (call,) = client.chat.completions.create(**asked).choices[0].message.tool_calls or ()
+    assert json.loads(call.function.arguments) == {}  # type: ignore[union-attr]
+
+
+def test_a_call_that_is_cut_ends_by_its_length(client: openai.OpenAI) -> None:
+    asked = {**CALLING, "max_tokens": 50}
+    assert client.chat.completions.create(**asked).choices[0].finish_reason == "length"
+    *_, last = client.chat.completions.create(**asked, stream=True)
+    assert last.choices[0].finish_reason == "length"
+
+
+@pytest.mark.usefixtures("says")
+def test_calls_that_a_model_makes_by_itself(client: openai.OpenAI) -> None:
+    asked: Any = {**ASKED, "max_tokens": 40, "tools": TOOLS, "temperature": 0}
+    asked["logit_bias"] = {"257": -100, "258": -100}
+    whole = client.chat.completions.create(**asked).choices[0].message
+    calls = whole.tool_calls or []
+    assert [one.function.name for one in calls] == ["get", "get"]  # type: ignore[union-attr]
+    assert len({one.id for one in calls}) == 2
+    assert whole.content == "I look.I look."
+    chunks = client.chat.completions.create(**asked, stream=True)
+    deltas = [one for chunk in chunks for one in chunk.choices[0].delta.tool_calls or ()]
+    assert [one.index for one in deltas if one.id] == [0, 1]
+    for index in (0, 1):
+        own = [one.function.arguments for one in deltas if one.index == index and one.function]
+        assert "".join(one or "" for one in own) == '{"city": "Rom"}'
+    none = client.chat.completions.create(**{**asked, "tool_choice": "none"}).choices[0]
+    assert none.message.content == SAID
+    assert none.finish_reason == "length"
+
+
+def test_anthropic_calls_whole_and_streamed(claude: anthropic.Anthropic) -> None:
+    tools: Any = [{"name": "get", "description": "Weather.", "input_schema": SCHEMA}]
+    asked: Any = {**ASKED, "tools": tools, "tool_choice": {"type": "tool", "name": "get"}}
+    answer = claude.messages.create(**asked)
+    assert answer.stop_reason == "tool_use"
+    (block,) = answer.content
+    assert block.type == "tool_use"
+    jsonschema.validate(block.input, SCHEMA)
+    with claude.messages.stream(**asked) as stream:
+        events = [event.type for event in stream]
+        final = stream.get_final_message()
+    assert "input_json" in events
+    (block,) = final.content
+    assert (block.type, block.name, final.stop_reason) == ("tool_use", "get", "tool_use")
+    jsonschema.validate(block.input, SCHEMA)
+    results: Any = [
+        {"type": "tool_result", "tool_use_id": block.id, "content": "20"},
+        {"type": "text", "text": "and now?"},
+    ]
+    turns = [*MESSAGES, {"role": "assistant", "content": final.content}]
+    again = {**asked, "messages": [*turns, {"role": "user", "content": results}]}
+    for kind in ({"type": "any", "disable_parallel_tool_use": True}, {"type": "none"}):
+        assert claude.messages.create(**{**again, "tool_choice": kind}).content
+    more = claude.messages.count_tokens(
+        model=NAME, messages=again["messages"], tools=tools
+    ).input_tokens
+    assert more > claude.messages.count_tokens(model=NAME, messages=MESSAGES).input_tokens
+
+
+@pytest.mark.usefixtures("says")
+def test_ollama_calls_whole_and_streamed(server: Running) -> None:
+    client = ollama.Client(host=server.url)
+    asked: Any = {"model": NAME, "messages": MESSAGES, "tools": TOOLS}
+    asked["options"] = {"num_predict": 40, "temperature": 0}
+    calls = client.chat(**asked).message.tool_calls or []
+    expected = [("get", {"city": "Rom"})] * 2
+    assert [(one.function.name, one.function.arguments) for one in calls] == expected
+    parts = list(client.chat(**asked, stream=True))
+    calls = [one for part in parts for one in part.message.tool_calls or ()]
+    assert [(one.function.name, one.function.arguments) for one in calls] == expected
+    assert parts[-1].done
+    turns = [
+        *MESSAGES,
+        {"role": "assistant", "content": "", "tool_calls": [one.model_dump() for one in calls]},
+        {"role": "tool", "content": "20", "tool_name": "get"},
+    ]
+    assert client.chat(**{**asked, "messages": turns}).message.tool_calls
+
+
+def test_openai_takes_calls_and_results_back(client: openai.OpenAI) -> None:
+    message = client.chat.completions.create(**CALLING).choices[0].message
+    (call,) = message.tool_calls or ()
+    turns = [
+        *MESSAGES,
+        message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "20"},
+    ]
+    answer = client.chat.completions.create(**{**CALLING, "messages": turns, "max_tokens": 200})
+    assert answer.usage is not None
+    assert answer.choices[0].message.tool_calls
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "told"),
+    [
+        ("/v1/chat/completions", {"tool_choice": "required"}, "there are no tools"),
+        ("/v1/chat/completions", {"tools": TOOLS, "tool_choice": "often"}, "tool_choice is"),
+        ("/v1/chat/completions", {"tools": TOOLS * 100}, "tools"),
+        ("/v1/chat/completions", {"tools": [{"type": "code"}]}, "only functions"),
+        ("/v1/messages", {"tools": [{"name": "a"}]}, "input_schema"),
+        ("/v1/messages", {"tools": [{"type": "web_search_20260318", "name": "w"}]}, "web_search"),
+        ("/api/chat", {"tools": [{}]}, "tool 1"),
+    ],
+)
+def test_what_cannot_be_called_is_refused(
+    server: Running, path: str, change: dict[str, Any], told: str
+) -> None:
+    answer = httpx2.post(f"{server.url}{path}", json={**ASKED, **change}, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert told in answer.text
