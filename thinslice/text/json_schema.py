@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
+from urllib.parse import unquote
 
 from thinslice.constraint import check_depth
 from thinslice.errors import RequestError, shown
@@ -77,6 +78,8 @@ def for_grammar(given: object) -> Schema:
         raise RequestError(f"the schema is {shown(given)}; expected a JSON object")
     schema = _without_notes(given)
     every = list(_schemas(schema))
+    for one in every:
+        _check_place(one.get("$ref", "#"))
     _check_patterns(every)
     _check_multiples(every)
     for one in every:
@@ -113,18 +116,59 @@ def check_together(schemas: Sequence[Schema]) -> None:
 
 
 def _without_notes(given: Mapping[str, Any]) -> Schema:
+    """Errors: RequestError for keywords whose value is of another kind than theirs."""
     schema: Schema = {}
     for key, value in given.items():
+        _check_kind(key, value)
         if key in _NOTES or (key == "format" and value not in _FORMATS):
             continue
-        if key in _LISTS and isinstance(value, list):
+        if key in _LISTS or (key in _ONE and isinstance(value, list)):
             value = [_inner(one) for one in value]
-        elif key in _NAMED and isinstance(value, Mapping):
+        elif key in _NAMED:
             value = {name: _inner(one) for name, one in value.items()}
         elif key in _ONE:
             value = _inner(value)
         schema[key] = value
     return schema
+
+
+def _check_kind(key: str, value: object) -> None:
+    """Errors: RequestError."""
+    if key in _LISTS and not isinstance(value, list):
+        expected = "a list of schemas"
+    elif key in _NAMED and not isinstance(value, Mapping):
+        expected = "schemas by name"
+    elif key == "format" and not isinstance(value, str):
+        expected = "a text"
+    elif key == "required" and not _are_texts(value):
+        expected = "a list of texts"
+    else:
+        return
+    raise RequestError(f"the schema has {key} {shown(value)}; expected {expected}")
+
+
+def _check_place(ref: object) -> None:
+    """Errors: RequestError for a reference to what need not be a schema by its place, or to another
+    document: nothing bounds what stands there."""
+    path = unquote(ref) if isinstance(ref, str) else ""
+    # A name with a slash in it might be read as two.
+    if isinstance(ref, str) and path[:2] in ("#", "#/") and path.count("/") == ref.count("/"):
+        keys = iter(path.split("/")[1:])
+        if all(
+            key in _ONE
+            or (key in _NAMED and next(keys, None) is not None)
+            or (key in _LISTS and next(keys, "").isdigit())
+            for key in keys
+        ):
+            return
+    raise RequestError(
+        f"the schema has $ref {shown(ref)}; expected the place of a schema in the same document, "
+        "such as #/$defs/NAME"
+    )
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _inner(value: Any) -> Any:
@@ -134,10 +178,13 @@ def _inner(value: Any) -> Any:
 def _schemas(schema: Schema) -> Iterator[Schema]:
     """A schema and all in it."""
     yield schema
-    inner: list[Any] = [schema[key] for key in _ONE if key in schema]
-    for key in (*_LISTS, *_NAMED):
+    inner: list[Any] = []
+    for key in (*_ONE, *_LISTS, *_NAMED):
         found = schema.get(key, ())
-        inner += found.values() if isinstance(found, dict) else found
+        if key in _NAMED and found:
+            inner += found.values()
+        else:  # older drafts have a list of items
+            inner += found if isinstance(found, list) else [found]
     for one in inner:
         if isinstance(one, dict):
             yield from _schemas(one)
@@ -220,7 +267,7 @@ def _close(schema: Schema) -> None:
     properties = schema.get("properties")
     is_alone = not schema.keys() & {*_JOINING, "additionalProperties", "unevaluatedProperties"}
     has_more = "minProperties" in schema or "maxProperties" in schema
-    if properties and isinstance(properties, dict) and is_alone and not has_more:
-        required = schema.get("required", [])
-        if isinstance(required, list) and all(name in properties for name in required):
-            schema["additionalProperties"] = False
+    if not properties or not is_alone or has_more:
+        return
+    if all(name in properties for name in schema.get("required", [])):
+        schema["additionalProperties"] = False

@@ -299,6 +299,37 @@ TOGETHER = {"allOf": [{"type": "string", "pattern": f"[ab]*a[ab]{{{n}}}"} for n 
 NAMED = {"patternProperties": {f"^a{n}.*": {"type": "integer"} for n in range(300)}}
 
 
+# Where the library looks for schemas, and the standard has none.
+HIDING = (
+    *("b", "$defs/a/b", "$defs/a/const", "$defs/a/enum/0", "$defs/a/minimum", "items/0"),
+    *("$defs/a%2Fb", "$defs"),
+)
+
+
+def hidden(path: str) -> Any:
+    """A schema that refers to one that would take long, at some place."""
+    found: Any = {"type": "integer", "multipleOf": 1_000_003}
+    for key in reversed(path.replace("%2F", "/").split("/")):
+        found = [found] if key == "0" and "enum" in path else {key: found}
+    return {"$ref": f"#/{path}", **found}
+
+
+@pytest.mark.parametrize(
+    "ref", ["#", "#/$defs/a", "#/properties/pattern", "#/$defs/c/anyOf/1", "#/$defs/b%20~1"]
+)
+def test_a_schema_refers_to_those_within_it(ref: str) -> None:
+    named = {"a": {"type": "string"}, "c": {"anyOf": [{}, {}]}, "b /": {"enum": [1]}}
+    compiled(
+        Constraint.json_schema(
+            {
+                "type": "object",
+                "properties": {"pattern": {"type": "string"}, "more": {"$ref": ref}},
+                "$defs": named,
+            }
+        )
+    )
+
+
 @pytest.mark.parametrize(
     ("schema", "told"),
     [
@@ -308,7 +339,14 @@ NAMED = {"patternProperties": {f"^a{n}.*": {"type": "integer"} for n in range(30
         ({"type": "integer", "multipleOf": 1_000_003}, "multipleOf"),
         ({"multipleOf": 0}, "multipleOf 0"),
         ({"type": "nonsense"}, "Invalid type"),
-        ({"$ref": "http://example.com/x"}, "not present"),
+        ({"items": [{"type": "integer", "multipleOf": 1_000_003}]}, "multipleOf"),
+        ({"$ref": "http://example.com/x"}, "same document"),
+        ({"$ref": "#a", "b": {"$anchor": "a", "type": "string"}}, "same document"),
+        *((hidden(path), "same document") for path in HIDING),
+        ({"properties": 5}, "properties 5; expected schemas by name"),
+        ({"items": {"allOf": None}}, "allOf None; expected a list of schemas"),
+        ({"format": []}, "format []; expected a text"),
+        ({"properties": {"a": {}}, "required": [[]]}, "expected a list of texts"),
         ({"not": {"type": "string"}}, "Unimplemented keys"),
         ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "form of the answer"),
         (False, "the schema is False"),
