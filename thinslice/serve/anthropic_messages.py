@@ -103,7 +103,7 @@ def _choice(choice: dict[str, Any]) -> str | dict[str, Any]:
     kind = choice.get("type")
     if kind == "tool":
         return {"type": "function", "function": {"name": choice.get("name")}}
-    if kind not in _CHOICES:
+    if not isinstance(kind, str) or kind not in _CHOICES:
         told = f"tool_choice: the type is {kind!r:.60}; one of auto, any, tool, none"
         raise ApiError(400, told, "tool_choice")
-    return _CHOICES[str(kind)]
+    return _CHOICES[kind]
