@@ -1,6 +1,5 @@
 """/v1/messages: Anthropic's conversations."""
 
-import json
 import uuid
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from thinslice.engine.request import Completion, TextChunk
 from thinslice.serve.answers import deltas, whole
 from thinslice.serve.anthropic_messages import conversation_of
 from thinslice.serve.bodies import MessagesBody
-from thinslice.serve.calls import new_call_id
+from thinslice.serve.calls import arguments_of, new_call_id
 from thinslice.serve.constraints import anthropic_constraint
 from thinslice.serve.errors import ApiError
 from thinslice.serve.events import Events, anthropic_events, until_gone
@@ -88,22 +87,13 @@ def _message(name: str, completion: Completion) -> dict[str, Any]:
     if completion.text or not (blocks or completion.tool_calls):
         blocks.append({"type": "text", "text": completion.text})
     for call in completion.tool_calls:
-        blocks.append({**_tool_use(call.name), "input": _input_of(call.arguments)})
+        blocks.append({**_tool_use(call.name), "input": arguments_of(call)})
     usage = {**_input(completion), **_output(completion)}
     return {**_head(name, blocks, usage), **_stopped(completion)}
 
 
 def _tool_use(name: str) -> dict[str, Any]:
     return {"type": "tool_use", "id": new_call_id(), "name": name, "input": {}}
-
-
-def _input_of(arguments: str) -> dict[str, Any]:
-    """The object that arguments are; an empty one where they were cut, as Anthropic has it."""
-    try:
-        found = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _head(name: str, blocks: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:

@@ -1,6 +1,9 @@
-"""Calls of tools as OpenAI's API has them."""
+"""Calls of tools as the interfaces have them."""
 
+import json
+import math
 import secrets
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +25,31 @@ def call_objects(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
         }
         for one in calls
     ]
+
+
+def arguments_of(call: ToolCall) -> dict[str, Any]:
+    """A call's arguments as the object that they write; an empty one where they were cut, as
+    Anthropic has it, or are no JSON.
+
+    A number that no double holds is the largest one, and halves of characters that stand alone are
+    question marks: neither can be sent.
+    """
+    try:
+        found = json.loads(call.arguments, parse_float=_finite, parse_constant=_refused)
+        if "\\u" in call.arguments:
+            found = json.loads(json.dumps(found, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else math.copysign(sys.float_info.max, number)
+
+
+def _refused(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
 
 
 def finish_reason(completion: Completion) -> str | None:

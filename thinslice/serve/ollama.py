@@ -1,6 +1,5 @@
 """/api: what Ollama's clients ask for, translated."""
 
-import json
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
@@ -19,6 +18,7 @@ from thinslice.serve.bodies import (
     OllamaOptions,
     OllamaShowBody,
 )
+from thinslice.serve.calls import arguments_of
 from thinslice.serve.constraints import ollama_constraint
 from thinslice.serve.errors import ApiError
 from thinslice.serve.events import Events, json_lines, until_gone
@@ -188,12 +188,7 @@ def _text(is_chat: bool, answer: str, thought: str) -> dict[str, Any]:
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    """A call; its arguments are an object here, empty where they were cut."""
-    try:
-        arguments = json.loads(call.arguments)
-    except (ValueError, RecursionError):
-        arguments = {}
-    return {"function": {"name": call.name, "arguments": arguments}}
+    return {"function": {"name": call.name, "arguments": arguments_of(call)}}
 
 
 def _end(completion: Completion, began: float) -> dict[str, Any]:

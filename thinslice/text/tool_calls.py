@@ -218,9 +218,14 @@ class _Scan:
 
 def _name(written: str) -> str | None:
     try:
-        return str(json.loads(written))
+        return _without_halves(json.loads(written))
     except ValueError:
         return None
+
+
+def _without_halves(text: str) -> str:
+    """The same with question marks for halves of characters that stand alone."""
+    return text.encode(errors="replace").decode()
 
 
 def _call(text: str, style: CallStyle) -> list[Piece] | None:
@@ -241,7 +246,8 @@ def _call(text: str, style: CallStyle) -> list[Piece] | None:
         arguments = {}
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
-    return [("call", name), ("arguments", json.dumps(arguments, ensure_ascii=False))]
+    written = json.dumps(arguments, ensure_ascii=False)
+    return [("call", _without_halves(name)), ("arguments", _without_halves(written))]
 
 
 def _overlap(text: str, tag: str) -> int:

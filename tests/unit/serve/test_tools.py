@@ -1,6 +1,7 @@
 """Calls of tools, asked for by the clients of OpenAI, Anthropic and Ollama."""
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -185,6 +186,30 @@ def test_ollama_calls_whole_and_streamed(server: Running) -> None:
     assert client.chat(**{**asked, "messages": turns}).message.tool_calls
 
 
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ('{"a": -1e999, "b": 1.5, "c": 7}', {"a": -sys.float_info.max, "b": 1.5, "c": 7}),
+        ('{"a": "\\ud83d", "b": "\\ud83d\\ude00"}', {"a": "?", "b": "\U0001f600"}),
+        ('{"a": NaN}', {}),
+    ],
+)
+@pytest.mark.usefixtures("says")
+def test_what_json_cannot_send_of_a_models_arguments_is_told_all_the_same(
+    server: Running, monkeypatch: pytest.MonkeyPatch, written: str, sent: dict[str, Any]
+) -> None:
+    said = f'<tool_call>\n{{"name": "get", "arguments": {written}}}\n</tool_call>'
+    monkeypatch.setattr(sys.modules[__name__], "SAID", said)
+    asked: Any = {**ASKED, "max_tokens": 1, "stream": False, "options": {"num_predict": 1}}
+    answer = httpx2.post(f"{server.url}/api/chat", json={**asked, "tools": TOOLS}, timeout=60)
+    (call,) = answer.json()["message"]["tool_calls"]
+    assert call["function"] == {"name": "get", "arguments": sent}
+    tools = [{"name": "get", "input_schema": SCHEMA}]
+    answer = httpx2.post(f"{server.url}/v1/messages", json={**asked, "tools": tools}, timeout=60)
+    (block,) = answer.json()["content"]
+    assert (block["name"], block["input"]) == ("get", sent)
+
+
 def test_openai_takes_calls_and_results_back(client: openai.OpenAI) -> None:
     message = client.chat.completions.create(**CALLING).choices[0].message
     (call,) = message.tool_calls or ()
@@ -206,6 +231,11 @@ def test_openai_takes_calls_and_results_back(client: openai.OpenAI) -> None:
         ("/v1/chat/completions", {"tools": TOOLS * 100}, "tools"),
         ("/v1/chat/completions", {"tools": [{"type": "code"}]}, "only functions"),
         ("/v1/messages", {"tools": [{"name": "a"}]}, "input_schema"),
+        (
+            "/v1/messages",
+            {"tools": [{"name": "a", "input_schema": {}}], "tool_choice": {"type": []}},
+            "tool_choice: the type is []",
+        ),
         ("/v1/messages", {"tools": [{"type": "web_search_20260318", "name": "w"}]}, "web_search"),
         ("/api/chat", {"tools": [{}]}, "tool 1"),
     ],

@@ -37,6 +37,13 @@ TEXTS: list[tuple[CallStyle, str, list[Piece]]] = [
         'no <tool_call> but <tool_call>{"name": "get", "arguments": {}}</tool_call>',
         [("answer", "no <tool_call> but"), GET, ("arguments", "{}")],
     ),
+    # Halves of characters can stand in JSON, and not in what is sent.
+    (
+        HERMES,
+        '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'
+        '<tool_call>{"arguments": {"a": "\\ud800é"}, "name": "\\udc00"}</tool_call>',
+        [("call", "?"), ("arguments", "{}"), ("call", "?"), ("arguments", '{"a": "?é"}')],
+    ),
     (HERMES, "x < y <tool", [("answer", "x < y <tool")]),
     (HERMES, " \n", [("answer", " \n")]),
     (HERMES, '<tool_call>{"name": "get", "arg', [("answer", '<tool_call>{"name": "get", "arg')]),
