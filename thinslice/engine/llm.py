@@ -274,6 +274,8 @@ class LLM(Closing):
         """What an answer has to be of; None where it is free."""
         if params.constraint is None and not (tools is not None and tools.is_required):
             return None
+        if params.ignore_eos:
+            raise RequestError("ignore_eos goes on past the end, and required calls end the answer")
         return self._grammars.compiled(grammar_of(params.constraint, tools, beginning))
 
     def add_requests(
