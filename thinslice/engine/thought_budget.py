@@ -233,7 +233,10 @@ class ThoughtBudget:
         return ending, room - ending.num_inside
 
     def _unopened(self, logits_V: Floats, thought: Thought) -> Floats:
-        """The row without tokens that would open a thought there is no room for."""
+        """The row without tokens that would open a thought there is no room for.
+
+        Errors: RequestError where the form of the answer leaves no others.
+        """
         most = self._allowance.num_tokens
         if most is None or thought.num_held + 1 + self._tokens.closing.num_inside <= most:
             return logits_V
@@ -241,6 +244,8 @@ class ThoughtBudget:
         banned = [one for one, after in opened if after.num_tokens]
         if not banned:
             return logits_V
-        logits_V = logits_V.copy()
-        logits_V[banned] = -np.inf
-        return logits_V
+        row_V = logits_V.copy()
+        row_V[banned] = -np.inf
+        if row_V.max() == -np.inf and logits_V.max() > -np.inf:
+            raise RequestError(f"the form of the answer has {OPEN}, for which there is no budget")
+        return row_V

@@ -118,6 +118,11 @@ for _ in range(100):
         ("/v1/chat/completions", {"response_format": FORMAT, "structured_outputs": {}}, "both"),
         ("/v1/chat/completions", {"structured_outputs": {"grammar": "x"}}, "one of json, regex"),
         ("/v1/chat/completions", {"structured_outputs": {"regex": "("}}, "unclosed group"),
+        (
+            "/v1/chat/completions",
+            {"structured_outputs": {"choice": ["<think>"]}, "max_thinking_tokens": 0},
+            "there is no budget",
+        ),
         ("/v1/chat/completions", {"structured_outputs": {"regex": "a" * 5000}}, "at most 4096"),
         ("/v1/chat/completions", {"structured_outputs": {"json": HUGE}}, "at most 131072"),
         ("/v1/chat/completions", {"structured_outputs": {"json": DEEP}}, "64 levels"),
