@@ -3,7 +3,7 @@
 import sys
 from types import TracebackType
 
-from thinslice.errors import RequestError
+from thinslice.errors import RequestError, ThinsliceError
 
 # What asks a thread or a generator to end is nobody's fault, and passes.
 _PASSING = (KeyboardInterrupt, SystemExit, GeneratorExit)
@@ -33,6 +33,8 @@ class Contained:
         if error is None or isinstance(error, _PASSING) or _ends_a_task(error):
             return False
         self.error = error if isinstance(error, Exception) else _as_request_error(error)
+        if isinstance(error, ThinsliceError):  # no bug; its frames would keep what the request held
+            error.__traceback__ = None
         return True
 
 

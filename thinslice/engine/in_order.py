@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from thinslice.config import SamplingParams
 from thinslice.engine.llm import LLM
 from thinslice.engine.request import Completion, Request
-from thinslice.errors import RequestError
+from thinslice.errors import BusyError, RequestError
 from thinslice.text.messages import Conversation, Message
 
 Prompt = str | list[Message] | Conversation
@@ -24,60 +25,105 @@ def complete_in_order(
         prompts: an error in a prompt's place is passed on, as is that of a prompt that is refused.
         params: for each of them; ``n`` is 1.
 
+    Where the plan has no room for what so many hold, prompts wait for others, and one whose answer
+    found none in the middle begins anew.
+
     Memory: twice ``max_num_seqs`` prompts and their completions.
     Errors: CheckpointError where weights cannot be read.
     """
     source = iter(prompts)
-    waiting: deque[Request | RequestError] = deque()
-    unfinished: dict[int, Request] = {}
+    queue = _Queue(llm, params)
     is_read = False
     try:
-        while waiting or not is_read:
-            while len(waiting) < 2 * llm.plan.max_num_seqs and not is_read:
+        while queue.waiting or not is_read:
+            while len(queue.waiting) < 2 * llm.plan.max_num_seqs and not is_read:
                 prompt = next(source, None)
                 is_read = prompt is None
                 if prompt is not None:
-                    waiting.append(_requested(llm, prompt, params, unfinished))
-            while waiting and (answer := _settled(waiting[0], unfinished)) is not None:
-                waiting.popleft()
+                    queue.waiting.append(_Work(prompt))
+            queue.begin()
+            while queue.waiting and (answer := queue.waiting[0].answer) is not None:
+                queue.waiting.popleft()
                 yield answer
-            if unfinished:
-                _step(llm, unfinished)
+            if queue.unfinished:
+                queue.step()
     finally:
-        for request in unfinished.values():
+        for request in [one.request for one in queue.unfinished if one.request is not None]:
             request.engine.abort(request.sequence)
 
 
-def _requested(
-    llm: LLM,
-    prompt: Prompt | RequestError,
-    params: SamplingParams,
-    unfinished: dict[int, Request],
-) -> Request | RequestError:
-    if isinstance(prompt, RequestError):
-        return prompt
-    try:
-        request = llm.add_requests(llm.prepare(prompt, params), params)[0]
-    except RequestError as error:
-        return error
-    unfinished[request.sequence.seq_id] = request
-    return request
+@dataclass(eq=False)
+class _Work:
+    """A prompt, and what has become of it.
+
+    Attributes:
+        request: while it is unfinished.
+        answer: once it is whole. The request, and the room that it holds, is let go of then.
+    """
+
+    prompt: Prompt | RequestError
+    request: Request | None = None
+    answer: Completion | RequestError | None = None
 
 
-def _settled(
-    one: Request | RequestError, unfinished: dict[int, Request]
-) -> Completion | RequestError | None:
-    """What is given for a prompt; None while its answer is not whole."""
-    if isinstance(one, RequestError):
-        return one
-    return None if one.sequence.seq_id in unfinished else one.completion()
+class _Queue:
+    """Prompts in their order, of which as many are begun as there is room for.
 
+    Attributes:
+        waiting: those whose answers have not been given.
+        unfinished: those of them that run, or wait for a place among those that do.
+    """
 
-def _step(llm: LLM, unfinished: dict[int, Request]) -> None:
-    llm.engine.step()
-    # Of other threads' steps as well, and of those of whoever takes the answers.
-    for seq_id, request in [*unfinished.items()]:
-        if request.has_news:
-            request.advance()
-        if request.is_told:
-            del unfinished[seq_id]
+    def __init__(self, llm: LLM, params: SamplingParams) -> None:
+        self._llm = llm
+        self._params = params
+        self._most = 2 * llm.plan.max_num_seqs
+        self.waiting: deque[_Work] = deque()
+        self.unfinished: list[_Work] = []
+
+    def begin(self) -> None:
+        """Begin what has not been, the first first."""
+        for work in self.waiting:
+            if work.request is not None or work.answer is not None:
+                continue
+            if len(self.unfinished) >= self._most:
+                return
+            try:
+                work.request = self._request(work.prompt)
+                self.unfinished.append(work)
+            except BusyError as error:
+                if self.unfinished:
+                    self._most = len(self.unfinished)
+                    return
+                work.answer = error
+            except RequestError as error:
+                work.answer = error
+
+    def step(self) -> None:
+        """Run a step, also where others have run it."""
+        self._llm.engine.step()
+        count = len(self.unfinished)
+        for work in [*self.unfinished]:
+            request = work.request
+            assert request is not None, "it is unfinished"
+            # Of other threads' steps as well, and of those of whoever takes the answers.
+            if request.has_news:
+                request.advance()
+            if request.is_told:
+                self._end(work, request, count)
+
+    def _end(self, work: _Work, request: Request, count: int) -> None:
+        """End one of so many that ran; it begins anew where fewer may find room."""
+        self.unfinished.remove(work)
+        work.request = None
+        if isinstance(request.sequence.error, BusyError) and count > 1:
+            self._most = min(self._most, count - 1)
+        else:
+            work.answer = request.completion()
+
+    def _request(self, prompt: Prompt | RequestError) -> Request:
+        """Errors: RequestError."""
+        if isinstance(prompt, RequestError):
+            raise prompt
+        prepared = self._llm.prepare(prompt, self._params)
+        return self._llm.add_requests(prepared, self._params)[0]

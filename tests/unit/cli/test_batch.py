@@ -1,5 +1,6 @@
 """A file of prompts: answers in order, each what it is alone; a run goes on where it was cut."""
 
+import gc
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,10 +11,12 @@ import pytest
 from tests.tiny_llm import write_model
 from thinslice.cli.batch import Batch, _append, answer_all, answered_already
 from thinslice.config import SamplingParams
+from thinslice.constraint import Constraint
 from thinslice.engine.in_order import complete_in_order
 from thinslice.engine.llm import LLM
 from thinslice.engine.request import Completion
-from thinslice.errors import ConfigError, RequestError, StoreError
+from thinslice.errors import BusyError, ConfigError, RequestError, StoreError
+from thinslice.units import KIB
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 MESSAGES = [{"role": "system", "content": "Brief."}, {"role": "user", "content": "Hm?"}]
@@ -232,3 +235,34 @@ def test_who_takes_the_answers_may_ask_for_more_meanwhile(llm: LLM) -> None:
         answers.append(answer)
         llm.generate("d e f", replace(params, max_tokens=9))
     assert len(answers) == 12
+
+
+def test_prompts_wait_where_the_plan_has_no_room_for_so_many_at_once(llm: LLM) -> None:
+    """Each holds an answer's form while it runs, and more of it the longer it gets."""
+    params = replace(GREEDY, max_tokens=200, constraint=Constraint.regex("[a-z]{150}"))
+    room = llm.engine.results
+    (alone,) = llm.generate(["prompt 0"], params)
+    gc.collect()
+    # For three as they begin, and for two as they end.
+    taken = room.left_bytes - 900 * KIB
+    assert room.take(taken)
+    try:
+        answers = [*complete_in_order(llm, [f"prompt {one % 2}" for one in range(9)], params)]
+    finally:
+        room.release(taken)
+    found = [one.text for one in answers if isinstance(one, Completion) and one.error is None]
+    assert len(found) == 9
+    assert found[0] == alone.text
+
+
+def test_a_prompt_that_finds_no_room_alone_is_told(llm: LLM) -> None:
+    params = replace(GREEDY, constraint=Constraint.regex("[a-z]{150}"))
+    llm.prepare("a", params)
+    room = llm.engine.results
+    taken = room.left_bytes - 100 * KIB
+    assert room.take(taken)
+    try:
+        answers = [*complete_in_order(llm, ["a", "b"], params)]
+    finally:
+        room.release(taken)
+    assert all(isinstance(one, BusyError) for one in answers)
