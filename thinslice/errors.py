@@ -51,7 +51,7 @@ class ContextError(RequestError):
 
 
 class BusyError(RequestError):
-    """The queue of waiting requests is full, or closed (HTTP 503 in a server)."""
+    """The queue of waiting requests is full, or closed (HTTP 429 in a server)."""
 
 
 class StoreError(ThinsliceError):

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from thinslice.config import about
 from thinslice.engine.scheduler import Scheduler
-from thinslice.errors import BusyError
+from thinslice.errors import BusyError, RequestError
 
 # A token of a prompt takes up to 36 bytes, as a number of Python's in a list: these take 2.3 of the
 # 4 MiB that every plan keeps for what callers hold. Of long contexts some prompts may wait anyway.
@@ -54,7 +55,12 @@ class WaitingRoom:
         return max(self.max_waiting // share, 1), self.max_tokens // share
 
     def check(self, arrival: Arrival) -> None:
-        """Errors: BusyError where there is no room for more."""
+        """Errors: BusyError where there is no room for more; RequestError where there never is."""
+        if arrival.count > (most := self.most_of(arrival.tenant)[0]):
+            told = (
+                f"{arrival.count} completions are asked for at once; at most {most} may wait here"
+            )
+            raise about("n", RequestError(told))
         waiting = self._waiting()
         own = [one for one in waiting if one.tenant == arrival.tenant]
         # The first of a tenant's may take the last place.

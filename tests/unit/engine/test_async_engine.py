@@ -259,7 +259,9 @@ def test_more_than_may_wait_are_refused(llm: LLM) -> None:
                 await stream.aclose()
         while engine.room.handed_over or llm.engine.scheduler.waiting:
             await asyncio.sleep(0.01)
-        with pytest.raises(BusyError, match="3 more are asked for; at most 2 may wait"):
+        with pytest.raises(
+            RequestError, match="3 completions are asked for at once; at most 2 may"
+        ):
             await engine.submit("abc", replace(LONG, n=3))
         assert text_of(await read(await engine.submit("abc", LONG)))
 

@@ -5,7 +5,7 @@ import pytest
 from tests.unit.engine.test_scheduler import new_sequence, small_plan
 from thinslice.engine.scheduler import Scheduler
 from thinslice.engine.waiting_room import Arrival, WaitingRoom
-from thinslice.errors import BusyError
+from thinslice.errors import BusyError, RequestError
 
 
 def room(max_waiting: int = 16, context: int = 64) -> WaitingRoom:
@@ -42,12 +42,19 @@ def test_one_that_fills_its_half_keeps_nobody_out() -> None:
 
 def test_who_has_its_share_is_told_whose_it_is() -> None:
     found = room()
-    assert not enter(found, "a", 9)
     assert enter(found, "a", 8)
     with pytest.raises(BusyError, match="8 completions of this key wait and 1 more are asked for"):
         found.check(Arrival("a", 1))
     assert enter(found, "b", 4)
     assert not enter(found, "b", 1)
+
+
+@pytest.mark.parametrize(("tenant", "most"), [("a", 8), ("", 16)])
+def test_what_never_finds_room_is_not_told_to_try_again(tenant: str, most: int) -> None:
+    with pytest.raises(RequestError, match=f"at once; at most {most} may wait") as caught:
+        room().check(Arrival(tenant, most + 1))
+    assert not isinstance(caught.value, BusyError)
+    assert enter(room(), tenant, most)
 
 
 def test_tokens_are_shared_in_the_same_way() -> None:
