@@ -33,7 +33,7 @@ from thinslice.memory.give_back import give_back
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template
-from thinslice.text.reasoning import Beginning, beginning_behind
+from thinslice.text.reasoning import beginning_behind
 from thinslice.text.thought import Thought
 from thinslice.text.tool_use import ToolUse, for_tools, tool_use
 
@@ -236,14 +236,14 @@ class LLM(Closing):
             self._encode(rendered, is_plain=False),
             rendered,
             is_thoughtless,
-            self._grammar(params, tools, beginning_behind(rendered, self.thinks)),
+            self._grammar(params, tools, rendered),
             None if tools is None else tools.style,
         )
 
     def prepare_tokens(self, token_ids: list[int], params: SamplingParams) -> Prompt:
         """A plain prompt whose tokens are known. Errors: as ``prepare``."""
         params.check_plain()
-        return Prompt(token_ids, None, grammar=self._grammar(params, None, "none"))
+        return Prompt(token_ids, None, grammar=self._grammar(params, None, None))
 
     def rendered(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
         """A conversation, as ``for_template`` gives it, in the model's chat template.
@@ -269,13 +269,14 @@ class LLM(Closing):
         return self.template
 
     def _grammar(
-        self, params: SamplingParams, tools: ToolUse | None, beginning: Beginning
+        self, params: SamplingParams, tools: ToolUse | None, rendered: str | None
     ) -> Grammar | None:
         """What an answer has to be of; None where it is free."""
         if params.constraint is None and not (tools is not None and tools.is_required):
             return None
         if params.ignore_eos:
             raise RequestError("ignore_eos goes on past the end, and required calls end the answer")
+        beginning = "none" if rendered is None else beginning_behind(rendered, self.thinks)
         return self._grammars.compiled(grammar_of(params.constraint, tools, beginning))
 
     def add_requests(

@@ -164,6 +164,20 @@ def test_chat_renders_the_template_and_keeps_an_empty_system_prompt(llm: LLM) ->
     assert 257 in plain.prompt_token_ids
 
 
+def test_a_model_that_cannot_write_the_tags_of_thoughts_chats_all_the_same(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_tokenizer: object) -> None:
+        raise RequestError("this model's tokenizer cannot write </think>; set no budget")
+
+    monkeypatch.setattr("thinslice.engine.llm.ThoughtTokens", refuse)
+    monkeypatch.delitem(vars(llm), "_tags", raising=False)
+    asked = [{"role": "user", "content": "Hi"}]
+    assert llm.chat(asked, SamplingParams(max_tokens=4)).token_ids
+    with pytest.raises(RequestError, match="set no budget"):
+        llm.chat(asked, SamplingParams(max_tokens=4, max_thinking_tokens=9))
+
+
 def test_reasoning_is_apart_where_the_prompt_opens_it(tmp_path: Path) -> None:
     path = write_model(tmp_path / "thinker.gguf", TEMPLATE + "<think>\n")
     llm = LLM(str(path), memory=beside(GIB), context=128, dtype="float32")
