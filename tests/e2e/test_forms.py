@@ -125,7 +125,7 @@ def test_documents_are_of_their_schemas(llm: LLM, is_long: bool) -> None:
     for number, schema in enumerate(schemas(is_long)):
         constraint = Constraint.json_schema(schema)
         try:
-            llm.prepare(messages, constraint)
+            llm.prepare(messages, SamplingParams(constraint=constraint))
         except RequestError as error:
             refused.append(str(error))
             continue

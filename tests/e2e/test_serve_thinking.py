@@ -267,9 +267,10 @@ def test_ollamas_levels_are_budgets(
 
 
 def test_ollama_tells_who_thinks(server: Running, other: Running) -> None:
-    assert ollama.Client(server.url).show(NAME).capabilities == ["completion", "thinking"]
+    capabilities = ollama.Client(server.url).show(NAME).capabilities
+    assert capabilities == ["completion", "tools", "thinking"]
     client = ollama.Client(other.url)
-    assert client.show(NAME).capabilities == ["completion"]
+    assert client.show(NAME).capabilities == ["completion", "tools"]
     with pytest.raises(ollama.ResponseError, match="not known to think"):
         client.chat(NAME, MESSAGES, think=True)
     answer = client.chat(NAME, MESSAGES, think=False, options={"num_predict": 8})
