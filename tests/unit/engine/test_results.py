@@ -62,3 +62,20 @@ def test_no_more_is_promised_than_there_is() -> None:
     assert asked.left_bytes == left
     assert asked.take(left)
     assert not asked.take(1)
+
+
+def test_what_is_taken_after_its_holder_was_let_go_comes_back_at_once() -> None:
+    """As an engine's thread does, in the middle of a step that brings something for it."""
+    asked = room()
+    left = asked.left_bytes
+    held = Held(asked)
+    for _ in range(200):
+        assert held.take(30)
+        held.give_back(10)
+    assert asked.left_bytes == left - 200 * 20
+    held.release()
+    assert asked.left_bytes == left
+    held.use(1000, "texts")
+    held.give_back(10)
+    held.release()
+    assert asked.left_bytes == left
