@@ -1,0 +1,113 @@
+"""Many clients at once: the budget holds, no place is lost, and answers are what they are alone."""
+
+import asyncio
+import hashlib
+import json
+import random
+from pathlib import Path
+from time import monotonic
+
+from tests.e2e.test_ceiling import memory_group
+from tests.load_clients import Asked, Choice, Load, choices_of, post
+from tests.served_process import ServedProcess, served_process
+from thinslice.units import MIB, parse_bytes
+
+KEYS = ("a-key-of-alice", "a-key-of-bob")
+MEMORY = "420MiB"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": SCHEMA}}
+
+
+def chat(text: str, **more: object) -> Asked:
+    messages = [{"role": "user", "content": text}]
+    return Asked(CHAT, {"model": "smollm2", "messages": messages, "seed": 7, **more})
+
+
+def text(prompt: object, **more: object) -> Asked:
+    return Asked(TEXT, {"model": "smollm2", "prompt": prompt, "seed": 7, **more})
+
+
+ASKED = [
+    chat("Name three rivers.", max_tokens=16, temperature=0.8),
+    chat("Why is the sky blue?", max_tokens=40, ignore_eos=True),
+    chat("Say hello.", max_tokens=8, n=3, logprobs=True, top_logprobs=3),
+    chat("Someone's name and age.", max_tokens=24, response_format={
+        "type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}),
+    chat("Look somebody up.", max_tokens=32, tools=[TOOL], tool_choice="required"),
+    chat("The quick brown fox jumps. " * 60, max_tokens=4),
+    text("Once upon a time", max_tokens=24, n=2, logprobs=2, temperature=1.2),
+    text(["One", "Two, three"], max_tokens=6, echo=True, logprobs=1),
+    text("The river", max_tokens=64, ignore_eos=True, stop=["\n\n\n\n"]),
+]  # fmt: skip
+
+
+async def alone(served: ServedProcess) -> list[dict[int, Choice]]:
+    """The answers of each request without others beside it."""
+    found = []
+    for one in ASKED:
+        status, content = await post(served.port, one.path, json.dumps(one.body).encode(), KEYS[0])
+        assert status == 200, content
+        found.append(choices_of([json.loads(content)]))
+    return found
+
+
+async def loaded(
+    served: ServedProcess, seed: int, count: int, seconds: float
+) -> tuple[Load, list[int]]:
+    """Clients that ask for so long, and the server's anonymous memory meanwhile."""
+    load = Load(served.port, ASKED, await alone(served), KEYS)
+    until = monotonic() + seconds
+    clients = [
+        asyncio.create_task(load.client(random.Random(f"{seed} {place}"), until))
+        for place in range(count)
+    ]
+    anonymous = []
+    while not all(client.done() for client in clients):
+        anonymous.append(served.memory("RssAnon"))
+        await asyncio.sleep(0.1)
+    await asyncio.gather(*clients)
+    return load, anonymous
+
+
+def keys_file(path: Path) -> Path:
+    names = {key: hashlib.sha256(key.encode()).hexdigest() for key in KEYS}
+    path.write_text("".join(f'[[key]]\nname = "{n}"\nsha256 = "{d}"\n' for n, d in names.items()))
+    return path
+
+
+def test_a_server_keeps_its_promises_under_load(
+    tmp_path: Path, smollm2_path: Path, is_long: bool
+) -> None:
+    seed = random.randrange(1 << 32)
+    count, seconds = (200, 120.0) if is_long else (24, 6.0)
+    print(f"seed {seed}, {count} clients for {seconds} s")
+    options = ["--memory", MEMORY, "--context", "1024", "--max-waiting", str(max(64, count + 56))]
+    options += ["--keys", str(keys_file(tmp_path / "keys.toml"))]
+    budget, log = parse_bytes(MEMORY), tmp_path / "log"
+    with (
+        memory_group(budget) as group,
+        served_process("smollm2", *options, log=log, group=group, key=KEYS[0]) as served,
+    ):
+        if group is None:
+            print("no memory control group can be made here: only the process's peak is checked")
+        load, anonymous = asyncio.run(loaded(served, seed, count, seconds))
+        served.wait_until_idle()
+        planned, peak = served.plan()["plan"]["peak_bytes"], served.memory("VmHWM")
+        third, last = (
+            max(anonymous[: len(anonymous) * 3 // 4]),
+            max(anonymous[len(anonymous) * 3 // 4 :]),
+        )
+        tally = load.tally
+        print(f"{tally.statuses}, {tally.finished} finished, errors {tally.errors}")
+        print(f"peak {peak / MIB:.1f} MiB, plan {planned / MIB:.1f}, budget {budget / MIB:.1f}")
+        print(f"anonymous {[one // MIB for one in anonymous[:: len(anonymous) // 16 or 1]]} MiB")
+        assert tally.wrong == []
+        assert tally.statuses.keys() <= {"200", "429", "left"}, log.read_text()[-2000:]
+        assert tally.finished > count // 2
+        assert peak <= planned <= budget
+        assert last <= third + 2 * MIB
