@@ -34,6 +34,11 @@ class ServedProcess:
             text: str = answer.read().decode()
             return text
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self.process.pid
+
     def plan(self) -> dict[str, Any]:
         """What ``/plan`` tells."""
         found: dict[str, Any] = json.loads(self.get("/plan"))
@@ -47,7 +52,7 @@ class ServedProcess:
 
     def memory(self, name: str) -> int:
         """A line of the process's status, as RssAnon or VmHWM, in bytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
         assert found is not None, name
         return int(found[1]) * 1024
@@ -63,7 +68,7 @@ class ServedProcess:
 
 @contextmanager
 def served_process(
-    model: str, *options: str, log: Path, group: Path | None = None, key: str = ""
+    model: str, *options: str, log: Path, group: Path | None = None, key: str = "", port: int = 0
 ) -> Iterator[ServedProcess]:
     """A server that ends with the block.
 
@@ -72,7 +77,7 @@ def served_process(
         group: the control group that it runs in.
     """
     enter = "" if group is None else f"echo $$ > {group}/cgroup.procs; "
-    called = [sys.executable, "-m", "thinslice", "serve", model, "--port", "0", *options]
+    called = [sys.executable, "-m", "thinslice", "serve", model, "--port", str(port), *options]
     with (
         open(log, "wb") as written,
         subprocess.Popen(["sh", "-c", f'{enter}exec "$@"', "sh", *called], stderr=written) as found,
