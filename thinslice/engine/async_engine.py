@@ -25,7 +25,7 @@ from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM, checked_params, checked_scheduling
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.prompts import Prompt
-from thinslice.engine.results import BYTES_PER_COMPLETION, Held, answer_bytes
+from thinslice.engine.results import Held, answer_bytes
 from thinslice.engine.scored_request import ScoredRequest
 from thinslice.engine.waiting_room import Arrival, WaitingRoom
 from thinslice.errors import BusyError, RequestError, shown
@@ -221,7 +221,7 @@ class AsyncEngine:
         feed = Feed(arrival.count, Held(self._engine.results))
         with self._changed:
             self._check_room(arrival)
-            feed.held.need(arrival.count * BYTES_PER_COMPLETION, _ANSWERS)
+            feed.held.begin(arrival.count, _ANSWERS)
             self.room.handed_over.append(arrival)
             self._commands.append(partial(self._add, feed, queued, arrival))
             self._changed.notify()
@@ -319,18 +319,18 @@ class AsyncEngine:
         it, and once more what nobody has read yet."""
         delta = request.advance()
         num_bytes = answer_bytes(len(delta.token_ids), (one.text for one in delta.chunks))
-        num_held, what, num_top = num_bytes, _ANSWERS, request.sequence.params.logprobs
+        what, num_top = _ANSWERS, request.sequence.params.logprobs
         if num_top is not None and delta.finish_reason is None:
             what = "log-probabilities that are held"
-            num_held += 2 * Logprobs.bytes_per_token(num_top) * len(delta.token_ids)
+            num_bytes += Logprobs.bytes_per_token(num_top) * len(delta.token_ids)
+        feed.kept_bytes += num_bytes
+        feed.come_bytes += num_bytes
         try:
-            feed.held.use(num_held, what)
-            feed.held.need(num_bytes, what)
+            feed.held.have(feed.kept_bytes + feed.come_bytes - feed.read_bytes, what)
         except BusyError as error:
             if delta.finish_reason is None:
                 self._engine.end(request.sequence, "error", error)
                 delta = replace(delta, finish_reason="error", error=error)
-            return News(feed, delta)
         return News(feed, delta, num_bytes)
 
     def _send(self, news: list[News]) -> None:

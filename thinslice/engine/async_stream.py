@@ -23,11 +23,14 @@ class Feed:
 
     Attributes:
         requests: set by the engine's thread.
-        unread: of each completion, what has come and nobody has read yet, as one Delta, and the
-            room that it takes.
+        unread: of each completion, what has come and nobody has read yet, as one Delta, and what
+            that takes.
         news: indexes of completions that have something there, and None at the end of all.
         held: room for all that has come, and once more for what nobody has read yet.
-        lent_bytes: of that, what a reader has who has not come back for more.
+        kept_bytes: what the sequences hold of what has come.
+        come_bytes, read_bytes: what was given to be read, and of that, what was and is done with;
+            the first is the engine thread's, the second the event loop's.
+        lent_bytes: what a reader has who has not come back for more.
     """
 
     num_samples: int
@@ -36,6 +39,9 @@ class Feed:
     unread: dict[int, tuple[Delta, int]] = field(default_factory=dict)
     news: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
     requests: list[AnyRequest] = field(default_factory=list)
+    kept_bytes: int = 0
+    come_bytes: int = 0
+    read_bytes: int = 0
     lent_bytes: int = 0
 
     def put(self, delta: Delta, num_bytes: int) -> None:
@@ -49,7 +55,7 @@ class Feed:
 
     async def next(self) -> Delta | None:
         """What is unread of one completion; None where no more comes, to whoever waits."""
-        self.held.give_back(self.lent_bytes)
+        self.read_bytes += self.lent_bytes
         self.lent_bytes = 0
         index = await self.news.get()
         if index is not None:
@@ -69,7 +75,7 @@ class News:
     """What has come for a stream.
 
     Attributes:
-        num_bytes: room that was taken for it until it is read.
+        num_bytes: what it takes until it is read.
     """
 
     feed: Feed

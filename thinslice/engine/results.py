@@ -20,7 +20,12 @@ _BYTES_PER_TOKEN = _BYTES_PER_ID + _TEXT_BYTES_PER_TOKEN
 # What is promised at a time where more comes; a hundred answers that have just begun take little.
 _MORE_BYTES = 4 * KIB
 # A completion without tokens: its texts, its lists, its sequence and draws.
-BYTES_PER_COMPLETION = 8 * 1024
+_BYTES_PER_COMPLETION = 8 * KIB
+# What is promised to an answer before it is taken on: its first hundred tokens do not want room.
+_FIRST_BYTES = 8 * KIB
+BYTES_TO_BEGIN = _BYTES_PER_COMPLETION + _FIRST_BYTES
+# What stays promised where less is in use than was.
+_MOST_SPARE_BYTES = 16 * KIB
 # Entries of a ledger that are added up at once.
 _MOST_ENTRIES = 64
 
@@ -105,8 +110,8 @@ class ResultsRoom:
 class Held:
     """Room promised to answers until they are let go, which grows with what comes of them.
 
-    One thread takes, another may give back, and a third lets go in a finaliser, where it waits for
-    no lock: what is promised stands in a ledger whose entries each go to one of them.
+    One thread takes and gives back, and another lets go in a finaliser, where it waits for no lock:
+    what is promised stands in a ledger whose entries each go to one of them.
     """
 
     def __init__(self, room: ResultsRoom) -> None:
@@ -123,11 +128,6 @@ class Held:
             self._note(num_bytes)
         return is_taken
 
-    def give_back(self, num_bytes: int) -> None:
-        """Let go of a part of what was taken."""
-        self._note(-num_bytes)
-        self._room.release(num_bytes)
-
     def allow(self, num_bytes: int) -> None:
         """So much of what is promised may be used."""
         self._allowed += num_bytes
@@ -137,11 +137,27 @@ class Held:
 
         Errors: as ``need``.
         """
-        self._used += num_bytes
-        more = self._used - self._allowed
+        self.have(self._used + num_bytes, what)
+
+    def have(self, num_bytes: int, what: str) -> None:
+        """So much is in use, in all; what is promised grows with that and shrinks with it.
+
+        Errors: as ``need``.
+        """
+        more = num_bytes - self._allowed
         if more > 0:
             self.need(more + _MORE_BYTES, what)
             self.allow(more + _MORE_BYTES)
+        elif num_bytes < self._used and -more > _MOST_SPARE_BYTES:
+            self._note(more)
+            self._room.release(-more)
+            self.allow(more)
+        self._used = num_bytes
+
+    def begin(self, count: int, what: str) -> None:
+        """Have promised what so many answers take that are only begun. Errors: as ``need``."""
+        self.need(count * BYTES_TO_BEGIN, what)
+        self.allow(count * _FIRST_BYTES)
 
     def need(self, num_bytes: int, what: str) -> None:
         """Have so many bytes promised.
@@ -195,7 +211,7 @@ def _bytes_of(plan: MemoryPlan, num_prompt: int, params: SamplingParams) -> int:
     per_token = _BYTES_PER_TOKEN
     if params.logprobs is not None:
         per_token += Logprobs.bytes_per_token(params.logprobs)
-    return params.n * (BYTES_PER_COMPLETION + _most_tokens(plan, num_prompt, params) * per_token)
+    return params.n * (_BYTES_PER_COMPLETION + _most_tokens(plan, num_prompt, params) * per_token)
 
 
 def _room(plan: MemoryPlan) -> int:

@@ -5,6 +5,7 @@ from types import FrameType
 
 from tests.engines import tiny_engine
 from thinslice.engine.results import Held, ResultsRoom
+from thinslice.units import KIB
 
 
 def room() -> ResultsRoom:
@@ -71,11 +72,24 @@ def test_what_is_taken_after_its_holder_was_let_go_comes_back_at_once() -> None:
     held = Held(asked)
     for _ in range(200):
         assert held.take(30)
-        held.give_back(10)
-    assert asked.left_bytes == left - 200 * 20
+    assert asked.left_bytes == left - 200 * 30
     held.release()
     assert asked.left_bytes == left
     held.use(1000, "texts")
-    held.give_back(10)
+    held.release()
+    assert asked.left_bytes == left
+
+
+def test_what_is_promised_shrinks_with_what_is_in_use() -> None:
+    asked = room()
+    left = asked.left_bytes
+    held = Held(asked)
+    held.have(100 * KIB, "texts")
+    assert 0 <= left - asked.left_bytes - 100 * KIB < 8 * KIB
+    held.have(70 * KIB, "texts")
+    assert left - asked.left_bytes == 70 * KIB
+    held.have(60 * KIB, "texts")  # what is near is kept
+    held.use(5 * KIB, "texts")
+    assert left - asked.left_bytes == 70 * KIB
     held.release()
     assert asked.left_bytes == left

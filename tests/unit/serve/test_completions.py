@@ -15,7 +15,7 @@ import pytest
 from tests.servers import NAME, Running, running
 from tests.unit.serve.test_leaving import ask, slow_steps
 from thinslice.engine.engine import Engine
-from thinslice.engine.results import BYTES_PER_COMPLETION, ResultsRoom
+from thinslice.engine.results import BYTES_TO_BEGIN, ResultsRoom
 from thinslice.serve import lazy_json
 from thinslice.serve.answers import all_of, merged
 from thinslice.serve.settings import ServerSettings
@@ -225,7 +225,7 @@ def test_scores_that_the_plan_has_no_room_for_are_refused(
     take = ResultsRoom.take
 
     def for_completions_alone(room: ResultsRoom, num_bytes: int) -> bool:
-        return num_bytes == BYTES_PER_COMPLETION and take(room, num_bytes)
+        return num_bytes == BYTES_TO_BEGIN and take(room, num_bytes)
 
     monkeypatch.setattr(ResultsRoom, "take", for_completions_alone)
     found = post(server, prompt=["abc", "def"], echo=True, logprobs=20, max_tokens=0)
