@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,7 @@ def mutated(draws: random.Random, good: Good) -> bytes:
 
 
 def _mutate(draws: random.Random, body: dict[str, Any], fields: Sequence[str]) -> None:
-    value = draws.choice(_VALUES)
+    value = deepcopy(draws.choice(_VALUES))
     kind = draws.randrange(4)
     if kind == 0:
         body[draws.choice(fields)] = value
@@ -90,7 +91,10 @@ def _mutate(draws: random.Random, body: dict[str, Any], fields: Sequence[str]) -
         return
     holder: Any = body
     while True:
-        key = draws.choice([*(holder if isinstance(holder, dict) else range(len(holder)))])
+        keys = [*holder] if isinstance(holder, dict) else [*range(len(holder))]
+        if len(keys) > 1 and draws.random() < 0.8:
+            keys = [key for key in keys if key != "model"]  # nothing else is looked at then
+        key = draws.choice(keys)
         inner = holder[key]
         if not isinstance(inner, dict | list) or not inner or draws.random() < 0.4:
             break

@@ -133,6 +133,13 @@ def parsed(content: bytes) -> tuple[int, bytes]:
     return int(head.split(b" ")[1]), body
 
 
+def refusal_of(content: bytes) -> str:
+    """What an error tells, in the form of any of the three interfaces."""
+    error = json.loads(content)["error"]
+    told: str = error["message"] if isinstance(error, dict) else error
+    return told
+
+
 def events_of(content: bytes) -> list[dict[str, Any]]:
     """The events of a stream that ended as it should."""
     lines = [line for line in content.decode().split("\n\n") if line.startswith("data: ")]

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from tests.hostile_bodies import Good, mutated
-from tests.load_clients import post
+from tests.load_clients import post, refusal_of
 from tests.served_process import ServedProcess, served_process
 from tests.tiny_llm import write_model
 from thinslice.serve.intake import BodyBounds
@@ -18,7 +18,7 @@ from thinslice.units import MIB
 
 REFUSALS = {400, 404, 413, 429}
 PATIENCE_S = 10.0
-CONTEXT = 96
+CONTEXT = 192
 LARGEST = BodyBounds.of(CONTEXT).num_bytes
 
 
@@ -45,9 +45,7 @@ async def judged(port: int, path: str, body: bytes) -> tuple[str, str | None]:
     if status not in REFUSALS:
         is_bug = status != 200 or b"server_error" in content or b"bug of its own" in content
         return str(status), content[:300].decode() if is_bug else None
-    error = json.loads(content)["error"]
-    told = error["message"] if isinstance(error, dict) else error
-    return str(status), None if isinstance(told, str) and told else content.decode()
+    return str(status), None if refusal_of(content) else content.decode()
 
 
 class Attack:
@@ -86,7 +84,7 @@ def answers(server: ServedProcess, model: str) -> Iterator[Any]:
 
 
 def test_hostile_bodies_are_refused_and_the_server_goes_on(tmp_path: Path, is_long: bool) -> None:
-    seed, count = random.randrange(1 << 32), 10_000 if is_long else 500
+    seed, count = random.randrange(1 << 32), 10_000 if is_long else 1000
     print(f"seed {seed}, {count} bodies")
     model = str(write_model(tmp_path / "tiny.gguf"))
     options = ["--memory", "400MiB", "--draft", "off", "--context", str(CONTEXT)]
