@@ -4,12 +4,16 @@ import asyncio
 import hashlib
 import json
 import random
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from time import monotonic
 
 from tests.e2e.test_ceiling import memory_group
 from tests.load_clients import Asked, Choice, Load, choices_of, post
 from tests.served_process import ServedProcess, served_process
+from tests.tiny_llm import write_model
 from thinslice.units import MIB, parse_bytes
 
 KEYS = ("a-key-of-alice", "a-key-of-bob")
@@ -111,3 +115,57 @@ def test_a_server_keeps_its_promises_under_load(
         assert tally.finished > count // 2
         assert peak <= planned <= budget
         assert last <= third + 2 * MIB
+
+
+def floor_of(*options: str) -> str:
+    """The least budget that a server takes, which its refusal names."""
+    called = [
+        sys.executable,
+        "-m",
+        "thinslice",
+        "serve",
+        *options,
+        "--port",
+        "0",
+        "--memory",
+        "70MiB",
+    ]
+    refused = subprocess.run(called, capture_output=True, text=True, check=False)
+    assert refused.returncode == 3, refused.stderr
+    return refused.stderr.split("--memory ")[-1].split()[0]
+
+
+def test_readers_of_nothing_make_a_server_hold_no_more_than_its_plan(
+    tmp_path: Path, is_long: bool
+) -> None:
+    """At the least budget there is, and once they are gone others are answered as before."""
+    count, pause_s, most = (150, 40.0, 480) if is_long else (24, 3.0, 120)
+    model = str(write_model(tmp_path / "tiny.gguf"))
+    options = ["--draft", "off"]
+    memory = floor_of(model, *options)
+    budget, log = parse_bytes(memory), tmp_path / "log"
+    more: dict[str, object] = {"max_tokens": most, "ignore_eos": True, "stream": True, "n": 4}
+    heavy, plain = (
+        {**text("a", **more, **one).body, "model": model} for one in ({"logprobs": 20}, {})
+    )
+    whole = json.dumps({**plain, "n": 1, "stream": False}).encode()
+
+    async def held(port: int) -> list[tuple[int, bytes]]:
+        bodies = [json.dumps(heavy if place % 3 else plain).encode() for place in range(count)]
+        return await asyncio.gather(*(post(port, TEXT, one, "", pause_s) for one in bodies))
+
+    with (
+        memory_group(budget) as group,
+        served_process(model, *options, "--memory", memory, log=log, group=group) as served,
+    ):
+        before = asyncio.run(post(served.port, TEXT, whole))
+        found = asyncio.run(held(served.port))
+        served.wait_until_idle()
+        after = asyncio.run(post(served.port, TEXT, whole))
+        planned, peak = served.plan()["plan"]["peak_bytes"], served.memory("VmHWM")
+        statuses = Counter(status for status, _ in found)
+        print(statuses)
+        print(f"peak {peak / MIB:.1f} MiB, plan {planned / MIB:.1f}, budget {budget / MIB:.1f}")
+        assert statuses.keys() <= {200, 429}
+        assert choices_of([json.loads(after[1])]) == choices_of([json.loads(before[1])])
+        assert peak <= planned <= budget
