@@ -58,7 +58,7 @@ def body(model: str, **more: Any) -> bytes:
 
 
 def answer(server: ServedProcess, content: bytes) -> Any:
-    status, found = asyncio.run(post(server.port, PATH, content))
+    status, found = asyncio.run(asyncio.wait_for(post(server.port, PATH, content), 60))
     assert status == 200, found
     return choices_of(events_of(found))
 
