@@ -19,14 +19,13 @@ from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from thinslice.config import SamplingParams, Scheduling
-from thinslice.engine.async_stream import AnyRequest, AsyncStream, Feed, failed, put_all
+from thinslice.engine.async_stream import AnyRequest, AsyncStream, Feed, News, failed, put_all
 from thinslice.engine.checks import check_scored
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM, checked_params, checked_scheduling
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.prompts import Prompt
-from thinslice.engine.request import Delta
-from thinslice.engine.results import Held
+from thinslice.engine.results import Held, answer_bytes
 from thinslice.engine.scored_request import ScoredRequest
 from thinslice.engine.waiting_room import Arrival, WaitingRoom
 from thinslice.errors import BusyError, RequestError, shown
@@ -35,6 +34,7 @@ from thinslice.text.messages import Conversation, Message
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 _CLOSED = "the engine is shutting down and takes no more requests"
+_ANSWERS = "answers that are held or not read yet"
 
 
 class AsyncEngine:
@@ -214,10 +214,14 @@ class AsyncEngine:
     def _hand_over(
         self, queued: Callable[[], Sequence[AnyRequest]], arrival: Arrival
     ) -> AsyncStream:
-        """Have the thread add requests. Errors: BusyError where too many wait."""
+        """Have the thread add requests.
+
+        Errors: BusyError where too many wait, or answers that are held leave no room for these.
+        """
         feed = Feed(arrival.count, Held(self._engine.results))
         with self._changed:
             self._check_room(arrival)
+            feed.held.begin(arrival.count, _ANSWERS)
             self.room.handed_over.append(arrival)
             self._commands.append(partial(self._add, feed, queued, arrival))
             self._changed.notify()
@@ -269,7 +273,8 @@ class AsyncEngine:
             self.room.handed_over.remove(arrival)
         self._unfinished += [(feed, request) for request in feed.requests]
         if trouble.error is not None:
-            self._send([(feed, failed(index, trouble.error)) for index in range(feed.num_samples)])
+            errors = (failed(index, trouble.error) for index in range(feed.num_samples))
+            self._send([News(feed, one) for one in errors])
 
     def _abort(self, feed: Feed) -> None:
         self._unfinished = [one for one in self._unfinished if one[0] is not feed]
@@ -291,47 +296,51 @@ class AsyncEngine:
                 self._engine.end(request.sequence, reason, error)
             if trouble.error is not None:
                 self._unfinished.remove((feed, request))
-                self._send([(feed, failed(request.index, trouble.error))])
+                self._send([News(feed, failed(request.index, trouble.error))])
         self._deliver(self._unfinished)
 
     def _deliver(self, changed: list[tuple[Feed, AnyRequest]]) -> None:
         """Give each stream what is new."""
-        news: list[tuple[Feed, Delta]] = []
+        news: list[News] = []
         ended: set[AnyRequest] = set()
         for feed, request in changed:
             with Contained() as trouble:
-                delta = self._advanced(feed, request)
+                one = self._advanced(feed, request)
             if trouble.error is not None:
-                delta = failed(request.index, trouble.error)
-            if delta.finish_reason is not None:
+                one = News(feed, failed(request.index, trouble.error))
+            if one.delta.finish_reason is not None:
                 ended.add(request)
-            news.append((feed, delta))
+            news.append(one)
         self._unfinished = [one for one in self._unfinished if one[1] not in ended]
         self._send(news)
 
-    def _advanced(self, feed: Feed, request: AnyRequest) -> Delta:
-        """What is new of a request, which ends where there is no room for its log-probabilities:
-        its sequence holds them, and once more what nobody has read yet."""
+    def _advanced(self, feed: Feed, request: AnyRequest) -> News:
+        """What is new of a request, which ends where there is no room for it: its sequence holds
+        it, and once more what nobody has read yet."""
         delta = request.advance()
-        num_top = request.sequence.params.logprobs
-        if num_top is None or delta.finish_reason is not None:
-            return delta
-        num_bytes = 2 * Logprobs.bytes_per_token(num_top) * len(delta.token_ids)
+        num_bytes = answer_bytes(len(delta.token_ids), (one.text for one in delta.chunks))
+        what, num_top = _ANSWERS, request.sequence.params.logprobs
+        if num_top is not None and delta.finish_reason is None:
+            what = "log-probabilities that are held"
+            num_bytes += Logprobs.bytes_per_token(num_top) * len(delta.token_ids)
+        feed.kept_bytes += num_bytes
+        feed.come_bytes += num_bytes
         try:
-            feed.held.use(num_bytes, "log-probabilities that are held")
+            feed.held.have(feed.kept_bytes + feed.come_bytes - feed.read_bytes, what)
         except BusyError as error:
-            self._engine.end(request.sequence, "error", error)
-            return replace(delta, finish_reason="error", error=error)
-        return delta
+            if delta.finish_reason is None:
+                self._engine.end(request.sequence, "error", error)
+                delta = replace(delta, finish_reason="error", error=error)
+        return News(feed, delta, num_bytes)
 
-    def _send(self, news: list[tuple[Feed, Delta]]) -> None:
+    def _send(self, news: list[News]) -> None:
         """With one call into each event loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Feed, Delta]]] = {}
-        for feed, delta in news:
-            by_loop.setdefault(feed.loop, []).append((feed, delta))
-        for loop, deltas in by_loop.items():
+        by_loop: dict[asyncio.AbstractEventLoop, list[News]] = {}
+        for one in news:
+            by_loop.setdefault(one.feed.loop, []).append(one)
+        for loop, of_loop in by_loop.items():
             with Contained() as trouble:
-                loop.call_soon_threadsafe(put_all, deltas)
+                loop.call_soon_threadsafe(put_all, of_loop)
             if trouble.error is not None:  # the loop is closed: nobody listens any more
-                for feed, _ in deltas:
-                    self._abort(feed)
+                for one in of_loop:
+                    self._abort(one.feed)

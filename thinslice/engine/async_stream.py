@@ -23,36 +23,64 @@ class Feed:
 
     Attributes:
         requests: set by the engine's thread.
-        unread: of each completion, what has come and nobody has read yet, as one Delta.
+        unread: of each completion, what has come and nobody has read yet, as one Delta, and what
+            that takes.
         news: indexes of completions that have something there, and None at the end of all.
-        held: room for log-probabilities, the bulk of an answer that has them.
+        held: room for all that has come, and once more for what nobody has read yet.
+        kept_bytes: what the sequences hold of what has come.
+        come_bytes, read_bytes: what was given to be read, and of that, what was and is done with;
+            the first is the engine thread's, the second the event loop's.
+        lent_bytes: what a reader has who has not come back for more.
     """
 
     num_samples: int
     held: Held
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    unread: dict[int, Delta] = field(default_factory=dict)
+    unread: dict[int, tuple[Delta, int]] = field(default_factory=dict)
     news: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
     requests: list[AnyRequest] = field(default_factory=list)
+    kept_bytes: int = 0
+    come_bytes: int = 0
+    read_bytes: int = 0
+    lent_bytes: int = 0
 
-    def put(self, delta: Delta) -> None:
-        """Add what has come; in the event loop."""
+    def put(self, delta: Delta, num_bytes: int) -> None:
+        """Add what has come, and the room that it takes unread; in the event loop."""
         before = self.unread.get(delta.index)
-        self.unread[delta.index] = delta if before is None else before.followed_by(delta)
         if before is None:
+            self.unread[delta.index] = (delta, num_bytes)
             self.news.put_nowait(delta.index)
+        else:
+            self.unread[delta.index] = (before[0].followed_by(delta), before[1] + num_bytes)
 
     async def next(self) -> Delta | None:
         """What is unread of one completion; None where no more comes, to whoever waits."""
+        self.read_bytes += self.lent_bytes
+        self.lent_bytes = 0
         index = await self.news.get()
         if index is not None:
-            return self.unread.pop(index)
+            delta, num_bytes = self.unread.pop(index)
+            self.lent_bytes += num_bytes
+            return delta
         self.news.put_nowait(None)
         return None
 
     def end(self) -> None:
         """No more comes."""
         self.news.put_nowait(None)
+
+
+@dataclass(frozen=True)
+class News:
+    """What has come for a stream.
+
+    Attributes:
+        num_bytes: what it takes until it is read.
+    """
+
+    feed: Feed
+    delta: Delta
+    num_bytes: int = 0
 
 
 class AsyncStream:
@@ -144,7 +172,7 @@ def failed(index: int, error: Exception) -> Delta:
     return Delta(index, [], [], Logprobs(), finish_reason="error", error=error)
 
 
-def put_all(deltas: list[tuple[Feed, Delta]]) -> None:
+def put_all(news: list[News]) -> None:
     """Hand what has come to its streams; in their event loop."""
-    for feed, delta in deltas:
-        feed.put(delta)
+    for one in news:
+        one.feed.put(one.delta, one.num_bytes)

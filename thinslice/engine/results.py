@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from thinslice.config import SamplingParams
@@ -15,11 +15,19 @@ from thinslice.units import KIB, format_bytes
 # A token id as Python keeps it in a list, and the text that it becomes as a rule: whole and in
 # pieces, while a completion is put together.
 _TEXT_BYTES_PER_TOKEN = 16
-_BYTES_PER_TOKEN = 40 + _TEXT_BYTES_PER_TOKEN
-# What is promised at a time where more comes.
-_MORE_BYTES = 64 * KIB
+_BYTES_PER_ID = 40
+_BYTES_PER_TOKEN = _BYTES_PER_ID + _TEXT_BYTES_PER_TOKEN
+# What is promised at a time where more comes; a hundred answers that have just begun take little.
+_MORE_BYTES = 4 * KIB
 # A completion without tokens: its texts, its lists, its sequence and draws.
-_BYTES_PER_COMPLETION = 8 * 1024
+_BYTES_PER_COMPLETION = 8 * KIB
+# What is promised to an answer before it is taken on: its first hundred tokens do not want room.
+_FIRST_BYTES = 8 * KIB
+BYTES_TO_BEGIN = _BYTES_PER_COMPLETION + _FIRST_BYTES
+# What stays promised where less is in use than was.
+_MOST_SPARE_BYTES = 16 * KIB
+# Entries of a ledger that are added up at once.
+_MOST_ENTRIES = 64
 
 
 class ResultsRoom:
@@ -100,18 +108,24 @@ class ResultsRoom:
 
 
 class Held:
-    """Room promised to answers until they are let go, which grows with what comes of them."""
+    """Room promised to answers until they are let go, which grows with what comes of them.
+
+    One thread takes and gives back, and another lets go in a finaliser, where it waits for no lock:
+    what is promised stands in a ledger whose entries each go to one of them.
+    """
 
     def __init__(self, room: ResultsRoom) -> None:
         self._room = room
-        self._promised = 0
+        self._ledger: deque[int] = deque()
+        self._is_released = False
         self._allowed = 0
         self._used = 0
 
     def take(self, num_bytes: int) -> bool:
         """Have so many bytes promised; False where there is no room."""
         is_taken = self._room.take(num_bytes)
-        self._promised += num_bytes * is_taken
+        if is_taken:
+            self._note(num_bytes)
         return is_taken
 
     def allow(self, num_bytes: int) -> None:
@@ -123,11 +137,27 @@ class Held:
 
         Errors: as ``need``.
         """
-        self._used += num_bytes
-        more = self._used - self._allowed
+        self.have(self._used + num_bytes, what)
+
+    def have(self, num_bytes: int, what: str) -> None:
+        """So much is in use, in all; what is promised grows with that and shrinks with it.
+
+        Errors: as ``need``.
+        """
+        more = num_bytes - self._allowed
         if more > 0:
             self.need(more + _MORE_BYTES, what)
             self.allow(more + _MORE_BYTES)
+        elif num_bytes < self._used and -more > _MOST_SPARE_BYTES:
+            self._note(more)
+            self._room.release(-more)
+            self.allow(more)
+        self._used = num_bytes
+
+    def begin(self, count: int, what: str) -> None:
+        """Have promised what so many answers take that are only begun. Errors: as ``need``."""
+        self.need(count * BYTES_TO_BEGIN, what)
+        self.allow(count * _FIRST_BYTES)
 
     def need(self, num_bytes: int, what: str) -> None:
         """Have so many bytes promised.
@@ -142,8 +172,28 @@ class Held:
             )
 
     def release(self) -> None:
-        """Give all of it back, once; in a finaliser too."""
-        self._room.release(self._promised)
+        """Give all of it back, and what is taken later at once; in a finaliser too."""
+        self._is_released = True
+        self._room.release(self._drained())
+
+    def _note(self, num_bytes: int) -> None:
+        if len(self._ledger) >= _MOST_ENTRIES:
+            num_bytes += self._drained()
+        self._ledger.append(num_bytes)
+        if self._is_released:
+            self._room.release(self._drained())
+
+    def _drained(self) -> int:
+        total = 0
+        with suppress(IndexError):
+            while True:
+                total += self._ledger.popleft()
+        return total
+
+
+def answer_bytes(num_tokens: int, texts: Iterable[str]) -> int:
+    """What tokens and pieces of text of an answer take, without log-probabilities."""
+    return _BYTES_PER_ID * num_tokens + sum(map(text_bytes, texts))
 
 
 def text_bytes(text: str) -> int:

@@ -15,6 +15,8 @@ from thinslice.serve.errors import ApiError, log
 from thinslice.serve.keys import Key
 
 _MAX_NAMED = 1000
+# Of a name: what may be kept, and what the log tells.
+_LONGEST_NAME = 60
 # Clients send these for what they do not ask for.
 _NOTHING: tuple[object, ...] = (None, [], {}, "")
 FINGERPRINT = f"thinslice-{__version__}"
@@ -27,7 +29,7 @@ class Served:
     Attributes:
         name: under which requests name the model.
         loaded_at: seconds since 1970.
-        unknown_fields: of bodies, that the log has named already.
+        unknown_fields: of bodies, that the log has named already, as far as it names them.
     """
 
     engine: AsyncEngine
@@ -52,9 +54,11 @@ class Served:
                 if value not in (*_NOTHING, *REFUSED[name]):
                     told = f"{name} is not supported here"
                     raise ApiError(400, told, name, "unsupported_parameter")
-            elif name not in self.unknown_fields and len(self.unknown_fields) < _MAX_NAMED:
-                self.unknown_fields.add(name)
-                log.warning("the field %.60r of a request is not known and has no effect", name)
+                continue
+            shown = name[:_LONGEST_NAME]
+            if shown not in self.unknown_fields and len(self.unknown_fields) < _MAX_NAMED:
+                self.unknown_fields.add(shown)
+                log.warning("the field %r of a request is not known and has no effect", shown)
 
 
 def _served(request: Request) -> Served:

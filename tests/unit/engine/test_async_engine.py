@@ -14,14 +14,14 @@ import pytest
 
 from tests.tiny_llm import beside, write_model
 from thinslice.config import SamplingParams
-from thinslice.engine import waiting_room
+from thinslice.engine import results, waiting_room
 from thinslice.engine.async_engine import AsyncEngine
 from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.llm import LLM
 from thinslice.engine.request import Delta
 from thinslice.engine.results import ResultsRoom
 from thinslice.errors import BusyError, RequestError
-from thinslice.units import GIB
+from thinslice.units import GIB, KIB
 
 LONG = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24, seed=3, ignore_eos=True)
 # Long enough to be still under way whenever a test looks.
@@ -116,7 +116,7 @@ def test_what_nobody_reads_is_kept_as_one_delta(llm: LLM) -> None:
         at_once = await read(await engine.submit("abc", params))
         stream = await engine.submit("abc", params)
         unread = stream._feed.unread
-        while sum(one.finish_reason is not None for one in unread.values()) < params.n:
+        while sum(one.finish_reason is not None for one, _ in unread.values()) < params.n:
             await asyncio.sleep(0.005)
         late = await read(stream)
         assert len(late) == 2 < len(at_once)
@@ -143,7 +143,8 @@ def test_log_probabilities_end_where_the_plan_has_no_room_for_them(llm: LLM) -> 
         assert min(reasons["length"], reasons["error"]) > 3
         failed = next(one for one in ends if one.finish_reason == "error")
         assert "log-probabilities that are held take" in str(failed.error)
-        assert (await read(await engine.submit("abc", LONG)))[-1].finish_reason == "length"
+        with pytest.raises(BusyError, match="answers that are held or not read yet take"):
+            await engine.submit("abc", LONG)
         streams.clear()
         assert (await read(await engine.submit("abc", params)))[-1].finish_reason == "length"
 
@@ -561,4 +562,38 @@ def test_prompts_that_wait_are_bounded_by_their_tokens(
                 await asyncio.sleep(0.01)
             await (await engine.submit("x" * 400, LONG)).aclose()
 
+    in_engine(llm, task)
+
+
+def test_answers_that_nobody_reads_end_where_the_plan_has_no_room(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room comes back as they are read, and all of it once they are let go."""
+    params = replace(LONG, max_tokens=400)
+
+    async def task(engine: AsyncEngine) -> None:
+        left = llm.engine.results.left_bytes
+        streams = [await engine.submit("abc", params) for _ in range(8)]
+        unread = [stream._feed.unread for stream in streams]
+        while not all(one and one[0][0].finish_reason for one in unread):
+            await asyncio.sleep(0.005)
+        with pytest.raises(BusyError, match="answers that are held or not read yet take"):
+            await engine.submit("x", LONG)
+        ends = [(await read(stream))[-1] for stream in streams]
+        assert {one.finish_reason for one in ends} == {"length", "error"}
+        told = next(str(one.error) for one in ends if one.error is not None)
+        assert "answers that are held or not read yet take" in told
+        streams.clear()
+        gc.collect()
+        stream = await engine.submit("abc", params)
+        assert len(await read(stream)) > 1
+        held = left - llm.engine.results.left_bytes
+        assert held < 16 * KIB + 60 * 400 + 16 * KIB  # unread no more, and still there
+        del stream
+        gc.collect()
+        assert llm.engine.results.left_bytes == left
+
+    monkeypatch.setattr(results, "CALLER_BYTES", 250 * KIB)
+    full = replace(llm.plan, pools=(replace(llm.plan.host, budget_bytes=llm.plan.peak_bytes),))
+    monkeypatch.setattr(llm.engine, "results", ResultsRoom(full))
     in_engine(llm, task)

@@ -5,6 +5,7 @@ from types import FrameType
 
 from tests.engines import tiny_engine
 from thinslice.engine.results import Held, ResultsRoom
+from thinslice.units import KIB
 
 
 def room() -> ResultsRoom:
@@ -62,3 +63,33 @@ def test_no_more_is_promised_than_there_is() -> None:
     assert asked.left_bytes == left
     assert asked.take(left)
     assert not asked.take(1)
+
+
+def test_what_is_taken_after_its_holder_was_let_go_comes_back_at_once() -> None:
+    """As an engine's thread does, in the middle of a step that brings something for it."""
+    asked = room()
+    left = asked.left_bytes
+    held = Held(asked)
+    for _ in range(200):
+        assert held.take(30)
+    assert asked.left_bytes == left - 200 * 30
+    held.release()
+    assert asked.left_bytes == left
+    held.use(1000, "texts")
+    held.release()
+    assert asked.left_bytes == left
+
+
+def test_what_is_promised_shrinks_with_what_is_in_use() -> None:
+    asked = room()
+    left = asked.left_bytes
+    held = Held(asked)
+    held.have(100 * KIB, "texts")
+    assert 0 <= left - asked.left_bytes - 100 * KIB < 8 * KIB
+    held.have(70 * KIB, "texts")
+    assert left - asked.left_bytes == 70 * KIB
+    held.have(60 * KIB, "texts")  # what is near is kept
+    held.use(5 * KIB, "texts")
+    assert left - asked.left_bytes == 70 * KIB
+    held.release()
+    assert asked.left_bytes == left

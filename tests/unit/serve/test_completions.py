@@ -15,7 +15,7 @@ import pytest
 from tests.servers import NAME, Running, running
 from tests.unit.serve.test_leaving import ask, slow_steps
 from thinslice.engine.engine import Engine
-from thinslice.engine.results import ResultsRoom
+from thinslice.engine.results import BYTES_TO_BEGIN, ResultsRoom
 from thinslice.serve import lazy_json
 from thinslice.serve.answers import all_of, merged
 from thinslice.serve.settings import ServerSettings
@@ -222,7 +222,12 @@ def test_what_cannot_be_completed_is_refused(
 def test_scores_that_the_plan_has_no_room_for_are_refused(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ResultsRoom, "take", lambda *_: False)
+    take = ResultsRoom.take
+
+    def for_completions_alone(room: ResultsRoom, num_bytes: int) -> bool:
+        return num_bytes == BYTES_TO_BEGIN and take(room, num_bytes)
+
+    monkeypatch.setattr(ResultsRoom, "take", for_completions_alone)
     found = post(server, prompt=["abc", "def"], echo=True, logprobs=20, max_tokens=0)
     assert found.status_code == 429
     assert "log-probabilities take" in found.json()["error"]["message"]
