@@ -40,7 +40,7 @@ _REFUSED_WHOLE = (
     *("max_thinking_seconds", "reasoning", "reasoning_budget", "reasoning_budget_tokens"),
     *("thinking_budget", "thinking_budget_tokens", "thinking_token_budget"),
     *("thinking", "output_config", "container", "mcp_servers"),
-    *("context_management", "conversation", "previous_response_id"),
+    *("conversation", "previous_response_id"),
     *("think", "format", "template", "images", "context", "typical_p", "tfs_z"),
 )
 REFUSED: dict[str, tuple[object, ...]] = {
@@ -186,6 +186,7 @@ class ResponsesBody(BaseModel):
 
     model: str
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
+    context_management: Annotated[list[Any], Field(max_length=0)] | None = None
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
@@ -267,7 +268,8 @@ class MessagesBody(BaseModel):
     tools: Tools | None = None
     tool_choice: dict[str, Any] | None = None
 
-    # Accepted without effect.
+    # Accepted without effect. Nothing but thoughts, which templates leave out, is ever cleared.
+    context_management: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     cache_control: dict[str, Any] | None = None

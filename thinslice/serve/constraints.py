@@ -37,9 +37,9 @@ def schema_constraint(schema: object, where: str) -> Constraint:
 
 
 def anthropic_constraint(output_config: dict[str, Any] | None) -> Constraint | None:
-    """Anthropic's ``output_config``. Errors: ApiError 400."""
+    """Anthropic's ``output_config``, but for its effort. Errors: ApiError 400."""
     config = {key: value for key, value in (output_config or {}).items() if value is not None}
-    more = ", ".join(sorted(config.keys() - {"format"}))
+    more = ", ".join(sorted(config.keys() - {"effort", "format"}))
     if more:
         raise ApiError(400, f"output_config.{more} is not supported here", f"output_config.{more}")
     if "format" not in config:

@@ -346,6 +346,7 @@ def test_any_object_and_plain_text(client: openai.OpenAI) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id", "not supported"),
         ({"conversation": "conv_1"}, "conversation", "not supported"),
         ({"prompt": {"id": "a"}}, "prompt", "none"),
+        ({"context_management": [{"type": "compaction"}]}, "context_management", "at most 0"),
         ({"truncation": "auto"}, "truncation", "disabled"),
         ({"include": ["message.output_text.logprobs"]}, "include.0", "encrypted"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "functions are"),
