@@ -104,6 +104,29 @@ def test_efforts_are_budgets(openai_client: openai.OpenAI, monkeypatch: pytest.M
     assert 0 < spent(answer) <= 20
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_responses_have_the_thought_as_an_item(
+    openai_client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch, is_streamed: bool
+) -> None:
+    monkeypatch.setitem(EFFORTS, "low", 20)
+    chat = openai_client.chat.completions.create(**ASKED, reasoning_effort="low")
+    said = chat.choices[0].message
+    body: Any = {"model": NAME, "input": MESSAGES, "temperature": 0, "reasoning": {"effort": "low"}}
+    if is_streamed:
+        *_, last = openai_client.responses.create(**body, stream=True)
+        assert last.type == "response.completed"
+        answer = last.response
+    else:
+        answer = openai_client.responses.create(**body)
+    thought, message = answer.output
+    assert (thought.type, message.type) == ("reasoning", "message")
+    texts = [one.text for one in thought.content or ()]
+    assert texts == [said.reasoning_content]  # type: ignore[attr-defined]
+    assert answer.output_text == said.content
+    assert answer.usage is not None
+    assert answer.usage.output_tokens_details.reasoning_tokens == spent(chat)
+
+
 def test_seconds_are_a_budget(openai_client: openai.OpenAI) -> None:
     extra = {"max_thinking_seconds": 1e-9}
     answer = openai_client.chat.completions.create(**ASKED, extra_body=extra)

@@ -73,7 +73,7 @@ def _params(body: MessagesBody) -> SamplingParams:
 
 
 def _thinking(body: MessagesBody) -> Thinking:
-    return of_anthropic(body.thinking, body.max_tokens)
+    return of_anthropic(body.thinking, body.max_tokens, (body.output_config or {}).get("effort"))
 
 
 def _conversation(body: MessagesBody) -> Conversation:

@@ -20,9 +20,12 @@ def conversation_of(body: MessagesBody) -> Conversation:
     for number, message in enumerate(body.messages):
         where = f"messages.{number}"
         role = message.get("role")
+        if role == "system" and number > 0:
+            found.append(_instruction(message, where))
+            continue
         if role not in ("user", "assistant"):
             told = f"{where}: the role is {role!r:.60}; one of user, assistant"
-            raise ApiError(400, told, where)
+            raise ApiError(400, f"{told} and, behind the first message, system", where)
         content = message.get("content")
         turn = _assistant if role == "assistant" else _user
         found += turn(content, where) if isinstance(content, list) else _plain(role, content, where)
@@ -31,6 +34,17 @@ def conversation_of(body: MessagesBody) -> Conversation:
     is_parallel = choice.get("disable_parallel_tool_use") is not True
     asked = _choice(choice) if tools else "auto"
     return Conversation(found, tools, tool_choice=asked, parallel_tool_calls=is_parallel)
+
+
+def _instruction(message: Message, where: str) -> Message:
+    """A system message within the conversation, which stays there for all later turns."""
+    if message.get("clear_at") not in (None, "never"):
+        told = f"{where}: clear_at is {message['clear_at']!r:.60}; only never is supported here"
+        raise ApiError(400, told, f"{where}.clear_at")
+    if message.get("output_config"):
+        told = f"{where}: output_config of a message is not supported here; that of the body is"
+        raise ApiError(400, told, f"{where}.output_config")
+    return {"role": "system", "content": _text(message.get("content"), where)}
 
 
 def _plain(role: str, content: object, where: str) -> list[Message]:

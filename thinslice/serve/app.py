@@ -21,6 +21,7 @@ from thinslice.serve import (
     models,
     ollama,
     page,
+    responses,
     status,
     tokenize,
 )
@@ -35,7 +36,8 @@ from thinslice.serve.settings import ServerSettings
 
 # Nobody reads it: nginx's for a client that has closed its connection.
 _GONE = 499
-_ROUTES = (chat, completions, anthropic, ollama, models, tokenize, status, metrics, page, api_page)
+_OF_MODELS = (chat, completions, responses, anthropic, ollama, models, tokenize)
+_ROUTES = (*_OF_MODELS, status, metrics, page, api_page)
 _TYPES = frozenset(("str", "int", "float", "bool", "none"))
 
 

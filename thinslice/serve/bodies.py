@@ -40,10 +40,12 @@ _REFUSED_WHOLE = (
     *("max_thinking_seconds", "reasoning", "reasoning_budget", "reasoning_budget_tokens"),
     *("thinking_budget", "thinking_budget_tokens", "thinking_token_budget"),
     *("thinking", "output_config", "container", "mcp_servers"),
+    *("conversation", "previous_response_id"),
     *("think", "format", "template", "images", "context", "typical_p", "tfs_z"),
 )
 REFUSED: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(_REFUSED_WHOLE, ()),
+    "background": (False,),
     "best_of": (1,),
     "echo": (False,),
     "min_tokens": (0,),
@@ -151,6 +153,72 @@ class CompletionBody(_Body):
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
 
+class ResponsesReasoning(BaseModel):
+    """How much the model thinks. A thought is given whole, and has no summary."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class ResponsesText(BaseModel):
+    """The form of the answer. How wordy it is to be has no effect."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: dict[str, Any] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ResponsesBody(BaseModel):
+    """The body of ``/v1/responses``.
+
+    Attributes:
+        input: what the user says, or a list of items: messages, calls and their outputs; thoughts
+            are passed over.
+        prompt: none is stored here that could be named.
+        store: no answer is stored, also where this is left out.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
+    context_management: Annotated[list[Any], Field(max_length=0)] | None = None
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    parallel_tool_calls: bool | None = None
+    prompt: None = None
+    reasoning: ResponsesReasoning | None = None
+    store: Literal[False] | None = None
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    text: ResponsesText | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    tools: Tools | None = None
+    top_logprobs: Literal[0] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    truncation: Literal["disabled"] | None = None
+
+    # Accepted without effect. Thoughts are never encrypted, and tools run at the client's alone.
+    include: list[Literal["reasoning.encrypted_content"]] | None = None
+    max_tool_calls: int | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    stream_options: dict[str, Any] | None = None
+    user: str | None = None
+
+    @property
+    def thinking(self) -> Thinking:
+        """How long the model may think."""
+        effort = None if self.reasoning is None else self.reasoning.effort
+        return of_openai(effort, None, None, None)
+
+
 class TokenizeBody(BaseModel):
     """The body of ``/tokenize``: a text or a conversation.
 
@@ -200,7 +268,8 @@ class MessagesBody(BaseModel):
     tools: Tools | None = None
     tool_choice: dict[str, Any] | None = None
 
-    # Accepted without effect.
+    # Accepted without effect. Nothing but thoughts, which templates leave out, is ever cleared.
+    context_management: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     cache_control: dict[str, Any] | None = None

@@ -1,7 +1,7 @@
-"""The form that a request asks of its answer, as the three interfaces write it."""
+"""The form that a request asks of its answer, as each interface writes it."""
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from thinslice.constraint import Constraint
 from thinslice.errors import RequestError
@@ -12,22 +12,21 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 def constraint_of(response_format: object, structured_outputs: object = None) -> Constraint | None:
     """OpenAI's ``response_format``, or vLLM's ``structured_outputs``. Errors: ApiError 400."""
-    kind = response_format.get("type") if isinstance(response_format, dict) else None
-    is_free = response_format is None or kind == "text"
     if structured_outputs is not None:
-        if not is_free:
+        if response_format is not None and _kind(response_format) != "text":
             told = "response_format and structured_outputs both name a form; give one of them"
             raise ApiError(400, told, "structured_outputs")
         return _structured(structured_outputs)
-    if is_free:
-        return None
-    if kind == "json_object":
-        return Constraint.json_object()
-    if kind != "json_schema":
-        told = f"the type is {kind!r:.60}; one of text, json_object, json_schema"
-        raise ApiError(400, f"response_format: {told}", "response_format.type")
-    assert isinstance(response_format, dict), "it has a type"
-    return _named_schema(response_format.get("json_schema"))
+    where = "response_format"
+    if _is_schema(response_format, where):
+        return _named_schema(response_format.get("json_schema"), f"{where}.json_schema")
+    return _without_schema(response_format)
+
+
+def responses_constraint(form: dict[str, Any] | None) -> Constraint | None:
+    """The ``text.format`` of ``/v1/responses``. Errors: ApiError 400."""
+    where = "text.format"
+    return _named_schema(form, where) if _is_schema(form, where) else _without_schema(form)
 
 
 def schema_constraint(schema: object, where: str) -> Constraint:
@@ -38,9 +37,9 @@ def schema_constraint(schema: object, where: str) -> Constraint:
 
 
 def anthropic_constraint(output_config: dict[str, Any] | None) -> Constraint | None:
-    """Anthropic's ``output_config``. Errors: ApiError 400."""
+    """Anthropic's ``output_config``, but for its effort. Errors: ApiError 400."""
     config = {key: value for key, value in (output_config or {}).items() if value is not None}
-    more = ", ".join(sorted(config.keys() - {"format"}))
+    more = ", ".join(sorted(config.keys() - {"effort", "format"}))
     if more:
         raise ApiError(400, f"output_config.{more} is not supported here", f"output_config.{more}")
     if "format" not in config:
@@ -58,8 +57,24 @@ def ollama_constraint(form: object) -> Constraint | None:
     return Constraint.json_object() if form == "json" else schema_constraint(form, "format")
 
 
-def _named_schema(given: object) -> Constraint:
-    where = "response_format.json_schema"
+def _kind(form: object) -> object:
+    return form.get("type") if isinstance(form, dict) else None
+
+
+def _is_schema(form: object, where: str) -> TypeGuard[dict[str, Any]]:
+    """Whether a form that OpenAI's API names has a schema. Errors: ApiError 400 for another."""
+    kind = _kind(form)
+    if form is not None and kind not in ("text", "json_object", "json_schema"):
+        told = f"the type is {kind!r:.60}; one of text, json_object, json_schema"
+        raise ApiError(400, f"{where}: {told}", f"{where}.type")
+    return kind == "json_schema"
+
+
+def _without_schema(form: object) -> Constraint | None:
+    return Constraint.json_object() if _kind(form) == "json_object" else None
+
+
+def _named_schema(given: object, where: str) -> Constraint:
     if not isinstance(given, dict):
         raise ApiError(400, f"{where} is missing", where)
     name = given.get("name")

@@ -47,6 +47,11 @@ ANSWERS: Mapping[str, Answer] = {
         (_EVENTS, forms.CompletionAnswer),
         example={"prompt": "Once upon a time", **_SHORT},
     ),
+    "/v1/responses": Answer(
+        forms.ResponseAnswer,
+        (_EVENTS, forms.ResponseEvent),
+        example={"input": "Name three rivers.", "max_output_tokens": 64},
+    ),
     "/v1/messages": Answer(
         more_forms.MessageAnswer,
         (_EVENTS, more_forms.MessageEvent),

@@ -102,6 +102,11 @@ def anthropic_events(events: Events) -> EventStream:
     return EventStream(events, _named, "", ping)
 
 
+def responses_events(events: Events) -> EventStream:
+    """As OpenAI's API sends those of ``/v1/responses``: the last of them is the end."""
+    return EventStream(events, _named, "", ": waiting\n\n")
+
+
 def json_lines(events: Events) -> EventStream:
     """As Ollama sends them, which has nothing for a pause."""
     return EventStream(events, _line, "", "", "application/x-ndjson")

@@ -63,6 +63,7 @@ class ThinkingDisabled(BaseModel):
 AnthropicThinking = Annotated[
     ThinkingEnabled | ThinkingAdaptive | ThinkingDisabled, Field(discriminator="type")
 ]
+_ANTHROPIC_EFFORTS = ("low", "medium", "high", "xhigh", "max")
 OllamaThink = bool | Literal["low", "medium", "high", "max"]
 
 
@@ -105,15 +106,28 @@ def of_openai(
 
 
 def of_anthropic(
-    asked: ThinkingEnabled | ThinkingAdaptive | ThinkingDisabled | None, max_tokens: int | None
+    asked: ThinkingEnabled | ThinkingAdaptive | ThinkingDisabled | None,
+    max_tokens: int | None,
+    effort: object = None,
 ) -> Thinking:
-    """Errors: ApiError 400 for a budget that leaves no token for the answer, as at Anthropic's."""
+    """What a request says of thinking.
+
+    Args:
+        effort: of ``output_config``; it bounds a thought that has no budget of its own.
+
+    Errors: ApiError 400 for an effort that is none, and for a budget that leaves no token for the
+    answer, as at Anthropic's.
+    """
+    if effort is not None and effort not in _ANTHROPIC_EFFORTS:
+        told = f"the effort is {effort!r:.60}; one of {', '.join(_ANTHROPIC_EFFORTS)}"
+        raise ApiError(400, f"output_config: {told}", "output_config.effort")
+    most = None if effort is None else EFFORTS[str(effort)]
     if asked is None:
-        return Thinking()
+        return Thinking(most)
     if isinstance(asked, ThinkingDisabled):
         return Thinking(is_enabled=False)
     if isinstance(asked, ThinkingAdaptive):
-        return Thinking(is_enabled=True)
+        return Thinking(most, is_enabled=True)
     if max_tokens is not None and max_tokens <= asked.budget_tokens:
         told = (
             f"max_tokens is {max_tokens} and thinking.budget_tokens {asked.budget_tokens}; "

@@ -21,6 +21,18 @@ def usage_of(completions: Sequence[Completion]) -> dict[str, Any]:
     }
 
 
+def responses_usage(completion: Completion) -> dict[str, Any]:
+    """The usage of an answer under the names of ``/v1/responses``."""
+    usage = usage_of([completion])
+    return {
+        "input_tokens": usage["prompt_tokens"],
+        "input_tokens_details": {**usage["prompt_tokens_details"], "cache_write_tokens": 0},
+        "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": usage["completion_tokens_details"],
+        "total_tokens": usage["total_tokens"],
+    }
+
+
 def added_up(usages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The usage of several prompts."""
     return {

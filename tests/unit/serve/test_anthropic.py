@@ -13,6 +13,13 @@ from pydantic import TypeAdapter
 
 from tests.servers import NAME, Running, running
 from tests.tiny_llm import TEMPLATE
+from thinslice.serve.thinking import (
+    Thinking,
+    ThinkingAdaptive,
+    ThinkingDisabled,
+    ThinkingEnabled,
+    of_anthropic,
+)
 
 MESSAGES: Any = [{"role": "user", "content": "the moon"}]
 ASKED: Any = {"model": NAME, "max_tokens": 24, "messages": MESSAGES}
@@ -143,6 +150,9 @@ def test_blocks_and_a_system_prompt(server: Running, client: anthropic.Anthropic
         {"messages": [{"role": "system", "content": "a"}]},
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
         {"messages": [{"role": "user"}]},
+        {"messages": [*MESSAGES, {"role": "system", "content": "a", "clear_at": "now"}]},
+        {"messages": [*MESSAGES, {"role": "system", "content": "a", "output_config": {"a": 1}}]},
+        {"output_config": {"effort": "none"}},
         {"tools": [{"name": "a"}]},
         {"thinking": {"type": "enabled", "budget_tokens": 1024}},
         {"temperature": "a"},
@@ -154,6 +164,31 @@ def test_what_cannot_be_answered_is_refused(server: Running, change: dict[str, A
     body = answer.json()
     assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
     assert body["error"]["message"]
+
+
+def test_what_claude_code_sends(server: Running, client: anthropic.Anthropic) -> None:
+    edits = [{"type": "clear_thinking_20251015", "keep": "all"}]
+    messages: Any = [*MESSAGES, {"role": "system", "content": "be brief"}]
+    answer = client.messages.create(
+        model=NAME,
+        max_tokens=24,
+        messages=messages,
+        thinking={"type": "adaptive"},
+        output_config={"effort": "high"},
+        extra_body={"context_management": {"edits": edits}},
+    )
+    read = answer.usage.cache_read_input_tokens or 0
+    count = len(server.served.engine.llm.prepare(messages).token_ids)
+    assert answer.usage.input_tokens + read == count
+
+
+def test_effort_bounds_a_thought_without_a_budget() -> None:
+    for asked, enabled in ((None, None), (ThinkingAdaptive(type="adaptive"), True)):
+        assert of_anthropic(asked, 4000, "low") == Thinking(1024, is_enabled=enabled)
+        assert of_anthropic(asked, 4000, "max") == Thinking(None, is_enabled=enabled)
+    budget = ThinkingEnabled(type="enabled", budget_tokens=9)
+    assert of_anthropic(budget, 4000, "low").max_tokens == 9
+    assert of_anthropic(ThinkingDisabled(type="disabled"), 4000, "low").is_enabled is False
 
 
 def test_another_model_is_not_found(client: anthropic.Anthropic) -> None:

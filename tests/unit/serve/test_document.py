@@ -20,6 +20,7 @@ SHORT: Any = {"temperature": 0, "max_tokens": 3}
 BODIES: dict[str, Any] = {
     "/v1/chat/completions": {**SHORT, "messages": MESSAGES, "logprobs": True, "top_logprobs": 2},
     "/v1/completions": {**SHORT, "prompt": ["a b", "c"], "logprobs": 2, "echo": True},
+    "/v1/responses": {"temperature": 0, "max_output_tokens": 3, "input": "the moon"},
     "/v1/messages": {**SHORT, "messages": MESSAGES},
     "/v1/messages/count_tokens": {"messages": MESSAGES},
     "/api/chat": {"messages": MESSAGES, "options": {"num_predict": 3}},

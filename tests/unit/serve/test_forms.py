@@ -128,7 +128,7 @@ for _ in range(100):
         ("/v1/chat/completions", {"structured_outputs": {"json": DEEP}}, "64 levels"),
         ("/v1/chat/completions", {"structured_outputs": {"json": {"type": "x"}}}, "Invalid type"),
         ("/v1/chat/completions", {"structured_outputs": {"json": {"multipleOf": 999983}}}, "multi"),
-        ("/v1/messages", {"output_config": {"effort": "low"}}, "effort is not supported"),
+        ("/v1/messages", {"output_config": {"task_budget": {}}}, "task_budget is not supported"),
         ("/v1/messages", {"output_config": {"format": {"type": "xml"}}}, "not json_schema"),
         ("/api/chat", {"format": "yaml"}, "no JSON schema"),
     ],
