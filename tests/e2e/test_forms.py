@@ -13,9 +13,11 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tests.tiny_llm import beside
 from thinslice import LLM, Conversation, SamplingParams
 from thinslice.constraint import Constraint
 from thinslice.errors import RequestError
+from thinslice.units import GIB
 
 ADDRESS = {
     "type": "object",
@@ -84,7 +86,7 @@ CITIES = ("Paris", "Oslo", "Lima", "Rome", "Delhi", "Cairo", "Quito", "Bonn", "B
 
 @pytest.fixture(scope="module")
 def llm(smollm2_path: Path) -> Iterator[LLM]:
-    with LLM(str(smollm2_path), memory="1GiB", context=1024) as found:
+    with LLM(str(smollm2_path), memory=beside(GIB), context=1024) as found:
         yield found
 
 

@@ -92,7 +92,7 @@ def test_hostile_bodies_are_refused_and_the_server_goes_on(tmp_path: Path, is_lo
     with served_process(model, *options, log=log) as server:
         before = answers(server, model)
         attack = Attack(server, seed, count)
-        assert len(attack.goods) == 10
+        assert len(attack.goods) == 11
         asyncio.run(attack.run())
         server.wait_until_idle()
         grown = max(attack.anonymous) - max(attack.anonymous[: count // 2])
