@@ -39,6 +39,9 @@ def test_every_suggestion_is_taken_when_it_is_followed(
 ) -> None:
     """From budgets that hold nothing to those in which packing alone does not fit."""
     model = write(tmp_path, GgufOptions(dtype="F16"))
+    # What packing and loading wake in a process they wake once; here the process is an old one.
+    monkeypatch.setenv("THINSLICE_HOME", str(tmp_path / "woken"))
+    assert load(model, memory=current_rss_bytes() + 400 * MIB, dtype=dtype) is None
     monkeypatch.setenv("THINSLICE_HOME", str(tmp_path / "store"))
     settings: dict[str, Any] = {"memory": current_rss_bytes() + room * MIB, "dtype": dtype}
     error = load(model, **settings)
