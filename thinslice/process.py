@@ -20,13 +20,20 @@ _M_ARENA_MAX, _HEAPS = -8, 1
 
 
 @cache
+def c_library() -> ctypes.CDLL:
+    """The C library, looked up once: each CDLL makes classes of its own, which stay until a
+    collection and keep a MiB of Python's heap that nothing else is left in."""
+    return ctypes.CDLL(None)
+
+
+@cache
 def bound_allocator() -> None:
     """Keep the C library's allocator from holding on to much that nobody uses, from now on; before
     the first model of this process is planned, or packed.
 
     Nothing is done where the C library has no ``mallopt``, as musl and macOS.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    mallopt = getattr(c_library(), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
         return
     mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)

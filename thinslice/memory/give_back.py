@@ -3,6 +3,8 @@
 import ctypes
 import gc
 
+from thinslice.process import c_library
+
 
 def give_back() -> None:
     """Collect what only cycles hold, and return free pages of the heap to the system.
@@ -20,6 +22,6 @@ def return_free_pages() -> None:
     Where the C library has no malloc_trim, as musl and macOS, its allocator returns pages by
     itself.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(c_library(), "malloc_trim", None)
     if trim is not None:
         trim(ctypes.c_size_t(0))

@@ -5,6 +5,8 @@ import mmap
 import sys
 from pathlib import Path
 
+from thinslice.process import c_library
+
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
@@ -26,7 +28,7 @@ def alternate_stack_bytes() -> int | None:
     if not sys.platform.startswith("linux"):
         return None
     stack = _SignalStack()
-    if ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) != 0 or stack.flags & _DISABLED:
+    if c_library().sigaltstack(None, ctypes.byref(stack)) != 0 or stack.flags & _DISABLED:
         return None
     return int(stack.size)
 
@@ -39,10 +41,11 @@ def resident_bytes(address: int, num_bytes: int) -> int:
     page = mmap.PAGESIZE
     start = address // page * page
     count = -(-(address + num_bytes - start) // page)
-    states = (ctypes.c_ubyte * count)()
-    if ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(count * page), states):
+    states = bytearray(count)  # an array of ctypes' has a class for each length, kept for good
+    into = ctypes.byref(ctypes.c_char.from_buffer(states))
+    if c_library().mincore(ctypes.c_void_p(start), ctypes.c_size_t(count * page), into):
         return 0
-    return min(sum(state & 1 for state in bytes(states)) * page, num_bytes)
+    return min(sum(state & 1 for state in states) * page, num_bytes)
 
 
 def pid_rooms() -> list[tuple[int, str]]:

@@ -125,6 +125,7 @@ def test_a_model_is_packed_in_its_own_room(made: Ledger) -> None:
 
 
 def test_a_stream_keeps_the_reservation_of_a_model_that_was_let_go(tmp_path: Path) -> None:
+    gc.collect()  # what other tests have let go of
     before = ledger().promised_bytes()
     llm = LLM(str(write_model(tmp_path / "tiny.gguf")), memory="2GiB", context=64)
     stream = llm.stream("Hello", SamplingParams(max_tokens=4, ignore_eos=True))

@@ -423,11 +423,14 @@ def test_closing_does_not_wait_for_a_dead_disk(
 
     monkeypatch.setattr(UncachedFile, "read", stuck)
     monkeypatch.setattr(slice_reader, "_STUCK_S", 0.01)
-    with open_reader(slices):
-        stuck_threads = [one for one in threading.enumerate() if one.name.startswith("thinslice")]
-    assert all(one.is_alive() and one.daemon for one in stuck_threads)
-    assert len(stuck_threads) == SMALL_REQUESTS.num_threads
-    may_read.set()
+    before = threading.enumerate()
+    try:
+        with open_reader(slices):
+            stuck_threads = [one for one in threading.enumerate() if one not in before]
+        assert all(one.is_alive() and one.daemon for one in stuck_threads)
+        assert len(stuck_threads) == SMALL_REQUESTS.num_threads
+    finally:
+        may_read.set()
     for one in stuck_threads:
         one.join()
 
