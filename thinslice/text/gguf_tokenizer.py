@@ -235,18 +235,32 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> _Vocabulary:
     return _Vocabulary(tokens, types)
 
 
-def _read_merges(metadata: Mapping[str, Any], ids: Mapping[str, int]) -> list[tuple[str, str]]:
+class _Merges(Sequence[tuple[str, str]]):
+    """Pairs of tokens, each made when it is read: as many tuples at once would leave holes in
+    Python's heap, a MiB of it around what later comes to lie there.
+
+    Args:
+        lines: of two tokens each, with a space between them.
+    """
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, place: Any) -> Any:
+        left, _, right = self._lines[place].partition(" ")
+        return left, right
+
+
+def _read_merges(metadata: Mapping[str, Any], ids: Mapping[str, int]) -> _Merges:
     lines = _strings(metadata, "tokenizer.ggml.merges", _MAX_MERGES)
-    merges: list[tuple[str, str]] = []
-    # The tokens themselves stand in the merges, and not two more strings for each.
-    token_of = dict(zip(ids, ids, strict=True)).get
     for line in lines:
-        first, space, second = line.partition(" ")
-        left, right = token_of(first), token_of(second)
-        if not space or left is None or right is None or left + right not in ids:
+        left, space, right = line.partition(" ")
+        if not space or left not in ids or right not in ids or left + right not in ids:
             raise CheckpointError(f"GGUF tokenizer: merge {line!r:.80} is not of known tokens")
-        merges.append((left, right))
-    return merges
+    return _Merges(lines)
 
 
 def _read_scores(metadata: Mapping[str, Any], num_tokens: int) -> list[float]:
