@@ -32,7 +32,8 @@ def conversation_of(body: MessagesBody) -> Conversation:
     tools = [_tool(one, f"tools.{number}") for number, one in enumerate(body.tools or ())]
     choice = dict(body.tool_choice or {"type": "auto"})
     is_parallel = choice.get("disable_parallel_tool_use") is not True
-    asked = _choice(choice) if tools else "auto"
+    has_calls = tools or choice.get("type") in ("any", "tool")  # of no tools they are refused
+    asked = _choice(choice) if has_calls else "auto"
     return Conversation(found, tools, tool_choice=asked, parallel_tool_calls=is_parallel)
 
 

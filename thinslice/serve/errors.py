@@ -66,7 +66,7 @@ def _known(error: BaseException) -> ApiError | None:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextError):
-        return ApiError(400, str(error), "messages", "context_length_exceeded")
+        return ApiError(400, str(error), code="context_length_exceeded")
     if isinstance(error, BusyError):
         return ApiError(429, str(error), code="queue_full")
     if isinstance(error, RequestError):

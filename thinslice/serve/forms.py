@@ -50,6 +50,22 @@ class ChatLogprobs(BaseModel):
     refusal: None
 
 
+class CalledFunction(BaseModel):
+    """A function of the request's tools; its name comes with a call's first part alone."""
+
+    name: str | None = None
+    arguments: str
+
+
+class Call(BaseModel):
+    """A call of a tool, or of a stream a part of it; all but the first have no id and no type."""
+
+    index: int | None = None
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunction
+
+
 class AnswerMessage(BaseModel):
     """What the model says, and what it thought before."""
 
@@ -58,6 +74,7 @@ class AnswerMessage(BaseModel):
     refusal: None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: list[Call] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -91,6 +108,7 @@ class ChatDelta(BaseModel):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: list[Call] | None = None
 
 
 class ChatChunkChoice(BaseModel):

@@ -6,12 +6,15 @@ from pydantic import BaseModel
 
 
 class Block(BaseModel):
-    """A text or a thought."""
+    """A text, a thought or a call of a tool."""
 
     type: Literal["text", "thinking", "tool_use"]
     text: str | None = None
     thinking: str | None = None
     signature: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
 
 
 class MessageDetails(BaseModel):

@@ -227,6 +227,7 @@ def test_openai_takes_calls_and_results_back(client: openai.OpenAI) -> None:
     ("path", "change", "told"),
     [
         ("/v1/chat/completions", {"tool_choice": "required"}, "there are no tools"),
+        ("/v1/messages", {"max_tokens": 9, "tool_choice": {"type": "any"}}, "there are no tools"),
         ("/v1/chat/completions", {"tools": TOOLS, "tool_choice": "often"}, "tool_choice is"),
         ("/v1/chat/completions", {**CALLING, "ignore_eos": True}, "ignore_eos goes on past"),
         ("/v1/chat/completions", {"tools": TOOLS * 100}, "tools"),
