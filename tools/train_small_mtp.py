@@ -20,7 +20,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -224,8 +224,8 @@ class Trunk(nn.Module):
         )
 
 
-class TrainedModel(nn.Module):
-    """The whole model; its state dict has the checkpoint's names."""
+class CausalModel(nn.Module):
+    """The weights of a whole model; its state dict has the checkpoint's names."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -237,6 +237,10 @@ class TrainedModel(nn.Module):
                 nn.init.zeros_(parameter)
             elif "norm" not in name:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+
+
+class TrainedModel(CausalModel):
+    """The whole model with its prediction layer."""
 
     def forward(
         self, ids: torch.Tensor, num_chained: int = NUM_CHAINED
@@ -270,6 +274,26 @@ def train(settings: Settings) -> tuple[TrainedModel, list[dict[str, float]]]:
     """A trained model, rounded to bfloat16's values, and the loss curve."""
     torch.manual_seed(settings.seed)
     model = TrainedModel(shape_from_config(CONFIG))
+    source = training_rows(random.Random(settings.seed), settings.length + 2)
+
+    def losses() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        main_loss, mtp_losses = _losses(model, list(islice(source, settings.rows)))
+        named = {f"mtp_{number}": loss for number, loss in enumerate(mtp_losses, 1)}
+        return main_loss + MTP_WEIGHT * mtp_losses.sum(), {"main": main_loss, **named}
+
+    return model, fit(model, settings, losses)
+
+
+def fit(
+    model: CausalModel,
+    settings: Settings,
+    losses: Callable[[], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+) -> list[dict[str, float]]:
+    """Train a model in place and round it to bfloat16's values; the loss curve.
+
+    Args:
+        losses: of the next rows: what is made small, and what the curve tells.
+    """
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -279,26 +303,25 @@ def train(settings: Settings) -> tuple[TrainedModel, list[dict[str, float]]]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_share(step, settings)
     )
-    source = training_rows(random.Random(settings.seed), settings.length + 2)
     curve = []
     started = time.monotonic()
     for step in range(1, settings.steps + 1):
-        main_loss, mtp_losses = _losses(model, list(islice(source, settings.rows)))
+        loss, told = losses()
         optimizer.zero_grad()
-        (main_loss + MTP_WEIGHT * mtp_losses.sum()).backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step == 1 or step % 50 == 0:
-            losses = [main_loss.item(), *mtp_losses.tolist()]
-            names = ["main", *(f"mtp_{i}" for i in range(1, NUM_CHAINED + 1))]
-            rounded = (round(loss, 4) for loss in losses)
-            curve.append({"step": step, **dict(zip(names, rounded, strict=True))})
+            curve.append(
+                {"step": step, **{name: round(one.item(), 4) for name, one in told.items()}}
+            )
             print(f"{time.monotonic() - started:6.0f} s  {curve[-1]}", file=sys.stderr)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
-    return model.eval(), curve
+    model.eval()
+    return curve
 
 
 def learning_rate_share(step: int, settings: Settings) -> float:

@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -27,21 +26,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import nn
 
 from thinslice.errors import ConfigError, ThinsliceError
 from thinslice.kernels.rotary import Rotary
 from thinslice.kernels.tensors import tensor_of
-from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.shape_from_config import shape_from_config
 from tools.small_mtp_text import TURN_END
 from tools.small_thinker_text import prompts, training_rows
 from tools.train_small_mtp import CONFIG as MTP_CONFIG
 from tools.train_small_mtp import (
     IGNORED,
+    CausalModel,
     Settings,
-    Trunk,
-    learning_rate_share,
+    fit,
     write_json,
     write_tokenizer,
 )
@@ -59,19 +56,8 @@ CHAT_TEMPLATE = (
 DEFAULTS = Settings(steps=450, rows=12, length=384, warmup=60)
 
 
-class ThinkingModel(nn.Module):
-    """The whole model; its state dict has the checkpoint's names."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.model = Trunk(shape)
-        self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif "norm" not in name:
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+class ThinkingModel(CausalModel):
+    """The whole model, without a prediction layer."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits [B, T, V] of rows [B, T]."""
@@ -87,32 +73,13 @@ def train(settings: Settings) -> tuple[ThinkingModel, list[dict[str, float]]]:
     """A trained model, rounded to bfloat16's values, and the loss curve."""
     torch.manual_seed(settings.seed)
     model = ThinkingModel(shape_from_config(CONFIG))
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(
-        groups, settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_share(step, settings)
-    )
     source = training_rows(random.Random(settings.seed), settings.length + 1)
-    curve = []
-    started = time.monotonic()
-    for step in range(1, settings.steps + 1):
+
+    def losses() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         loss = _loss(model, list(islice(source, settings.rows)))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step == 1 or step % 50 == 0:
-            curve.append({"step": step, "loss": round(loss.item(), 4)})
-            print(f"{time.monotonic() - started:6.0f} s  {curve[-1]}", file=sys.stderr)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16())
-    return model.eval(), curve
+        return loss, {"loss": loss}
+
+    return model, fit(model, settings, losses)
 
 
 def _loss(model: ThinkingModel, rows: list[tuple[list[int], list[bool]]]) -> torch.Tensor:
