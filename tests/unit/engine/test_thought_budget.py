@@ -341,7 +341,7 @@ def test_an_interrupt_changes_no_token(error: type[BaseException], is_long: bool
     expected = [alone(case) for case in asked]
     counting = Interruption()
     _run(asked, expected, counting)
-    places = rng.sample(range(1, counting.num_lines + 1), 400 if is_long else 40)
+    places = rng.sample(range(1, len(counting.lines) + 1), 400 if is_long else 40)
     for at in places:
         _run(asked, expected, Interruption(at, error))
 
