@@ -52,6 +52,16 @@ def test_the_tokens_looked_ahead_are_left_to_compute() -> None:
         assert num_found(blocks, new_sequence(1, 8, 1)) == expected
 
 
+def test_one_token_is_left_to_compute_where_the_whole_prompt_was_computed_before() -> None:
+    """A sequence that begins again knows the digest of its last block already."""
+    blocks = BlockManager(8, BLOCK_SIZE)
+    sequence = filled(blocks, new_sequence(0, 8, 1))
+    blocks.release(sequence)
+    sequence.num_computed = 0
+    assert blocks.num_cached == 2
+    assert num_found(blocks, sequence) == 1
+
+
 def test_the_end_of_a_prefix_is_evicted_before_its_beginning() -> None:
     blocks = BlockManager(3, BLOCK_SIZE)
     blocks.release(filled(blocks, new_sequence(0, 12, 1)))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
+from weakref import finalize
 
 import pytest
 
@@ -78,11 +79,12 @@ class Interruption:
         return self.lines[-1]
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> Trace | None:
-        return self._line if PLACE in frame.f_code.co_filename and not self.is_over else None
+        if self.is_over or PLACE not in frame.f_code.co_filename or lets_go(frame):
+            return None
+        return self._line
 
     def _line(self, frame: FrameType, event: str, _: Any) -> Trace | None:
-        # What is raised while an object is let go is printed by Python and goes no further.
-        if event != "line" or self.is_over or frame.f_code.co_name == "__del__":
+        if event != "line" or self.is_over:
             return self._line
         if self.within not in (None, frame.f_code.co_name):
             return self._line
@@ -94,6 +96,15 @@ class Interruption:
 
     def act(self) -> None:
         raise self.error
+
+
+def lets_go(frame: FrameType | None) -> bool:
+    """Whether an object is being let go: what is raised then is printed by Python, no further."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code is finalize.__call__.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @dataclass

@@ -272,6 +272,22 @@ def test_drafts_run_where_there_is_room_and_take_nobodys_blocks() -> None:
     assert (first.num_preemptions, second.num_preemptions) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("num_sequences", "expected"), [(1, [(10, 9)]), (3, [(8, 7), (1, 0), (1, 0)])]
+)
+def test_drafts_leave_room_for_the_tokens_of_those_that_come_after(
+    num_sequences: int, expected: list[tuple[int, int]]
+) -> None:
+    scheduler = Scheduler(small_plan())
+    sequences = [new_sequence(seq_id, 3, 20, first_token=seq_id) for seq_id in range(num_sequences)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    run_step(scheduler)
+    for sequence in sequences:
+        sequence.draft_token_ids = [0] * 9
+    assert [(t.count, t.num_drafts) for t in scheduler.schedule()] == expected
+
+
 def test_lost_blocks_and_false_references_are_seen() -> None:
     def manager() -> tuple[BlockManager, Sequence]:
         blocks, sequence = BlockManager(6, BLOCK_SIZE), new_sequence(0, 10, 1)
