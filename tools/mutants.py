@@ -2,10 +2,10 @@
 
     python tools/mutants.py [scheduler block_manager ...] [--sample 20 --seed 7] [--json]
 
-Each mutant runs in a process forked from one that has NumPy and pytest imported already; nothing
-is written to the tree. What survives and is not listed in mutants_known.json, with the reason why
-no test can tell it from the code, ends the run with 1. So does an entry there that is not true any
-more.
+Each mutant runs in a process forked from one that has NumPy and pytest imported already, one for
+each core at a time; nothing is written to the tree. What survives and is not listed in
+mutants_known.json, with the reason why no test can tell it from the code, ends the run with 1. So
+does an entry there that is not true any more.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -291,12 +292,13 @@ def check(target: str, chosen: Sequence[int], mutants: Sequence[Mutant]) -> Iter
     if run_mutant(target, None, 600.0) != "survived":
         raise SystemExit(f"{target}: the tests fail without any change")
     limit_s = _PATIENCE * (time.monotonic() - start) + 5.0
-    for place, index in enumerate(chosen):
-        verdict = run_mutant(target, index, limit_s)
-        if sys.stderr.isatty():
-            print(f"\r{target} {place + 1}/{len(chosen)}", end="", file=sys.stderr)
-        if verdict == "survived":
-            yield mutants[index]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        verdicts = pool.map(lambda index: run_mutant(target, index, limit_s), chosen)
+        for place, (index, verdict) in enumerate(zip(chosen, verdicts, strict=True)):
+            if sys.stderr.isatty():
+                print(f"\r{target} {place + 1}/{len(chosen)}", end="", file=sys.stderr)
+            if verdict == "survived":
+                yield mutants[index]
 
 
 def main() -> int:
