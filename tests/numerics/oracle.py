@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tests.arrays import to_float32
 from tests.packer import pack
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.arrays import BF16
 from thinslice.kernels.packed import PackedWeight, unpack_parts
 from thinslice.plan.packed_format import GROUP, PackedFormat
 

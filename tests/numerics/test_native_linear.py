@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tests.numerics import oracle
 from tests.packer import pack
 from thinslice.kernels import native
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.arrays import BF16
 from thinslice.kernels.packed import PackedWeight, empty, unpack
 from thinslice.plan.packed_format import PackedFormat
 

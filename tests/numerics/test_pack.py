@@ -23,7 +23,7 @@ from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.names import expected_tensors
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.arrays import empty_bytes
 from thinslice.kernels.packed import PackedWeight, unpack
 from thinslice.kernels.quantize import quantize
 from thinslice.pack import layout

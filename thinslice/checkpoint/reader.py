@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from thinslice.checkpoint.files import os_errors_named, read_and_forget
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.closing import Closing
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.arrays import BF16, Numbers, empty_bytes
 from thinslice.kernels.convert import convert, converted
 from thinslice.kernels.dequantize import dequantized
-from thinslice.kernels.dtypes import BF16, Numbers
 from thinslice.plan.packed_format import PANEL_ROWS, num_panels
 from thinslice.units import MIB
 

@@ -18,7 +18,7 @@ from thinslice.engine.prepare import open_model, packed_copy, with_budget
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 from thinslice.memory.ledger import ledger
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.memory_plan import MemoryPlan

@@ -16,7 +16,7 @@ from thinslice.engine.measured_seconds import MeasuredSeconds
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.ngram import NgramDrafter
 from thinslice.engine.sequence import Sequence
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 from thinslice.plan.cost import PREDICTION_ROWS_HELD
 from thinslice.plan.memory_plan import DraftPlan
 

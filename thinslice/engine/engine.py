@@ -27,7 +27,7 @@ from thinslice.engine.sequence import OnOutput, Scored, Sequence, Status, StepOu
 from thinslice.engine.turn import Operation, Turn
 from thinslice.engine.undo import Undo
 from thinslice.errors import RequestError
-from thinslice.kernels.dtypes import Array, Floats
+from thinslice.kernels.arrays import Array, Floats
 from thinslice.memory.ledger import Reservation
 from thinslice.plan.memory_plan import MemoryPlan
 

@@ -15,7 +15,7 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.mtp_drafter import MTPDrafter
 from thinslice.engine.planning import Model
 from thinslice.engine.runner import Runner
-from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.kernels.arrays import FLOAT_DTYPES
 from thinslice.kernels.native_ops import NATIVE
 from thinslice.kernels.ops import Ops
 from thinslice.memory.device import Device

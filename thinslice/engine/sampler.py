@@ -17,7 +17,7 @@ from thinslice.config import SamplingParams, TokenSampling
 from thinslice.engine.logprobs import TokenLogprobs
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import CheckpointError
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 
 Doubles = NDArray[np.float64]
 Ids = NDArray[np.intp]

@@ -3,8 +3,7 @@
 import numpy as np
 
 from thinslice.kernels import native_pack
-from thinslice.kernels.buffers import empty
-from thinslice.kernels.dtypes import Numbers
+from thinslice.kernels.arrays import Numbers, empty
 
 
 def convert(source: Numbers, target: Numbers) -> None:

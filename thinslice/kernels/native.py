@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.errors import ConfigError
-from thinslice.kernels.buffers import empty
-from thinslice.kernels.dtypes import BF16, Floats
+from thinslice.kernels.arrays import BF16, Floats, empty
 from thinslice.kernels.packed import PackedWeight
 from thinslice.plan.packed_format import PackedFormat
 

@@ -6,8 +6,7 @@ Like `native.py`, whose rules hold here too.
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.buffers import empty
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats, empty
 from thinslice.kernels.native import check_array, check_heads, library
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 

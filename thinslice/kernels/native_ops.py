@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.kernels import native, native_attention, native_stack
-from thinslice.kernels.buffers import empty
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats, empty
 from thinslice.kernels.native import Matrix
 from thinslice.kernels.ops import Ops
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from thinslice.errors import CheckpointError
 from thinslice.kernels import native
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.arrays import BF16
 from thinslice.kernels.packed import PackedWeight
 from thinslice.plan.ggml_types import BY_NAME
 from thinslice.plan.packed_format import GROUP, keeps_codes, packed_format_of

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.arrays import BF16
 
 
 def tensor_of(array: NDArray[np.generic]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.kernels.dtypes import Array
+from thinslice.kernels.arrays import Array
 from thinslice.kernels.ops import Rows
 from thinslice.memory.device import Device
 from thinslice.memory.device_copies import DeviceCopies, Source

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.kernels.buffers import empty, empty_bytes
+from thinslice.kernels.arrays import BF16, empty, empty_bytes
 from thinslice.kernels.convert import converted
-from thinslice.kernels.dtypes import BF16
 from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.memory.resident import LoadedDtypes

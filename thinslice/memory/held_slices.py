@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.arrays import empty_bytes
 from thinslice.kernels.ops import Rows
 from thinslice.plan.packed_format import ALIGNMENT
 from thinslice.plan.weight_layout import WeightSlice

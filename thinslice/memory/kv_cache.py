@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from thinslice.kernels import buffers
-from thinslice.kernels.dtypes import FLOAT_DTYPES, Array
+from thinslice.kernels import arrays
+from thinslice.kernels.arrays import FLOAT_DTYPES, Array
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
@@ -18,7 +18,7 @@ _DTYPES = {**FLOAT_DTYPES, "int8": np.dtype(np.int8), "float16": np.dtype(np.flo
 
 def empty_on_host(shape: tuple[int, ...], dtype: str) -> Array:
     """Main memory for K or V, or for their scales; pages count only once they are written."""
-    return buffers.empty(shape, _DTYPES[dtype])
+    return arrays.empty(shape, _DTYPES[dtype])
 
 
 def allocate_kv_caches(

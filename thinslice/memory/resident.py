@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ConfigError, shown
-from thinslice.kernels.buffers import empty
+from thinslice.kernels.arrays import Numbers, empty
 from thinslice.kernels.convert import convert, converted
-from thinslice.kernels.dtypes import Numbers
 from thinslice.kernels.ops import Linear
 from thinslice.model.weights import ReadStats
 from thinslice.plan.tensors import EMBEDDING, Room, Tensor, tensors_of

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.closing import Closing
-from thinslice.kernels.dtypes import Array
+from thinslice.kernels.arrays import Array
 from thinslice.kernels.ops import Linear, Rows
 from thinslice.memory.embedding_rows import EmbeddingRows
 from thinslice.memory.resident import LoadedDtypes, load_vectors

@@ -25,7 +25,7 @@ from thinslice.checkpoint.names import expected_tensors
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import CheckpointError
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.arrays import empty_bytes
 from thinslice.kernels.packed import PackedWeight, unpack
 from thinslice.kernels.quantize import quantize
 from thinslice.plan.packed_format import PackedFormat

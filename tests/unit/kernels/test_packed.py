@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tests.packer import pack
 from thinslice.kernels import native
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.arrays import empty_bytes
 from thinslice.kernels.packed import PackedWeight, unpack, unpack_parts, unpack_rows
 from thinslice.plan.packed_format import GROUP, PackedFormat, packed_bytes, panel_bytes
 
