@@ -11,7 +11,7 @@ import pytest
 from tests.numerics import oracle
 from thinslice.kernels import native
 from thinslice.kernels.arrays import BF16
-from thinslice.kernels.convert import converted
+from thinslice.kernels.native_pack import converted
 from thinslice.plan.packed_format import PackedFormat
 
 pytestmark = pytest.mark.usefixtures("kernels")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.kernels.arrays import BF16, empty, empty_bytes
-from thinslice.kernels.convert import converted
+from thinslice.kernels.native_pack import converted
 from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight, unpack_rows
 from thinslice.memory.resident import LoadedDtypes

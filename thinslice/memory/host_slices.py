@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.pack_rows import pack_rows
-from thinslice.checkpoint.reader import CheckpointReader, decode_rows
+from thinslice.checkpoint.reader import CheckpointReader, decode_rows, pack_rows
 from thinslice.kernels.arrays import FLOAT_DTYPES, empty_bytes
-from thinslice.kernels.convert import convert, converted
+from thinslice.kernels.native_pack import converted, copy_into
 from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight
 from thinslice.memory.held_slices import HeldSlices
@@ -121,7 +120,7 @@ class HostSlices:
         target = rows_in(self._held.place(one), one)
         with self._raw(one) as raw:
             if not isinstance(target, PackedWeight):
-                convert(decode_rows(entry, one.start, raw), target)
+                copy_into(decode_rows(entry, one.start, raw), target)
             elif _is_packed_on_the_way(one.matrix):
                 pack_rows(entry, one.start, raw, target)
             else:

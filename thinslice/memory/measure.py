@@ -22,9 +22,8 @@ import numpy as np
 from thinslice.errors import ConfigError, StoreError
 from thinslice.kernels import native
 from thinslice.kernels.arrays import BF16, aligned_buffer, empty
-from thinslice.kernels.convert import converted
 from thinslice.kernels.native import Matrix
-from thinslice.kernels.quantize import quantize
+from thinslice.kernels.native_pack import converted, quantized
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice, buffer_bytes_for
@@ -137,7 +136,7 @@ def measure_hardware(
     memory_rate = _memory_read_rate(max_bytes)
     ones = empty((_GEMM_OUT, _GEMM_IN), np.dtype(np.float32))
     ones.fill(1.0)
-    float32_rate, packed_rate = _rate(ones), _rate(quantize(ones, PackedFormat.INT4))
+    float32_rate, packed_rate = _rate(ones), _rate(quantized(ones, PackedFormat.INT4))
     bfloat16_rate = _rate(converted(ones, BF16))
     computing_s = (time.perf_counter() - start) * native.num_threads()
     return HardwareProfile(

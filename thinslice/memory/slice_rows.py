@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.pack_rows import pack_rows
-from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.checkpoint.reader import CheckpointReader, pack_rows
 from thinslice.kernels.arrays import FLOAT_DTYPES, empty_bytes
 from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.checkpoint.pack_rows import pack_rows
-from thinslice.checkpoint.reader import SCRATCH_BYTES, STORED_DTYPES, CheckpointReader
+from thinslice.checkpoint.reader import SCRATCH_BYTES, STORED_DTYPES, CheckpointReader, pack_rows
 from thinslice.kernels import arrays
 from thinslice.kernels.packed import PackedWeight, empty
 from thinslice.pack.layout import PackedLayout, Target, Work, packed_size

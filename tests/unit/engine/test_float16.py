@@ -16,7 +16,7 @@ from thinslice.config import EngineSettings
 from thinslice.engine.float16 import float16_notes
 from thinslice.engine.prepare import prepare
 from thinslice.kernels.arrays import FLOAT_DTYPES
-from thinslice.kernels.convert import converted
+from thinslice.kernels.native_pack import converted
 from thinslice.memory.resident import LoadedDtypes, load_resident
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.text.byte_level import BYTE_TO_CHARACTER
