@@ -41,8 +41,7 @@ from thinslice.kernels import torch_ops
 from thinslice.kernels.ops import RotaryTables
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.kernels.rotary import Rotary
-from thinslice.kernels.tensors import tensor_of
-from thinslice.kernels.torch_ops import TORCH
+from thinslice.kernels.torch_ops import TORCH, tensor_of
 from thinslice.memory.resident import LoadedDtypes, ResidentWeights, load_resident
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder

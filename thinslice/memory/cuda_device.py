@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from thinslice.kernels.arrays import Array, aligned_buffer
-from thinslice.kernels.tensors import tensor_of
+from thinslice.kernels.torch_ops import tensor_of
 from thinslice.memory import nvml
 from thinslice.memory.device import Event
 
