@@ -50,7 +50,7 @@ path = Store().ensure("smollm2")
 LARGE_TOKENIZER = f"""{OURS}
 from pathlib import Path
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.memory.give_back import return_free_pages
+from thinslice.process import return_free_pages
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.process import bound_allocator
 from thinslice.text.tokenizer import load_tokenizer

@@ -29,7 +29,7 @@ from thinslice.engine.signature import check_settings, errors_in_python, with_se
 from thinslice.engine.stream import Stream
 from thinslice.engine.thought_budget import Allowance, ThoughtBudget, ThoughtTokens
 from thinslice.errors import ContextError, RequestError, shown
-from thinslice.memory.give_back import give_back
+from thinslice.process import give_back
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template

@@ -23,7 +23,6 @@ from thinslice.engine.planning import (
 from thinslice.errors import BudgetError, StoreError
 from thinslice.kernels import native
 from thinslice.memory.device import Device
-from thinslice.memory.give_back import give_back
 from thinslice.memory.ledger import Reservation, ledger
 from thinslice.memory.measure import known_profile
 from thinslice.plan.available import Budget, budget_for_process, check_bound
@@ -31,6 +30,7 @@ from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.predict import Prediction
+from thinslice.process import give_back
 from thinslice.store.progress import silent
 from thinslice.store.store import Store
 from thinslice.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from thinslice.engine.llm import LLM
 from thinslice.errors import BusyError
 from thinslice.memory import ledger as ledger_module
 from thinslice.memory.ledger import Ledger, Reservation, ledger
-from thinslice.memory.process_state import resident_bytes
+from thinslice.memory.meter import resident_bytes
 from thinslice.plan.memory_plan import MemoryPlan, Pool
 from thinslice.units import GIB, MIB
 
