@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.open import open_checkpoint
-from thinslice.checkpoint.vocabulary import without_vocabulary
+from thinslice.checkpoint.open import open_checkpoint, without_vocabulary
 from thinslice.memory.meter import anonymous_bytes, peak_rss_bytes
 from thinslice.process import bound_allocator, return_free_pages
 from thinslice.text.tokenizer import Tokenizer, load_tokenizer

@@ -14,8 +14,7 @@ from tests.checkpoints import (
     write_safetensors_model,
 )
 from tests.tiny_llm import write_model
-from thinslice.checkpoint.open import open_checkpoint
-from thinslice.checkpoint.vocabulary import with_vocabulary, without_vocabulary
+from thinslice.checkpoint.open import open_checkpoint, with_vocabulary, without_vocabulary
 from thinslice.config import EngineSettings
 from thinslice.engine import opened as opened_module
 from thinslice.engine.opened import Opening, open_files
