@@ -50,7 +50,7 @@ from thinslice.model.weights import Weights
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.plan.tensors import EMBEDDING
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER
 from tools.small_mtp_text import (
     END_OF_TEXT,
     SPECIAL_TOKENS,

@@ -33,8 +33,7 @@ from thinslice.process import give_back
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template
-from thinslice.text.reasoning import beginning_behind
-from thinslice.text.thought import Thought
+from thinslice.text.reasoning import Thought, beginning_behind
 from thinslice.text.tool_use import ToolUse, for_tools, tool_use
 
 _Given = TypeVar("_Given", SamplingParams, Scheduling)

@@ -19,7 +19,7 @@ from thinslice.kernels.arrays import FLOAT_DTYPES
 from thinslice.kernels.native_pack import converted
 from thinslice.memory.resident import LoadedDtypes, load_resident
 from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER
 
 ALL = "the model's 16 matrices are float16: "
 ROUNDED = "rounded to bfloat16, which keeps 8 of their 11 significant bits"
