@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import compress
 
 from thinslice.engine.advance import Advance
-from thinslice.engine.draft_length import DraftLength, DraftReport
-from thinslice.engine.measured_seconds import MeasuredSeconds
+from thinslice.engine.draft_length import DraftLength, DraftReport, MeasuredSeconds
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.ngram import NgramDrafter
 from thinslice.engine.sequence import Sequence

@@ -19,7 +19,7 @@ from thinslice.config import (
 )
 from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.grammar import Grammar, Grammars
-from thinslice.engine.load import Progress, load_engine
+from thinslice.engine.load import load_engine
 from thinslice.engine.prepare import Prepared, prepare
 from thinslice.engine.processors import LogitsProcessor
 from thinslice.engine.prompts import Prompt, render
@@ -30,6 +30,7 @@ from thinslice.engine.stream import Stream
 from thinslice.engine.thought_budget import Allowance, ThoughtBudget, ThoughtTokens
 from thinslice.errors import ContextError, RequestError, shown
 from thinslice.process import give_back
+from thinslice.store.progress import Progress
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template

@@ -28,8 +28,8 @@ from thinslice.model.decoder import Decoder
 from thinslice.model.weights import Weights, WeightSource
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
+from thinslice.store.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 _CACHE_DTYPES = {**FLOAT_DTYPES, "int8": np.dtype(np.int8), "float16": np.dtype(np.float16)}
 
 

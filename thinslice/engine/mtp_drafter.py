@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thinslice.engine.measured_seconds import MeasuredSeconds
+from thinslice.engine.draft_length import MeasuredSeconds
 from thinslice.kernels.arrays import Floats
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.model.batch import TokenRun, pack

@@ -19,13 +19,12 @@ from thinslice.plan.available import (
 from thinslice.plan.card import Card
 from thinslice.plan.case import Platform, Workload
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
-from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import PackedFormat, is_packable, most_common_format
 from thinslice.plan.packing import Packing, packing_for
 from thinslice.plan.planner import Residency, plan, residency
-from thinslice.plan.predict import Prediction, predict
+from thinslice.plan.predict import HardwareProfile, Prediction, predict
 from thinslice.plan.processor import Processor
 from thinslice.plan.refusal import suggested_size
 from thinslice.plan.tensors import Room, tensors_of

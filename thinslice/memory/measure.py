@@ -28,8 +28,8 @@ from thinslice.memory.meter import current_rss_bytes
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice, buffer_bytes_for
 from thinslice.plan.available import free_memory
-from thinslice.plan.hardware import MEASURED_ROWS, HardwareProfile
 from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.predict import MEASURED_ROWS, HardwareProfile
 from thinslice.units import KIB, MIB, format_bytes
 
 SMALLEST_MAX_BYTES = 64 * MIB

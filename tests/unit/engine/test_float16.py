@@ -13,8 +13,7 @@ from tests.checkpoints import write_safetensors_model as write_folder
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.config import EngineSettings
-from thinslice.engine.float16 import float16_notes
-from thinslice.engine.prepare import prepare
+from thinslice.engine.prepare import float16_notes, prepare
 from thinslice.kernels.arrays import FLOAT_DTYPES
 from thinslice.kernels.native_pack import converted
 from thinslice.memory.resident import LoadedDtypes, load_resident
