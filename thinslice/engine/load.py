@@ -14,6 +14,7 @@ from thinslice.engine.drafting import Drafting
 from thinslice.engine.engine import Engine
 from thinslice.engine.mtp_drafter import MTPDrafter
 from thinslice.engine.planning import Model
+from thinslice.engine.prepare import Prepared
 from thinslice.engine.runner import Runner
 from thinslice.kernels import arrays
 from thinslice.kernels.arrays import FLOAT_DTYPES, Array
@@ -31,6 +32,24 @@ from thinslice.plan.model_shape import ModelShape
 from thinslice.store.progress import Progress
 
 _CACHE_DTYPES = {**FLOAT_DTYPES, "int8": np.dtype(np.int8), "float16": np.dtype(np.float16)}
+
+
+def load_prepared(prepared: Prepared, progress: Progress | None) -> Engine:
+    """The engine of a prepared model, which holds its reservation from then on.
+
+    Errors: CheckpointError from reading the weights.
+    """
+    plan, reservation = prepared.plan, prepared.reservation
+    end_ids = prepared.tokenizer.special.eos_token_ids
+    try:
+        engine = load_engine(prepared.checkpoint, plan, end_ids, progress, prepared.device)
+    except BaseException:
+        reservation.release()
+        raise
+    on_host = [] if prepared.device is not None else engine.runner.kv_caches
+    reservation.taken([rows for cache in on_host for rows in (cache.k, cache.v)])
+    engine.reservation = reservation
+    return engine
 
 
 def load_engine(
