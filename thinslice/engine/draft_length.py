@@ -30,17 +30,6 @@ _ROW_SHARE = 0.02
 _EXACT_ROWS = 16
 
 
-@dataclass(frozen=True)
-class LinearCost:
-    """``base + per_row * rows`` seconds: all that a plan knows before anything has run."""
-
-    base: float
-    per_row: float = 0.0
-
-    def __call__(self, num_rows: int) -> float:
-        return self.base + self.per_row * num_rows
-
-
 class MeasuredSeconds:
     """Seconds by rows, learnt while steps run; between two numbers of rows that were measured, on
     the line between them.
@@ -107,6 +96,11 @@ class DraftReport:
     num_tokens: int
 
 
+def _nothing(num_rows: int) -> float:
+    """What takes no time."""
+    return 0.0
+
+
 class DraftLength:
     """Chooses the draft length of each step and learns from what became of it.
 
@@ -122,13 +116,13 @@ class DraftLength:
         self,
         max_length: int,
         sweep_seconds: Seconds,
-        draft_seconds: Seconds | None = None,
-        start_seconds: Seconds | None = None,
+        draft_seconds: Seconds = _nothing,
+        start_seconds: Seconds = _nothing,
     ) -> None:
         self.max_length = max_length
         self._sweep_seconds = sweep_seconds
-        self._draft_seconds = draft_seconds or LinearCost(0.0)
-        self._start_seconds = start_seconds or LinearCost(0.0)
+        self._draft_seconds = draft_seconds
+        self._start_seconds = start_seconds
         self._acceptance = [_PRIOR_ACCEPTANCE] * max_length
         self._tried = [0] * max_length
         self._accepted = [0] * max_length

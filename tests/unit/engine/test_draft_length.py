@@ -3,12 +3,25 @@ and what a step of so many rows takes, learnt from those that ran."""
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinslice.engine.draft_length import DraftLength, LinearCost, MeasuredSeconds
+from thinslice.engine.draft_length import DraftLength, MeasuredSeconds
+
+
+@dataclass(frozen=True)
+class LinearCost:
+    """``base + per_row * rows`` seconds."""
+
+    base: float
+    per_row: float = 0.0
+
+    def __call__(self, num_rows: int) -> float:
+        return self.base + self.per_row * num_rows
+
 
 # What MiMo-7B-Base's layer was measured to reach when it is used again (0.88, then 0.2), what a
 # fine-tuned one reaches, a text that repeats itself, and one that nothing is known of.
