@@ -12,9 +12,8 @@ from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_byt
 from thinslice.engine.draws import Draws
 from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
-from thinslice.engine.opened import Opened
 from thinslice.engine.planning import Model, fit_model, plan_model
-from thinslice.engine.prepare import open_model, packed_copy, with_budget
+from thinslice.engine.prepare import Opened, open_model, packed_copy, with_budget
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError

@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.open import open_checkpoint
+from thinslice.checkpoint.open import open_checkpoint, without_vocabulary
 from thinslice.config import EngineSettings
-from thinslice.engine.opened import Opened, open_files
 from thinslice.engine.planning import (
     FittedModel,
     Model,
+    Opening,
     budget_bytes,
     budget_option,
     fit_model,
@@ -23,20 +24,35 @@ from thinslice.kernels import native
 from thinslice.memory.device import Device
 from thinslice.memory.ledger import Reservation, ledger
 from thinslice.memory.measure import known_profile
+from thinslice.memory.meter import anonymous_bytes, peak_rss_bytes
 from thinslice.plan.available import Budget, budget_for_process, check_bound
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.predict import HardwareProfile, Prediction
 from thinslice.plan.tensors import EMBEDDING, HEAD
-from thinslice.process import give_back
+from thinslice.process import bound_allocator, give_back, return_free_pages
 from thinslice.store.progress import Progress, silent
 from thinslice.store.store import Store
-from thinslice.text.tokenizer import Tokenizer
+from thinslice.text.tokenizer import Tokenizer, load_tokenizer
 from thinslice.units import format_bytes, size_option
 
 # What becomes of float16 numbers, which no plan computes with as they are.
 _ROUNDED = "rounded to bfloat16, which keeps 8 of their 11 significant bits"
 _EXACT = "computed with as float32, which holds each of their numbers exactly"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model's files.
+
+    Attributes:
+        checkpoint: without the vocabulary in a GGUF's header, which the tokenizer has.
+        took: what opening them took.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    took: Opening
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,24 @@ def open_model(name: str, settings: EngineSettings, progress: Progress | None = 
     opened = open_files(path.absolute())
     notes = (*opened.checkpoint.notes, *float16_notes(opened.checkpoint, settings.dtype))
     return replace(opened, checkpoint=replace(opened.checkpoint, notes=notes))
+
+
+def open_files(path: Path) -> Opened:
+    """Open a model by its path, before it is planned: a plan begins above what the process holds.
+
+    What was needed only while the tokenizer was made, up to three times what stays, has gone back
+    to the system then.
+    Errors: CheckpointError.
+    """
+    bound_allocator()
+    return_free_pages()
+    before, peak_before = anonymous_bytes(), peak_rss_bytes()
+    checkpoint = open_checkpoint(path)
+    tokenizer = load_tokenizer(checkpoint)
+    checkpoint = without_vocabulary(checkpoint)
+    return_free_pages()
+    added, peak = max(anonymous_bytes() - before, 0), peak_rss_bytes()
+    return Opened(checkpoint, tokenizer, Opening(added, peak if peak > peak_before else 0))
 
 
 def float16_notes(checkpoint: Checkpoint, wanted: str) -> tuple[str, ...]:
