@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thinslice.kernels import native
-from thinslice.kernels.buffers import empty, empty_bytes
+from thinslice.kernels.arrays import empty, empty_bytes
 from thinslice.kernels.packed import PackedWeight
 from thinslice.plan.packed_format import PackedFormat, packed_bytes
 

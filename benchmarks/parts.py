@@ -43,16 +43,15 @@ import cyclopts, rich.console
 OURS = f"{LIBRARIES}\nimport thinslice.cli.exit_codes, thinslice.cli.run, thinslice.engine.llm"
 OPENING = f"""{OURS}
 from pathlib import Path
-from thinslice.engine.opened import open_files
+from thinslice.engine.prepare import open_files
 from thinslice.store.store import Store
 path = Store().ensure("smollm2")
 """
 LARGE_TOKENIZER = f"""{OURS}
 from pathlib import Path
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.memory.give_back import return_free_pages
 from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.process import bound_allocator
+from thinslice.process import bound_allocator, return_free_pages
 from thinslice.text.tokenizer import load_tokenizer
 config = {{"architectures": ["Qwen2ForCausalLM"], "vocab_size": {LARGE}, "hidden_size": 64,
     "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1,

@@ -18,7 +18,7 @@ from pathlib import Path
 from thinslice import LLM, SamplingParams
 from thinslice.errors import ThinsliceError
 from thinslice.kernels import native
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.arrays import empty_bytes
 from thinslice.units import GIB
 
 WORDS = ("time", "people", "water", "house", "river", "music", "light", "paper", "stone", "garden")

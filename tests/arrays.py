@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.arrays import BF16
 
 
 def array_of(tensor: torch.Tensor) -> NDArray[Any]:

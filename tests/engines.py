@@ -12,11 +12,10 @@ from tests.checkpoints import random_tensors, tiny_config
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import load_engine
+from thinslice.engine.load import allocate_kv_caches, load_engine
 from thinslice.engine.planning import Model
 from thinslice.engine.runner import Runner
 from thinslice.kernels.native_ops import NATIVE
-from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.resident import ResidentWeights
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder

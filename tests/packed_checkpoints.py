@@ -12,7 +12,7 @@ import torch
 
 from tests.arrays import array_of, tensor_of
 from tests.checkpoints import random_tensors
-from thinslice.kernels.quantize import quantize
+from thinslice.kernels.native_pack import quantized
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.packing import Packing
 from thinslice.plan.shape_from_config import shape_from_config
@@ -67,7 +67,7 @@ def stored_tensor(
 def stored_bytes(tensor: torch.Tensor, fmt: PackedFormat) -> torch.Tensor:
     """[panels, bytes of one], or for int4m [panels, groups, bytes of one]."""
     panels = -(-tensor.shape[0] // 16)
-    data = tensor_of(quantize(array_of(tensor), fmt).data)
+    data = tensor_of(quantized(array_of(tensor), fmt).data)
     if fmt is PackedFormat.INT4M:
         return data.view(panels, tensor.shape[1] // 32, -1)
     return data.view(panels, -1)

@@ -16,6 +16,11 @@ from thinslice.plan.packed_format import (
 LINE = 64
 
 
+def largest_code(fmt: PackedFormat) -> int:
+    """Codes go from 0 to this."""
+    return 255 if fmt is PackedFormat.INT8 else 15
+
+
 def pack(
     fmt: PackedFormat,
     codes: NDArray[np.uint8],
@@ -23,7 +28,7 @@ def pack(
     mins: NDArray[np.floating] | None = None,
 ) -> PackedWeight:
     """Codes [N, K], scales and (int4m) minimums [N, K / 32]; the latter are rounded to fp16."""
-    assert codes.max() <= fmt.largest_code
+    assert codes.max() <= largest_code(fmt)
     assert (mins is not None) == (fmt is PackedFormat.INT4M)
     rows, columns = codes.shape
     weight = empty(fmt, rows, columns)

@@ -15,9 +15,9 @@ from thinslice.engine import sequence as engine_sequence
 from thinslice.engine.draws import Draws
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.sampler import best_tokens, sample_rows
-from thinslice.kernels.convert import converted
-from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.kernels.arrays import FLOAT_DTYPES
 from thinslice.kernels.native_ops import NATIVE
+from thinslice.kernels.native_pack import converted
 from thinslice.kernels.ops import Linear
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.resident import LoadedDtypes, load_resident

@@ -33,7 +33,6 @@ TORCH_FREE = ("units", "closing", "process", "errors", "config", "plan", "store"
 TORCH_FILES = (
     "kernels/torch_ops.py",
     "kernels/cuda_ops.py",
-    "kernels/tensors.py",
     "kernels/triton_*.py",
     "memory/cuda_device.py",
 )

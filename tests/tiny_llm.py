@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.checkpoints import GgufOptions, GgufTokenizer, tiny_config, write_gguf_model
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER
 
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 TEMPLATE = (

@@ -21,7 +21,7 @@ import numpy as np
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.names import expected_tensors
 from thinslice.errors import ConfigError, ThinsliceError
-from thinslice.kernels.quantize import quantize
+from thinslice.kernels.native_pack import quantized
 from thinslice.pack.layout import PackedLayout, Target, Work, layout_of
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.packing import Packing, packing_for
@@ -115,7 +115,7 @@ def _pieces(target: Target, work: Work, floats: RandomValues) -> Iterator[memory
 @lru_cache(maxsize=8)
 def _template(fmt: PackedFormat, columns: int) -> memoryview:
     numbers = np.random.default_rng(columns).standard_normal((_ROWS, columns), np.float32)
-    return memoryview(quantize(numbers * np.float32(STD), fmt).data)
+    return memoryview(quantized(numbers * np.float32(STD), fmt).data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

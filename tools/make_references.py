@@ -34,8 +34,8 @@ from thinslice.checkpoint.names import expected_tensors
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ConfigError, ThinsliceError
-from thinslice.kernels.dtypes import BF16
-from thinslice.kernels.tensors import tensor_of
+from thinslice.kernels.arrays import BF16
+from thinslice.kernels.torch_ops import tensor_of
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.store.store import Store
 from thinslice.units import MIB

@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 LONGEST = 12

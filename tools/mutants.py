@@ -53,7 +53,6 @@ TARGETS = {
             "tests/unit/engine/test_shares.py",
         ],
     ),
-    "shares": ("thinslice/engine/shares.py", ["tests/unit/engine/test_shares.py"]),
     "block_manager": (
         "thinslice/engine/block_manager.py",
         ["tests/unit/engine/test_block_manager.py", "tests/unit/engine/test_scheduler.py"],

@@ -41,8 +41,7 @@ from thinslice.kernels import torch_ops
 from thinslice.kernels.ops import RotaryTables
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.kernels.rotary import Rotary
-from thinslice.kernels.tensors import tensor_of
-from thinslice.kernels.torch_ops import TORCH
+from thinslice.kernels.torch_ops import TORCH, tensor_of
 from thinslice.memory.resident import LoadedDtypes, ResidentWeights, load_resident
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder
@@ -51,7 +50,7 @@ from thinslice.model.weights import Weights
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.plan.tensors import EMBEDDING
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER
 from tools.small_mtp_text import (
     END_OF_TEXT,
     SPECIAL_TOKENS,

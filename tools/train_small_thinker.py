@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 
 from thinslice.errors import ConfigError, ThinsliceError
 from thinslice.kernels.rotary import Rotary
-from thinslice.kernels.tensors import tensor_of
+from thinslice.kernels.torch_ops import tensor_of
 from thinslice.plan.shape_from_config import shape_from_config
 from tools.small_mtp_text import TURN_END
 from tools.small_thinker_text import prompts, training_rows

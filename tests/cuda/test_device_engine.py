@@ -35,9 +35,9 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model
 from thinslice.kernels import cuda_ops
+from thinslice.kernels.native_pack import quantized
 from thinslice.kernels.ops import Ops
 from thinslice.kernels.packed import unpack
-from thinslice.kernels.quantize import quantize
 from thinslice.kernels.torch_ops import TORCH
 from thinslice.memory.spilled_kv import BlockMove
 from thinslice.pack.pack import PackOptions, pack_model
@@ -75,7 +75,7 @@ def write_numbers(kind: str, folder: Path) -> Checkpoint:
         elif one.ndim == 2:
             fmt = packing.weights if name.startswith("model.layers.") else packing.head
             blocks = one.split(packing.ffn_block if "down_proj" in name else one.shape[1], dim=1)
-            numbers = [torch.as_tensor(unpack(quantize(array_of(part), fmt))) for part in blocks]
+            numbers = [torch.as_tensor(unpack(quantized(array_of(part), fmt))) for part in blocks]
             tensors[name] = torch.cat(numbers, dim=1)
     write_safetensors(folder, tensors)
     (folder / "config.json").write_text(json.dumps(config))

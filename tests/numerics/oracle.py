@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.arrays import to_float32
-from tests.packer import pack
-from thinslice.kernels.dtypes import BF16
+from tests.packer import largest_code, pack
+from thinslice.kernels.arrays import BF16
 from thinslice.kernels.packed import PackedWeight, unpack_parts
 from thinslice.plan.packed_format import GROUP, PackedFormat
 
@@ -111,7 +111,7 @@ def random_packed(
 ) -> PackedWeight:
     """A packed matrix with every code and plausible scales."""
     rng = np.random.default_rng(seed)
-    codes = rng.integers(0, fmt.largest_code + 1, (n, k), dtype=np.uint8)
+    codes = rng.integers(0, largest_code(fmt) + 1, (n, k), dtype=np.uint8)
     scales = rng.random((n, k // GROUP)) * 0.02
     mins = rng.standard_normal((n, k // GROUP)) * 0.1 if fmt is PackedFormat.INT4M else None
     return replace(pack(fmt, codes, scales, mins), makes_kv=makes_kv)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from tests.arrays import array_of, tensor_of, to_float32
 from thinslice.kernels import native
-from thinslice.kernels.convert import converted
-from thinslice.kernels.dtypes import BF16
-from thinslice.kernels.native_attention import attention, write_kv
+from thinslice.kernels.arrays import BF16
+from thinslice.kernels.native import attention, write_kv
+from thinslice.kernels.native_pack import converted
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 
 Floats = NDArray[np.float32]

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from thinslice.kernels import native
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.arrays import BF16
 
 Floats = NDArray[np.float32]
 pytestmark = pytest.mark.usefixtures("kernels")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.numerics import oracle
-from tests.packer import pack
+from tests.packer import largest_code, pack
 from thinslice.kernels import native
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.arrays import BF16
 from thinslice.kernels.packed import PackedWeight, empty, unpack
 from thinslice.plan.packed_format import PackedFormat
 
@@ -108,7 +108,7 @@ def test_every_code_in_either_plane(
     if extreme:
         ends = np.random.default_rng(seed).integers(0, 2, (48, 32), dtype=np.uint8)
         mins = np.full((48, 1), 0.5) if fmt is PackedFormat.INT4M else None
-        packed = pack(fmt, ends * np.uint8(fmt.largest_code), np.ones((48, 1)), mins)
+        packed = pack(fmt, ends * np.uint8(largest_code(fmt)), np.ones((48, 1)), mins)
         weight = replace(packed, makes_kv=makes_kv)
     x = np.array([[32512, *codes], [-32512, *reversed(codes)]], np.float32)
     expected = oracle.linear(x, weight)
@@ -120,7 +120,7 @@ def test_every_code_in_either_plane(
 def test_low_plane_at_its_ends() -> None:
     """All codes of a group -128 or 127 in the low plane, which is what AVX2's 16 bits hold."""
     for fmt, makes_kv in PRODUCTS:
-        for code in (0, fmt.largest_code):
+        for code in (0, largest_code(fmt)):
             codes = np.full((16, 64), code, np.uint8)
             mins = np.ones((16, 2)) if fmt is PackedFormat.INT4M else None
             weight = replace(pack(fmt, codes, np.ones((16, 2)), mins), makes_kv=makes_kv)

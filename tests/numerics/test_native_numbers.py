@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tests.arrays import to_float32
 from tests.numerics import oracle
 from thinslice.kernels import native
-from thinslice.kernels.convert import converted
-from thinslice.kernels.dtypes import BF16, FLOAT_DTYPES
+from thinslice.kernels.arrays import BF16, FLOAT_DTYPES
+from thinslice.kernels.native_pack import converted
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

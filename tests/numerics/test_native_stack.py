@@ -17,9 +17,9 @@ from thinslice.engine.engine import Engine
 from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model
 from thinslice.kernels import native
-from thinslice.kernels.convert import converted
-from thinslice.kernels.dtypes import BF16
-from thinslice.kernels.native_attention import attention, write_kv
+from thinslice.kernels.arrays import BF16
+from thinslice.kernels.native import attention, write_kv
+from thinslice.kernels.native_pack import converted
 from thinslice.kernels.native_stack import fuse
 from thinslice.kernels.ops import FeedForwardWeights, LayerWeights, Linear
 from thinslice.kernels.packed import PackedWeight

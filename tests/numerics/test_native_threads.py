@@ -10,8 +10,8 @@ import pytest
 
 from tests.numerics import oracle
 from thinslice.kernels import native
-from thinslice.kernels.convert import converted
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.arrays import BF16
+from thinslice.kernels.native_pack import converted
 from thinslice.plan.packed_format import PackedFormat
 
 pytestmark = pytest.mark.usefixtures("kernels")

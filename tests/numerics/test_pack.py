@@ -23,9 +23,9 @@ from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.names import expected_tensors
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.arrays import empty_bytes
+from thinslice.kernels.native_pack import quantized
 from thinslice.kernels.packed import PackedWeight, unpack
-from thinslice.kernels.quantize import quantize
 from thinslice.pack import layout
 from thinslice.pack.convert import convert
 from thinslice.pack.pack import PackOptions, pack_model
@@ -74,7 +74,7 @@ def expected_values(
     if name == "model.embed_tokens.weight" and not shape.tie_word_embeddings:
         return tensor.bfloat16().float()
     wanted = fmt if name.startswith("model.layers.") else INT8
-    return tensor_of(unpack(quantize(array_of(tensor), wanted)))
+    return tensor_of(unpack(quantized(array_of(tensor), wanted)))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_block_cut_at_another_column_would_show(tmp_path: Path) -> None:
     packed = packed_from(tmp_path / "source", tmp_path / "out", INT4)
     down = tensors["model.layers.0.mlp.down_proj.weight"]
     found = dense(packed, "model.layers.0.mlp.blocks.1.down_proj.weight")
-    whole = unpack(quantize(array_of(down), INT4))
+    whole = unpack(quantized(array_of(down), INT4))
     assert np.array_equal(found, whole[:, 64:128])
     assert not np.array_equal(found, whole[:, :64])
     assert stored_bytes(down[:, 64:128], INT4).shape == (4, 576)

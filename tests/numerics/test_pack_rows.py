@@ -12,10 +12,9 @@ from tests.checkpoints import GgufOptions, tiny_config, write_gguf_model, write_
 from tests.packer import repacked
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.checkpoint.open import open_checkpoint
-from thinslice.checkpoint.pack_rows import pack_rows
-from thinslice.checkpoint.reader import CheckpointReader
+from thinslice.checkpoint.reader import CheckpointReader, pack_rows
+from thinslice.kernels.native_pack import quantized
 from thinslice.kernels.packed import PackedWeight, empty, unpack
-from thinslice.kernels.quantize import quantize
 from thinslice.plan.packed_format import PackedFormat, keeps_codes
 from thinslice.plan.shape_from_config import shape_from_config
 
@@ -58,7 +57,7 @@ def test_rows_of_a_gguf(dtype: str, name: str, fmt: PackedFormat, tmp_path: Path
         if keeps_codes(dtype, fmt):
             assert np.array_equal(unpack(found), dense)
         else:
-            assert np.array_equal(found.data, quantize(dense, fmt).data)
+            assert np.array_equal(found.data, quantized(dense, fmt).data)
     assert keeps_codes(dtype, fmt) == (EXACT.get(dtype) == fmt)
 
 
@@ -70,7 +69,7 @@ def test_rows_of_safetensors(dtype: torch.dtype, tmp_path: Path) -> None:
         if tensor.ndim == 2:
             found = packed_rows(checkpoint, name, PackedFormat.INT4, 16, 32)
             given = array_of(tensor[16:32])
-            assert np.array_equal(found.data, quantize(given, PackedFormat.INT4).data)
+            assert np.array_equal(found.data, quantized(given, PackedFormat.INT4).data)
 
 
 def test_reordered_rows_that_are_not_put_back_would_show(tmp_path: Path) -> None:

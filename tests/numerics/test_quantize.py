@@ -13,8 +13,8 @@ from tests.numerics.quantize_reference import reference_quantize
 from tests.packer import repacked
 from thinslice.errors import CheckpointError
 from thinslice.kernels import native, native_pack
+from thinslice.kernels.native_pack import quantized
 from thinslice.kernels.packed import PackedWeight, empty, unpack, unpack_parts
-from thinslice.kernels.quantize import quantize
 from thinslice.plan.packed_format import GROUP, PackedFormat
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -162,7 +162,7 @@ def test_rows_of_a_part_of_a_panel_are_those_of_a_whole_one(kind: Kind) -> None:
 @pytest.mark.parametrize("weight", [normal(64, 512), heavy(64, 512), normal(37, 96) * 3e5])
 def test_codes_are_those_of_the_searches(fmt: PackedFormat, weight: NDArray[np.float32]) -> None:
     """But for groups where two candidates or two halves are as good as each other."""
-    found, wanted = quantize(weight, fmt), reference_quantize(weight, fmt)
+    found, wanted = quantized(weight, fmt), reference_quantize(weight, fmt)
     ours, theirs = unpack_parts(found), unpack_parts(wanted)
     groups = (ours.codes != theirs.codes).reshape(*ours.scales.shape, GROUP).any(2)
     groups |= ours.scales != theirs.scales
@@ -184,7 +184,7 @@ def test_bits_do_not_depend_on_instructions_nor_threads(
     weight[:, 1::7] *= 1e-40
     weight[:, 2::5] = -0.0
     weight[-1] = 0.03125
-    on_every_isa(lambda: quantize(weight, fmt))
+    on_every_isa(lambda: quantized(weight, fmt))
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -207,16 +207,16 @@ def test_what_fills_up_a_panel_is_zero(fmt: PackedFormat) -> None:
 def test_the_numbers_count_and_not_their_type_nor_place(fmt: PackedFormat) -> None:
     weight = normal(50, 96)
     halves = weight.astype(np.float16)
-    wanted = quantize(halves.astype(np.float32), fmt)
-    assert np.array_equal(on_every_isa(lambda: quantize(halves, fmt)).data, wanted.data)
+    wanted = quantized(halves.astype(np.float32), fmt)
+    assert np.array_equal(on_every_isa(lambda: quantized(halves, fmt)).data, wanted.data)
     bits = bf16_bits(weight)
     numbers = (bits.astype(np.uint32) << 16).view(np.float32)
-    wanted = quantize(numbers, fmt)
-    assert np.array_equal(on_every_isa(lambda: quantize(bits, fmt)).data, wanted.data)
+    wanted = quantized(numbers, fmt)
+    assert np.array_equal(on_every_isa(lambda: quantized(bits, fmt)).data, wanted.data)
     wide = np.concatenate((normal(50, 32, seed=1), numbers), axis=1)
     odd = np.frombuffer(b"x" + wide.tobytes(), np.uint8)[1:].view(np.float32).reshape(50, 128)
     assert odd.ctypes.data % 4
-    assert np.array_equal(on_every_isa(lambda: quantize(odd[:, 32:], fmt)).data, wanted.data)
+    assert np.array_equal(on_every_isa(lambda: quantized(odd[:, 32:], fmt)).data, wanted.data)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -232,7 +232,7 @@ def test_search_beats_the_plain_scale(fmt: PackedFormat) -> None:
         levels = 7 if fmt is PackedFormat.INT4 else 127
         step = np.abs(groups).max(2, keepdims=True) / levels
         plain = (groups / step).round() * step
-    ours = rms(unpack(quantize(weight, fmt)) - weight)
+    ours = rms(unpack(quantized(weight, fmt)) - weight)
     limit = {PackedFormat.INT4: 0.90, PackedFormat.INT4M: 0.93, PackedFormat.INT8: 0.92}[fmt]
     assert ours <= limit * rms(plain.reshape(64, 512) - weight)
 
@@ -245,12 +245,12 @@ def test_error_is_below_that_of_the_block_type(fmt: PackedFormat, kind: Kind, sh
     """Of the same bits a weight, as llama.cpp's quantiser fills it."""
     weight = normal(64, 512, seed=3)
     theirs = dequantize(gguf_quantize(weight, kind), kind)
-    assert rms(unpack(quantize(weight, fmt)) - weight) < share * rms(theirs - weight)
+    assert rms(unpack(quantized(weight, fmt)) - weight) < share * rms(theirs - weight)
 
 
 def test_int4_is_better_than_q4_0_by_both_measures() -> None:
     weight = normal(64, 512, seed=3)
-    ours = unpack(quantize(weight, PackedFormat.INT4)) - weight
+    ours = unpack(quantized(weight, PackedFormat.INT4)) - weight
     theirs = dequantize(gguf_quantize(weight, Kind.Q4_0), Kind.Q4_0) - weight
     assert weighed_rms(ours, weight) < 0.95 * weighed_rms(theirs, weight)
     assert rms(ours) < 0.96 * rms(theirs)
@@ -276,7 +276,7 @@ def test_int4_takes_the_scale_of_least_weighed_error() -> None:
             best_error = np.minimum(error, best_error)
         return best.reshape(weight.shape)
 
-    ours = weighed_rms(unpack(quantize(weight, PackedFormat.INT4)) - weight, weight)
+    ours = weighed_rms(unpack(quantized(weight, PackedFormat.INT4)) - weight, weight)
     finest = weighed_rms(searched(importance) - weight, weight)
     assert ours < 1.01 * finest
     plain = weighed_rms(searched(np.ones_like(importance)) - weight, weight)
@@ -288,7 +288,7 @@ def test_int8_never_cuts_off_the_largest(value: float) -> None:
     """Whatever fp16 makes of a scale, the error stays within half a step."""
     weight = normal(32, 256) / np.float32(0.02) * np.float32(value) / 4
     weight[:, ::GROUP] = value
-    packed = quantize(weight, PackedFormat.INT8)
+    packed = quantized(weight, PackedFormat.INT8)
     half_step = unpack_parts(packed).scales.repeat(GROUP, axis=1) * 0.5
     assert (np.abs(unpack(packed) - weight) <= half_step * 1.0001).all()
 
@@ -297,8 +297,8 @@ def test_int8_never_cuts_off_the_largest(value: float) -> None:
 def test_rows_do_not_depend_on_each_other(fmt: PackedFormat) -> None:
     """More rows than a thread takes at once, not a multiple of a panel: the same as parts alone."""
     weight = normal(1100, 512)
-    whole = unpack(quantize(weight, fmt))
-    parts = [unpack(quantize(weight[at : at + 300], fmt)) for at in range(0, 1100, 300)]
+    whole = unpack(quantized(weight, fmt))
+    parts = [unpack(quantized(weight[at : at + 300], fmt)) for at in range(0, 1100, 300)]
     assert np.array_equal(whole, np.concatenate(parts))
 
 
@@ -306,7 +306,7 @@ def test_rows_do_not_depend_on_each_other(fmt: PackedFormat) -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-7])
 def test_constant_groups(fmt: PackedFormat, value: float) -> None:
     weight = np.full((16, 64), value, np.float32)
-    error = np.abs(unpack(quantize(weight, fmt)) - weight).max()
+    error = np.abs(unpack(quantized(weight, fmt)) - weight).max()
     # Scales end at 2**-24; eight times half of that is the largest int4 group that becomes zero.
     assert float(error) <= max(abs(value) / 100, 8 * 2.0**-25)
 
@@ -322,24 +322,24 @@ def test_weights_that_no_scale_fits_are_refused_wherever_they_are(
         for value in (np.nan, np.inf, -np.inf):
             weight[place] = value
             with pytest.raises(CheckpointError, match="not a number"):
-                quantize(weight, fmt)
+                quantized(weight, fmt)
         for value in (1e9, -1e9, 1e20, -3e38):  # squares of the last ones overflow
             weight[place] = value
             with pytest.raises(CheckpointError, match="fp16"):
-                quantize(weight, fmt)
+                quantized(weight, fmt)
         weight[place] = 6e4
-        quantize(weight, fmt)
+        quantized(weight, fmt)
 
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="multiple of 32"):
-        quantize(np.zeros((16, 48), np.float32), PackedFormat.INT4)
+        quantized(np.zeros((16, 48), np.float32), PackedFormat.INT4)
     with pytest.raises(TypeError, match="float"):
-        quantize(np.zeros((16, 64), np.int32), PackedFormat.INT4)
+        quantized(np.zeros((16, 64), np.int32), PackedFormat.INT4)
     with pytest.raises(ValueError, match="matrix"):
-        quantize(np.zeros(64, np.float32), PackedFormat.INT4)
+        quantized(np.zeros(64, np.float32), PackedFormat.INT4)
     with pytest.raises(ValueError, match="contiguous"):
-        quantize(np.zeros((64, 32), np.float32).T, PackedFormat.INT4)
+        quantized(np.zeros((64, 32), np.float32).T, PackedFormat.INT4)
     target = empty(PackedFormat.INT4, 16, 64)
     with pytest.raises(ValueError, match="of that shape"):
         native_pack.quantize(np.zeros((17, 64), np.float32), target)

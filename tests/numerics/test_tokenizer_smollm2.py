@@ -23,9 +23,8 @@ import regex
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.open import open_checkpoint
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
-from thinslice.text.detokenizer import IncrementalDetokenizer
-from thinslice.text.tokenizer import Tokenizer, load_tokenizer
+from thinslice.text.incremental import IncrementalDetokenizer
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER, Tokenizer, load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "smollm2_tokens.json"
 NUM_MIXED_LINES = 3000

@@ -19,7 +19,7 @@ from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import ConfigError
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.plan.tensors import tensors_of
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER
 from thinslice.text.tokenizer_files import read_tokenizer_files
 from thinslice.units import GIB
 from tools import make_checkpoint

@@ -14,8 +14,7 @@ from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ConfigError
 from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
-from thinslice.text.tokenizer import load_tokenizer
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER, load_tokenizer
 from tools import make_references
 from tools.make_references import VERSIONS, write_references
 

@@ -1,4 +1,6 @@
-"""The tensors a ModelShape implies, by name and shape, and their comparison with a checkpoint."""
+"""The names of tensors: of a GGUF and of a larger model's text trunk as Hugging Face's checkpoints
+have them, and all of them held against those that the ModelShape implies.
+"""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +24,92 @@ _BUFFER = re.compile(
 _WHOLE_DTYPES = frozenset({"BOOL", "I8", "I16", "I32", "I64", "U16", "U32", "U64"})
 _PREDICTION_LAYER = re.compile(r"model\.mtp_layers\.(\d{1,4})\.", re.ASCII)
 
+# Of a GGUF. Source: gguf-py/gguf/tensor_mapping.py and conversion/llama.py in ggml-org/llama.cpp.
+ROPE_FACTORS = "rope_freqs.weight"
+
+_OUTSIDE_LAYERS = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER_NAME = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(\w+)\.(weight|bias)", re.ASCII)
+
+# Of models that also take in pictures or sound. Sources: Qwen2.5-VL as transformers writes it,
+# before and since 4.52; MiMo-Audio's own code (XiaomiMiMo/MiMo-Audio, modeling_mimo_audio.py).
+_OTHER_PARTS = (
+    "visual.",
+    "model.visual.",
+    "local_transformer.",
+    "local_transformer_lm_heads.",
+    "input_local_transformer.",
+    "speech_embeddings.",
+    "speech_embeddings_to_local.",
+    "speech_group_downcast.",
+    "hidden_states_downcast.",
+)
+_PREFIXES = {
+    "model.language_model.": "model.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+
 Shapes = dict[str, tuple[int, ...]]
+
+
+def from_gguf_names(
+    tensors: Mapping[str, TensorEntry], shape: ModelShape
+) -> dict[str, TensorEntry]:
+    """Rename a GGUF's tensors, and mark those whose rows llama.cpp reordered.
+
+    The rotary factors are left out, for they are part of the shape. A name without a counterpart
+    is kept as ``gguf:NAME``, which the name check reports as unexpected.
+    """
+    renamed = {}
+    for gguf_name, entry in tensors.items():
+        if gguf_name != ROPE_FACTORS:
+            name = _checkpoint_name(gguf_name)
+            heads = _rotary_heads(name, shape)
+            renamed[name] = replace(entry, name=name, rotary_heads=heads)
+    return renamed
+
+
+def trunk_name(name: str) -> str | None:
+    """A tensor's name in the trunk alone; None for a tensor of another part."""
+    if name.startswith(_OTHER_PARTS):
+        return None
+    for prefix, in_trunk in _PREFIXES.items():
+        if name.startswith(prefix):
+            return in_trunk + name.removeprefix(prefix)
+    return name
+
+
+def from_trunk_names(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """The tensors of the trunk under the names that the family has for them.
+
+    Errors: CheckpointError where two tensors would have the same name.
+    """
+    renamed: dict[str, TensorEntry] = {}
+    for name, entry in tensors.items():
+        own_name = trunk_name(name)
+        if own_name is None:
+            continue
+        if own_name in renamed:
+            raise CheckpointError(f"{entry.path}: {plain(own_name, 120)} is there under two names")
+        renamed[own_name] = replace(entry, name=own_name)
+    return renamed
 
 
 def expected_tensors(shape: ModelShape, packing: Packing | None = None) -> Shapes:
@@ -83,6 +170,22 @@ def left_out_note(shape: ModelShape, tensors: Mapping[str, TensorEntry]) -> tupl
     if not odd:
         return ()
     return (f"tensors of whole numbers are left out: {_listed('unknown', sorted(odd))}",)
+
+
+def _checkpoint_name(gguf_name: str) -> str:
+    match = _LAYER_NAME.fullmatch(gguf_name)
+    if match is not None and match[2] in _IN_LAYER:
+        return f"model.layers.{match[1]}.{_IN_LAYER[match[2]]}.{match[3]}"
+    return _OUTSIDE_LAYERS.get(gguf_name, f"gguf:{gguf_name}")
+
+
+def _rotary_heads(name: str, shape: ModelShape) -> int:
+    """Heads of a q or k tensor that llama.cpp permuted, which it does for Llama only."""
+    if shape.architecture != "LlamaForCausalLM":
+        return 0
+    if ".self_attn.q_proj." in name:
+        return shape.num_attention_heads
+    return shape.num_key_value_heads if ".self_attn.k_proj." in name else 0
 
 
 def _is_ignorable(name: str, shape: ModelShape) -> bool:

@@ -6,14 +6,22 @@ never imported, for both can run any code.
 
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from thinslice.checkpoint.adapters import refuse_adapters, refuse_other_gguf
 from thinslice.checkpoint.files import is_there, os_errors_named, read_json_object
-from thinslice.checkpoint.gguf_header import GgufHeader, model_name, read_gguf
-from thinslice.checkpoint.gguf_names import ROPE_FACTORS, to_checkpoint_names
+from thinslice.checkpoint.gguf_header import GgufHeader, GgufMetadata, model_name, read_gguf
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
-from thinslice.checkpoint.names import check_names, expected_tensors, left_out_note
+from thinslice.checkpoint.names import (
+    ROPE_FACTORS,
+    check_names,
+    expected_tensors,
+    from_gguf_names,
+    from_trunk_names,
+    left_out_note,
+    trunk_name,
+)
 from thinslice.checkpoint.own_head import settle_head
 from thinslice.checkpoint.packed_tensors import check_packed_tensors
 from thinslice.checkpoint.safetensors_header import (
@@ -22,7 +30,6 @@ from thinslice.checkpoint.safetensors_header import (
     read_safetensors_folder,
     read_safetensors_header,
 )
-from thinslice.checkpoint.trunk_names import to_trunk_names, trunk_name
 from thinslice.errors import CheckpointError
 from thinslice.plan.advised_sampling import advised_sampling, gguf_sampling
 from thinslice.plan.architectures import text_trunk_of
@@ -35,6 +42,10 @@ from thinslice.units import MIB
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_CONFIG_BYTES = MIB
 _MAX_ROPE_FACTORS = 512
+# What the tokenizer of a GGUF is made of.
+_VOCABULARY = frozenset(
+    f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "scores", "token_type")
+)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -58,6 +69,30 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is no model: name a folder with config.json and safetensors, or a .gguf file"
         )
+
+
+def without_vocabulary(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, its metadata without the lists of tokens, scores and merges.
+
+    As Python objects they take about 200 bytes a token, and nothing needs them once a tokenizer is
+    made of them.
+    """
+    metadata = checkpoint.metadata
+    if not isinstance(metadata, GgufMetadata):
+        return checkpoint
+    return replace(checkpoint, metadata=metadata.without(_VOCABULARY))
+
+
+def with_vocabulary(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with all of its metadata; its header is read again where lists were left out.
+
+    Peak extra memory: the header's, see ``read_gguf_header``.
+    Errors: CheckpointError as ``open_checkpoint``.
+    """
+    metadata = checkpoint.metadata
+    if not isinstance(metadata, GgufMetadata) or metadata.is_whole:
+        return checkpoint
+    return replace(checkpoint, metadata=open_checkpoint(checkpoint.path).metadata)
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -122,7 +157,7 @@ def _read_weights(
         return found.tensors, found.absent
     absent = {trunk_name(name): problem for name, problem in found.absent.items()}
     own = {name: problem for name, problem in absent.items() if name is not None}
-    return to_trunk_names(found.tensors), own
+    return from_trunk_names(found.tensors), own
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -130,7 +165,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     refuse_other_gguf(path, header.metadata, header.tensors)
     tensor_shapes = {name: entry.shape for name, entry in header.tensors.items()}
     shape = shape_from_gguf(header.metadata, tensor_shapes, _rope_factors(header))
-    shape, tensors = check_names(shape, to_checkpoint_names(header.tensors, shape))
+    shape, tensors = check_names(shape, from_gguf_names(header.tensors, shape))
     sampling, sampling_notes = gguf_sampling(header.metadata)
     notes = gguf_notes(header.metadata, header.metadata["general.architecture"]) + sampling_notes
     return Checkpoint(

@@ -7,7 +7,8 @@ llama.cpp reordered go back to their places.
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 from thinslice.checkpoint.files import os_errors_named, read_and_forget
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.closing import Closing
-from thinslice.kernels.buffers import empty_bytes
-from thinslice.kernels.convert import convert, converted
-from thinslice.kernels.dequantize import dequantized
-from thinslice.kernels.dtypes import BF16, Numbers
-from thinslice.plan.packed_format import PANEL_ROWS, num_panels
+from thinslice.kernels import native_pack
+from thinslice.kernels.arrays import BF16, Numbers, empty_bytes
+from thinslice.kernels.native_pack import converted, copy_into
+from thinslice.kernels.packed import PackedWeight
+from thinslice.plan.packed_format import PANEL_ROWS, keeps_codes, num_panels
 from thinslice.units import MIB
 
 SCRATCH_BYTES = MIB
@@ -82,7 +83,7 @@ class CheckpointReader(Closing):
             self._fill(entry, start, out)
         else:
             for first, piece in self._pieces(entry, start, stop):
-                convert(piece, out[first - start : first - start + len(piece)])
+                copy_into(piece, out[first - start : first - start + len(piece)])
 
     def read_scattered(self, name: str, rows: Sequence[int], out: Numbers) -> None:
         """Fill ``out`` [rows, columns] with some rows of a matrix, each read by itself.
@@ -104,7 +105,7 @@ class CheckpointReader(Closing):
             for index, row in enumerate(rows):
                 offset = entry.offset + row * size
                 read_and_forget(file, view[index * size : (index + 1) * size], offset, entry.path)
-        convert(_values(entry, raw.reshape(len(rows), size)), out)
+        copy_into(_values(entry, raw.reshape(len(rows), size)), out)
 
     def read_bytes(self, name: str, start: int, stop: int, out: Numbers) -> None:
         """Fill ``out`` with the bytes of rows ``start`` to ``stop`` as they lie on disk.
@@ -204,6 +205,26 @@ def restore_rows(entry: TensorEntry, start: int, rows: Numbers) -> Numbers:
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
+def pack_rows(entry: TensorEntry, start: int, raw: NDArray[np.uint8], target: PackedWeight) -> None:
+    """Fill a packed matrix with rows from ``start`` on.
+
+    Args:
+        entry: a matrix that is not packed yet.
+        start: the first row; for an entry with ``rotary_heads`` rows are given as whole heads.
+        raw: the rows' bytes as they are on disk, uint8 [num_bytes].
+        target: as many rows.
+
+    Peak extra memory: none where the codes are kept, but another copy of ``raw`` where llama.cpp
+    reordered its rows; of a block type that is quantised anew up to 16 bytes for each weight.
+    Errors: CheckpointError for weights that cannot be quantised.
+    """
+    if not keeps_codes(entry.dtype, target.format):
+        native_pack.quantize(decode_rows(entry, start, raw), target)
+        return
+    rows: NDArray[Any] = restore_rows(entry, start, raw.reshape(-1, entry.row_bytes))
+    native_pack.repack(rows, entry.dtype, target)
+
+
 def _row_values(entry: TensorEntry) -> int:
     """Numbers in one row."""
     values = 1
@@ -220,4 +241,18 @@ def _values(entry: TensorEntry, raw: NDArray[np.uint8]) -> Numbers:
         values = raw.reshape(-1).view(dtype)
         # A header of odd length leaves the numbers after it unaligned.
         return (values if values.flags.aligned else values.copy()).reshape(shape)
-    return dequantized(raw, entry.dtype).reshape(shape)
+    return _dequantized(raw, entry.dtype).reshape(shape)
+
+
+def _dequantized(blocks: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
+    """The numbers in rows of blocks of a type, uint8 [N, bytes of a row], by the package of the
+    llama.cpp project.
+
+    It is imported by the first that asks, as few models have a type that needs it.
+    Peak extra memory: up to 16 bytes for each number.
+    """
+    kinds = import_module("gguf.constants").GGMLQuantizationType
+    dequantize: Callable[..., NDArray[np.float32]] = import_module("gguf.quants").dequantize
+    # A block's scale may be any bytes; what it gives then is no number, but no fault either.
+    with np.errstate(all="ignore"):
+        return dequantize(blocks, kinds[name])

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from thinslice.memory.device import Device
     from thinslice.plan.available import Budget
     from thinslice.plan.device_predict import DeviceProfile
-    from thinslice.plan.hardware import HardwareProfile
     from thinslice.plan.memory_plan import MemoryPlan
-    from thinslice.plan.predict import Prediction
+    from thinslice.plan.predict import HardwareProfile, Prediction
     from thinslice.store.store import Store
 
 
@@ -147,9 +146,8 @@ def _look_up(name: str, dtype: str, device: "Device | None") -> "tuple[Model, _M
     """The model, and the speeds of this machine with the disk it lies on, measured once; those of a
     device are measured each time. A note tells of what cannot be measured.
     """
-    from thinslice.engine.float16 import float16_notes
-    from thinslice.engine.opened import open_files
     from thinslice.engine.planning import Model
+    from thinslice.engine.prepare import float16_notes, open_files
     from thinslice.memory.measure_device import measure_device
     from thinslice.memory.meter import current_rss_bytes
     from thinslice.store.store import Store

@@ -11,7 +11,7 @@ from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import CheckpointError
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 
 
 @dataclass(frozen=True)

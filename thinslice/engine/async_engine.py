@@ -19,10 +19,11 @@ from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from thinslice.config import SamplingParams, Scheduling
+from thinslice.engine.arguments import checked_params, checked_scheduling
 from thinslice.engine.async_stream import AnyRequest, AsyncStream, Feed, News, failed, put_all
 from thinslice.engine.checks import check_scored
 from thinslice.engine.contained import Contained
-from thinslice.engine.llm import LLM, checked_params, checked_scheduling
+from thinslice.engine.llm import LLM
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.prompts import Prompt
 from thinslice.engine.results import Held, answer_bytes

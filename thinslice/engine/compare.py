@@ -11,18 +11,18 @@ from thinslice.config import Dtype, EngineSettings, KvDtype, SamplingParams
 from thinslice.engine.divergence import Divergence, DivergenceMeter, scoring_bytes
 from thinslice.engine.draws import Draws
 from thinslice.engine.engine import Engine
-from thinslice.engine.load import Progress, load_engine
-from thinslice.engine.opened import Opened
+from thinslice.engine.load import load_engine
 from thinslice.engine.planning import Model, fit_model, plan_model
-from thinslice.engine.prepare import open_model, packed_copy, with_budget
+from thinslice.engine.prepare import Opened, open_model, packed_copy, with_budget
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.sequence import Sequence as TokenSequence
 from thinslice.errors import BudgetError, ConfigError, RequestError
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 from thinslice.memory.ledger import ledger
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.refusal import JITTER_BYTES
+from thinslice.store.progress import Progress
 from thinslice.text.tokenizer import Tokenizer
 from thinslice.units import MIB, size_option
 

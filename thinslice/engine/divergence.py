@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.errors import CheckpointError, RequestError
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 
 Doubles = NDArray[np.float64]
 

@@ -6,7 +6,9 @@ is accepted once those before it are. Where the weights are streamed, or where m
 rows cost little and drafts pay; where arithmetic does, each row costs its share and they may not.
 """
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 # Rows of a step to its seconds.
@@ -20,17 +22,57 @@ _PRIOR_ACCEPTANCE, _PRIOR_TRIALS = 0.7, 4
 # the text; the more rarely, the longer that has changed nothing.
 _PROBE_STEPS = 16
 _FIRST_GAP, _LARGEST_GAP = 240, 3840
+# Measured seconds are the median of the last few: one that the machine was busy in says nothing.
+_NUM_KEPT, _NUM_NEEDED = 9, 3
+# What each row beyond those measured is taken to cost, as a share of the whole: little, so that
+# longer drafts are tried, and soon measured.
+_ROW_SHARE = 0.02
+_EXACT_ROWS = 16
 
 
-@dataclass(frozen=True)
-class LinearCost:
-    """``base + per_row * rows`` seconds: all that a plan knows before anything has run."""
+class MeasuredSeconds:
+    """Seconds by rows, learnt while steps run; between two numbers of rows that were measured, on
+    the line between them.
 
-    base: float
-    per_row: float = 0.0
+    Beyond those measured it hopes for the best (fewer rows take their share, more take hardly
+    longer), so that whoever chooses by it tries, and it learns.
+
+    Args:
+        unknown: what any number of rows takes before anything was measured.
+    """
+
+    def __init__(self, unknown: float) -> None:
+        self._unknown = unknown
+        self._recent: dict[int, deque[float]] = {}
+        self._medians: dict[int, float] = {}
+        self._known: list[int] = []
+
+    def record(self, num_rows: int, seconds: float) -> None:
+        """Learn from one step."""
+        rows = _rounded(num_rows)
+        recent = self._recent.setdefault(rows, deque(maxlen=_NUM_KEPT))
+        recent.append(seconds)
+        if len(recent) < _NUM_NEEDED:
+            return
+        self._medians[rows] = _median(recent)
+        if len(self._known) < len(self._medians):
+            self._known = sorted(self._medians)
 
     def __call__(self, num_rows: int) -> float:
-        return self.base + self.per_row * num_rows
+        """Expected seconds of a step of so many rows."""
+        if not self._known:
+            return self._unknown
+        rows, known = _rounded(num_rows), self._known
+        place = bisect_left(known, rows)
+        if place == len(known):
+            return self._medians[known[-1]] * (1 + _ROW_SHARE * (rows - known[-1]))
+        after = self._medians[known[place]]
+        if known[place] == rows:
+            return after
+        if place == 0:
+            return after * rows / known[0]
+        before, start = self._medians[known[place - 1]], known[place - 1]
+        return before + (after - before) * (rows - start) / (known[place] - start)
 
 
 @dataclass(frozen=True)
@@ -54,6 +96,11 @@ class DraftReport:
     num_tokens: int
 
 
+def _nothing(num_rows: int) -> float:
+    """What takes no time."""
+    return 0.0
+
+
 class DraftLength:
     """Chooses the draft length of each step and learns from what became of it.
 
@@ -69,13 +116,13 @@ class DraftLength:
         self,
         max_length: int,
         sweep_seconds: Seconds,
-        draft_seconds: Seconds | None = None,
-        start_seconds: Seconds | None = None,
+        draft_seconds: Seconds = _nothing,
+        start_seconds: Seconds = _nothing,
     ) -> None:
         self.max_length = max_length
         self._sweep_seconds = sweep_seconds
-        self._draft_seconds = draft_seconds or LinearCost(0.0)
-        self._start_seconds = start_seconds or LinearCost(0.0)
+        self._draft_seconds = draft_seconds
+        self._start_seconds = start_seconds
         self._acceptance = [_PRIOR_ACCEPTANCE] * max_length
         self._tried = [0] * max_length
         self._accepted = [0] * max_length
@@ -156,3 +203,18 @@ class DraftLength:
         self._accepted[position] += is_accepted
         weight = max(1.0 / (self._tried[position] + _PRIOR_TRIALS), _SMALLEST_WEIGHT)
         self._acceptance[position] = before + weight * (is_accepted - before)
+
+
+def _median(values: Collection[float]) -> float:
+    """The one in the middle, of an even number halfway between two; the module statistics would
+    bring in 0.8 MiB of others."""
+    ordered, middle = sorted(values), len(values) // 2
+    return (ordered[middle] + ordered[~middle]) / 2
+
+
+def _rounded(num_rows: int) -> int:
+    """Larger numbers in steps of about a tenth, so that each is met often."""
+    if num_rows <= _EXACT_ROWS:
+        return num_rows
+    step = 1 << (num_rows.bit_length() - 4)
+    return num_rows // step * step

@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from itertools import compress
 
 from thinslice.engine.advance import Advance
-from thinslice.engine.draft_length import DraftLength, DraftReport
-from thinslice.engine.measured_seconds import MeasuredSeconds
+from thinslice.engine.draft_length import DraftLength, DraftReport, MeasuredSeconds
 from thinslice.engine.mtp_drafter import CertainRows, MTPDrafter
 from thinslice.engine.ngram import NgramDrafter
 from thinslice.engine.sequence import Sequence
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 from thinslice.plan.cost import PREDICTION_ROWS_HELD
 from thinslice.plan.memory_plan import DraftPlan
 

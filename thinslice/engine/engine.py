@@ -17,6 +17,7 @@ from thinslice.engine.drafting import Drafting
 from thinslice.engine.draws import Draws
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.metrics import Metrics
+from thinslice.engine.operation import Operation, Turn, Undo
 from thinslice.engine.processors import LogitsProcessor
 from thinslice.engine.replace import replace_weights
 from thinslice.engine.results import Held, ResultsRoom
@@ -24,10 +25,8 @@ from thinslice.engine.runner import Runner
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.scoring import Scores
 from thinslice.engine.sequence import OnOutput, Scored, Sequence, Status, StepOutput
-from thinslice.engine.turn import Operation, Turn
-from thinslice.engine.undo import Undo
 from thinslice.errors import RequestError
-from thinslice.kernels.dtypes import Array, Floats
+from thinslice.kernels.arrays import Array, Floats
 from thinslice.memory.ledger import Reservation
 from thinslice.plan.memory_plan import MemoryPlan
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from thinslice.engine.processors import Tokens
 from thinslice.engine.results import Held, ResultsRoom
 from thinslice.errors import ConfigError, RequestError, plain
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 from thinslice.plan.cost import vocabulary_bytes
 from thinslice.text.tokenizer import Tokenizer
 from thinslice.units import KIB, format_bytes

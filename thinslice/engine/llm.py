@@ -3,59 +3,38 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TypedDict, TypeVar, Unpack
+from typing import Unpack
 
 from thinslice.closing import Closing
-from thinslice.config import (
-    DEFAULT_SCHEDULING,
-    DeviceName,
-    Draft,
-    Dtype,
-    EngineSettings,
-    KvDtype,
-    MtpHidden,
-    SamplingParams,
-    Scheduling,
+from thinslice.config import EngineSettings, SamplingParams, Scheduling
+from thinslice.engine.arguments import (
+    Settings,
+    check_progress,
+    check_settings,
+    checked_params,
+    checked_scheduling,
+    errors_in_python,
+    for_each,
+    with_settings,
 )
 from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.grammar import Grammar, Grammars
-from thinslice.engine.load import Progress, load_engine
-from thinslice.engine.prepare import Prepared, prepare
+from thinslice.engine.load import load_prepared
+from thinslice.engine.prepare import prepare
 from thinslice.engine.processors import LogitsProcessor
 from thinslice.engine.prompts import Prompt, render
 from thinslice.engine.request import Completion, Request
 from thinslice.engine.results import Held, text_bytes
-from thinslice.engine.signature import check_settings, errors_in_python, with_settings
 from thinslice.engine.stream import Stream
 from thinslice.engine.thought_budget import Allowance, ThoughtBudget, ThoughtTokens
 from thinslice.errors import ContextError, RequestError, shown
-from thinslice.memory.give_back import give_back
+from thinslice.process import give_back
+from thinslice.store.progress import Progress
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template
-from thinslice.text.reasoning import beginning_behind
-from thinslice.text.thought import Thought
+from thinslice.text.reasoning import Thought, beginning_behind
 from thinslice.text.tool_use import ToolUse, for_tools, tool_use
-
-_Given = TypeVar("_Given", SamplingParams, Scheduling)
-
-
-class Settings(TypedDict, total=False):
-    """The fields of EngineSettings, as keyword arguments of LLM."""
-
-    memory: str | int | None
-    device: DeviceName
-    host_memory: str | int | None
-    context: int | None
-    dtype: Dtype
-    kv_dtype: KvDtype
-    draft: Draft
-    draft_length: int
-    mtp_hidden: MtpHidden
-    offline: bool
-    max_num_seqs: int
-    reserve: str | int
-    reserve_per_token: int
 
 
 class LLM(Closing):
@@ -89,7 +68,7 @@ class LLM(Closing):
         if not isinstance(model, str):
             raise TypeError(f"model is {shown(model)}; expected a name or a path, as text")
         with errors_in_python():
-            _check_progress(progress)
+            check_progress(progress)
             prepared = prepare(model, EngineSettings(**settings), progress)
             self.plan, self.tokenizer = prepared.plan, prepared.tokenizer
             self.notes, self.sampling = prepared.notes, prepared.checkpoint.sampling
@@ -97,7 +76,7 @@ class LLM(Closing):
             self.device = prepared.device
             self.prediction = prepared.prediction
             self.is_prediction_busy = prepared.is_prediction_busy
-            self._engine: Engine | None = _loaded(prepared, progress)
+            self._engine: Engine | None = load_prepared(prepared, progress)
             self._grammars = Grammars(self.tokenizer, self._engine.results)
 
     @property
@@ -149,9 +128,9 @@ class LLM(Closing):
         asked = [prompts] if isinstance(prompts, str) else prompts
         if not isinstance(asked, list | tuple):
             raise RequestError(f"prompts is {shown(asked)}; expected a text or a list")
-        _check_progress(progress)
-        params_of = _for_each("params", params, len(asked), checked_params)
-        scheduling_of = _for_each("scheduling", scheduling, len(asked), checked_scheduling)
+        check_progress(progress)
+        params_of = for_each("params", params, len(asked), checked_params)
+        scheduling_of = for_each("scheduling", scheduling, len(asked), checked_scheduling)
         requests: list[Request] = []
         try:
             prepared = [self.prepare(*one) for one in zip(asked, params_of, strict=True)]
@@ -202,7 +181,7 @@ class LLM(Closing):
         params = checked_params(params)
         if params.n != 1:
             raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
-        _check_progress(progress)
+        check_progress(progress)
         request = self.add_requests(self.prepare(prompt, params), params, scheduling)[0]
         return Stream(request, progress)
 
@@ -398,53 +377,3 @@ class LLM(Closing):
 
 # For help() and editors: what ``settings`` may be.
 LLM.__signature__ = with_settings(LLM.__init__)  # type: ignore[attr-defined]
-
-
-def _loaded(prepared: Prepared, progress: Progress | None) -> Engine:
-    """The engine of a prepared model, which holds its reservation from then on.
-
-    Errors: CheckpointError from reading the weights.
-    """
-    plan, reservation = prepared.plan, prepared.reservation
-    end_ids = prepared.tokenizer.special.eos_token_ids
-    try:
-        engine = load_engine(prepared.checkpoint, plan, end_ids, progress, prepared.device)
-    except BaseException:
-        reservation.release()
-        raise
-    on_host = [] if prepared.device is not None else engine.runner.kv_caches
-    reservation.taken([rows for cache in on_host for rows in (cache.k, cache.v)])
-    engine.reservation = reservation
-    return engine
-
-
-def _for_each(
-    name: str, given: object, count: int, checked: Callable[[object], _Given]
-) -> list[_Given]:
-    """One for each prompt, of one for all or a list."""
-    if not isinstance(given, list | tuple):
-        return [checked(given)] * count
-    if len(given) != count:
-        raise RequestError(f"{len(given)} {name} for {count} prompts; give one for each, or one")
-    return [checked(one) for one in given]
-
-
-def _check_progress(progress: object) -> None:
-    if progress is not None and not callable(progress):
-        raise RequestError(f"progress is {shown(progress)}; expected a function")
-
-
-def checked_params(params: object) -> SamplingParams:
-    """The same, or the defaults for None. Errors: RequestError for anything else."""
-    params = SamplingParams() if params is None else params
-    if not isinstance(params, SamplingParams):
-        raise RequestError(f"params is {shown(params)}; expected SamplingParams(...)")
-    return params
-
-
-def checked_scheduling(scheduling: object) -> Scheduling:
-    """None is a Scheduling without values. Errors: RequestError for anything else."""
-    scheduling = DEFAULT_SCHEDULING if scheduling is None else scheduling
-    if not isinstance(scheduling, Scheduling):
-        raise RequestError(f"scheduling is {shown(scheduling)}; expected Scheduling(...)")
-    return scheduling

@@ -14,20 +14,42 @@ from thinslice.engine.drafting import Drafting
 from thinslice.engine.engine import Engine
 from thinslice.engine.mtp_drafter import MTPDrafter
 from thinslice.engine.planning import Model
+from thinslice.engine.prepare import Prepared
 from thinslice.engine.runner import Runner
-from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.kernels import arrays
+from thinslice.kernels.arrays import FLOAT_DTYPES, Array
 from thinslice.kernels.native_ops import NATIVE
 from thinslice.kernels.ops import Ops
+from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.device import Device
 from thinslice.memory.host_slices import HostSlices
-from thinslice.memory.kv_cache import allocate_kv_caches
 from thinslice.memory.resident import LoadedDtypes, load_resident
 from thinslice.memory.weight_store import WeightStore
 from thinslice.model.decoder import Decoder
 from thinslice.model.weights import Weights, WeightSource
 from thinslice.plan.memory_plan import MemoryPlan
+from thinslice.plan.model_shape import ModelShape
+from thinslice.store.progress import Progress
 
-Progress = Callable[[str, int, int], None]
+_CACHE_DTYPES = {**FLOAT_DTYPES, "int8": np.dtype(np.int8), "float16": np.dtype(np.float16)}
+
+
+def load_prepared(prepared: Prepared, progress: Progress | None) -> Engine:
+    """The engine of a prepared model, which holds its reservation from then on.
+
+    Errors: CheckpointError from reading the weights.
+    """
+    plan, reservation = prepared.plan, prepared.reservation
+    end_ids = prepared.tokenizer.special.eos_token_ids
+    try:
+        engine = load_engine(prepared.checkpoint, plan, end_ids, progress, prepared.device)
+    except BaseException:
+        reservation.release()
+        raise
+    on_host = [] if prepared.device is not None else engine.runner.kv_caches
+    reservation.taken([rows for cache in on_host for rows in (cache.k, cache.v)])
+    engine.reservation = reservation
+    return engine
 
 
 def load_engine(
@@ -88,6 +110,40 @@ def _source(
         store.close()
         raise
     return store
+
+
+def _empty_on_host(shape: tuple[int, ...], dtype: str) -> Array:
+    """Main memory for K or V, or for their scales; pages count only once they are written."""
+    return arrays.empty(shape, _CACHE_DTYPES[dtype])
+
+
+def allocate_kv_caches(
+    shape: ModelShape,
+    plan: MemoryPlan,
+    empty: Callable[[tuple[int, ...], str], Array] = _empty_on_host,
+) -> list[PagedKv]:
+    """One cache for each layer, its K and V [num_blocks, K, block_size, H] of the plan's type.
+
+    The last ones are those of the prediction layers, where the plan drafts with them. Which
+    sequence owns which block is the block manager's business.
+
+    Args:
+        empty: gives memory of a shape and a type.
+
+    Memory: what ``plan`` calls ``kv cache``.
+    """
+    size = (plan.num_kv_blocks, shape.num_key_value_heads, plan.block_size, shape.head_dim)
+
+    def scale() -> Array | None:
+        return empty(size[:3], "float16") if plan.kv_dtype == "int8" else None
+
+    def rows() -> Array:
+        return empty(size, plan.kv_dtype)
+
+    return [
+        PagedKv(rows(), rows(), scale(), scale())
+        for _ in range(shape.num_hidden_layers + plan.num_mtp_layers)
+    ]
 
 
 def cuda_ops() -> Ops:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from thinslice.engine.measured_seconds import MeasuredSeconds
-from thinslice.kernels.dtypes import Floats
+from thinslice.engine.draft_length import MeasuredSeconds
+from thinslice.kernels.arrays import Floats
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.model.batch import TokenRun, pack
 from thinslice.model.decoder import Decoder

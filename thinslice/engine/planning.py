@@ -6,7 +6,6 @@ from importlib import import_module
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.config import EngineSettings
-from thinslice.engine.opened import NOT_OPENED, Opening
 from thinslice.errors import BudgetError, CheckpointError, ConfigError, StoreError
 from thinslice.kernels import native
 from thinslice.memory.device import Device, missing_for_cuda
@@ -19,13 +18,12 @@ from thinslice.plan.available import (
 from thinslice.plan.card import Card
 from thinslice.plan.case import Platform, Workload
 from thinslice.plan.device_predict import DeviceProfile, predict_on_device
-from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import PackedFormat, is_packable, most_common_format
 from thinslice.plan.packing import Packing, packing_for
 from thinslice.plan.planner import Residency, plan, residency
-from thinslice.plan.predict import Prediction, predict
+from thinslice.plan.predict import HardwareProfile, Prediction, predict
 from thinslice.plan.processor import Processor
 from thinslice.plan.refusal import suggested_size
 from thinslice.plan.tensors import Room, tensors_of
@@ -43,6 +41,24 @@ from thinslice.units import MIB, format_bytes, size_option
 # What packing a model of floats takes that is not here yet; a slice has two MiB of them.
 _PACKING_BYTES = 64 * MIB
 _STORED_FLOATS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What opening a model's files took of this process's memory.
+
+    Attributes:
+        tokenizer_bytes: what was added to what the process holds, nearly all of it the tokenizer's.
+            Memory that was free in the process before is not in it. 0 where the system does not
+            tell.
+        peak_bytes: the most the process held meanwhile; 0 where it had held more before.
+    """
+
+    tokenizer_bytes: int = 0
+    peak_bytes: int = 0
+
+
+NOT_OPENED = Opening()
 
 
 @dataclass(frozen=True)

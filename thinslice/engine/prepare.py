@@ -3,16 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.open import open_checkpoint
+from thinslice.checkpoint.open import open_checkpoint, without_vocabulary
 from thinslice.config import EngineSettings
-from thinslice.engine.float16 import float16_notes
-from thinslice.engine.load import Progress
-from thinslice.engine.opened import Opened, open_files
 from thinslice.engine.planning import (
     FittedModel,
     Model,
+    Opening,
     budget_bytes,
     budget_option,
     fit_model,
@@ -23,18 +22,37 @@ from thinslice.engine.planning import (
 from thinslice.errors import BudgetError, StoreError
 from thinslice.kernels import native
 from thinslice.memory.device import Device
-from thinslice.memory.give_back import give_back
 from thinslice.memory.ledger import Reservation, ledger
 from thinslice.memory.measure import known_profile
+from thinslice.memory.meter import anonymous_bytes, peak_rss_bytes
 from thinslice.plan.available import Budget, budget_for_process, check_bound
-from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.packed_format import PackedFormat
-from thinslice.plan.predict import Prediction
-from thinslice.store.progress import silent
+from thinslice.plan.predict import HardwareProfile, Prediction
+from thinslice.plan.tensors import EMBEDDING, HEAD
+from thinslice.process import bound_allocator, give_back, return_free_pages
+from thinslice.store.progress import Progress, silent
 from thinslice.store.store import Store
-from thinslice.text.tokenizer import Tokenizer
+from thinslice.text.tokenizer import Tokenizer, load_tokenizer
 from thinslice.units import format_bytes, size_option
+
+# What becomes of float16 numbers, which no plan computes with as they are.
+_ROUNDED = "rounded to bfloat16, which keeps 8 of their 11 significant bits"
+_EXACT = "computed with as float32, which holds each of their numbers exactly"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model's files.
+
+    Attributes:
+        checkpoint: without the vocabulary in a GGUF's header, which the tokenizer has.
+        took: what opening them took.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    took: Opening
 
 
 @dataclass(frozen=True)
@@ -108,6 +126,61 @@ def open_model(name: str, settings: EngineSettings, progress: Progress | None = 
     opened = open_files(path.absolute())
     notes = (*opened.checkpoint.notes, *float16_notes(opened.checkpoint, settings.dtype))
     return replace(opened, checkpoint=replace(opened.checkpoint, notes=notes))
+
+
+def open_files(path: Path) -> Opened:
+    """Open a model by its path, before it is planned: a plan begins above what the process holds.
+
+    What was needed only while the tokenizer was made, up to three times what stays, has gone back
+    to the system then.
+    Errors: CheckpointError.
+    """
+    bound_allocator()
+    return_free_pages()
+    before, peak_before = anonymous_bytes(), peak_rss_bytes()
+    checkpoint = open_checkpoint(path)
+    tokenizer = load_tokenizer(checkpoint)
+    checkpoint = without_vocabulary(checkpoint)
+    return_free_pages()
+    added, peak = max(anonymous_bytes() - before, 0), peak_rss_bytes()
+    return Opened(checkpoint, tokenizer, Opening(added, peak if peak > peak_before else 0))
+
+
+def float16_notes(checkpoint: Checkpoint, wanted: str) -> tuple[str, ...]:
+    """One line where matrices of a checkpoint are float16; none for any other.
+
+    Norms and biases are not told of: the processor has them in float32, exactly.
+
+    Args:
+        wanted: the weight type that is asked for; auto takes the checkpoint's own.
+
+    Errors: ConfigError as ``Model.dtype``.
+    """
+    stored = checkpoint.stored
+    names = {name for name, matrix in stored.items() if matrix.dtype == "F16"}
+    if not names:
+        return ()
+    count = f"{len(names)} of " if len(names) < len(stored) else ""
+    fates = " and ".join(_fates(Model.of(checkpoint), wanted, names))
+    return (f"{count}the model's {len(stored)} matrices are float16: {fates}",)
+
+
+def _fates(model: Model, wanted: str, names: set[str]) -> list[str]:
+    dtype = model.dtype(wanted)
+    if dtype == "float32":
+        return [_EXACT]
+    if dtype == "bfloat16":
+        return [f"{_ROUNDED}; --dtype float32 keeps them all"]
+    layout = model.layout(dtype)
+    matrices = (*layout.sweep, *layout.prediction)
+    kept = {one.kept for one in matrices if one.tensor.origin.name in names}
+    formats = " and ".join(sorted(kept & set(PackedFormat)))
+    fates = [f"quantised to {formats}"] if formats else []
+    if "float32" in kept:  # rows that do not divide into groups
+        fates.append(_EXACT)
+    if EMBEDDING in names and HEAD in model.stored:
+        fates.append(f"in the embedding table {_ROUNDED}")
+    return fates
 
 
 def _reserved(

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from thinslice.config import SamplingParams
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 
 
 class Tokens(Protocol):

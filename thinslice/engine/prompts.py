@@ -7,8 +7,7 @@ from thinslice.engine.grammar import Grammar
 from thinslice.engine.thought_budget import ThoughtTokens
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.messages import Conversation
-from thinslice.text.reasoning import CLOSE, OPEN
-from thinslice.text.thought import Phase, Thought
+from thinslice.text.reasoning import CLOSE, OPEN, Phase, Thought
 from thinslice.text.tool_styles import CallStyle
 
 

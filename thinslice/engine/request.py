@@ -8,10 +8,8 @@ from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.prompts import Prompt
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.engine.thought_budget import ThoughtBudget
-from thinslice.text.detokenizer import IncrementalDetokenizer
-from thinslice.text.reasoning import ReasoningSplitter
-from thinslice.text.stop_strings import StopStringMatcher
-from thinslice.text.thought import Thought
+from thinslice.text.incremental import IncrementalDetokenizer, StopStringMatcher
+from thinslice.text.reasoning import ReasoningSplitter, Thought
 from thinslice.text.tokenizer import Tokenizer
 from thinslice.text.tool_calls import CallSplitter
 

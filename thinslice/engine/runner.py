@@ -12,7 +12,7 @@ import numpy as np
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.engine.scoring import Scores
 from thinslice.errors import RequestError
-from thinslice.kernels.dtypes import Array, Floats
+from thinslice.kernels.arrays import Array, Floats
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.memory.device import Device
 from thinslice.memory.spilled_kv import BlockMove, SpilledKv

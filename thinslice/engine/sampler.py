@@ -17,7 +17,7 @@ from thinslice.config import SamplingParams, TokenSampling
 from thinslice.engine.logprobs import TokenLogprobs
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import CheckpointError
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 
 Doubles = NDArray[np.float64]
 Ids = NDArray[np.intp]
@@ -28,7 +28,6 @@ _REACHES = (4.0, 8.0, 12.0)
 # float32's largest: what one over the smallest temperatures is cut to.
 _LARGEST_SCALE = 3.0e38
 _DRAW_BLOCK = 256
-_SMALLEST = float(np.finfo(np.float32).min)
 NO_NUMBERS = "the model's logits are not numbers; its weights must be damaged"
 # Of a float's bits, and of a sorted integer's.
 _ALL_BUT_SIGN = np.int32(0x7FFFFFFF)

@@ -15,7 +15,7 @@ from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.sampler import NO_NUMBERS, descending_keys, of_keys
 from thinslice.engine.scheduler import ScheduledTokens
 from thinslice.errors import CheckpointError
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 
 Keys = NDArray[np.int64]
 

@@ -13,9 +13,8 @@ import numpy as np
 
 from thinslice.engine.processors import Tokens
 from thinslice.errors import RequestError
-from thinslice.kernels.dtypes import Floats
-from thinslice.text.reasoning import CLOSE, OPEN, WRAP_UP
-from thinslice.text.thought import Phase, Thought
+from thinslice.kernels.arrays import Floats
+from thinslice.text.reasoning import CLOSE, OPEN, WRAP_UP, Phase, Thought
 from thinslice.text.tokenizer import Tokenizer
 
 # What models that think write between the closing tag and the answer; without it some end there.

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.errors import ConfigError
-from thinslice.kernels.buffers import empty
-from thinslice.kernels.dtypes import BF16, Floats
+from thinslice.kernels.arrays import BF16, Floats, empty
 from thinslice.kernels.packed import PackedWeight
+from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 from thinslice.plan.packed_format import PackedFormat
 
 _native: ModuleType | None
@@ -144,7 +144,7 @@ def rope_(x: Floats, positions: NDArray[np.int64], cos: Floats, sin: Floats) -> 
     cos and sin are [positions, R], positions [T].
     Errors: ValueError for a position outside the tables.
     """
-    check_heads(x, x.shape[1], x.shape[2], "x")
+    _check_heads(x, x.shape[1], x.shape[2], "x")
     check_array(positions, np.int64, (len(x),), "positions")
     check_array(cos, np.float32, cos.shape, "cos")
     check_array(sin, np.float32, cos.shape, "sin")
@@ -186,6 +186,59 @@ def silu_mul(gate: Floats, up: Floats, *, out: Floats | None = None) -> Floats:
     return out
 
 
+def write_kv(k: Floats, v: Floats, cache: PagedKv, slots: NDArray[np.int64]) -> None:
+    """Put k, v [T, K, H] where slots [T] say: block * block_size + offset.
+
+    Errors: ValueError for a slot outside the cache.
+    """
+    heads, dim = cache.k.shape[1], cache.k.shape[3]
+    _check_heads(k, heads, dim, "k")
+    _check_heads(v, heads, dim, "v")
+    if len(k) != len(v):
+        raise ValueError("k and v must have one number of tokens")
+    check_array(slots, np.int64, (len(k),), "slots")
+    library().write_kv(
+        cache.addresses,
+        k.ctypes.data,
+        _stride(k),
+        v.ctypes.data,
+        _stride(v),
+        slots.ctypes.data,
+        len(k),
+    )
+
+
+def attention(
+    q: Floats, cache: PagedKv, batch: SequenceBatch, *, scale: float, window: int = 0
+) -> Floats:
+    """Causal attention of q [T, N, H] over the cached positions, the new tokens' included.
+
+    N is a multiple of the cache's heads. A token sees the last `window` positions, its own among
+    them, or all of them for 0.
+    Peak extra memory: the result; on each thread 4 * (32 * N / K * (2 * H + 66) + 192 * H) bytes, H
+    up to a multiple of 16.
+    Errors: ValueError for a batch whose lengths or blocks do not fit the cache.
+    Source: online softmax, Milakov and Gimelshein 2018; slices of 64 positions.
+    """
+    heads, dim = cache.k.shape[1], cache.k.shape[3]
+    _check_heads(q, q.shape[1], dim, "q")
+    if q.shape[1] % heads:
+        raise ValueError(f"{q.shape[1]} query heads cannot share {heads} KV heads")
+    if window < 0:
+        raise ValueError(f"a window is 0 or more positions, got {window}")
+    out = empty(q.shape, np.float32)
+    queries = (
+        q.ctypes.data,
+        _stride(q),
+        out.ctypes.data,
+        _stride(out),
+        len(q),
+        q.shape[1],
+    )
+    library().attention(cache.addresses, queries, batch.addresses, scale, window)
+    return out
+
+
 def library() -> ModuleType:
     """The compiled module. Errors: ConfigError where there is none."""
     if _native is None:
@@ -217,7 +270,7 @@ def weight_address(weight: Matrix, bias: Floats | None) -> tuple[int, int, int, 
     return weight.ctypes.data, _NUMBER_CODES[weight.dtype], 0, rows, bias_address
 
 
-def check_heads(x: Floats, heads: int, dim: int, name: str) -> None:
+def _check_heads(x: Floats, heads: int, dim: int, name: str) -> None:
     """[T, heads, dim] whose tokens are contiguous."""
     if x.dtype != np.float32:
         raise TypeError(f"{name} must be float32, got {x.dtype}")

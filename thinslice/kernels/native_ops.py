@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels import native, native_attention, native_stack
-from thinslice.kernels.buffers import empty
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels import native, native_stack
+from thinslice.kernels.arrays import Floats, empty
 from thinslice.kernels.native import Matrix
 from thinslice.kernels.ops import Ops
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
@@ -61,9 +60,9 @@ def attend(
 ) -> Floats:
     """Put a batch's K and V [T, K, H] into the cache, and attend with q [T, N, H] over it."""
     q_TNH, k_TKH, v_TKH = qkv
-    native_attention.write_kv(k_TKH, v_TKH, cache, slots_T)
+    native.write_kv(k_TKH, v_TKH, cache, slots_T)
     scale = q_TNH.shape[2] ** -0.5
-    return native_attention.attention(q_TNH, cache, sequences, scale=scale, window=window or 0)
+    return native.attention(q_TNH, cache, sequences, scale=scale, window=window or 0)
 
 
 def _itself(numbers: NDArray[Any]) -> NDArray[Any]:

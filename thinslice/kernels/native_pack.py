@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.errors import CheckpointError
-from thinslice.kernels import native
-from thinslice.kernels.dtypes import BF16
-from thinslice.kernels.packed import PackedWeight
+from thinslice.kernels import arrays, native
+from thinslice.kernels.arrays import BF16, Numbers
+from thinslice.kernels.packed import PackedWeight, empty
 from thinslice.plan.ggml_types import BY_NAME
-from thinslice.plan.packed_format import GROUP, keeps_codes, packed_format_of
+from thinslice.plan.packed_format import GROUP, PackedFormat, keeps_codes, packed_format_of
 
 _FLOAT_CODES = {np.dtype(np.float32): 0, BF16: 1, np.dtype(np.float16): 3}
 # Of block types whose codes are kept; see packed_format.keeps_codes.
@@ -22,9 +22,12 @@ _BLOCK_CODES = {"Q4_0": 0, "Q4_1": 1, "Q8_0": 2, "Q4_K": 3}
 def quantize(weight: NDArray[np.generic], target: PackedWeight) -> None:
     """Choose codes and scales for a matrix [N, K] of float32, float16 or bfloat16 (as uint16).
 
-    Its rows must be contiguous, and may lie at any address. Peak extra memory: none.
+    The squared error of each group of 32 becomes small, for int4 weighed by the size of the
+    weights. The rows must be contiguous, and may lie at any address. Peak extra memory: none.
     Errors: TypeError, ValueError for another array; CheckpointError for weights that are not finite
     or exceed the range of fp16 scales, and then ``target`` holds nothing of use.
+    Source: the search for scales, in cpu/quantize.cpp, is that of make_qx_quants and
+    make_qkx2_quants in llama.cpp.
     """
     _check_floats(weight, "weight")
     shape = (target.out_features, target.in_features)
@@ -45,6 +48,18 @@ def quantize(weight: NDArray[np.generic], target: PackedWeight) -> None:
         _address_of(target),
     )
     _check_status(status)
+
+
+def quantized(weight: NDArray[np.generic], fmt: PackedFormat) -> PackedWeight:
+    """A new packed matrix of a float matrix; see ``quantize``.
+
+    Errors: as ``quantize``, and ValueError for other than a matrix with K a multiple of 32.
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"quantized takes a matrix, got {list(weight.shape)}")
+    target = empty(fmt, weight.shape[0], weight.shape[1])
+    quantize(weight, target)
+    return target
 
 
 def repack(blocks: NDArray[np.uint8], kind: str, target: PackedWeight) -> None:
@@ -104,6 +119,26 @@ def convert(source: NDArray[np.generic], target: NDArray[np.generic]) -> None:
         _FLOAT_CODES[target.dtype],
         source.size,
     )
+
+
+def copy_into(source: Numbers, target: Numbers) -> None:
+    """Fill an array with the numbers of another of its shape, in the types that ``convert`` takes.
+
+    Extra memory: ``source`` once more where it is not contiguous.
+    """
+    if source.dtype == target.dtype:
+        target[...] = source
+    else:
+        convert(np.ascontiguousarray(source), target)
+
+
+def converted(source: Numbers, dtype: np.dtype) -> Numbers:
+    """The numbers in a type: the array itself, where they are."""
+    if source.dtype == dtype:
+        return source
+    target = arrays.empty(source.shape, dtype)
+    copy_into(source, target)
+    return target
 
 
 def _address_of(target: PackedWeight) -> int:

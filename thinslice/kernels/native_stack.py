@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.buffers import empty
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats, empty
 from thinslice.kernels.native import (
     Matrix,
     check_array,

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.dtypes import Array
+from thinslice.kernels.arrays import Array
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 from thinslice.plan.model_shape import ModelShape

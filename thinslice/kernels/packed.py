@@ -7,7 +7,7 @@ its low and 8i+4..8i+7 in its high nibbles (int8: inputs 4i..4i+3) of the 16 row
 one line of fp16 scales; int4m has one line of scales and minimums per group. No 64-byte load
 crosses a cache line when the data start at a multiple of 64.
 
-This module knows the layout; choosing codes and scales is `quantize.py`'s work.
+This module knows the layout; choosing codes and scales is native_pack.quantize's work.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.arrays import empty_bytes
 from thinslice.plan.packed_format import (
     ALIGNMENT,
     GROUP,

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.dtypes import BF16, Array
+from thinslice.kernels.arrays import BF16, Array
 from thinslice.plan.kernel_limits import MOST_SINGLE_ROWS
 
 _CACHE_DTYPES = {np.dtype(np.float32): 0, BF16: 1, np.dtype(np.int8): 2}

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.dtypes import Floats
+from thinslice.kernels.arrays import Floats
 from thinslice.plan.model_shape import ModelShape, RopeScaling
 
 

@@ -6,14 +6,29 @@ positions.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from thinslice.errors import ConfigError
+from thinslice.kernels.arrays import BF16
 from thinslice.kernels.ops import Ops, Rows
 from thinslice.kernels.packed import PackedWeight
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
-from thinslice.kernels.tensors import floats_of, tensor_of
+
+
+def tensor_of(array: NDArray[np.generic]) -> torch.Tensor:
+    """The same memory as a tensor."""
+    if array.dtype == BF16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def floats_of(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """Numbers in float32 on the host."""
+    numbers: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
+    return numbers
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from thinslice.kernels.dtypes import Array
-from thinslice.kernels.tensors import tensor_of
+from thinslice.kernels.arrays import Array, aligned_buffer
+from thinslice.kernels.torch_ops import tensor_of
 from thinslice.memory import nvml
-from thinslice.memory.aligned_buffer import aligned_buffer
 from thinslice.memory.device import Event
 
 # Rows of the products that make cuBLAS load its code and take what it works in.

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.dtypes import Array
+from thinslice.kernels.arrays import Array
 
 
 def missing_for_cuda() -> str | None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.errors import CheckpointError
-from thinslice.kernels.dtypes import Array
+from thinslice.kernels.arrays import Array
 from thinslice.memory.device import Device, Event
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice

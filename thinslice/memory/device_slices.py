@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.kernels.dtypes import Array
+from thinslice.kernels.arrays import Array
 from thinslice.kernels.ops import Rows
 from thinslice.memory.device import Device
 from thinslice.memory.device_copies import DeviceCopies, Source
+from thinslice.memory.resident import Progress
 from thinslice.memory.slice_reader import ReaderOptions, SliceReader
 from thinslice.memory.slice_rows import SliceLoader, rows_in, slice_on_disk, starts_of
 from thinslice.memory.slice_schedule import Slice
-from thinslice.memory.weight_store import Progress
 from thinslice.model.weights import ReadStats
 from thinslice.plan.kernel_limits import DEVICE_ALIGNMENT, PIECE_BYTES
 from thinslice.plan.memory_plan import MemoryPlan

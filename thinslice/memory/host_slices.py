@@ -8,18 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.pack_rows import pack_rows
-from thinslice.checkpoint.reader import CheckpointReader, decode_rows
-from thinslice.kernels.buffers import empty_bytes
-from thinslice.kernels.convert import convert, converted
-from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.checkpoint.reader import CheckpointReader, decode_rows, pack_rows
+from thinslice.kernels.arrays import FLOAT_DTYPES, empty_bytes
+from thinslice.kernels.native_pack import converted, copy_into
 from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight
-from thinslice.memory.held_slices import HeldSlices
+from thinslice.memory.resident import Progress
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_rows import SliceLoader, rows_in, slice_on_disk, starts_of
 from thinslice.memory.slice_schedule import Slice
-from thinslice.memory.weight_store import Progress
 from thinslice.model.weights import ReadStats
 from thinslice.plan.memory_plan import StreamingPlan
 from thinslice.plan.packed_format import ALIGNMENT
@@ -43,7 +40,7 @@ class HostSlices:
         self.reader: SliceReader | None = None
         self._on_disk: dict[WeightSlice, Slice] = {}
         self._converted = empty_bytes(0)
-        self._held = HeldSlices(0)
+        self._held = _HeldSlices(0)
         self._is_holding = False
 
     @property
@@ -70,7 +67,7 @@ class HostSlices:
                 num_buffers=streaming.num_buffers,
             )
             if streaming.layer_rows is not None:
-                self._held = HeldSlices(_most_held(streamed))
+                self._held = _HeldSlices(_most_held(streamed))
         return rows
 
     @contextmanager
@@ -122,7 +119,7 @@ class HostSlices:
         target = rows_in(self._held.place(one), one)
         with self._raw(one) as raw:
             if not isinstance(target, PackedWeight):
-                convert(decode_rows(entry, one.start, raw), target)
+                copy_into(decode_rows(entry, one.start, raw), target)
             elif _is_packed_on_the_way(one.matrix):
                 pack_rows(entry, one.start, raw, target)
             else:
@@ -140,6 +137,44 @@ class HostSlices:
         if matrix.is_packed:
             return rows_in(raw, one)
         return converted(decode_rows(entry, one.start, raw), FLOAT_DTYPES[matrix.kept])
+
+
+class _HeldSlices:
+    """The streamed slices of one layer, kept while all rows of a long prompt pass through it.
+
+    They lie in one piece of memory, placed one after the other until it is cleared.
+
+    Memory: num_bytes; pages count only once they are written.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._memory = empty_bytes(num_bytes)
+        self._end = 0
+        self._rows: dict[tuple[str, int], Rows] = {}
+
+    @staticmethod
+    def bytes_of(one: WeightSlice) -> int:
+        """What a slice takes here."""
+        return -(-one.kept_bytes // ALIGNMENT) * ALIGNMENT
+
+    def place(self, one: WeightSlice) -> NDArray[np.uint8]:
+        """Room for a slice, uint8 [kept_bytes]."""
+        start, self._end = self._end, self._end + self.bytes_of(one)
+        assert self._end <= len(self._memory), "more slices than one layer has"
+        return self._memory[start : start + one.kept_bytes]
+
+    def add(self, one: WeightSlice, rows: Rows) -> None:
+        """Note a slice, now that its place is filled."""
+        self._rows[one.matrix.name, one.start] = rows
+
+    def get(self, one: WeightSlice) -> Rows | None:
+        """A slice that is here."""
+        return self._rows.get((one.matrix.name, one.start))
+
+    def clear(self) -> None:
+        """Release all slices."""
+        self._rows.clear()
+        self._end = 0
 
 
 def _pin(
@@ -163,7 +198,7 @@ def _most_held(streamed: Sequence[WeightSlice]) -> int:
     of_layer = Counter[int]()
     for one in streamed:
         if one.matrix.tensor.room is Room.LAYERS:
-            of_layer[one.matrix.tensor.index] += HeldSlices.bytes_of(one)
+            of_layer[one.matrix.tensor.index] += _HeldSlices.bytes_of(one)
     return max(of_layer.values(), default=0)
 
 

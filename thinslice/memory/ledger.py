@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.errors import BusyError
-from thinslice.memory.meter import rss_to_plan_from
-from thinslice.memory.process_state import resident_bytes
+from thinslice.memory.meter import resident_bytes, rss_to_plan_from
 from thinslice.plan.memory_plan import HELD_PARTS, MemoryPlan
 
 # Parts whose pages are all in place once a model is loaded: weights are read, the others locked.

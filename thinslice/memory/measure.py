@@ -20,18 +20,16 @@ from typing import IO
 import numpy as np
 
 from thinslice.errors import ConfigError, StoreError
-from thinslice.kernels import buffers, native
-from thinslice.kernels.convert import converted
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels import native
+from thinslice.kernels.arrays import BF16, aligned_buffer, empty
 from thinslice.kernels.native import Matrix
-from thinslice.kernels.quantize import quantize
-from thinslice.memory.aligned_buffer import aligned_buffer
+from thinslice.kernels.native_pack import converted, quantized
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.memory.slice_reader import SliceReader
 from thinslice.memory.slice_schedule import Slice, buffer_bytes_for
 from thinslice.plan.available import free_memory
-from thinslice.plan.hardware import MEASURED_ROWS, HardwareProfile
 from thinslice.plan.packed_format import PackedFormat
+from thinslice.plan.predict import MEASURED_ROWS, HardwareProfile
 from thinslice.units import KIB, MIB, format_bytes
 
 SMALLEST_MAX_BYTES = 64 * MIB
@@ -136,9 +134,9 @@ def measure_hardware(
     disk_rate, overhead_s, is_direct = _measure_disk(folder, sample)
     start, cpu_start = time.perf_counter(), time.process_time()
     memory_rate = _memory_read_rate(max_bytes)
-    ones = buffers.empty((_GEMM_OUT, _GEMM_IN), np.dtype(np.float32))
+    ones = empty((_GEMM_OUT, _GEMM_IN), np.dtype(np.float32))
     ones.fill(1.0)
-    float32_rate, packed_rate = _rate(ones), _rate(quantize(ones, PackedFormat.INT4))
+    float32_rate, packed_rate = _rate(ones), _rate(quantized(ones, PackedFormat.INT4))
     bfloat16_rate = _rate(converted(ones, BF16))
     computing_s = (time.perf_counter() - start) * native.num_threads()
     return HardwareProfile(

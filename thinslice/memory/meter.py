@@ -1,5 +1,6 @@
 """What the kernel says this process holds: the measure beside every plan."""
 
+import ctypes
 import mmap
 import re
 import resource
@@ -8,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from thinslice.plan.cost import LIBRARY_PAGES_BYTES
+from thinslice.process import c_library
 
 _STATUS = Path("/proc/self/status")
 _STATM = Path("/proc/self/statm")
@@ -38,6 +40,21 @@ def anonymous_bytes() -> int:
         return 0
     _, resident, of_files, *_ = _STATM.read_text().split()
     return (int(resident) - int(of_files)) * mmap.PAGESIZE
+
+
+def resident_bytes(address: int, num_bytes: int) -> int:
+    """Return how many bytes of a range of this process's memory are resident, by whole pages; 0
+    where the system does not tell."""
+    if not sys.platform.startswith("linux") or num_bytes == 0:
+        return 0
+    page = mmap.PAGESIZE
+    start = address // page * page
+    count = -(-(address + num_bytes - start) // page)
+    states = bytearray(count)  # an array of ctypes' has a class for each length, kept for good
+    into = ctypes.byref(ctypes.c_char.from_buffer(states))
+    if c_library().mincore(ctypes.c_void_p(start), ctypes.c_size_t(count * page), into):
+        return 0
+    return min(sum(state & 1 for state in states) * page, num_bytes)
 
 
 def rss_to_plan_from() -> int:

@@ -1,7 +1,6 @@
-"""What the system gives this process: pages of memory, threads, a stack for signals."""
+"""What the system gives this process beside memory: threads, and a stack for signals."""
 
 import ctypes
-import mmap
 import sys
 from pathlib import Path
 
@@ -31,21 +30,6 @@ def alternate_stack_bytes() -> int | None:
     if c_library().sigaltstack(None, ctypes.byref(stack)) != 0 or stack.flags & _DISABLED:
         return None
     return int(stack.size)
-
-
-def resident_bytes(address: int, num_bytes: int) -> int:
-    """Return how many bytes of a range of this process's memory are resident, by whole pages; 0
-    where the system does not tell."""
-    if not sys.platform.startswith("linux") or num_bytes == 0:
-        return 0
-    page = mmap.PAGESIZE
-    start = address // page * page
-    count = -(-(address + num_bytes - start) // page)
-    states = bytearray(count)  # an array of ctypes' has a class for each length, kept for good
-    into = ctypes.byref(ctypes.c_char.from_buffer(states))
-    if c_library().mincore(ctypes.c_void_p(start), ctypes.c_size_t(count * page), into):
-        return 0
-    return min(sum(state & 1 for state in states) * page, num_bytes)
 
 
 def pid_rooms() -> list[tuple[int, str]]:

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import ConfigError, shown
-from thinslice.kernels.buffers import empty
-from thinslice.kernels.convert import convert, converted
-from thinslice.kernels.dtypes import Numbers
+from thinslice.kernels.arrays import Numbers, empty
+from thinslice.kernels.native_pack import converted, copy_into
 from thinslice.kernels.ops import Linear
 from thinslice.model.weights import ReadStats
 from thinslice.plan.tensors import EMBEDDING, Room, Tensor, tensors_of
@@ -68,7 +67,7 @@ class ResidentWeights:
     def write(self, tensors: Mapping[str, Numbers]) -> None:
         """Copy numbers into the places of tensors here, rounded to their types."""
         for name, numbers in tensors.items():
-            convert(numbers, self.tensors[name])
+            copy_into(numbers, self.tensors[name])
 
     def hold(self) -> AbstractContextManager[None]:
         """Nothing passes by."""

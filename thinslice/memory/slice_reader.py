@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from thinslice.closing import Closing
 from thinslice.errors import CheckpointError
-from thinslice.memory.aligned_buffer import aligned_buffer
+from thinslice.kernels.arrays import aligned_buffer
 from thinslice.memory.slice_schedule import Piece, Slice, pieces_of
 from thinslice.memory.uncached_file import ALIGNMENT, UncachedFile
 from thinslice.model.weights import ReadStats

@@ -6,10 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.pack_rows import pack_rows
-from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.kernels.buffers import empty_bytes
-from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.checkpoint.reader import CheckpointReader, pack_rows
+from thinslice.kernels.arrays import FLOAT_DTYPES, empty_bytes
 from thinslice.kernels.ops import Rows
 from thinslice.kernels.packed import PackedWeight
 from thinslice.memory.slice_schedule import Slice

@@ -6,26 +6,28 @@ and how they come, a place: host_slices.py or device_slices.py.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.closing import Closing
-from thinslice.kernels.dtypes import Array
+from thinslice.kernels.arrays import BF16, Array, empty, empty_bytes
+from thinslice.kernels.native_pack import converted
 from thinslice.kernels.ops import Linear, Rows
-from thinslice.memory.embedding_rows import EmbeddingRows
-from thinslice.memory.resident import LoadedDtypes, load_vectors
+from thinslice.kernels.packed import PackedWeight, unpack_rows
+from thinslice.memory.resident import LoadedDtypes, Progress, load_vectors
+from thinslice.memory.slice_rows import SliceLoader, rows_in
 from thinslice.model.weights import ReadStats
 from thinslice.plan.memory_plan import StreamingPlan
+from thinslice.plan.packed_format import PANEL_ROWS
 from thinslice.plan.tensors import EMBEDDING
-from thinslice.plan.weight_layout import WeightLayout, WeightSlice
-
-Progress = Callable[[int, int], None]
+from thinslice.plan.weight_layout import Matrix, WeightLayout, WeightSlice
 
 
 class SlicePlace(Protocol):
@@ -101,7 +103,7 @@ class WeightStore(Closing):
         self._reader = reader
         weakref.finalize(self, reader.close)
         weakref.finalize(self, place.close)
-        self._embedding: EmbeddingRows
+        self._embedding: _EmbeddingRows
         self._vectors: dict[str, Array] = {}
         # Of each matrix its slices, with the rows of those that are pinned.
         self._slices: dict[str, list[tuple[WeightSlice, Rows | None]]] = {}
@@ -126,7 +128,7 @@ class WeightStore(Closing):
         for one in (*every, *prediction):
             self._slices.setdefault(one.matrix.name, []).append((one, rows_of.get(one)))
         table = self._slices.get(EMBEDDING, ()) if self.place.reads_pinned else ()
-        self._embedding = EmbeddingRows(self._reader, EMBEDDING, self.layout, self._dtypes, table)
+        self._embedding = _EmbeddingRows(self._reader, EMBEDDING, self.layout, self._dtypes, table)
 
     def _every_slice(self) -> Sequence[WeightSlice]:
         if self.streaming is None:
@@ -184,6 +186,74 @@ class WeightStore(Closing):
                 continue
             with self.place.next(one) as rows:
                 yield one.start, one.stop, rows
+
+
+class _EmbeddingRows:
+    """Rows of the embedding table, by token: read from disk, or from what of a packed table is
+    here. Each row that is read is read once.
+
+    Args:
+        name: of the table.
+        dtypes: the numbers of the rows are those of matrices, in the type of vectors.
+        slices: those of a table that is the head as well, in order, with the rows of those that
+            lie in memory; none where they lie out of reach, on a device.
+    """
+
+    def __init__(
+        self,
+        reader: CheckpointReader,
+        name: str,
+        layout: WeightLayout,
+        dtypes: LoadedDtypes,
+        slices: Sequence[tuple[WeightSlice, Rows | None]] = (),
+    ) -> None:
+        self._reader, self._loader = reader, SliceLoader(reader)
+        self._name = name
+        self._dtype = dtypes.vectors
+        self._slices = tuple(slices)
+        is_packed_head = layout.head.name == name and layout.head.is_packed
+        self._packed = layout.head if is_packed_head else None
+        # Packing writes another table in bfloat16; what it is packed from gives the same bits.
+        rounds = not is_packed_head and any(matrix.is_packed for matrix in layout.sweep)
+        self._read_dtype = BF16 if rounds else dtypes.matrices
+
+    def __call__(self, token_ids_T: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Rows [T, D].
+
+        Extra memory: the rows once more, and of a packed table a panel of 16.
+        Errors: CheckpointError.
+        """
+        if self._packed is not None and len(self._slices) == 1:
+            whole = self._slices[0][1]
+            if isinstance(whole, PackedWeight):
+                return converted(unpack_rows(whole, token_ids_T), self._dtype)
+        token_ids: list[int] = token_ids_T.tolist()
+        row_of = {token_id: row for row, token_id in enumerate(dict.fromkeys(token_ids))}
+        columns = self._reader.checkpoint.tensors[self._name].shape[1]
+        rows = empty((len(row_of), columns), self._read_dtype)
+        if self._packed is None:
+            self._reader.read_scattered(self._name, list(row_of), rows)
+        else:
+            for token_id, row in row_of.items():
+                one = self._packed_row(self._packed, token_id)
+                rows[row] = converted(one, self._read_dtype)
+        if len(row_of) < len(token_ids):
+            rows = rows[[row_of[token_id] for token_id in token_ids]]
+        return converted(rows, self._dtype)
+
+    def _packed_row(self, matrix: Matrix, row: int) -> NDArray[Any]:
+        """The numbers that a row of the packed table stands for."""
+        if self._slices:
+            index = bisect_right(self._slices, row, key=lambda pair: pair[0].start) - 1
+            one, pinned = self._slices[index]
+            if isinstance(pinned, PackedWeight):
+                return unpack_rows(pinned, np.array([row - one.start])).reshape(-1)
+        start = row // PANEL_ROWS * PANEL_ROWS
+        panel = WeightSlice(matrix, start, min(start + PANEL_ROWS, matrix.rows))
+        rows = rows_in(empty_bytes(panel.kept_bytes), panel)
+        assert isinstance(rows, PackedWeight), "a packed matrix of numbers"
+        self._loader.read(panel, rows)
+        return unpack_rows(rows, np.array([row - start])).reshape(-1)
 
 
 def _pinned(slices: Sequence[WeightSlice], streaming: StreamingPlan | None) -> frozenset[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.kernels.dtypes import Array
+from thinslice.kernels.arrays import Array
 from thinslice.kernels.ops import LayerWeights, Ops, RotaryTables
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.kernels.rotary import Rotary

@@ -6,7 +6,7 @@ model's; its own final norm stands in for the main one.
 Source: XiaomiMiMo/MiMo and its vLLM fork (models/mimo_mtp.py).
 """
 
-from thinslice.kernels.dtypes import Array
+from thinslice.kernels.arrays import Array
 from thinslice.kernels.paged_kv import PagedKv
 from thinslice.model.batch import ForwardBatch
 from thinslice.model.decoder import Decoder, LayerContext, run_layer

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
-from thinslice.kernels.dtypes import Array
+from thinslice.kernels.arrays import Array
 from thinslice.kernels.ops import (
     FeedForwardWeights,
     Fused,

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thinslice.checkpoint.pack_rows import pack_rows
-from thinslice.checkpoint.reader import SCRATCH_BYTES, STORED_DTYPES, CheckpointReader
-from thinslice.kernels import buffers
+from thinslice.checkpoint.reader import SCRATCH_BYTES, STORED_DTYPES, CheckpointReader, pack_rows
+from thinslice.kernels import arrays
 from thinslice.kernels.packed import PackedWeight, empty
 from thinslice.pack.layout import PackedLayout, Target, Work, packed_size
 from thinslice.plan.packed_format import GROUP, PANEL_ROWS, PackedFormat, keeps_codes, num_panels
@@ -32,7 +31,7 @@ def convert(
     entry = work.entry
     targets = [one for one in work.targets if one.rows[0] <= start and stop <= one.rows[1]]
     if work.format is None:
-        numbers = buffers.empty((stop - start, *entry.shape[1:]), STORED_DTYPES[work.dtype])
+        numbers = arrays.empty((stop - start, *entry.shape[1:]), STORED_DTYPES[work.dtype])
         reader.read_rows(entry.name, start, stop, numbers)
         for target in targets:
             row_bytes = target.num_bytes // (target.rows[1] - target.rows[0])
@@ -41,7 +40,7 @@ def convert(
                 numbers.reshape(-1).view(np.uint8),
             )
         return
-    raw = buffers.empty_bytes((stop - start) * entry.row_bytes)
+    raw = arrays.empty_bytes((stop - start) * entry.row_bytes)
     reader.read_bytes(entry.name, start, stop, raw)
     packed = empty(work.format, stop - start, entry.shape[1])
     pack_rows(entry, start, raw, packed)

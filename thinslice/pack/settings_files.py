@@ -16,7 +16,7 @@ from tokenizers import processors
 from thinslice.checkpoint.file_names import CONFIG, GENERATION_CONFIG, MODEL_CARD
 from thinslice.checkpoint.files import file_size, os_errors_named, read_json_object
 from thinslice.checkpoint.index import Checkpoint
-from thinslice.checkpoint.vocabulary import with_vocabulary
+from thinslice.checkpoint.open import with_vocabulary
 from thinslice.errors import CheckpointError
 from thinslice.pack.source import own_documents, settings_files
 from thinslice.plan.architectures import text_trunk_of

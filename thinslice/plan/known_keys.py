@@ -241,11 +241,6 @@ def config_notes(
 ) -> tuple[str, ...]:
     """One line for each file that holds keys that are not read and may matter."""
     known = CONFIG_READ | CONFIG_INERT | set(CONFIG_NEUTRAL)
-    not_applied = [
-        key
-        for key, neutral in GENERATION_NOT_APPLIED.items()
-        if not is_neutral(generation_config.get(key), neutral)
-    ]
     notes = [
         unknown_note("config.json", [key for key in config if key not in known]),
         unknown_note("config.json's rotary scaling", list(unread_rope_settings)),
@@ -253,12 +248,8 @@ def config_notes(
             "generation_config.json",
             [key for key in generation_config if key not in _GENERATION],
         ),
+        not_applied_note("generation_config.json", generation_config, GENERATION_NOT_APPLIED),
     ]
-    if not_applied:
-        verb = "is" if len(not_applied) == 1 else "are"
-        notes.append(
-            f"generation_config.json sets {named_keys(not_applied)}, which {verb} not applied"
-        )
     return tuple(note for note in notes if note)
 
 
@@ -285,15 +276,9 @@ def gguf_notes(metadata: Mapping[str, Any], architecture: str) -> tuple[str, ...
         if key not in known
         and (key.startswith(_GGUF_SAMPLING) or not key.startswith(_GGUF_OTHER_PREFIXES))
     ]
-    not_applied = [
-        f"{_GGUF_SAMPLING}{key}"
-        for key, neutral in GGUF_SAMPLING_NOT_APPLIED.items()
-        if not is_neutral(metadata.get(f"{_GGUF_SAMPLING}{key}"), neutral)
-    ]
-    notes = [unknown_note("this GGUF", unknown)]
-    if not_applied:
-        verb = "is" if len(not_applied) == 1 else "are"
-        notes.append(f"this GGUF sets {named_keys(not_applied)}, which {verb} not applied")
+    not_applied = {f"{_GGUF_SAMPLING}{key}": one for key, one in GGUF_SAMPLING_NOT_APPLIED.items()}
+    source = "this GGUF"
+    notes = unknown_note(source, unknown), not_applied_note(source, metadata, not_applied)
     return tuple(note for note in notes if note)
 
 
@@ -318,6 +303,15 @@ def unknown_note(source: str, keys: list[str]) -> str:
         return ""
     verb = "is" if len(keys) == 1 else "are"
     return f"{source} sets {named_keys(keys)}, which {verb} not known to thinslice and not read"
+
+
+def not_applied_note(
+    source: str, values: Mapping[str, Any], neutral_of: Mapping[str, tuple[Any, ...]]
+) -> str:
+    """A line naming those of some keys whose values would change something; empty for none."""
+    keys = [key for key, neutral in neutral_of.items() if not is_neutral(values.get(key), neutral)]
+    verb = "is" if len(keys) == 1 else "are"
+    return f"{source} sets {named_keys(keys)}, which {verb} not applied" if keys else ""
 
 
 def named_keys(keys: list[str]) -> str:

@@ -26,11 +26,6 @@ class PackedFormat(StrEnum):
         return {PackedFormat.INT4: 8, PackedFormat.INT4M: 0, PackedFormat.INT8: 128}[self]
 
     @property
-    def largest_code(self) -> int:
-        """Codes go from 0 to this."""
-        return 255 if self is PackedFormat.INT8 else 15
-
-    @property
     def code_bytes(self) -> int:
         """Bytes of codes in one group of one panel."""
         return 512 if self is PackedFormat.INT8 else 256

@@ -57,9 +57,7 @@ class RopeSettings:
     context: int
 
 
-def read_rope(
-    config: Mapping[str, Any], max_positions: int, head_dim: int, default_theta: float = 10000.0
-) -> RopeSettings:
+def read_rope(config: Mapping[str, Any], max_positions: int, head_dim: int) -> RopeSettings:
     """Read and merge the rotary settings.
 
     Errors: CheckpointError for settings that contradict each other, for a type that is not
@@ -67,7 +65,7 @@ def read_rope(
     """
     merged = _merge(config)
     fields = HeaderFields("config.json", merged)
-    theta = fields.number("rope_theta", default_theta)
+    theta = fields.number("rope_theta", 10000.0)
     if fields.number("partial_rotary_factor", 1.0) != 1.0:
         raise CheckpointError(
             f"config.json: partial_rotary_factor is {merged['partial_rotary_factor']}; only rotary "

@@ -22,10 +22,10 @@ from thinslice.checkpoint.open import open_checkpoint
 from thinslice.errors import CheckpointError, StoreError
 from thinslice.plan.model_shape import ModelShape
 from thinslice.store import embedded
-from thinslice.store.fetched import Fetched
 from thinslice.store.files import disk_errors
 from thinslice.store.manifest import (
     MANIFEST,
+    Fetched,
     StoredFile,
     StoredModel,
     folder_in,

@@ -15,8 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from thinslice.errors import StoreError
-from thinslice.store.embedded_models import EmbeddedModel
-from thinslice.store.fetched import Fetched
 from thinslice.store.files import (
     COPY_BYTES,
     check_free_space,
@@ -25,7 +23,8 @@ from thinslice.store.files import (
     remove_all_but,
     sha256_of,
 )
-from thinslice.store.manifest import StoredFile
+from thinslice.store.known_models import EmbeddedModel
+from thinslice.store.manifest import Fetched, StoredFile
 from thinslice.store.progress import Progress
 
 _WHEEL_FOLDERS = "wheel-"

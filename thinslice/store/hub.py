@@ -34,7 +34,6 @@ from thinslice.errors import CheckpointError, StoreError
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.shape_from_config import shape_from_config
 from thinslice.store.download import download
-from thinslice.store.fetched import Fetched
 from thinslice.store.files import (
     check_free_space,
     disk_errors,
@@ -53,7 +52,7 @@ from thinslice.store.hub_files import (
     safetensors_files,
     small_files,
 )
-from thinslice.store.manifest import StoredFile
+from thinslice.store.manifest import Fetched, StoredFile
 from thinslice.store.names import HubModel
 from thinslice.store.progress import Progress
 from thinslice.units import MIB

@@ -27,6 +27,24 @@ class StoredFile:
 
 
 @dataclass(frozen=True)
+class Fetched:
+    """What a source hands to the store: files that are complete, checked and on the disk.
+
+    Attributes:
+        entry: the file open_checkpoint takes, or "." for the folder.
+        source: where the files came from, for a person.
+        revision: the commit, or the version of the package.
+        licence: None where the source does not tell it.
+    """
+
+    source: str
+    revision: str
+    entry: str
+    files: tuple[StoredFile, ...]
+    licence: str | None
+
+
+@dataclass(frozen=True)
 class StoredModel:
     """A complete model.
 

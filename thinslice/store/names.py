@@ -19,8 +19,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from thinslice.errors import CheckpointError, ConfigError
-from thinslice.store.embedded_models import EMBEDDED, EmbeddedModel
-from thinslice.store.known_models import KNOWN, known_model_of
+from thinslice.store.known_models import EMBEDDED, KNOWN, EmbeddedModel, known_model_of
 
 # The Hub's own rules for names are the same, but for a leading underscore, which it allows.
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"

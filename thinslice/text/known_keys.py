@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from thinslice.errors import CheckpointError
-from thinslice.plan.known_keys import is_neutral, key_set, named_keys, unknown_note
+from thinslice.plan.known_keys import is_neutral, key_set, not_applied_note, unknown_note
 from thinslice.text.named_tokens import FLAGS, NAMES, is_model_token
 from thinslice.units import KIB, MIB
 
@@ -61,9 +61,7 @@ CONFIG_INERT = key_set(
     """
 )
 
-# tokenizer.json: the library takes these keys and no other. Truncation and padding are of batches.
-TOKENIZER_READ = key_set("added_tokens decoder model normalizer post_processor pre_tokenizer")
-TOKENIZER_INERT = key_set("padding truncation version")
+# An added token of tokenizer.json.
 ADDED_TOKEN_READ = frozenset(("id", "content", *FLAGS))
 
 # GGUF, without "tokenizer.": what tokenizer_files, gguf_tokenizer, end_tokens and
@@ -129,7 +127,7 @@ def tokenizer_config_notes(
         unknown_note(source, _unknown_config(values))
         for source, values in ((_CONFIG, config), (_MAP, special_tokens_map))
     ]
-    notes.append(_not_applied(_CONFIG, {**config, **special_tokens_map}, CONFIG_NOT_APPLIED))
+    notes.append(not_applied_note(_CONFIG, {**config, **special_tokens_map}, CONFIG_NOT_APPLIED))
     asked = config.get("add_prefix_space")
     if isinstance(asked, bool) and asked != _adds_prefix_space(backend):
         notes.append(
@@ -183,7 +181,7 @@ def gguf_tokenizer_notes(metadata: Mapping[str, Any]) -> tuple[str, ...]:
         and not key.startswith("tokenizer.chat_template.")
     ]
     not_applied = {f"{prefix}{key}": neutral for key, neutral in GGUF_NOT_APPLIED.items()}
-    notes = unknown_note("this GGUF", unknown), _not_applied("this GGUF", metadata, not_applied)
+    notes = unknown_note("this GGUF", unknown), not_applied_note("this GGUF", metadata, not_applied)
     return tuple(note for note in notes if note)
 
 
@@ -192,14 +190,6 @@ def _unknown_config(values: Mapping[str, Any]) -> list[str]:
     return [
         key for key, value in values.items() if not (key in known or is_model_token(key, value))
     ]
-
-
-def _not_applied(
-    source: str, values: Mapping[str, Any], neutral_of: Mapping[str, tuple[Any, ...]]
-) -> str:
-    keys = [key for key, neutral in neutral_of.items() if not is_neutral(values.get(key), neutral)]
-    verb = "is" if len(keys) == 1 else "are"
-    return f"{source} sets {named_keys(keys)}, which {verb} not applied" if keys else ""
 
 
 def _adds_prefix_space(backend: Tokenizer) -> bool:

@@ -17,6 +17,7 @@ Each part ends where the step cannot look across:
 Where a text has no such place within ``MAX_PART`` characters, it is refused.
 """
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,8 +27,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models, normalizers
 
+from thinslice.errors import CheckpointError
 from thinslice.text import mergers
-from thinslice.text.growth import growth
 from thinslice.text.mergers import DEFAULT_SIZES, Sizes, state_of, too_long, whole
 from thinslice.text.split_points import flat, normalises_alone
 
@@ -35,6 +36,19 @@ from thinslice.text.split_points import flat, normalises_alone
 _SPACE = "[\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]"
 _UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 _EACH_ALONE = ("Lowercase", "StripAccents", "Nmt", "ByteLevel")
+
+# NFKC makes 18 characters of U+FDFA, and the byte alphabet 4 of one.
+_MAX_GROWTH = 4096
+# The most characters of one, in any version of Unicode so far.
+_FIXED = {
+    "NFC": 3,
+    "NFD": 4,
+    "NFKC": 18,
+    "NFKD": 18,
+    "Lowercase": 3,
+    "BertNormalizer": 12,
+    "ByteLevel": 4,
+}
 
 _EMPTY = json.loads(tokenizers.Tokenizer(models.BPE()).to_str())
 
@@ -54,8 +68,8 @@ class PieceEncoder:
         self._sizes = sizes
         steps = list(flat(state_of(backend.normalizer), "normalizers"))
         self._normaliser = [(step, _normaliser_of(step)) for step in steps]
-        self._growth = growth(steps)
-        growth(flat(state_of(backend.pre_tokenizer), "pretokenizers"))
+        self._growth = _growth_of(steps)
+        _growth_of(flat(state_of(backend.pre_tokenizer), "pretokenizers"))
         added = backend.get_added_tokens_decoder()
         self._raw = _Finder.of({i: one for i, one in added.items() if not one.normalized})
         self._normalised = _Finder.of(
@@ -259,3 +273,39 @@ def _leading_space(text: str) -> int:
 def _trailing_space(text: str) -> int:
     """Return where the trailing white space of a text begins."""
     return len(text) - _leading_space(text[::-1])
+
+
+def _growth_of(steps: Iterable[Mapping[str, Any]]) -> int:
+    """The most characters that a normaliser's or pre-tokenizer's steps make of one: what comes out
+    before the merges is bounded too.
+
+    Errors: CheckpointError beyond 4096.
+    """
+    product = 1
+    for step in steps:
+        product *= _step_growth(step)
+        if product > _MAX_GROWTH:
+            raise CheckpointError(
+                f"the tokenizer's {step['type']} makes over {_MAX_GROWTH} characters of one; "
+                "no known tokenizer does"
+            )
+    return product
+
+
+def _step_growth(step: Mapping[str, Any]) -> int:
+    kind = step["type"]
+    if kind == "Replace":
+        pattern, content = step["pattern"].get("String"), step["content"]
+        # An expression may match the nothing between two characters.
+        return -(-len(content) // len(pattern)) or 1 if pattern else 1 + len(content)
+    if kind == "Prepend":
+        return 1 + len(step["prepend"])
+    if kind == "Precompiled":
+        return _longest_replacement(base64.b64decode(step["precompiled_charsmap"]))
+    return _FIXED.get(kind, 1)
+
+
+def _longest_replacement(charsmap: bytes) -> int:
+    """Source: SentencePiece, normalizer.cc: a trie behind its size, then texts that end in 0."""
+    start = 4 + int.from_bytes(charsmap[:4], "little")
+    return max((len(text) for text in charsmap[start:].split(b"\0")), default=1) or 1

@@ -1,7 +1,7 @@
 """Tokenizer: text to token ids and back, with what the model's files say about special tokens.
 
 Decoding joins the exact bytes of the tokens and reads them as UTF-8; bytes that are no character
-become U+FFFD. It does not stream: that is detokenizer.py.
+become U+FFFD. It does not stream: that is incremental.py.
 """
 
 import json
@@ -17,7 +17,6 @@ import tokenizers
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError, RequestError
 from thinslice.plan.known_keys import named_keys
-from thinslice.text.byte_level import byte_level_bytes
 from thinslice.text.chat_template import ChatTemplate, control_markers
 from thinslice.text.library_errors import named_library_errors
 from thinslice.text.pieces import PieceEncoder
@@ -36,6 +35,28 @@ _SENTENCEPIECE = (
 )
 # Text to whoever reads the completion, also where a file calls them special.
 _TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
+
+
+def _alphabet() -> tuple[str, ...]:
+    """The alphabet of byte-level BPE: every byte as one printable character.
+
+    Printable Latin-1 stands for itself, the other 68 bytes follow from U+0100 on in order.
+    Source: GPT-2's encoder.py (openai/gpt-2, bytes_to_unicode).
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    characters: list[str] = []
+    num_shifted = 0
+    for byte in range(256):
+        if byte in printable:
+            characters.append(chr(byte))
+        else:
+            characters.append(chr(0x100 + num_shifted))
+            num_shifted += 1
+    return tuple(characters)
+
+
+BYTE_TO_CHARACTER = _alphabet()
+CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(BYTE_TO_CHARACTER)}
 
 
 class Tokenizer:
@@ -208,6 +229,14 @@ def _decoding_of(backend: tokenizers.Tokenizer) -> _Decoding:
         f"the tokenizer's decoder {found!r:.120} is not supported; supported: ByteLevel, and "
         "SentencePiece's Replace, ByteFallback, Fuse, Strip"
     )
+
+
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes a byte-level token stands for; a token outside the alphabet stands for its text."""
+    try:
+        return bytes([CHARACTER_TO_BYTE[character] for character in token])
+    except KeyError:
+        return token.encode()
 
 
 def _sentencepiece_bytes(token: str) -> bytes:

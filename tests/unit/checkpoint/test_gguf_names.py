@@ -7,9 +7,8 @@ import gguf
 import pytest
 
 from tests.checkpoints import tiny_config
-from thinslice.checkpoint.gguf_names import to_checkpoint_names
 from thinslice.checkpoint.index import TensorEntry
-from thinslice.checkpoint.names import expected_tensors
+from thinslice.checkpoint.names import expected_tensors, from_gguf_names
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.shape_from_config import shape_from_config
 
@@ -22,7 +21,7 @@ ARCHITECTURES = {
 
 def renamed(names: list[str], shape: ModelShape) -> dict[str, TensorEntry]:
     entries = {name: TensorEntry(name, Path("model.gguf"), "F32", (1,), 0, 4) for name in names}
-    return to_checkpoint_names(entries, shape)
+    return from_gguf_names(entries, shape)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -14,7 +14,7 @@ from thinslice.checkpoint import own_head
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import CheckpointError
-from thinslice.kernels.dtypes import BF16
+from thinslice.kernels.arrays import BF16
 from thinslice.plan.shape_from_config import shape_from_config
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"

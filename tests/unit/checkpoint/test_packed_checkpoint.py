@@ -25,9 +25,9 @@ from thinslice.checkpoint.names import expected_tensors
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.errors import CheckpointError
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.arrays import empty_bytes
+from thinslice.kernels.native_pack import quantized
 from thinslice.kernels.packed import PackedWeight, unpack
-from thinslice.kernels.quantize import quantize
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.packing import Packing
 from thinslice.plan.shape_from_config import shape_from_config
@@ -75,7 +75,7 @@ def test_everything_reads_back(
             continue
         fmt = weights if name.startswith("model.layers.") else PackedFormat.INT8
         assert entry.dtype == fmt
-        dense = unpack(quantize(array_of(tensor), fmt))
+        dense = unpack(quantized(array_of(tensor), fmt))
         rows = len(tensor)
         assert np.array_equal(read_packed(checkpoint, name, 0, rows), dense)
         assert np.array_equal(read_packed(checkpoint, name, 16, rows), dense[16:])
@@ -98,7 +98,7 @@ def test_an_int4_checkpoint_may_hold_int4m_matrices(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.tensors[Q_PROJ].dtype == "int4m"
     assert checkpoint.tensors[GATE].dtype == "int4"
-    dense = unpack(quantize(array_of(tensors[Q_PROJ]), PackedFormat.INT4M))
+    dense = unpack(quantized(array_of(tensors[Q_PROJ]), PackedFormat.INT4M))
     assert np.array_equal(read_packed(checkpoint, Q_PROJ, 0, 64), dense)
 
 

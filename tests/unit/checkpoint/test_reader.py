@@ -282,7 +282,7 @@ def test_a_straight_read_copies_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         out = room(*reader.checkpoint.tensors[name].shape, dtype=torch.bfloat16)
         for module, copying in ((np, "empty"), (reader_module, "empty_bytes")):
             monkeypatch.setattr(module, copying, None)
-        monkeypatch.setattr(reader_module, "convert", None)
+        monkeypatch.setattr(reader_module, "copy_into", None)
         reader.read(name, out)
 
 

@@ -21,8 +21,7 @@ from thinslice.errors import BudgetError, ConfigError, RequestError
 from thinslice.memory.meter import current_rss_bytes
 from thinslice.plan.memory_plan import StreamingPlan
 from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
-from thinslice.text.tokenizer import load_tokenizer
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER, load_tokenizer
 from thinslice.units import GIB, MIB, parse_bytes
 
 _JITTER = 8 * MIB

@@ -13,13 +13,12 @@ from tests.checkpoints import write_safetensors_model as write_folder
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.checkpoint.reader import CheckpointReader
 from thinslice.config import EngineSettings
-from thinslice.engine.float16 import float16_notes
-from thinslice.engine.prepare import prepare
-from thinslice.kernels.convert import converted
-from thinslice.kernels.dtypes import FLOAT_DTYPES
+from thinslice.engine.prepare import float16_notes, prepare
+from thinslice.kernels.arrays import FLOAT_DTYPES
+from thinslice.kernels.native_pack import converted
 from thinslice.memory.resident import LoadedDtypes, load_resident
 from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER
 
 ALL = "the model's 16 matrices are float16: "
 ROUNDED = "rounded to bfloat16, which keeps 8 of their 11 significant bits"

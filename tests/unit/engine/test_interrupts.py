@@ -20,9 +20,9 @@ from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.draft_length import DraftLength
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.engine import Engine
+from thinslice.engine.operation import Undo
 from thinslice.engine.scheduler import Scheduler
 from thinslice.engine.sequence import Sequence, Status
-from thinslice.engine.undo import Undo
 from thinslice.errors import BusyError
 from thinslice.plan.memory_plan import DraftPlan
 

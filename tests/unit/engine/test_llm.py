@@ -22,8 +22,8 @@ from thinslice.engine.sampler import Sampled, sample_rows
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
 from thinslice.plan import choose, search
+from thinslice.text.incremental import StopStringMatcher
 from thinslice.text.messages import Conversation
-from thinslice.text.stop_strings import StopStringMatcher
 from thinslice.units import GIB
 
 LONG = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24, seed=3, ignore_eos=True)

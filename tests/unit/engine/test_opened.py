@@ -14,12 +14,11 @@ from tests.checkpoints import (
     write_safetensors_model,
 )
 from tests.tiny_llm import write_model
-from thinslice.checkpoint.open import open_checkpoint
-from thinslice.checkpoint.vocabulary import with_vocabulary, without_vocabulary
+from thinslice.checkpoint.open import open_checkpoint, with_vocabulary, without_vocabulary
 from thinslice.config import EngineSettings
-from thinslice.engine import opened as opened_module
-from thinslice.engine.opened import Opening, open_files
-from thinslice.engine.planning import Model, fit_model, plan_model
+from thinslice.engine import prepare as prepare_module
+from thinslice.engine.planning import Model, Opening, fit_model, plan_model
+from thinslice.engine.prepare import open_files
 from thinslice.errors import BudgetError
 from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan.packed_format import PackedFormat
@@ -34,7 +33,7 @@ LARGE = 151_680
 OPEN = """
 import sys
 from pathlib import Path
-from thinslice.engine.opened import open_files
+from thinslice.engine.prepare import open_files
 from thinslice.memory.meter import current_rss_bytes, peak_rss_bytes
 before = current_rss_bytes()
 opened = open_files(Path(sys.argv[1]))
@@ -87,7 +86,7 @@ def test_what_is_measured_is_never_negative(
 ) -> None:
     """Another thread may let go of more than the tokenizer takes."""
     held = iter([100 * MIB, 90 * MIB])
-    monkeypatch.setattr(opened_module, "anonymous_bytes", lambda: next(held))
+    monkeypatch.setattr(prepare_module, "anonymous_bytes", lambda: next(held))
     assert open_files(write_model(tmp_path / "tiny.gguf")).took.tokenizer_bytes == 0
 
 

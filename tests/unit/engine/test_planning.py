@@ -26,7 +26,7 @@ from thinslice.pack.pack import PackOptions, pack_model
 from thinslice.plan import choose
 from thinslice.plan.packed_format import PackedFormat
 from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER
 
 PROMPT = [3, 17, 5, 88, 41, 9, 60]
 # What a GGUF is written with, what it is computed with, and the formats of a packed layer.

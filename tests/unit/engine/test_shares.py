@@ -10,9 +10,8 @@ from tests.engines import run_all, tiny_engine
 from tests.unit.engine.test_scheduler import new_sequence, run_step, small_plan
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.engine import Engine
-from thinslice.engine.scheduler import Scheduler
+from thinslice.engine.scheduler import Scheduler, Shares
 from thinslice.engine.sequence import Sequence, Status
-from thinslice.engine.shares import Shares
 from thinslice.errors import RequestError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)

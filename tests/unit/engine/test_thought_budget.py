@@ -26,7 +26,7 @@ from thinslice.engine.sequence import Sequence
 from thinslice.engine.thought_budget import Allowance, ThoughtBudget, ThoughtTokens
 from thinslice.errors import RequestError
 from thinslice.plan.memory_plan import DraftPlan
-from thinslice.text.thought import Phase, Thought
+from thinslice.text.reasoning import Phase, Thought
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_wrap_up")
 WHOLE = [b"<think>", b"</think>", b"</think>\n\n", b"<", b"/", b">", b"think", b"</", b"think>"]

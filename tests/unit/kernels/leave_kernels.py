@@ -17,7 +17,7 @@ import numpy as np
 
 from tests.numerics import oracle
 from thinslice.kernels import native, native_pack
-from thinslice.kernels.native_attention import write_kv
+from thinslice.kernels.native import write_kv
 from thinslice.kernels.native_stack import NativePrediction
 from thinslice.kernels.ops import FeedForwardWeights, LayerWeights, Linear, PredictionWeights
 from thinslice.kernels.packed import empty

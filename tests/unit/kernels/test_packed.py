@@ -5,9 +5,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.packer import pack
+from tests.packer import largest_code, pack
 from thinslice.kernels import native
-from thinslice.kernels.buffers import empty_bytes
+from thinslice.kernels.arrays import empty_bytes
 from thinslice.kernels.packed import PackedWeight, unpack, unpack_parts, unpack_rows
 from thinslice.plan.packed_format import GROUP, PackedFormat, packed_bytes, panel_bytes
 
@@ -17,7 +17,7 @@ Parts = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None
 
 def parts(fmt: PackedFormat, n: int, k: int) -> Parts:
     rng = np.random.default_rng(n + k)
-    codes = rng.integers(0, fmt.largest_code + 1, (n, k), dtype=np.uint8)
+    codes = rng.integers(0, largest_code(fmt) + 1, (n, k), dtype=np.uint8)
     scales = rng.random((n, k // GROUP)).astype(np.float16).astype(np.float32)
     mins = rng.standard_normal((n, k // GROUP)).astype(np.float16).astype(np.float32)
     return codes, scales, mins if fmt is PackedFormat.INT4M else None

@@ -24,7 +24,7 @@ NO_MEMORY = """
 import resource
 import numpy as np
 from thinslice.kernels import native
-from thinslice.kernels.native_attention import attention
+from thinslice.kernels.native import attention
 from thinslice.kernels.paged_kv import PagedKv, SequenceBatch
 
 TOKENS, HEADS, DIM = 64, 4096, 64

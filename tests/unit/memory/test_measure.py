@@ -18,7 +18,7 @@ from thinslice.memory.measure import (
     machine_key,
     measure_hardware,
 )
-from thinslice.plan.hardware import HardwareProfile
+from thinslice.plan.predict import HardwareProfile
 from thinslice.units import GIB, MIB
 
 

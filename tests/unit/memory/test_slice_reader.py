@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from thinslice.errors import CheckpointError
+from thinslice.kernels.arrays import aligned_buffer
 from thinslice.memory import slice_reader, uncached_file
-from thinslice.memory.aligned_buffer import aligned_buffer
 from thinslice.memory.slice_reader import ReaderOptions, SliceReader
 from thinslice.memory.slice_schedule import Slice, buffer_bytes_for
 from thinslice.memory.uncached_file import ALIGNMENT, UncachedFile

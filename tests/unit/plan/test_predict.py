@@ -1,15 +1,18 @@
-"""Predictions: arithmetic that can be done by hand on a machine with round figures."""
+"""Predictions: arithmetic that can be done by hand on a machine with round figures. A profile goes
+to JSON and back, and nothing else passes for one."""
 
+import json
+import math
 from dataclasses import replace
 
 import pytest
 
 from tests.unit.plan.test_planner import LARGE, LARGE_BF16, RUNTIME, SMOL
+from thinslice.errors import ConfigError
 from thinslice.plan.case import Workload
-from thinslice.plan.hardware import HardwareProfile
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.planner import plan
-from thinslice.plan.predict import predict
+from thinslice.plan.predict import HardwareProfile, predict
 from thinslice.plan.processor import Processor
 from thinslice.plan.weight_layout import packed_layout
 from thinslice.units import GIB
@@ -115,3 +118,59 @@ def test_a_streamed_matrix_that_is_converted_takes_that_time(
     )
     converting_s = predict(chosen, LARGE, layout, MACHINE).token.read_s - plain.read_s
     assert converting_s == pytest.approx(weights * per_weight_s)
+
+
+PROFILE = HardwareProfile(
+    machine="a processor, 2 cores",
+    measured_at="2026-01-31T12:00:00+00:00",
+    num_threads=2,
+    memory_read_bytes_per_s=29e9,
+    disk_read_bytes_per_s=1.9e9,
+    is_disk_direct=True,
+    bfloat16_flops_per_s=8e11,
+    float32_flops_per_s=1.2e11,
+    packed_flops_per_s=5e11,
+    slice_overhead_s=1e-4,
+    cpu_share=0.99,
+)
+
+
+def test_a_profile_survives_json() -> None:
+    assert HardwareProfile.from_dict(json.loads(json.dumps(PROFILE.to_dict()))) == PROFILE
+
+
+def test_rates_by_dtype() -> None:
+    assert PROFILE.product_rate("bfloat16") == 8e11
+    assert PROFILE.product_rate("float32") == 1.2e11
+    assert PROFILE.product_rate("int4") == 5e11
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("disk_read_bytes_per_s", 0),
+        ("disk_read_bytes_per_s", -1.0),
+        ("memory_read_bytes_per_s", math.nan),
+        ("memory_read_bytes_per_s", math.inf),
+        ("bfloat16_flops_per_s", "fast"),
+        ("float32_flops_per_s", True),
+        ("slice_overhead_s", None),
+        ("num_threads", 2.0),
+        ("num_threads", 0),
+        ("is_disk_direct", 1),
+        ("machine", 7),
+        ("measured_at", None),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        HardwareProfile.from_dict({**PROFILE.to_dict(), name: value})
+
+
+def test_missing_and_unknown_keys_are_refused() -> None:
+    values = PROFILE.to_dict()
+    with pytest.raises(ConfigError, match="'colour' is missing or unknown"):
+        HardwareProfile.from_dict({**values, "colour": 1})
+    del values["machine"]
+    with pytest.raises(ConfigError, match="'machine' is missing or unknown"):
+        HardwareProfile.from_dict(values)

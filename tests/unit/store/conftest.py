@@ -13,7 +13,7 @@ from tests.checkpoints import tiny_config, write_gguf_model, write_safetensors_m
 from tests.unit.store.fake_hub import FakeHub, Repo, serve
 from tests.unit.store.wheels import fake_pip, write_wheel
 from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.store.embedded_models import EmbeddedModel
+from thinslice.store.known_models import EmbeddedModel
 from thinslice.store.store import Store
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from thinslice.store import changes, hub  # noqa: F401  (imported once, before the forks)
-from thinslice.store.embedded_models import EmbeddedModel
+from thinslice.store.known_models import EmbeddedModel
 from thinslice.store.store import Store
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

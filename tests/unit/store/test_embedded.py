@@ -13,7 +13,7 @@ import pytest
 from tests.unit.store.conftest import Tiny
 from thinslice.errors import StoreError
 from thinslice.store import embedded
-from thinslice.store.embedded_models import EMBEDDED, EmbeddedModel
+from thinslice.store.known_models import EMBEDDED, EmbeddedModel
 from thinslice.store.store import Store
 
 
@@ -156,7 +156,7 @@ import os
 import sys
 from pathlib import Path
 from unittest.mock import patch
-from thinslice.store.embedded_models import EmbeddedModel
+from thinslice.store.known_models import EmbeddedModel
 from thinslice.store.store import Store
 
 model = EmbeddedModel(**json.loads(sys.argv[2]))

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from thinslice.errors import ConfigError
-from thinslice.store.embedded_models import EMBEDDED
-from thinslice.store.known_models import KNOWN, known_model_of
+from thinslice.store.known_models import EMBEDDED, KNOWN, known_model_of
 from thinslice.store.names import HubModel, advised_system_prompt, parse_model_name
 
 DOCS = Path(__file__).parents[3] / "docs" / "models.md"

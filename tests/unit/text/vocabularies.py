@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 

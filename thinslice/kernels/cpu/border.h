@@ -46,7 +46,7 @@ T field(const nb::handle& object, const char* name) {
   return nb::cast<T>(object.attr(name));
 }
 
-// The attributes of a cache object that both jobs share; see native_attention.py.
+// The attributes of a cache object that both jobs share; see native.py.
 template <typename Job>
 void read_cache(const nb::handle& o, Job& job) {
   job.cache_dtype = static_cast<Dtype>(field<int>(o, "dtype"));

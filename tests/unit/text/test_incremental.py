@@ -1,6 +1,8 @@
-"""Text as tokens come: whole characters at once, and in sum what decoding all tokens gives."""
+"""Text as tokens come: whole characters at once, in sum what decoding all tokens gives, and stop
+strings for any chunking, against a plain search of the whole text."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,8 @@ from tests.checkpoints import tiny_config
 from tests.unit.text import vocabularies
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.plan.shape_from_config import shape_from_config
-from thinslice.text.byte_level import BYTE_TO_CHARACTER
-from thinslice.text.detokenizer import IncrementalDetokenizer
-from thinslice.text.tokenizer import Tokenizer, load_tokenizer
+from thinslice.text.incremental import IncrementalDetokenizer, StopStringMatcher
+from thinslice.text.tokenizer import BYTE_TO_CHARACTER, Tokenizer, load_tokenizer
 
 VOCAB_SIZE = 600
 
@@ -82,3 +83,54 @@ def test_each_token_takes_constant_time(num_tokens: int) -> None:
     detokenizer = IncrementalDetokenizer(BYTE_LEVEL)
     pieces = [detokenizer.push(0x80) for _ in range(num_tokens)]
     assert pieces == ["\ufffd"] * num_tokens
+
+
+letters = st.text("ab<|é", max_size=30)
+stops = st.lists(st.text("ab<|é", min_size=1, max_size=4), max_size=4)
+
+
+def feed(text: str, stop_strings: list[str], cuts: list[int]) -> tuple[list[str], str | None]:
+    matcher = StopStringMatcher(stop_strings)
+    bounds = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    pieces = [matcher.push(text[a:b]) for a, b in pairwise(bounds)]
+    return [*pieces, matcher.finish()], matcher.matched
+
+
+@given(letters, stops, st.lists(st.integers(0, 100)))
+def test_any_chunking_gives_the_text_before_the_first_stop(
+    text: str, stop_strings: list[str], cuts: list[int]
+) -> None:
+    pieces, matched = feed(text, stop_strings, cuts)
+    whole, matched_whole = feed(text, stop_strings, [])
+    assert ("".join(pieces), matched) == ("".join(whole), matched_whole)
+    shown = "".join(pieces)
+    ends = [text.find(stop) for stop in stop_strings if stop in text]
+    if matched is None:
+        assert not ends
+        assert shown == text
+    else:
+        assert text.startswith(shown + matched)
+        assert not any(stop in shown for stop in stop_strings)
+
+
+@given(letters, stops)
+def test_one_character_at_a_time_finds_the_stop_that_ends_first(
+    text: str, stop_strings: list[str]
+) -> None:
+    matcher = StopStringMatcher(stop_strings)
+    for count, character in enumerate(text, start=1):
+        matcher.push(character)
+        is_complete = any(text[:count].endswith(stop) for stop in stop_strings)
+        assert (matcher.matched is not None) == is_complete
+        if is_complete:
+            return
+
+
+def test_what_may_begin_a_stop_string_is_held_back() -> None:
+    matcher = StopStringMatcher(["</end>"])
+    assert matcher.push("text </en") == "text "
+    assert matcher.push("d") == ""
+    assert matcher.push("ing") == "</ending"
+    assert matcher.push("</end> more") == ""
+    assert matcher.matched == "</end>"
+    assert matcher.push("more") == ""

@@ -1,8 +1,8 @@
-"""Memory for weights and for what is computed with them: 64-byte aligned, large pieces in 2 MiB
-pages where the system has them.
+"""Arrays on the processor: the types of their numbers, and aligned memory for them.
 
 A kernel that streams weights from 4 KiB pages waits for address translation: int4, 11008 x 4096,
-one row, two threads read 21 GB/s from 4 KiB and 26 GB/s from 2 MiB pages.
+one row, two threads read 21 GB/s from 4 KiB and 26 GB/s from 2 MiB pages. So large pieces lie in
+pages of 2 MiB where the system has them.
 """
 
 import math
@@ -14,6 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.units import MIB
+
+BF16 = np.dtype(np.uint16)
+"""bfloat16, for which NumPy has no type: the upper half of a float32. No other array of this
+package is of this type."""
+
+FLOAT_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "bfloat16": BF16}
+"""The float types that models are computed in, by the name they have in settings and plans."""
+
+# An array of NumPy on the processor, a tensor of torch on a card: what they have in common.
+Array = Any
+# Numbers on the host, of any type; and float32.
+Numbers = NDArray[np.generic]
+Floats = NDArray[np.float32]
 
 HUGE_PAGE = 2 * MIB
 _LINE = 64
@@ -45,3 +58,15 @@ def empty(shape: tuple[int, ...], dtype: np.dtype | type) -> NDArray[Any]:
     whole = np.empty(num_bytes + _LINE, np.uint8)
     start = -whole.ctypes.data % _LINE
     return whole[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+def aligned_buffer(num_bytes: int) -> NDArray[np.uint8]:
+    """A uint8 array [num_bytes] of zeros at a multiple of 2 MiB, all of its pages in place.
+
+    The memory goes back to the system with the last array that looks at it.
+
+    Memory: num_bytes, and of address space up to 2 MiB more, for the alignment.
+    """
+    buffer = empty_bytes(max(num_bytes, HUGE_PAGE))[:num_bytes]
+    buffer.fill(0)
+    return buffer

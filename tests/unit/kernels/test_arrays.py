@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from thinslice.kernels.buffers import HUGE_PAGE, empty_bytes
+from thinslice.kernels.arrays import HUGE_PAGE, empty_bytes
 
 
 @pytest.mark.parametrize("num_bytes", [1, 64, HUGE_PAGE - 1, HUGE_PAGE, 3 * HUGE_PAGE + 77])
