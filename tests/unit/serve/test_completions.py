@@ -14,11 +14,14 @@ import pytest
 
 from tests.servers import NAME, Running, running
 from tests.unit.serve.test_leaving import ask, slow_steps
+from thinslice.config import SamplingParams, Scheduling
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.engine import Engine
 from thinslice.engine.results import BYTES_TO_BEGIN, ResultsRoom
 from thinslice.engine.sequence import Sequence
-from thinslice.serve import lazy_json
+from thinslice.serve import lazy_json, prompt_work
 from thinslice.serve.answers import all_of, merged
+from thinslice.serve.prompt_work import Asked, AskedPrompt, PromptWork
 from thinslice.serve.settings import ServerSettings
 
 TEXTS = ["the moon", "a path thither", "äöü€ 中文", "x"]
@@ -306,6 +309,35 @@ def test_an_error_of_one_prompt_ends_the_others(
     assert post(server, **asked).status_code == 503
     assert post(server, **asked, stream=True).text.count('"error"') == 1
     server.wait_until_idle()
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_completions_end_where_their_scoring_goes_wrong(
+    server: Running, monkeypatch: pytest.MonkeyPatch, is_streamed: bool
+) -> None:
+    """Whoever still holds them."""
+
+    async def wrong(stream: AsyncStream) -> None:
+        raise MemoryError
+
+    async def run() -> None:
+        params = SamplingParams(max_tokens=400, ignore_eos=True)
+        prompt = await engine.prepare("the moon", params)
+        asked = Asked(params, Scheduling(), 0, is_echoed=True, is_completed=True)
+        work = PromptWork(engine, 0, asked, AskedPrompt(prompt, "the moon", 0))
+        await work.begin()
+        with pytest.raises(MemoryError):
+            await (anext(work.pieces()) if is_streamed else work.run())
+        assert work._stream is not None
+        until = time.monotonic() + 20
+        while any(one.finish_reason is None for one in work._stream.sequences):
+            assert time.monotonic() < until
+            await asyncio.sleep(0.005)
+        assert [one.finish_reason for one in work._stream.sequences] == ["abort"]
+
+    engine = server.served.engine
+    monkeypatch.setattr(prompt_work, "whole", wrong)
+    asyncio.run(run())
 
 
 def test_long_answers_are_written_piece_by_piece(

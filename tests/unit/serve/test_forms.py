@@ -138,6 +138,11 @@ def test_an_answer_without_room_for_its_form_does_not_begin(
     assert "an answer of a given form" in answer.text
     monkeypatch.undo()
     assert room.left_bytes == left
+    with monkeypatch.context() as patched:
+        patched.setattr(ResultsRoom, "most_bytes", grammar._MATCHER_BYTES)
+        refused = post(server, path, **asked)
+    assert refused.status_code == 400
+    assert "at most 1 fit" in refused.text
     assert post(server, path, **asked).status_code == 200
 
 
