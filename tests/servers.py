@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -60,20 +61,24 @@ def running(
     settings: ServerSettings | None = None,
     keys: Keys | None = None,
     template: str = TEMPLATE,
+    **loading: Any,
 ) -> Iterator[Running]:
     """A server of a model that runs four sequences of 512 tokens at once."""
     path = write_model(folder / "tiny.gguf", template)
-    with serving(path, settings, keys) as found:
+    with serving(path, settings, keys, **loading) as found:
         yield found
 
 
 @contextmanager
 def serving(
-    path: Path, settings: ServerSettings | None = None, keys: Keys | None = None
+    path: Path,
+    settings: ServerSettings | None = None,
+    keys: Keys | None = None,
+    **loading: Any,
 ) -> Iterator[Running]:
     """A server of a model that runs four sequences at once."""
     settings = settings or ServerSettings(drain_s=0.0)
-    with LLM(str(path), memory=beside(64 * MIB), max_num_seqs=4, draft="off") as llm:
+    with LLM(str(path), memory=beside(64 * MIB), max_num_seqs=4, draft="off", **loading) as llm:
         served = Served(AsyncEngine(llm, settings.max_waiting), NAME)
         # The path of a log that nobody asked for.
         silent = replace(settings, log_file=settings.log_file or Path(os.devnull))

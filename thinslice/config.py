@@ -21,6 +21,7 @@ KvDtype = Literal["auto", "bfloat16", "float32", "int8"]
 DeviceName = Literal["cpu", "cuda"]
 Draft = Literal["auto", "ngram", "mtp", "off"]
 MtpHidden = Literal["pre-norm", "post-norm"]
+Forms = Literal["auto", "reserved", "off"]
 MAX_DRAFT_LENGTH = 64
 # Of tokens and of bytes; Python writes no numbers of more than 4,300 digits.
 _LARGEST_NUMBER, _LARGEST_MEMORY = 1 << 40, 1 << 60
@@ -346,6 +347,9 @@ class EngineSettings:
         reserve: Memory that the program around the model will come to hold, beside what it holds
             when the model is loaded; as 64MiB.
         reserve_per_token: Bytes more of that for each token of the context.
+        forms: Room for answers of a given form, as JSON or as a call of a tool that is required.
+            reserved: a part of the plan. auto: serve reserves it; elsewhere the first such answer
+            takes it of the room for all answers. off: none, and such answers are refused.
 
     Errors: ConfigError for a value out of range.
     """
@@ -363,6 +367,7 @@ class EngineSettings:
     max_num_seqs: int = 8
     reserve: str | int = 0
     reserve_per_token: int = 0
+    forms: Forms = "auto"
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -371,6 +376,7 @@ class EngineSettings:
             ("kv_dtype", KvDtype),
             ("draft", Draft),
             ("mtp_hidden", MtpHidden),
+            ("forms", Forms),
         ):
             _check_choice(name, getattr(self, name), kind)
         if self.device == "cpu" and self.host_memory is not None:

@@ -141,3 +141,15 @@ def test_killed_it_starts_again_at_once(model: Path) -> None:
         process.wait()
         with served(model, port=port) as (_, again, _):
             ready(again)
+
+
+@pytest.mark.parametrize("forms", ["auto", "off"])
+def test_the_plan_of_a_server_has_room_for_forms(model: Path, forms: str) -> None:
+    with served(model, "--forms", forms) as (_, url, _):
+        ready(url)
+        parts = httpx2.get(f"{url}/plan").json()["plan"]["parts"]
+        assert ("forms" in parts) == (forms == "auto")
+        body = {"model": str(model), "messages": [{"role": "user", "content": "a"}]}
+        body["response_format"] = {"type": "json_object"}
+        answer = httpx2.post(f"{url}/v1/chat/completions", json={**body, "max_tokens": 4})
+        assert answer.status_code == (200 if forms == "auto" else 400), answer.text

@@ -9,8 +9,12 @@ from thinslice.config import EngineSettings, SamplingParams
 
 _LOADING = Group("Loading", sort_key=1)
 # Several sequences are named where a command runs several; a plan fetches no weights. What a
-# program reserves it says itself.
+# program reserves it says itself; for answers of others' forms a server does.
 Load = Annotated[
+    EngineSettings,
+    Parameter(name="*", parse=re.compile("^(?!max_num_seqs$|reserve|forms$)"), group=_LOADING),
+]
+LoadToServe = Annotated[
     EngineSettings,
     Parameter(name="*", parse=re.compile("^(?!max_num_seqs$|reserve)"), group=_LOADING),
 ]

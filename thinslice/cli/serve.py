@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from thinslice.cli.console import note
-from thinslice.cli.options import Load
+from thinslice.cli.options import LoadToServe
 from thinslice.cli.run import load_model
 from thinslice.config import EngineSettings
 from thinslice.errors import ConfigError, StoreError
@@ -27,7 +27,7 @@ def serve(
     *,
     server: Serving = ServerSettings(),  # noqa: B008
     sequences: int = EngineSettings.max_num_seqs,
-    load: Load = EngineSettings(),  # noqa: B008
+    load: LoadToServe = EngineSettings(),  # noqa: B008
 ) -> int:
     """Serve a model over HTTP, with the interface of the OpenAI API.
 

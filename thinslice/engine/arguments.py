@@ -14,6 +14,7 @@ from thinslice.config import (
     Draft,
     Dtype,
     EngineSettings,
+    Forms,
     KvDtype,
     MtpHidden,
     SamplingParams,
@@ -49,6 +50,7 @@ class Settings(TypedDict, total=False):
     max_num_seqs: int
     reserve: str | int
     reserve_per_token: int
+    forms: Forms
 
 
 def with_settings(init: Callable[..., None]) -> Signature:

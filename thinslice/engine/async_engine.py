@@ -21,13 +21,13 @@ from typing import ParamSpec, TypeVar
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.arguments import checked_params, checked_scheduling
 from thinslice.engine.async_stream import AnyRequest, AsyncStream, Feed, News, failed, put_all
-from thinslice.engine.checks import check_scored
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.prompts import Prompt
 from thinslice.engine.results import Held, answer_bytes
 from thinslice.engine.scored_request import ScoredRequest
+from thinslice.engine.sequence import Sequence as EngineSequence
 from thinslice.engine.waiting_room import Arrival, WaitingRoom
 from thinslice.errors import BusyError, RequestError, shown
 from thinslice.text.messages import Conversation, Message
@@ -109,20 +109,30 @@ class AsyncEngine:
         prompt: str | Sequence[Message] | Conversation | Prompt,
         params: SamplingParams | None = None,
         scheduling: Scheduling | None = None,
+        after: AsyncStream | None = None,
     ) -> AsyncStream:
         """Queue a prompt; what comes of it is the stream's.
 
+        Args:
+            after: the scoring of the same prompt, which is waited for, as its blocks are found
+                cached then. It has a place among those that wait already: one of these takes that.
+
         Errors: RequestError as ``LLM.generate``, and in a child of a fork; BusyError where too many
-        wait, or the engine is shutting down.
+        wait, where the plan has no room for what follows the form of the answers, or where the
+        engine is shutting down.
         """
         params, scheduling = checked_params(params), checked_scheduling(scheduling)
         self._check_process()
-        self._check_room(Arrival(scheduling.tenant, params.n))
+        arrival = Arrival(scheduling.tenant, params.n if after is None else params.n - 1)
+        self._check_room(arrival)
         prepared = prompt if isinstance(prompt, Prompt) else await self.prepare(prompt, params)
-        self._engine.check_request(prepared.token_ids, params)
-        queued = partial(self.llm.add_requests, prepared, params, scheduling)
-        arrival = Arrival(scheduling.tenant, params.n, len(prepared.token_ids))
-        return self._hand_over(queued, arrival)
+        sequences = self.llm.new_sequences(prepared, params, scheduling)
+        if after is None:
+            arrival = replace(arrival, num_tokens=len(prepared.token_ids))
+        else:
+            for sequence in sequences:
+                sequence.leader = after.sequences[0]
+        return self._hand_over(sequences, partial(self.llm.queue, prepared, sequences), arrival)
 
     async def score(
         self,
@@ -139,15 +149,15 @@ class AsyncEngine:
         """
         scheduling = checked_scheduling(scheduling)
         self._check_process()
-        vocab_size = self._engine.runner.decoder.shape.vocab_size
-        check_scored(token_ids, start, num_top, self._engine.scheduler.capacity, vocab_size)
+        engine, arrival = self._engine, Arrival(scheduling.tenant, 1, len(token_ids))
+        self._check_room(arrival)
+        sequence = engine.new_scored(token_ids, start, num_top, scheduling)
 
         def queued() -> list[AnyRequest]:
-            engine = self._engine
-            sequence = engine.add_scored(token_ids, start, num_top, scheduling=scheduling)
+            engine.add([sequence])
             return [ScoredRequest(engine, sequence)]
 
-        return self._hand_over(queued, Arrival(scheduling.tenant, 1, len(token_ids)))
+        return self._hand_over([sequence], queued, arrival)
 
     async def prepare(
         self,
@@ -213,16 +223,19 @@ class AsyncEngine:
             )
 
     def _hand_over(
-        self, queued: Callable[[], Sequence[AnyRequest]], arrival: Arrival
+        self,
+        sequences: list[EngineSequence],
+        queued: Callable[[], Sequence[AnyRequest]],
+        arrival: Arrival,
     ) -> AsyncStream:
-        """Have the thread add requests.
+        """Have the thread queue sequences.
 
         Errors: BusyError where too many wait, or answers that are held leave no room for these.
         """
-        feed = Feed(arrival.count, Held(self._engine.results))
+        feed = Feed(sequences, Held(self._engine.results))
         with self._changed:
             self._check_room(arrival)
-            feed.held.begin(arrival.count, _ANSWERS)
+            feed.held.begin(len(sequences), _ANSWERS)
             self.room.handed_over.append(arrival)
             self._commands.append(partial(self._add, feed, queued, arrival))
             self._changed.notify()
@@ -274,7 +287,7 @@ class AsyncEngine:
             self.room.handed_over.remove(arrival)
         self._unfinished += [(feed, request) for request in feed.requests]
         if trouble.error is not None:
-            errors = (failed(index, trouble.error) for index in range(feed.num_samples))
+            errors = (failed(index, trouble.error) for index in range(len(feed.sequences)))
             self._send([News(feed, one) for one in errors])
 
     def _abort(self, feed: Feed) -> None:

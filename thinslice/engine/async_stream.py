@@ -22,7 +22,8 @@ class Feed:
     that nobody holds any more is noticed.
 
     Attributes:
-        requests: set by the engine's thread.
+        sequences: that run for it.
+        requests: that follow them, set by the engine's thread.
         unread: of each completion, what has come and nobody has read yet, as one Delta, and what
             that takes.
         news: indexes of completions that have something there, and None at the end of all.
@@ -33,7 +34,7 @@ class Feed:
         lent_bytes: what a reader has who has not come back for more.
     """
 
-    num_samples: int
+    sequences: list[Sequence]
     held: Held
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     unread: dict[int, tuple[Delta, int]] = field(default_factory=dict)
@@ -105,7 +106,7 @@ class AsyncStream:
         self._feed = feed
         self._cancel = cancel
         self._let_go = let_go
-        self._num_unfinished = feed.num_samples
+        self._num_unfinished = len(feed.sequences)
         self._num_waiting = 0
 
     async def __aenter__(self) -> "AsyncStream":
@@ -158,8 +159,8 @@ class AsyncStream:
 
     @property
     def sequences(self) -> list[Sequence]:
-        """What runs for it, once it has been added; the engine's thread changes them."""
-        return [request.sequence for request in self._feed.requests]
+        """What runs for it; the engine's thread changes them."""
+        return self._feed.sequences
 
     @property
     def completions(self) -> list[Completion]:

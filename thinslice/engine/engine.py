@@ -1,7 +1,5 @@
 """Engine: sequences in, tokens out, one step at a time."""
 
-import itertools
-import os
 import threading
 import time
 import weakref
@@ -11,16 +9,16 @@ from dataclasses import replace
 
 from thinslice.config import DEFAULT_SCHEDULING, SamplingParams, Scheduling
 from thinslice.engine.advance import Advance, advance_all
-from thinslice.engine.checks import check_prompt, check_scored, max_positions
+from thinslice.engine.checks import check_prompt, check_scored
 from thinslice.engine.contained import Contained
 from thinslice.engine.drafting import Drafting
-from thinslice.engine.draws import Draws
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.metrics import Metrics
+from thinslice.engine.new_sequences import NewSequences
 from thinslice.engine.operation import Operation, Turn, Undo
 from thinslice.engine.processors import LogitsProcessor
 from thinslice.engine.replace import replace_weights
-from thinslice.engine.results import Held, ResultsRoom
+from thinslice.engine.results import ResultsRoom
 from thinslice.engine.runner import Runner
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.scoring import Scores
@@ -30,7 +28,6 @@ from thinslice.kernels.arrays import Array, Floats
 from thinslice.memory.ledger import Reservation
 from thinslice.plan.memory_plan import MemoryPlan
 
-_LARGEST_SEED = (1 << 63) - 1
 CLOSED = "this model is closed; load it anew"
 
 
@@ -63,7 +60,7 @@ class Engine:
         self.metrics = Metrics(kv_blocks=plan.num_kv_blocks)
         self.results = ResultsRoom(plan)
         self.clock: Callable[[], float] = time.perf_counter
-        self._ids = itertools.count()
+        self._new = NewSequences(self.scheduler.capacity, self.results)
         self._turn = Turn()
         weakref.finalize(self, self._turn.keep)
         self._undo: Undo | None = None
@@ -147,33 +144,29 @@ class Engine:
 
         Errors: RequestError as ``check_request``; what ``processors`` raises.
         """
-        self.check_request(prompt_token_ids, params)
-        seed = int.from_bytes(os.urandom(7), "little") if params.seed is None else params.seed
-        now = self.clock()
-        sequences = [
-            Sequence(
-                seq_id=next(self._ids),
-                prompt_token_ids=prompt_token_ids,
-                params=params,
-                max_positions=max_positions(prompt_token_ids, params, self.scheduler.capacity),
-                draws=Draws((seed + index) & _LARGEST_SEED),
-                arrived_at=now,
-                on_output=on_output,
-                scheduling=scheduling,
-                more_processors=processors(),
-            )
-            for index in range(params.n)
-        ]
-        self._add(sequences)
+        sequences = self.new_samples(prompt_token_ids, params, scheduling, processors)
+        self.add(sequences, on_output)
         return sequences
 
-    def _add(self, sequences: list[Sequence]) -> None:
-        """Queue sequences of one prompt."""
+    def new_samples(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        scheduling: Scheduling = DEFAULT_SCHEDULING,
+        processors: Callable[[], tuple[LogitsProcessor, ...]] = tuple,
+    ) -> list[Sequence]:
+        """The sequences of ``add_samples``, for ``add``. Safe in any thread. Errors: the same."""
+        self.check_request(prompt_token_ids, params)
+        sequences = self._new.samples(prompt_token_ids, params, scheduling, processors)
+        return self._arrived(sequences)
+
+    def add(self, sequences: list[Sequence], on_output: OnOutput | None = None) -> None:
+        """Queue sequences of one prompt that were made for this engine."""
         self._operation.check_entry()
         with self.lock, self._operation:
             self._undo = Undo(self.scheduler)
             for sequence in sequences:
-                sequence.leader = None if sequence is sequences[0] else sequences[0]
+                sequence.on_output = on_output
                 self.scheduler.add(sequence)
             self.metrics.prompt_tokens += len(sequences[0].prompt_token_ids)
             self._undo = None
@@ -221,25 +214,27 @@ class Engine:
         vocabulary, or a start that leaves no token; BusyError where the plan has no room for what
         is to be told.
         """
+        sequence = self.new_scored(token_ids, start, num_top, scheduling)
+        self.add([sequence], on_output)
+        return sequence
+
+    def new_scored(
+        self,
+        token_ids: list[int],
+        start: int = 1,
+        num_top: int = 0,
+        scheduling: Scheduling = DEFAULT_SCHEDULING,
+    ) -> Sequence:
+        """The sequence of ``add_scored``, for ``add``. Safe in any thread. Errors: the same."""
         vocab_size = self.runner.decoder.shape.vocab_size
         check_scored(token_ids, start, num_top, self.scheduler.capacity, vocab_size)
-        sequence = Sequence(
-            seq_id=next(self._ids),
-            prompt_token_ids=token_ids,
-            params=SamplingParams(temperature=0.0),
-            max_positions=len(token_ids),
-            draws=Draws(0),
-            scored=Scored(start, num_top),
-            arrived_at=self.clock(),
-            on_output=on_output,
-            scheduling=scheduling,
-        )
-        held = Held(self.results)
-        weakref.finalize(sequence, held.release).atexit = False
-        per_token = Logprobs.bytes_per_token(num_top)
-        held.need(per_token * (len(token_ids) - start), "log-probabilities")
-        self._add([sequence])
-        return sequence
+        return self._arrived([self._new.scored(token_ids, Scored(start, num_top), scheduling)])[0]
+
+    def _arrived(self, sequences: list[Sequence]) -> list[Sequence]:
+        now = self.clock()
+        for sequence in sequences:
+            sequence.arrived_at = now
+        return sequences
 
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
         """Refuse what can never be served; reads nothing that a step changes.

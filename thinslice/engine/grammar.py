@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from thinslice.config import about
 from thinslice.engine.processors import Tokens
 from thinslice.engine.results import Held, ResultsRoom
-from thinslice.errors import ConfigError, RequestError, plain
+from thinslice.errors import BusyError, ConfigError, RequestError, plain
 from thinslice.kernels.arrays import Floats
 from thinslice.plan.cost import vocabulary_bytes
 from thinslice.text.tokenizer import Tokenizer
@@ -83,6 +84,16 @@ class Grammar:
         self._end_ids = np.array(sorted(ends), dtype=np.intp)
         self._results = results
         self._row: Floats = np.empty(0, np.float32)
+
+    def check_count(self, count: int) -> None:
+        """Errors: RequestError for more completions at once than the plan ever has room for."""
+        num_bytes, most = count * _MATCHER_BYTES, self._results.most_bytes
+        if num_bytes > most:
+            told = (
+                f"{count} completions of a given form take {format_bytes(num_bytes)} and the plan "
+                f"leaves {format_bytes(most)}: at most {most // _MATCHER_BYTES} fit"
+            )
+            raise about("n", RequestError(told))
 
     def follower(self) -> "Follower":
         """What holds one completion to it.
@@ -176,11 +187,16 @@ class Grammars:
     """Compiles the grammars of one model and keeps the last few.
 
     Safe in any thread; one grammar is compiled at a time.
+
+    Args:
+        reserved_bytes: what the plan has for the vocabulary; what that takes more, and all else, is
+            of the room for answers.
     """
 
-    def __init__(self, tokenizer: Tokenizer, results: ResultsRoom) -> None:
+    def __init__(self, tokenizer: Tokenizer, results: ResultsRoom, reserved_bytes: int = 0) -> None:
         self._tokenizer = tokenizer
         self._results = results
+        self._reserved_bytes = reserved_bytes
         self._held = Held(results)  # for the vocabulary
         self._vocabulary: LLTokenizer | None = None
         self._limits: LLParserLimits | None = None
@@ -241,7 +257,7 @@ class Grammars:
             raise RequestError("the model's files name no end token, so no answer can end in form")
         size = tokenizer.vocab_size
         text_bytes = sum(len(tokenizer.token_bytes(one)) for one in range(size))
-        num_bytes = vocabulary_bytes(size, text_bytes)
+        num_bytes = max(vocabulary_bytes(size, text_bytes) - self._reserved_bytes, 0)
         if not self._held.take(num_bytes):
             raise self._no_room(num_bytes, "the vocabulary of answers of a given form")
         ends = sorted(end_ids(tokenizer))
@@ -253,11 +269,14 @@ class Grammars:
         return made, self._limits
 
     def _no_room(self, num_bytes: int, what: str) -> RequestError:
-        return RequestError(
+        """What is said: BusyError where answers that are held now have the room."""
+        told = (
             f"{what} may take {format_bytes(num_bytes)}, and the plan leaves "
-            f"{format_bytes(self._results.left_bytes)}: a smaller --context or a larger --memory "
-            "leaves room"
+            f"{format_bytes(self._results.left_bytes)}"
         )
+        if num_bytes <= self._results.most_bytes:
+            return BusyError(f"{told} beside the answers that are held now: try again later")
+        return RequestError(f"{told}: a smaller --context or a larger --memory leaves room")
 
 
 def _check(matcher: "LLMatcher", what: str) -> None:

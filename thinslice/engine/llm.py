@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
 from typing import Unpack
 
 from thinslice.closing import Closing
@@ -18,23 +17,19 @@ from thinslice.engine.arguments import (
     with_settings,
 )
 from thinslice.engine.engine import CLOSED, Engine
-from thinslice.engine.grammar import Grammar, Grammars
+from thinslice.engine.grammar import Grammars
 from thinslice.engine.load import load_prepared
 from thinslice.engine.prepare import prepare
-from thinslice.engine.processors import LogitsProcessor
-from thinslice.engine.prompts import Prompt, render
+from thinslice.engine.prompts import Prompt, Prompts
 from thinslice.engine.request import Completion, Request
 from thinslice.engine.results import Held, text_bytes
+from thinslice.engine.sequence import Sequence as EngineSequence
 from thinslice.engine.stream import Stream
-from thinslice.engine.thought_budget import Allowance, ThoughtBudget, ThoughtTokens
-from thinslice.errors import ContextError, RequestError, shown
+from thinslice.errors import RequestError, shown
 from thinslice.process import give_back
 from thinslice.store.progress import Progress
 from thinslice.text.chat_template import ChatTemplate
-from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template
-from thinslice.text.reasoning import Thought, beginning_behind
-from thinslice.text.tool_use import ToolUse, for_tools, tool_use
 
 
 class LLM(Closing):
@@ -69,7 +64,8 @@ class LLM(Closing):
             raise TypeError(f"model is {shown(model)}; expected a name or a path, as text")
         with errors_in_python():
             check_progress(progress)
-            prepared = prepare(model, EngineSettings(**settings), progress)
+            asked = EngineSettings(**settings)
+            prepared = prepare(model, asked, progress)
             self.plan, self.tokenizer = prepared.plan, prepared.tokenizer
             self.notes, self.sampling = prepared.notes, prepared.checkpoint.sampling
             self.longest_context = prepared.checkpoint.shape.max_position_embeddings
@@ -77,7 +73,11 @@ class LLM(Closing):
             self.prediction = prepared.prediction
             self.is_prediction_busy = prepared.is_prediction_busy
             self._engine: Engine | None = load_prepared(prepared, progress)
-            self._grammars = Grammars(self.tokenizer, self._engine.results)
+            reserved, results = self.plan.host.part("forms"), self._engine.results
+            has_forms = asked.forms != "off"
+            grammars = Grammars(self.tokenizer, results, reserved) if has_forms else None
+            context = self.plan.context
+            self._prompts = Prompts(self.tokenizer, context, self.longest_context, grammars)
 
     @property
     def engine(self) -> Engine:
@@ -104,7 +104,7 @@ class LLM(Closing):
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-            self._grammars.let_go()
+            self._prompts.close()
             give_back()
 
     def generate(
@@ -202,61 +202,29 @@ class LLM(Closing):
         Errors: RequestError as ``generate``, where the model has no chat template, and where no
         grammar can be made; ConfigError where the library for grammars is missing.
         """
-        params = checked_params(params)
-        if isinstance(prompt, str):
-            if not prompt:
-                raise RequestError("the prompt is empty")
-            return self.prepare_tokens(self._encode(prompt, is_plain=True), params)
-        asked, template = for_template(prompt), self._used_template
-        tools, shown_to_it = tool_use(asked, template), for_tools(asked, template)
-        most = params.most_thinking_tokens
-        rendered, is_thoughtless = render(template, shown_to_it, most, lambda: self._tags)
-        return Prompt(
-            self._encode(rendered, is_plain=False),
-            rendered,
-            is_thoughtless,
-            self._grammar(params, tools, rendered),
-            None if tools is None else tools.style,
-        )
+        return self._prompts.prompt(prompt, checked_params(params))
 
     def prepare_tokens(self, token_ids: list[int], params: SamplingParams) -> Prompt:
         """A plain prompt whose tokens are known. Errors: as ``prepare``."""
-        params.check_plain()
-        return Prompt(token_ids, None, grammar=self._grammar(params, None, None))
+        return self._prompts.of_tokens(token_ids, params)
+
+    def count_tokens(
+        self,
+        prompt: str | Sequence[Message] | Conversation,
+        params: SamplingParams | None = None,
+    ) -> int:
+        """How many tokens ``prepare`` makes of a prompt; no grammar is made for that.
+
+        Errors: as ``prepare``, but for those of grammars.
+        """
+        return self._prompts.count(prompt, checked_params(params))
 
     def rendered(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
         """A conversation, as ``for_template`` gives it, in the model's chat template.
 
         Errors: RequestError as ``ChatTemplate.render``, and for a model without a template.
         """
-        template = self._used_template
-        shown_to_it = for_tools(conversation, template)
-        return template.render(
-            shown_to_it.messages,
-            tools=shown_to_it.tools,
-            add_generation_prompt=add_generation_prompt,
-        )
-
-    @property
-    def _used_template(self) -> ChatTemplate:
-        """Errors: RequestError where there is none."""
-        if self.template is None:
-            raise RequestError(
-                "this model has no (or an empty) chat template; give it a plain prompt instead "
-                "(run --raw)"
-            )
-        return self.template
-
-    def _grammar(
-        self, params: SamplingParams, tools: ToolUse | None, rendered: str | None
-    ) -> Grammar | None:
-        """What an answer has to be of; None where it is free."""
-        if params.constraint is None and not (tools is not None and tools.is_required):
-            return None
-        if params.ignore_eos:
-            raise RequestError("ignore_eos goes on past the end, and required calls end the answer")
-        beginning = "none" if rendered is None else beginning_behind(rendered, self.thinks)
-        return self._grammars.compiled(grammar_of(params.constraint, tools, beginning))
+        return self._prompts.rendered(conversation, add_generation_prompt=add_generation_prompt)
 
     def add_requests(
         self, prompt: Prompt, params: SamplingParams, scheduling: Scheduling | None = None
@@ -264,9 +232,19 @@ class LLM(Closing):
         """Queue a prompt's ``params.n`` completions, sampled as the model advises where the user
         says nothing.
 
-        Errors: RequestError where they can never be served.
+        Errors: as ``new_sequences``.
         """
-        engine, requests = self.engine, list[Request]()
+        return self.queue(prompt, self.new_sequences(prompt, params, scheduling))
+
+    def new_sequences(
+        self, prompt: Prompt, params: SamplingParams, scheduling: Scheduling | None = None
+    ) -> list[EngineSequence]:
+        """The sequences of a prompt's completions, for ``queue``. The room that following their
+        form takes is theirs from now on. Safe in any thread.
+
+        Errors: RequestError where they can never be served; BusyError where the plan has no room
+        for what follows their form.
+        """
         params = params.resolved(self.sampling)
         stop_ids = self.tokenizer.stop_ids(params.stop)
         for token_id in params.stop_token_ids:
@@ -277,15 +255,18 @@ class LLM(Closing):
                 )
         if stop_ids:
             params = replace(params, stop_token_ids=tuple({*params.stop_token_ids, *stop_ids}))
-        scheduling = checked_scheduling(scheduling)
         if params.constraint is not None and prompt.grammar is None:
             raise RequestError("the prompt was prepared without the constraint of its parameters")
-        sequences = engine.add_samples(
-            prompt.token_ids,
-            params,
-            scheduling=scheduling,
-            processors=self._processors(prompt, params),
-        )
+        if prompt.grammar is not None:
+            prompt.grammar.check_count(params.n)
+        processors = self._prompts.processors(prompt, params, self.engine.clock)
+        scheduling = checked_scheduling(scheduling)
+        return self.engine.new_samples(prompt.token_ids, params, scheduling, processors)
+
+    def queue(self, prompt: Prompt, sequences: list[EngineSequence]) -> list[Request]:
+        """Queue the sequences that ``new_sequences`` gave for a prompt."""
+        engine, requests = self.engine, list[Request]()
+        engine.add(sequences)
         try:
             for index, sequence in enumerate(sequences):
                 requests.append(Request(engine, sequence, self.tokenizer, prompt, index))
@@ -298,29 +279,7 @@ class LLM(Closing):
     @property
     def thinks(self) -> bool:
         """Whether the model is known to think: by its chat template, or by tokens for the tags."""
-        template = self.template
-        return template is not None and (template.writes_thoughts or self._tags.are_tokens)
-
-    @cached_property
-    def _tags(self) -> ThoughtTokens:
-        return ThoughtTokens(self.tokenizer)
-
-    def _processors(
-        self, prompt: Prompt, params: SamplingParams
-    ) -> Callable[[], tuple[LogitsProcessor, ...]]:
-        """What makes the processors of one completion: what follows its grammar, then the budget of
-        its thought, where it has them. So no bias makes a token possible that neither allows."""
-        makers: list[Callable[[], LogitsProcessor]] = []
-        if prompt.grammar is not None:
-            makers.append(prompt.grammar.follower)
-        most, seconds = params.most_thinking_tokens, params.max_thinking_seconds
-        if prompt.is_thoughtless:
-            most = 0
-        if most is not None or seconds is not None:
-            allowance = Allowance(most, seconds, self.engine.clock)
-            start = Thought.behind(prompt.rendered)
-            makers.append(partial(ThoughtBudget, self._tags, start, allowance))
-        return lambda: tuple(make() for make in makers)
+        return self._prompts.thinks
 
     def replace_weights(self, tensors: Mapping[str, object]) -> None:
         """Put other numbers in the place of some weights, between requests.
@@ -358,21 +317,6 @@ class LLM(Closing):
             unfinished = [request for request in unfinished if not request.is_told]
             if progress is not None and len(unfinished) < num_before:
                 progress(len(requests) - len(unfinished), len(requests))
-
-    def _encode(self, text: str, is_plain: bool) -> list[int]:
-        """Tokens of a prompt, no further than one past the context."""
-        context = self.plan.context
-        # A chat template writes the special tokens itself.
-        ids = self.tokenizer.encode(text, add_special_tokens=is_plain, limit=context)
-        if len(ids) > context:
-            templated = "" if is_plain else " with its chat template"
-            more = f"; a context of up to {self.longest_context} is possible"
-            raise ContextError(
-                f"the prompt has {len(text)} characters{templated}, which are more than {context} "
-                f"tokens, and the context is {context}; at most {context - 1} leave room for an "
-                f"answer{more * (self.longest_context > context)}"
-            )
-        return ids
 
 
 # For help() and editors: what ``settings`` may be.

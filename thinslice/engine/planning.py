@@ -203,6 +203,7 @@ def _workload(model: Model, settings: EngineSettings) -> Workload:
         mtp_hidden=settings.mtp_hidden,
         reserve_bytes=settings.reserve_bytes,
         reserve_per_token=settings.reserve_per_token,
+        forms=settings.forms,
     )
 
 

@@ -9,7 +9,7 @@ from thinslice.engine.prompts import Prompt
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.engine.thought_budget import ThoughtBudget
 from thinslice.text.incremental import IncrementalDetokenizer, StopStringMatcher
-from thinslice.text.reasoning import ReasoningSplitter, Thought
+from thinslice.text.reasoning import ReasoningSplitter
 from thinslice.text.tokenizer import Tokenizer
 from thinslice.text.tool_calls import CallSplitter
 
@@ -141,13 +141,16 @@ class Request:
         is_plain = prompt.rendered is None
         self._detokenizer = IncrementalDetokenizer(tokenizer, continues_text=is_plain)
         self._stops = StopStringMatcher(sequence.params.stop)
-        self._splitter = None if prompt.rendered is None else ReasoningSplitter(prompt.rendered)
+        self._splitter = None
+        if prompt.rendered is not None and not prompt.is_held_whole:
+            self._splitter = ReasoningSplitter(prompt.rendered)
         self._calls = None if prompt.call_style is None else CallSplitter(prompt.call_style)
         self._num_seen = 0
-        self._thought = Thought.behind(prompt.rendered)
+        self._thought = prompt.thought
         self._tokenizer = tokenizer
         self.is_told = False
         self._chunks: list[TextChunk] = []
+        self._kept: list[TextChunk] = []  # of a call, until it is whole
 
     def __del__(self) -> None:
         if not self.is_finished:
@@ -250,6 +253,17 @@ class Request:
             chunks += self._record(self._splitter.finish())
         if self._calls is not None:
             chunks += self._record_calls(self._calls.finish())
+            chunks += self._half_call(self._calls)
+        return chunks
+
+    def _half_call(self, calls: CallSplitter) -> list[TextChunk]:
+        """What was kept of a call: where a stop string cut it, it is none, and is text."""
+        chunks, self._kept = self._kept, []
+        if chunks and self._stops.matched is not None:
+            written = "".join(one.text for one in chunks if one.kind == "arguments")
+            chunks = [TextChunk("answer", calls.head + written)]
+        for chunk in chunks:
+            _append(self._chunks, chunk)
         return chunks
 
     def _emit(self, text: str) -> list[TextChunk]:
@@ -270,9 +284,21 @@ class Request:
 
     def _record_calls(self, pieces: list[tuple[str, str]]) -> list[TextChunk]:
         chunks = [TextChunk(kind, text) for kind, text in pieces]
+        if self._calls is not None and self.sequence.params.stop:
+            chunks = self._sure(chunks, is_half=bool(self._calls.head))
         for chunk in chunks:
             _append(self._chunks, chunk)
         return chunks
+
+    def _sure(self, chunks: list[TextChunk], *, is_half: bool) -> list[TextChunk]:
+        """What no stop string can make another thing of: a call is kept until it is whole."""
+        for chunk in chunks:
+            _append(self._kept, chunk)
+        sure, self._kept = self._kept, []
+        if is_half:
+            place = max(place for place, one in enumerate(sure) if one.kind == "call")
+            sure, self._kept = sure[:place], sure[place:]
+        return sure
 
     def _tool_calls(self) -> list[ToolCall]:
         calls: list[ToolCall] = []

@@ -77,6 +77,11 @@ class ResultsRoom:
         with self._lock:
             return max(self._left(), 0)
 
+    @property
+    def most_bytes(self) -> int:
+        """All that the plan leaves."""
+        return _room(self._plan)
+
     def _left(self) -> int:
         """What is promised to nobody, less than nothing where that is too much."""
         with suppress(IndexError):

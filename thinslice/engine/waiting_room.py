@@ -56,6 +56,8 @@ class WaitingRoom:
 
     def check(self, arrival: Arrival) -> None:
         """Errors: BusyError where there is no room for more; RequestError where there never is."""
+        if not arrival.count:
+            return
         if arrival.count > (most := self.most_of(arrival.tenant)[0]):
             told = (
                 f"{arrival.count} completions are asked for at once; at most {most} may wait here"
@@ -79,9 +81,14 @@ class WaitingRoom:
                 raise BusyError(f"{told}, which leave too few of {most} to others: try again later")
 
     def _waiting(self) -> list[Arrival]:
-        """All that wait; the completions of a prompt share its tokens."""
+        """All that wait; the completions of a prompt share its tokens, and one of them the place of
+        what scores it before."""
         found, seen = [*self.handed_over], set[int]()
-        for one in [*self._scheduler.waiting]:
+        waiting = [*self._scheduler.waiting]
+        leaders = {id(one.leader) for one in waiting}
+        for one in waiting:
+            if one.scored is not None and id(one) in leaders:
+                continue
             prompt = one.prompt_token_ids
             num_tokens = 0 if id(prompt) in seen else len(prompt)
             seen.add(id(prompt))

@@ -160,7 +160,7 @@ class Card(Platform):
             "runtime": CALLER_BYTES + _COMPILER_BYTES,
             "weights": 0,
             "activations": max(sampling, LOADING_BYTES + PIECE_BYTES),
-            **case.workload.reserved_part(context),
+            **case.reserved_parts(context),
         }
         if case.draft is not None:
             host["drafting"] = case.workload.max_num_seqs * ngram_index_bytes(context)

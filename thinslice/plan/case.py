@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from thinslice.plan.cost import kv_bytes_per_token
+from thinslice.plan.cost import kv_bytes_per_token, vocabulary_bytes
 from thinslice.plan.memory_plan import (
     HELD_PARTS,
     DevicePlan,
@@ -44,6 +44,8 @@ class Workload:
         mtp_hidden: what a prediction layer takes of the model; see DraftPlan.
         reserve_bytes: what the program around the model will come to hold.
         reserve_per_token: bytes more of that for each token of the context.
+        forms: whether the vocabulary that answers of a given form are followed by is a part of the
+            plan: ``reserved``; or of the room for answers: ``auto``; or not wanted: ``off``.
     """
 
     context: int | None = None
@@ -59,11 +61,7 @@ class Workload:
     mtp_hidden: str = "pre-norm"
     reserve_bytes: int = 0
     reserve_per_token: int = 0
-
-    def reserved_part(self, context: int) -> dict[str, int]:
-        """The part of the process's memory that is left to the program, where it asks for any."""
-        num_bytes = self.reserve_bytes + self.reserve_per_token * context
-        return {"reserved": num_bytes} if num_bytes else {}
+    forms: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -199,3 +197,12 @@ class Case:
     def kv_bytes_per_token(self) -> int:
         """K and V of one position, in the layers that draft too."""
         return kv_bytes_per_token(self.shape, self.kv_dtype, self.num_mtp_layers)
+
+    def reserved_parts(self, context: int) -> dict[str, int]:
+        """The parts of the process's memory that are left to the program, where it asks for any."""
+        workload, parts = self.workload, dict[str, int]()
+        if workload.forms == "reserved":
+            parts["forms"] = vocabulary_bytes(self.shape.vocab_size)
+        if num_bytes := workload.reserve_bytes + workload.reserve_per_token * context:
+            parts["reserved"] = num_bytes
+        return parts

@@ -89,7 +89,7 @@ class Processor(Platform):
             "kv cache": kv_cache_bytes(case, tokens.context),
             "activations": _activation_bytes(case, tokens, how),
             **_drafting_part(case, tokens.context, tokens.chunk),
-            **case.workload.reserved_part(tokens.context),
+            **case.reserved_parts(tokens.context),
         }
         if streaming is not None:
             sweep = layout.sweep_bytes(streaming.slice_bytes)

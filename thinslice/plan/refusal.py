@@ -82,6 +82,8 @@ def _smaller_needs(case: Case) -> Iterator[str]:
             break
     if workload.draft != "off" and _changed(case, draft="off") is not None:
         yield "--draft off"
+    if workload.forms == "reserved" and _changed(case, forms="off") is not None:
+        yield "--forms off"
 
 
 def _changed(case: Case, **changes: object) -> MemoryPlan | None:

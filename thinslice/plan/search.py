@@ -20,8 +20,8 @@ SMALLEST_CONTEXT = 256
 USEFUL_CONTEXT = 1024
 # Without --context, streamed weights get no longer one.
 STREAMED_CONTEXT = 4096
-# Left to answers while their caller holds them, of what more sequences would take; and as much as
-# the vocabulary of answers of a given form takes, should one be asked for.
+# Left to answers while their caller holds them, of what more sequences would take; and, where it is
+# no part of its own, as much as the vocabulary of answers of a given form takes.
 RESULTS_BYTES = 16 * MIB
 
 
@@ -101,7 +101,9 @@ def _with_more_blocks(case: Case, chosen: MemoryPlan) -> MemoryPlan:
     memory, a part of it is left to them."""
     wanted = chosen.num_kv_blocks * (chosen.max_num_seqs - 1)
     is_shared = len(chosen.pools) == 1
-    wanted_results = RESULTS_BYTES + vocabulary_bytes(case.shape.vocab_size)
+    wanted_results = RESULTS_BYTES
+    if case.workload.forms == "auto":
+        wanted_results += vocabulary_bytes(case.shape.vocab_size)
     results = min(chosen.headroom_bytes // 4, wanted_results) if is_shared else 0
     extra = min(wanted, (chosen.headroom_bytes - results) // chosen.kv_block_bytes)
     larger = chosen.with_more(0, {"kv cache": extra * chosen.kv_block_bytes})

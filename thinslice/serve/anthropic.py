@@ -51,8 +51,8 @@ async def messages(body: MessagesBody, request: Request, served: TheServed) -> R
 async def count_tokens(body: MessagesBody, served: TheServed) -> dict[str, int]:
     """How many tokens a conversation has, with the model's template around it."""
     _check(body, served)
-    prompt = await served.engine.prepare(_conversation(body), _params(body))
-    return {"input_tokens": len(prompt.token_ids)}
+    llm, asked, params = served.engine.llm, _conversation(body), _params(body)
+    return {"input_tokens": await served.engine.apart(llm.count_tokens, asked, params)}
 
 
 def _check(body: MessagesBody, served: Served) -> None:

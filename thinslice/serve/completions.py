@@ -1,6 +1,7 @@
 """/v1/completions: texts that are gone on with, that are scored, or both."""
 
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -52,6 +53,8 @@ def _asked(body: CompletionBody, scheduling: Scheduling, served: Served) -> Aske
         raise ApiError(400, told, "max_tokens")
     fields = body if is_completed else body.model_copy(update={"max_tokens": None})
     params = sampling_params(fields, body.logprobs)
+    if not is_completed:
+        params = replace(params, constraint=None)
     num, most = len(_each(body)) * params.n, served.engine.room.most_of(scheduling.tenant)[0]
     if num > most:
         told = f"{num} completions are asked for at once; at most {most} may wait here"

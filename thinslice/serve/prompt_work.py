@@ -1,7 +1,7 @@
 """A prompt of /v1/completions on its way: scored where that is asked, and gone on with."""
 
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -65,23 +65,27 @@ class PromptWork:
         self._found: list[Completion] = []
 
     async def begin(self) -> None:
-        """Queue what comes first. Errors: of all that it takes, as far as they can be known."""
-        asked, token_ids = self._asked, self._prompt.prepared.token_ids
+        """Queue all of it. Errors: of all that it takes, as far as they can be known."""
+        asked, prepared = self._asked, self._prompt.prepared
+        token_ids = prepared.token_ids
         if asked.is_completed:
             self._engine.llm.engine.check_request(token_ids, asked.params)
         if asked.is_echoed and asked.logprobs is not None and len(token_ids) > 1:
             self._scored = await self._engine.score(
                 token_ids, num_top=asked.logprobs, scheduling=asked.scheduling
             )
-        elif asked.is_completed:
-            await self._submit()
+        if asked.is_completed:
+            self._stream = await self._engine.submit(
+                prepared, asked.params, asked.scheduling, after=self._scored
+            )
 
     async def run(self) -> None:
         """To the end."""
-        if self._scored is not None:
-            await whole(self._scored)
-        if self._asked.is_completed:
-            self._found = await whole(await self._submit())
+        async with self._ending():
+            if self._scored is not None:
+                await whole(self._scored)
+            if self._stream is not None:
+                self._found = await whole(self._stream)
 
     def choices(self) -> Iterator[Choice]:
         """The whole choices, once it has run."""
@@ -96,21 +100,21 @@ class PromptWork:
 
     async def pieces(self) -> AsyncGenerator[Choice]:
         """The choices piece by piece: the prompt, where it comes back, before each completion."""
-        if self._scored is not None:
-            await whole(self._scored)
-        if self._asked.is_echoed:
-            for index in range(self._asked.params.n):
-                for piece in self._echo_pieces(index):
-                    yield piece
-        if not self._asked.is_completed:
-            return
-        length = len(self._echo())
-        offsets = [self._offsets(length) for _ in range(self._asked.params.n)]
-        stream = await self._submit()
-        async with aclosing(deltas(stream)) as coming:
-            async for delta in coming:
-                yield self._piece(delta, offsets[delta.index])
-        self._found = stream.completions
+        async with self._ending():
+            if self._scored is not None:
+                await whole(self._scored)
+            if self._asked.is_echoed:
+                for index in range(self._asked.params.n):
+                    for piece in self._echo_pieces(index):
+                        yield piece
+            if self._stream is None:
+                return
+            length = len(self._echo())
+            offsets = [self._offsets(length) for _ in range(self._asked.params.n)]
+            async with aclosing(deltas(self._stream)) as coming:
+                async for delta in coming:
+                    yield self._piece(delta, offsets[delta.index])
+            self._found = self._stream.completions
 
     def usage(self) -> dict[str, Any]:
         """Its tokens. Those that only its own scoring has cached are not told as cached."""
@@ -123,13 +127,15 @@ class PromptWork:
         token_ids = self._prompt.prepared.token_ids
         return usage_of([Completion("", "", token_ids, [], "length", 0, 0.0, 0.0)])
 
-    async def _submit(self) -> AsyncStream:
-        if self._stream is None:
-            asked = self._asked
-            self._stream = await self._engine.submit(
-                self._prompt.prepared, asked.params, asked.scheduling
-            )
-        return self._stream
+    @asynccontextmanager
+    async def _ending(self) -> AsyncGenerator[None]:
+        """What is left unfinished ends: the completions where their scoring goes wrong, too."""
+        try:
+            yield
+        finally:
+            for stream in (self._scored, self._stream):
+                if stream is not None:
+                    await stream.aclose()
 
     @property
     def _tokenizer(self) -> Tokenizer:

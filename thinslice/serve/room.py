@@ -14,7 +14,8 @@ _RENDERING_BYTES = 11 * MIB
 
 
 def with_room(settings: EngineSettings, server: ServerSettings) -> EngineSettings:
-    """The settings of a model that is served, with room for connections, bodies and the page.
+    """The settings of a model that is served, with room for connections, bodies and the page, and
+    for what answers of a given form are followed by, unless these are off.
 
     The first two are bounds that the server holds; see Connection and Intake.
     """
@@ -27,4 +28,5 @@ def with_room(settings: EngineSettings, server: ServerSettings) -> EngineSetting
         + without_context
         + _RENDERING_BYTES,
         reserve_per_token=settings.reserve_per_token + with_a_token - without_context,
+        forms="reserved" if settings.forms == "auto" else settings.forms,
     )

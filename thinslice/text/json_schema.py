@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from thinslice.constraint import check_depth
 from thinslice.errors import RequestError, shown
+from thinslice.text.exclusive import Exclusion
 from thinslice.units import KIB
 
 Schema = dict[str, Any]
@@ -87,7 +88,13 @@ def for_grammar(given: object) -> Schema:
     if not any(_joins(one) or "patternProperties" in one for one in every):
         for one in every:
             _close(one)
-    return {"x-guidance": _SPACE, **schema}
+    return {"x-guidance": {**_SPACE, "coerce_one_of": _are_exclusive(schema, every)}, **schema}
+
+
+def _are_exclusive(schema: Schema, every: Sequence[Schema]) -> bool:
+    """Whether oneOf says what anyOf says, wherever it stands."""
+    exclusion = Exclusion(schema)
+    return all(exclusion.is_shown(one["oneOf"]) for one in every if "oneOf" in one)
 
 
 def check_together(schemas: Sequence[Schema]) -> None:

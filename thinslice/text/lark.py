@@ -10,7 +10,7 @@ from typing import Any
 from thinslice.constraint import Constraint
 from thinslice.errors import RequestError
 from thinslice.text.json_schema import Schema, check_together, for_grammar
-from thinslice.text.reasoning import Beginning
+from thinslice.text.reasoning import OPEN, Beginning
 from thinslice.text.tool_use import Function, ToolUse
 
 _ANSWER = "answer"
@@ -49,6 +49,11 @@ def grammar_of(constraint: Constraint | None, tools: ToolUse | None, beginning: 
             raise RequestError(
                 "this model's calls of tools begin as an answer may: set tool_choice to none or "
                 "required, or leave the form of the answer open"
+            )
+        if beginning == "possible" and constraint.kind != "json_schema" and OPEN in constraint.text:
+            raise RequestError(
+                f"the form of the answer has {OPEN} in it, with which this model begins its "
+                "thoughts: leave it out, or leave the thought out (max_thinking_tokens 0)"
             )
         bodies.append(f"@{_ANSWER}")
         grammars.append({"name": _ANSWER, **_answer(constraint)})

@@ -18,6 +18,10 @@ class CallSplitter:
     and at least one. What only looks like a call is text. White space between text and calls
     belongs to neither. What is given does not depend on how the text is cut into pieces; what may
     become a call is held back.
+
+    Attributes:
+        head: while a call's arguments are not whole, the text before them, from the tag on;
+            otherwise nothing.
     """
 
     def __init__(self, style: CallStyle) -> None:
@@ -30,6 +34,7 @@ class CallSplitter:
         self._num_calls = 0
         self._is_after_call = False
         self._opening = ""  # what stood before the object that is held
+        self.head = ""
         self._scan = _Scan()
 
     def push(self, text: str) -> list[Piece]:
@@ -117,6 +122,7 @@ class CallSplitter:
         header = self._header.match(self._held)
         name = None if header is None else _name(header[1])
         if header is not None and name is not None:
+            self.head = self._opening + self._held[: header.end()]
             self._held = self._held[header.end() :]
             self._state, self._scan = self._arguments, _Scan()
             self._num_calls += 1
@@ -140,7 +146,7 @@ class CallSplitter:
             text, self._held = self._held, ""
             return [("arguments", text)]
         text, self._held = self._held[:end], self._held[end:]
-        self._state, self._scan = self._tail, _Scan(depth=1)
+        self._state, self._scan, self.head = self._tail, _Scan(depth=1), ""
         return [("arguments", text)]
 
     def _tail(self, is_last: bool) -> list[Piece] | None:

@@ -388,7 +388,7 @@ def test_streams_of_somebody_else_do_not_end_the_thread(llm: LLM) -> None:
     in_engine(llm, task)
 
 
-@pytest.mark.parametrize("name", ["add_requests", "engine.add_samples", "engine.scheduler.add"])
+@pytest.mark.parametrize("name", ["queue", "engine.add", "engine.scheduler.add"])
 @pytest.mark.parametrize("error", [MemoryError, Panic])
 def test_a_request_that_cannot_be_added_hears_of_it(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException]

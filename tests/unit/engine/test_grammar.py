@@ -52,7 +52,7 @@ class Room(ResultsRoom):
     """Room for so many bytes."""
 
     def __init__(self, num_bytes: int = 1 << 40) -> None:
-        self.left = num_bytes
+        self.left = self.most = num_bytes
 
     def take(self, num_bytes: int) -> bool:
         is_there = num_bytes <= self.left
@@ -65,6 +65,10 @@ class Room(ResultsRoom):
     @property
     def left_bytes(self) -> int:
         return self.left
+
+    @property
+    def most_bytes(self) -> int:
+        return self.most
 
 
 def tokenizer(ends: frozenset[int] = frozenset({1})) -> Any:
@@ -391,6 +395,38 @@ def test_there_is_room_or_a_line_says_what_is_missing() -> None:
     room.left = 0
     with pytest.raises(BusyError, match="an answer of a given form"):
         grammar.follower()
+
+
+def test_what_the_plan_has_for_the_vocabulary_is_not_taken_of_the_room_for_answers() -> None:
+    texts = [grammar_of(Constraint.choice([one]), None, "none") for one in ("ab", "cd")]
+    room, other = Room(1 << 20), Room(1 << 20)
+    grammars = Grammars(tokenizer(), room, 9 << 20)
+    grammars.compiled(texts[0])
+    first = room.most - room.left
+    grammars.compiled(texts[1])
+    assert room.most - room.left == 2 * first  # what a grammar takes, and no more
+    with pytest.raises(RequestError, match="the vocabulary"):
+        Grammars(tokenizer(), other, 1 << 20).compiled(texts[0])
+    assert other.left == other.most
+
+
+def test_a_grammar_finds_room_later_where_answers_have_it_now() -> None:
+    room = Room(9 << 20)
+    grammars = Grammars(tokenizer(), room)
+    text = grammar_of(FORMS["choice"], None, "none")
+    room.left = 1 << 20
+    with pytest.raises(BusyError, match="try again later"):
+        grammars.compiled(text)
+    room.left = room.most
+    grammars.compiled(text)
+
+
+def test_more_completions_than_ever_find_room_are_refused_for_good() -> None:
+    grammar = compiled(FORMS["choice"], room=Room(9 << 20))
+    grammar.check_count(36)
+    with pytest.raises(RequestError, match="at most 36 fit") as refused:
+        grammar.check_count(37)
+    assert not isinstance(refused.value, BusyError)
 
 
 def test_the_last_grammars_are_kept() -> None:

@@ -170,8 +170,8 @@ def test_a_model_that_cannot_write_the_tags_of_thoughts_chats_all_the_same(
     def refuse(_tokenizer: object) -> None:
         raise RequestError("this model's tokenizer cannot write </think>; set no budget")
 
-    monkeypatch.setattr("thinslice.engine.llm.ThoughtTokens", refuse)
-    monkeypatch.delitem(vars(llm), "_tags", raising=False)
+    monkeypatch.setattr("thinslice.engine.prompts.ThoughtTokens", refuse)
+    monkeypatch.delitem(vars(llm._prompts), "_tags", raising=False)
     asked = [{"role": "user", "content": "Hi"}]
     assert llm.chat(asked, SamplingParams(max_tokens=4)).token_ids
     with pytest.raises(RequestError, match="set no budget"):

@@ -4,6 +4,7 @@ import pytest
 
 from tests.unit.engine.test_scheduler import new_sequence, small_plan
 from thinslice.engine.scheduler import Scheduler
+from thinslice.engine.sequence import Scored
 from thinslice.engine.waiting_room import Arrival, WaitingRoom
 from thinslice.errors import BusyError, RequestError
 
@@ -97,3 +98,22 @@ def test_what_the_scheduler_has_counts_once_for_each_prompt() -> None:
     with pytest.raises(BusyError, match="20 tokens of this key wait and 16 more"):
         found.check(Arrival("a", 1, 16))
     found.check(Arrival("a", 1, 15))
+
+
+def test_what_is_scored_first_has_the_place_of_one_of_its_completions() -> None:
+    scheduler = Scheduler(small_plan(100))
+    found = WaitingRoom(scheduler, 4, 64)
+    scored, *completions = (new_sequence(number, 20, 2) for number in range(4))
+    scored.scored = Scored(1, 0)
+    scheduler.add(scored)
+    for one in completions:
+        one.leader, one.prompt_token_ids = scored, scored.prompt_token_ids
+    found.check(Arrival("", 3))
+    scheduler.add(completions[0])
+    found.check(Arrival("", 3, found.max_tokens - 20))
+    for one in completions[1:]:
+        scheduler.add(one)
+    found.check(Arrival("", 1, found.max_tokens - 20))
+    with pytest.raises(BusyError):
+        found.check(Arrival("", 2))
+    found.check(Arrival("", 0))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from thinslice.errors import BudgetError, ConfigError
 from thinslice.plan.case import Workload
+from thinslice.plan.cost import vocabulary_bytes
 from thinslice.plan.memory_plan import DraftPlan, MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.planner import plan
@@ -66,6 +67,7 @@ workloads = st.builds(
     draft=st.sampled_from(["off", "off", "auto", "ngram"]),
     reserve_bytes=st.sampled_from([0, 64 * MIB]),
     reserve_per_token=st.integers(0, 256),
+    forms=st.sampled_from(["auto", "reserved", "off"]),
 )
 
 
@@ -108,6 +110,20 @@ def test_the_planned_peak_fits_and_holds_the_context(
     assert chosen.num_kv_blocks * BLOCK_SIZE >= chosen.context
     reserved = workload.reserve_bytes + workload.reserve_per_token * chosen.context
     assert dict(chosen.parts).get("reserved", 0) == reserved
+    forms = vocabulary_bytes(SMOL.vocab_size) if workload.forms == "reserved" else 0
+    assert dict(chosen.parts).get("forms", 0) == forms
+
+
+def test_room_for_forms_is_refused_or_left_out_by_what_is_suggested() -> None:
+    workload = Workload(512, dtype="bfloat16", forms="reserved")
+    shapes = SMOL, layout_for(workload), workload
+    with pytest.raises(BudgetError, match=r"forms 27\.\d\d MiB") as refused:
+        plan(*shapes, Processor.of(RUNTIME + 40 * MIB, RUNTIME))
+    assert "    --forms off" in str(refused.value)
+    without = plan(
+        *shapes[:2], replace(workload, forms="off"), Processor.of(RUNTIME + 40 * MIB, RUNTIME)
+    )
+    assert "forms" not in dict(without.parts)
 
 
 @given(budgets, st.integers(1, 8192), st.sampled_from([BF16, Q4_1]))

@@ -14,10 +14,14 @@ import pytest
 
 from tests.servers import NAME, Running, running
 from tests.unit.serve.test_leaving import ask, slow_steps
+from thinslice.config import SamplingParams, Scheduling
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.engine import Engine
 from thinslice.engine.results import BYTES_TO_BEGIN, ResultsRoom
-from thinslice.serve import lazy_json
+from thinslice.engine.sequence import Sequence
+from thinslice.serve import lazy_json, prompt_work
 from thinslice.serve.answers import all_of, merged
+from thinslice.serve.prompt_work import Asked, AskedPrompt, PromptWork
 from thinslice.serve.settings import ServerSettings
 
 TEXTS = ["the moon", "a path thither", "äöü€ 中文", "x"]
@@ -235,6 +239,37 @@ def test_scores_that_the_plan_has_no_room_for_are_refused(
     answer(server, prompt=["abc", "def"], echo=True, logprobs=20, max_tokens=0)
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_completions_behind_an_echo_have_their_place_from_the_start(
+    server: Running, monkeypatch: pytest.MonkeyPatch, is_streamed: bool
+) -> None:
+    """What the plan has no room for is refused before the echo comes, and nothing runs on."""
+    asked = {"prompt": "abc", "n": 2, "echo": True, "logprobs": 0, "stream": is_streamed}
+    assert post(server, **asked).status_code == 200
+    take = ResultsRoom.take
+
+    def for_one_completion(room: ResultsRoom, num_bytes: int) -> bool:
+        return num_bytes != 2 * BYTES_TO_BEGIN and take(room, num_bytes)
+
+    monkeypatch.setattr(ResultsRoom, "take", for_one_completion)
+    found = post(server, **asked)
+    assert found.status_code == 429, found.text
+    assert found.headers["retry-after"] == "1"
+    server.wait_until_idle()
+    monkeypatch.undo()
+    assert post(server, **asked).status_code == 200
+
+
+def test_as_many_as_may_wait_are_scored_and_completed_at_once(server: Running) -> None:
+    asked = {"prompt": [[7, 8, number] for number in range(8)], "echo": True, "logprobs": 0}
+    found = answer(server, **asked)
+    assert len(found["choices"]) == 8
+    assert post(server, **{**asked, "n": 2}).status_code == 400
+    assert [one["text"] for one in streamed(server, **asked)] == [
+        one["text"] for one in found["choices"]
+    ]
+
+
 def test_room_for_scores_is_given_back(server: Running) -> None:
     room = server.served.engine.llm.engine.results
     gc.collect()
@@ -262,18 +297,47 @@ def test_who_goes_away_leaves_nothing_that_is_scored(
 def test_an_error_of_one_prompt_ends_the_others(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = Engine.add_scored
+    add = Engine.add
 
-    def failing(self: Engine, token_ids: list[int], *args: Any, **more: Any) -> Any:
-        if token_ids[0] == 66:
+    def failing(self: Engine, sequences: list[Sequence], *more: Any) -> None:
+        if sequences[0].prompt_token_ids[0] == 66:
             raise MemoryError
-        return add(self, token_ids, *args, **more)
+        add(self, sequences, *more)
 
-    monkeypatch.setattr(Engine, "add_scored", failing)
+    monkeypatch.setattr(Engine, "add", failing)
     asked = {"prompt": [[7] * 500, [66, 66]], "echo": True, "logprobs": 0}
     assert post(server, **asked).status_code == 503
     assert post(server, **asked, stream=True).text.count('"error"') == 1
     server.wait_until_idle()
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_completions_end_where_their_scoring_goes_wrong(
+    server: Running, monkeypatch: pytest.MonkeyPatch, is_streamed: bool
+) -> None:
+    """Whoever still holds them."""
+
+    async def wrong(stream: AsyncStream) -> None:
+        raise MemoryError
+
+    async def run() -> None:
+        params = SamplingParams(max_tokens=400, ignore_eos=True)
+        prompt = await engine.prepare("the moon", params)
+        asked = Asked(params, Scheduling(), 0, is_echoed=True, is_completed=True)
+        work = PromptWork(engine, 0, asked, AskedPrompt(prompt, "the moon", 0))
+        await work.begin()
+        with pytest.raises(MemoryError):
+            await (anext(work.pieces()) if is_streamed else work.run())
+        assert work._stream is not None
+        until = time.monotonic() + 20
+        while any(one.finish_reason is None for one in work._stream.sequences):
+            assert time.monotonic() < until
+            await asyncio.sleep(0.005)
+        assert [one.finish_reason for one in work._stream.sequences] == ["abort"]
+
+    engine = server.served.engine
+    monkeypatch.setattr(prompt_work, "whole", wrong)
+    asyncio.run(run())
 
 
 def test_long_answers_are_written_piece_by_piece(

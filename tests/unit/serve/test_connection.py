@@ -92,4 +92,11 @@ def test_what_a_server_holds_is_asked_of_the_plan() -> None:
         room = asked.reserve_bytes + asked.reserve_per_token * context
         bodies = BodyBounds.of(context).room_bytes
         assert room == 12 * MIB + 5 * context + MOST * CONNECTION_BYTES + bodies
-    assert replace(asked, reserve=0, reserve_per_token=0) == EngineSettings(max_num_seqs=4)
+    same = replace(asked, reserve=0, reserve_per_token=0)
+    assert same == EngineSettings(max_num_seqs=4, forms="reserved")
+
+
+def test_room_for_forms_is_asked_of_the_plan_unless_they_are_off() -> None:
+    for asked, got in (("auto", "reserved"), ("reserved", "reserved"), ("off", "off")):
+        settings = EngineSettings(forms=asked)  # type: ignore[arg-type]
+        assert with_room(settings, SETTINGS).forms == got

@@ -1,8 +1,10 @@
 """The form of an answer, asked for by the clients of OpenAI, Anthropic and Ollama."""
 
+import gc
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -13,6 +15,9 @@ import openai
 import pytest
 
 from tests.servers import NAME, Running, running
+from thinslice.engine import grammar
+from thinslice.engine.grammar import Grammars
+from thinslice.engine.results import ResultsRoom
 
 MESSAGES: Any = [{"role": "user", "content": "the moon"}]
 # What a random model comes to the end of.
@@ -44,6 +49,10 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
         base_url=f"{server.url}/v1", api_key="none", max_retries=0, _strict_response_validation=True
     ) as found:
         yield found
+
+
+def post(server: Running, path: str, **body: Any) -> httpx2.Response:
+    return httpx2.post(f"{server.url}{path}", json=body, timeout=60)
 
 
 def check(text: str | None) -> None:
@@ -104,6 +113,104 @@ def test_ollama_whole_and_streamed(server: Running) -> None:
     assert (begun.message.content or "").startswith("{")
 
 
+FORM: Any = {"structured_outputs": {"choice": ["yes", "no"]}}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_an_answer_without_room_for_its_form_does_not_begin(
+    server: Running, monkeypatch: pytest.MonkeyPatch, path: str, is_streamed: bool
+) -> None:
+    asked = {**ASKED, **FORM, "prompt": "the moon", "n": 2, "stream": is_streamed}
+    assert post(server, path, **asked).status_code == 200
+    room = server.served.engine.llm.engine.results
+    server.wait_until_idle()
+    gc.collect()
+    left, take = room.left_bytes, ResultsRoom.take
+
+    def but_for_matchers(room: ResultsRoom, num_bytes: int) -> bool:
+        return num_bytes != grammar._MATCHER_BYTES and take(room, num_bytes)
+
+    monkeypatch.setattr(ResultsRoom, "take", but_for_matchers)
+    answer = post(server, path, **asked)
+    assert answer.status_code == 429, answer.text
+    assert answer.headers["retry-after"] == "1"
+    assert "an answer of a given form" in answer.text
+    monkeypatch.undo()
+    assert room.left_bytes == left
+    with monkeypatch.context() as patched:
+        patched.setattr(ResultsRoom, "most_bytes", grammar._MATCHER_BYTES)
+        refused = post(server, path, **asked)
+    assert refused.status_code == 400
+    assert "at most 1 fit" in refused.text
+    assert post(server, path, **asked).status_code == 200
+
+
+def test_where_nothing_is_generated_no_grammar_is_made(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Grammars, text: str) -> None:
+        raise AssertionError("a grammar is made")
+
+    monkeypatch.setattr(Grammars, "compiled", refuse)
+    plain = {"model": NAME, "prompt": "the moon", **FORM}
+    assert post(server, "/v1/completions", **plain, max_tokens=0, echo=True).status_code == 200
+    counted = {
+        "model": NAME,
+        "messages": MESSAGES,
+        "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+    }
+    found = post(server, "/v1/messages/count_tokens", **counted)
+    llm = server.served.engine.llm
+    assert found.json() == {"input_tokens": len(llm.prepare(MESSAGES).token_ids)}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("budget", [{}, {"max_thinking_tokens": 0}, {"max_thinking_tokens": 12}])
+def test_a_form_may_have_tags_of_thoughts_where_the_model_has_no_thoughts(
+    client: openai.OpenAI, budget: dict[str, int], is_streamed: bool
+) -> None:
+    """The answer is of the form as a whole, and no budget ends what is no thought."""
+    more = {"structured_outputs": {"regex": "<think>[ab]{30}</think>c"}, **budget}
+    if is_streamed:
+        chunks = [*client.chat.completions.create(**ASKED, extra_body=more, stream=True)]
+        assert chunks[-1].choices[0].finish_reason == "stop"
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    else:
+        (choice,) = client.chat.completions.create(**ASKED, extra_body=more).choices
+        assert choice.finish_reason == "stop"
+        text = choice.message.content or ""
+    assert re.fullmatch("<think>[ab]{30}</think>c", text)
+
+
+def test_a_form_of_a_model_that_thinks_has_no_tags_of_thoughts(tmp_path: Path) -> None:
+    thinks = "{% for m in messages %}{% if '</think>' in m.content %}{% endif %}{{ m.content }}"
+    with running(tmp_path, template=f"{thinks}{{% endfor %}}") as thinking:
+        assert thinking.served.engine.llm.thinks
+        path, more = "/v1/chat/completions", {"structured_outputs": {"choice": ["<think>", "a"]}}
+        answer = post(thinking, path, **ASKED, **more, stream=True)
+        assert answer.status_code == 400
+        assert "with which this model begins its thoughts" in answer.text
+        for budget in (0, 40):
+            free = {"structured_outputs": {"choice": ["ab", "cd"]}, "max_thinking_tokens": budget}
+            answer = post(thinking, path, **ASKED, **free)
+            assert answer.json()["choices"][0]["message"]["content"] in ("ab", "cd")
+        answer = post(thinking, path, **ASKED, **more, max_thinking_tokens=0)
+        assert answer.json()["choices"][0]["message"]["content"] in ("<think>", "a")
+
+
+def test_without_forms_each_is_refused_and_free_answers_come(tmp_path: Path) -> None:
+    with running(tmp_path, forms="off") as server:
+        tools = [{"type": "function", "function": {"name": "now"}}]
+        path = "/v1/chat/completions"
+        for more in (FORM, {"tools": tools, "tool_choice": "required"}):
+            answer = post(server, path, **ASKED, **more)
+            assert answer.status_code == 400
+            assert "loaded with forms off" in answer.text
+        for more in ({}, {"tools": tools}):
+            assert post(server, path, **{**ASKED, "max_tokens": 4}, **more).status_code == 200
+
+
 NAMELESS = {"type": "json_schema", "json_schema": {"name": "a b", "schema": SCHEMA}}
 HUGE = {"enum": [f"value{one}" for one in range(20_000)]}
 DEEP: Any = {"type": "string"}
@@ -118,11 +225,6 @@ for _ in range(100):
         ("/v1/chat/completions", {"response_format": FORMAT, "structured_outputs": {}}, "both"),
         ("/v1/chat/completions", {"structured_outputs": {"grammar": "x"}}, "one of json, regex"),
         ("/v1/chat/completions", {"structured_outputs": {"regex": "("}}, "unclosed group"),
-        (
-            "/v1/chat/completions",
-            {"structured_outputs": {"choice": ["<think>"]}, "max_thinking_tokens": 0},
-            "there is no budget",
-        ),
         ("/v1/chat/completions", {"structured_outputs": {"regex": "a" * 5000}}, "at most 4096"),
         ("/v1/chat/completions", {"structured_outputs": {"json": HUGE}}, "at most 131072"),
         ("/v1/chat/completions", {"structured_outputs": {"json": DEEP}}, "64 levels"),

@@ -121,7 +121,7 @@ def test_an_id_that_is_none_is_replaced(server: Running, given: str) -> None:
 def test_every_answer_has_its_id(
     server: Running, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(*_: object) -> None:
+    def wrong(*_: object, **__: object) -> None:
         raise ValueError("a bug")
 
     answers = [

@@ -117,6 +117,47 @@ def test_a_call_that_is_cut_ends_by_its_length(client: openai.OpenAI) -> None:
     assert last.choices[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize("stop", ['"city', '"days"', "days", '"'])
+def test_a_call_that_a_stop_string_cuts_is_none(client: openai.OpenAI, stop: str) -> None:
+    """It is text, as what only looks like a call is; whole and streamed."""
+    asked = {**CALLING, "stop": [stop]}
+    (choice,) = client.chat.completions.create(**asked).choices
+    assert (choice.finish_reason, choice.message.tool_calls) == ("stop", None)
+    assert (choice.message.content or "").lstrip().startswith("<tool_call>")
+    assert stop not in (choice.message.content or "")
+    chunks = [one.choices[0] for one in client.chat.completions.create(**asked, stream=True)]
+    assert not any(one.delta.tool_calls for one in chunks)
+    assert chunks[-1].finish_reason == "stop"
+    assert "".join(one.delta.content or "" for one in chunks) == choice.message.content
+
+
+@pytest.mark.parametrize("stop", ["</tool_call>", "never"])
+def test_a_call_that_is_whole_is_told_whatever_stops_the_answer(
+    client: openai.OpenAI, stop: str
+) -> None:
+    (free,) = client.chat.completions.create(**CALLING).choices
+    asked = {**CALLING, "stop": [stop]}
+    (choice,) = client.chat.completions.create(**asked).choices
+    assert choice.finish_reason == "tool_calls"
+    told = [one.function.arguments for one in choice.message.tool_calls or ()]  # type: ignore[union-attr]
+    assert told == [one.function.arguments for one in free.message.tool_calls or ()]  # type: ignore[union-attr]
+    chunks = [one.choices[0] for one in client.chat.completions.create(**asked, stream=True)]
+    deltas = [one.function for part in chunks for one in part.delta.tool_calls or ()]
+    assert "".join(one.arguments or "" for one in deltas if one) == told[0]
+
+
+def test_a_call_that_is_cut_by_its_length_is_told_with_stop_strings_too(
+    client: openai.OpenAI,
+) -> None:
+    asked = {**CALLING, "max_tokens": 50}
+    free, held = (
+        client.chat.completions.create(**asked, **more).choices[0].message.tool_calls or ()
+        for more in ({}, {"stop": ["never"]})
+    )
+    assert [one.function for one in held] == [one.function for one in free]  # type: ignore[union-attr]
+    assert held
+
+
 @pytest.mark.usefixtures("says")
 def test_calls_that_a_model_makes_by_itself(client: openai.OpenAI) -> None:
     asked: Any = {**ASKED, "max_tokens": 40, "tools": TOOLS, "temperature": 0}
