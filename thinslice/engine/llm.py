@@ -237,7 +237,7 @@ class LLM(Closing):
             rendered,
             is_thoughtless,
             self._grammar(params, tools, rendered),
-            None if tools is None else tools.style,
+            tools,
         )
 
     def prepare_tokens(self, token_ids: list[int], params: SamplingParams) -> Prompt:

@@ -9,7 +9,7 @@ from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.messages import Conversation
 from thinslice.text.reasoning import CLOSE, OPEN
 from thinslice.text.thought import Phase, Thought
-from thinslice.text.tool_styles import CallStyle
+from thinslice.text.tool_use import ToolUse
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Prompt:
         rendered: the text of a conversation's; None of a plain text.
         is_thoughtless: whether the answer is to come without a thought.
         grammar: what its constraint and its tools make of the answer.
-        call_style: how the answer writes calls of tools, where it may have any.
+        tools: the calls that the answer may have; None where there are none.
     """
 
     token_ids: list[int]
     rendered: str | None
     is_thoughtless: bool = False
     grammar: Grammar | None = None
-    call_style: CallStyle | None = None
+    tools: ToolUse | None = None
 
 
 def render(

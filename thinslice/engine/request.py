@@ -144,7 +144,8 @@ class Request:
         self._detokenizer = IncrementalDetokenizer(tokenizer, continues_text=is_plain)
         self._stops = StopStringMatcher(sequence.params.stop)
         self._splitter = None if prompt.rendered is None else ReasoningSplitter(prompt.rendered)
-        self._calls = None if prompt.call_style is None else CallSplitter(prompt.call_style)
+        tools = prompt.tools
+        self._calls = None if tools is None else CallSplitter(tools.style, tools.names)
         self._num_seen = 0
         self._thought = Thought.behind(prompt.rendered)
         self._tokenizer = tokenizer

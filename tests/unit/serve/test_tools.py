@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -12,8 +13,10 @@ import ollama
 import openai
 import pytest
 
-from tests.servers import NAME, Running, running
+from tests.servers import NAME, Running, running, serving
+from tests.tiny_llm import write_model
 from thinslice.engine.request import Request
+from thinslice.text.tool_styles import DEEPSEEK
 
 # A template that shows tools, calls and results, as Qwen's does.
 TEMPLATE = (
@@ -135,6 +138,47 @@ def test_calls_that_a_model_makes_by_itself(client: openai.OpenAI) -> None:
     none = client.chat.completions.create(**{**asked, "tool_choice": "none"}).choices[0]
     assert none.message.content == SAID
     assert none.finish_reason == "length"
+
+
+@pytest.mark.usefixtures("says")
+def test_a_call_of_no_function_of_the_request_is_text(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "put"}}]
+    asked: Any = {**ASKED, "max_tokens": 40, "tools": tools, "temperature": 0}
+    asked["logit_bias"] = {"257": -100, "258": -100}
+    whole = client.chat.completions.create(**asked).choices[0]
+    assert whole.message.tool_calls is None
+    assert (whole.message.content, whole.finish_reason) == (SAID, "length")
+    chunks = [one.choices[0] for one in client.chat.completions.create(**asked, stream=True)]
+    assert "".join(one.delta.content or "" for one in chunks) == SAID
+    assert not any(one.delta.tool_calls for one in chunks)
+    others: Any = [{"name": "put", "input_schema": {}}]
+    (block,) = claude.messages.create(**ASKED, tools=others).content
+    assert block.type == "text"
+    assert block.text == SAID
+
+
+def test_deepseeks_calls_whole_and_streamed(tmp_path: Path) -> None:
+    shown = f"{{% if 0 %}}{DEEPSEEK.begin}{{% endif %}}"
+    template = shown + TEMPLATE.replace("tools", "nothing")
+    with serving(write_model(tmp_path / "tiny.gguf", template, context=4096)) as server:
+        url = f"{server.url}/v1/chat/completions"
+        body = {**CALLING, "tool_choice": "required", "max_tokens": 1500}
+        (choice,) = httpx2.post(url, json=body, timeout=60).json()["choices"]
+        told = {one["function"]["name"] for one in choice["message"]["tool_calls"]}
+        assert told <= {"get", "now"}
+        assert choice["message"]["content"] is None
+        body["tool_choice"] = BY_NAME
+        (choice,) = httpx2.post(url, json=body, timeout=60).json()["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        assert (call["function"]["name"], choice["finish_reason"]) == ("get", "tool_calls")
+        check(call["function"]["arguments"])
+        text = httpx2.post(url, json={**body, "stream": True}, timeout=60).text
+        chunks = [json.loads(one[6:]) for one in text.split("\n\n") if one[6:7] == "{"]
+        deltas = [one["choices"][0]["delta"].get("tool_calls", ()) for one in chunks]
+        pieces = [one["function"].get("arguments", "") for delta in deltas for one in delta]
+        assert "".join(pieces) == call["function"]["arguments"]
 
 
 def test_anthropic_calls_whole_and_streamed(claude: anthropic.Anthropic) -> None:
