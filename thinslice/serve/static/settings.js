@@ -12,8 +12,8 @@ const FIELDS = [
   ["min_p", "Min-p", { min: 0, max: 1, step: 0.01 }],
   ["repetition_penalty", "Repetition penalty", { min: 0.5, max: 2, step: 0.05 }],
   ["max_tokens", "Most tokens", { min: 1, max: 1000000, step: 1, placeholder: "no limit" }],
-  [THOUGHT, "Longest thought", { min: 0, max: 1000000, step: 1, placeholder: "no limit" }],
   ["seed", "Seed", { min: 0, max: 9007199254740991, step: 1, placeholder: "random" }],
+  [THOUGHT, "Longest thought", { min: 0, max: 1000000, step: 1, placeholder: "no limit" }],
 ];
 
 let thinks = true;
@@ -45,11 +45,8 @@ export function know(plan) {
 export function start() {
   const dialog = byId("settings");
   const form = dialog.querySelector("form");
-  byId("sampling").append(make("div", { className: "fields" }, ...FIELDS.map(field)));
-  const told = make("small", { id: "no-thought", hidden: true, textContent: "This model does not think." });
-  const thought = dialog.querySelector(`[name=${THOUGHT}]`);
-  thought.setAttribute("aria-describedby", told.id);
-  thought.after(told);
+  byId("no-thought").before(make("div", { className: "fields" }, ...FIELDS.map(field)));
+  dialog.querySelector(`[name=${THOUGHT}]`).setAttribute("aria-describedby", "no-thought");
   show(form);
   form.addEventListener("input", () => keep(form));
   byId("reset-settings").addEventListener("click", () => {
