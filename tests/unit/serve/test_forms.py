@@ -2,17 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
-import httpx2
 import jsonschema
 import ollama
 import openai
 import pytest
 
-from tests.servers import NAME, Running, running
+from tests.asking import client_fixture, openai_of, post, server_fixture
+from tests.servers import NAME, Running
 
 MESSAGES: Any = [{"role": "user", "content": "the moon"}]
 # What a random model comes to the end of.
@@ -32,18 +31,10 @@ FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "thing", "schema":
 ASKED: Any = {"model": NAME, "messages": MESSAGES, "max_tokens": 400}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server")) as found:
-        yield found
+server = server_fixture()
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="none", max_retries=0, _strict_response_validation=True
-    ) as found:
-        yield found
+client = client_fixture(openai_of)
 
 
 def check(text: str | None) -> None:
@@ -136,7 +127,7 @@ for _ in range(100):
 def test_what_is_no_form_is_refused(
     server: Running, path: str, change: dict[str, Any], told: str
 ) -> None:
-    answer = httpx2.post(f"{server.url}{path}", json={**ASKED, **change}, timeout=60)
+    answer = post(server, path, {**ASKED, **change})
     assert answer.status_code == 400, answer.text
     assert told in answer.text
     server.wait_until_idle()
