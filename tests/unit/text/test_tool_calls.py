@@ -385,12 +385,16 @@ def test_nothing_is_lost_of_what_is_no_call(
 
 def num_examined(style: CallStyle, text: str) -> int:
     """Characters that lie before a function of the splitter whenever it calls another one, while
-    the text comes one by one: in its variables, and in its object's."""
+    the text comes one by one, in its variables and in its object's; and those that one returns."""
     splitter, count = CallSplitter(style, NAMES), 0
 
-    def look(frame: FrameType, event: str, _argument: object) -> None:
+    def look(frame: FrameType, event: str, returned: object) -> None:
         nonlocal count
-        if event in ("call", "c_call") and frame.f_code.co_filename == tool_calls.__file__:
+        if frame.f_code.co_filename != tool_calls.__file__:
+            return
+        if event == "return" and isinstance(returned, str):
+            count += len(returned)
+        if event in ("call", "c_call"):
             seen = [*frame.f_locals.values(), *vars(splitter).values()]
             count += sum(len(one) for one in seen if isinstance(one, str))
 
