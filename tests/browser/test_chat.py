@@ -11,6 +11,7 @@ from tests.browser.conftest import new_context
 from tests.browser.pages import Chat
 from tests.scripted import WAIT, Script
 from tests.servers import Running, running
+from tests.tiny_llm import TEMPLATE
 from tests.unit.serve.test_guard import KEYS, SECRET
 from thinslice.serve.settings import ServerSettings
 
@@ -209,6 +210,13 @@ def test_conversations_are_renamed_deleted_and_brought_back(chat: Chat) -> None:
     expect(page.locator("#conversations .entry")).to_have_text("Second title")
 
 
+def test_a_title_ends_with_a_whole_word(chat: Chat) -> None:
+    chat.ask("word " * 30, "Yes.")
+    chat.page.get_by_role("button", name="New conversation").click()
+    chat.ask("\U0001f600" * 60, "Yes.")
+    assert chat.conversations() == ["\U0001f600" * 39 + "…", "word " * 14 + "word…"]
+
+
 def test_settings_are_sent_and_kept(chat: Chat) -> None:
     page = chat.page
     page.get_by_role("button", name="Settings").click()
@@ -223,6 +231,41 @@ def test_settings_are_sent_and_kept(chat: Chat) -> None:
     messages, params = chat.script.asked[-1]
     assert messages[0] == {"role": "system", "content": "Be brief."}
     assert (params.temperature, params.max_tokens, params.top_p) == (0.25, 77, None)
+
+
+def test_a_thought_is_bounded_where_the_model_thinks(
+    browser: Browser, chat: Chat, tmp_path: Path
+) -> None:
+    chat.page.get_by_role("button", name="Settings").click()
+    field = chat.page.get_by_label("Longest thought")
+    expect(field).to_be_disabled()
+    expect(field).to_have_accessible_description(re.compile("does not think"))
+    template = f"{{% if 0 %}}<think>{{% endif %}}{TEMPLATE}"
+    with running(tmp_path, template=template) as server, new_context(browser) as context:
+        script, page = Script(server), context.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("html[data-ready]")
+        thinking = Chat(page, script)
+        thinking.ask("Hi.", "Hello.")
+        assert script.asked[-1][1].max_thinking_tokens is None
+        page.get_by_role("button", name="Settings").click()
+        expect(page.get_by_text("does not think")).to_be_hidden()
+        page.get_by_label("Longest thought").fill("0")
+        page.keyboard.press("Escape")
+        page.reload()
+        page.wait_for_selector("html[data-ready]")
+        thinking.ask("Hi.", "Hello.")
+        assert script.asked[-1][1].max_thinking_tokens == 0
+        # Kept for another model, whose answers would be refused or changed by it.
+        page.route(
+            "**/plan", lambda route: route.fulfill(json={**route.fetch().json(), "thinks": False})
+        )
+        page.reload()
+        page.wait_for_selector("html[data-ready]")
+        thinking.ask("Hi.", "Hello.")
+        assert script.asked[-1][1].max_thinking_tokens is None
+        page.get_by_role("button", name="Settings").click()
+        expect(page.get_by_label("Longest thought")).to_have_value("0")
 
 
 def test_light_and_dark(chat: Chat, browser: Browser, server: Running) -> None:

@@ -71,7 +71,7 @@ def test_streamed_weights_and_a_device_are_shown(chat: Chat) -> None:
             "host_parts": [["runtime", 2048], ["tokenizer", 1024]],
         },
     }
-    body = {"model": "big", "plan": plan, "rss_bytes": 2048, "peak_bytes": 3072}
+    body = {"model": "big", "plan": plan, "rss_bytes": 2048, "peak_bytes": 3072, "thinks": False}
     chat.page.route("**/plan", lambda route: route.fulfill(json=body))
     chat.page.get_by_role("button", name="Memory: ").click()
     expect(chat.page.locator("#memory [data-figure='weights']")).to_have_text(

@@ -134,6 +134,38 @@ def test_a_server_that_others_reach_without_a_key_says_so(
     assert ("may use this server" in "".join(told)) == (key is None)
 
 
+def test_the_page_is_opened_once_it_is_served(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, browser = tmp_path / "shown", tmp_path / "browser"
+    get = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
+    browser.write_text(
+        f'#!/bin/sh\n{sys.executable} -c "{get}" "$1" > {shown}.new\nmv {shown}.new {shown}'
+    )
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    with served(model, "--open", "--host", "0.0.0.0"):
+        until = time.monotonic() + 20
+        while not shown.exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert "<title>thinslice</title>" in shown.read_text()
+
+
+def test_where_there_is_no_browser_one_line_says_so(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with served(model, "--open") as (process, url, _):
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"no browser opened {url}\n"
+        ready(url)
+        process.terminate()
+        assert process.wait(20) == 0
+        assert "browser" not in process.stderr.read()
+
+
 def test_killed_it_starts_again_at_once(model: Path) -> None:
     with served(model) as (process, url, _):
         port = url.rpartition(":")[2]

@@ -10,6 +10,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from thinslice.cli.console import note
+from thinslice.cli.open_page import open_page, page_address
 from thinslice.cli.options import LoadToServe
 from thinslice.cli.run import load_model
 from thinslice.config import EngineSettings
@@ -27,6 +28,7 @@ def serve(
     *,
     server: Serving = ServerSettings(),  # noqa: B008
     sequences: int = EngineSettings.max_num_seqs,
+    open_in_browser: Annotated[bool, Parameter(name="--open", negative="")] = False,
     load: LoadToServe = EngineSettings(),  # noqa: B008
 ) -> int:
     """Serve a model over HTTP, with the interface of the OpenAI API.
@@ -34,6 +36,7 @@ def serve(
     Args:
         model: Name of the model.
         sequences: Completions that run at once.
+        open_in_browser: Open the chat page in your browser once the server is ready.
     """
     try:
         from thinslice.serve.log import open_log
@@ -63,6 +66,8 @@ def serve(
                 budget = llm.plan.host.budget_bytes
                 _show_to_ps(ends, lambda: own_state((host, port), model, budget, server.drain_s))
                 note(told)
+                if open_in_browser:
+                    open_page(page_address(host, port))
 
             run_server(Server(served, server, keys, log, on_ready), listener)
     return 0

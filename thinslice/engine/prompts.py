@@ -14,7 +14,6 @@ from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template
 from thinslice.text.reasoning import CLOSE, OPEN, Beginning, Phase, Thought, beginning_behind
 from thinslice.text.tokenizer import Tokenizer
-from thinslice.text.tool_styles import CallStyle
 from thinslice.text.tool_use import ToolUse, for_tools, tool_use
 
 Asked = str | Sequence[Message] | Conversation
@@ -28,7 +27,7 @@ class Prompt:
         rendered: the text of a conversation's; None of a plain text.
         is_thoughtless: whether the answer is to come without a thought.
         grammar: what its constraint and its tools make of the answer.
-        call_style: how the answer writes calls of tools, where it may have any.
+        tools: the calls that the answer may have; None where there are none.
         is_held_whole: whether the grammar holds the answer from its first token on: tags of a
             thought in it are the form's, and it has no thought.
     """
@@ -37,7 +36,7 @@ class Prompt:
     rendered: str | None
     is_thoughtless: bool = False
     grammar: Grammar | None = None
-    call_style: CallStyle | None = None
+    tools: ToolUse | None = None
     is_held_whole: bool = False
 
     @property
@@ -75,14 +74,13 @@ class Prompts:
         asked = for_template(asked)
         tools = tool_use(asked, self.template)
         token_ids, rendered, is_thoughtless = self._rendered(asked, params)
-        style = None if tools is None else tools.style
         is_free = params.constraint is None and not (tools is not None and tools.is_required)
         if is_free:
-            return Prompt(token_ids, rendered, is_thoughtless, None, style)
+            return Prompt(token_ids, rendered, is_thoughtless, None, tools)
         beginning = "none" if is_thoughtless else beginning_behind(rendered, self.thinks)
         grammar = self._grammar(params, tools, beginning)
         return Prompt(
-            token_ids, rendered, is_thoughtless, grammar, style, is_held_whole=beginning == "none"
+            token_ids, rendered, is_thoughtless, grammar, tools, is_held_whole=beginning == "none"
         )
 
     def of_tokens(self, token_ids: list[int], params: SamplingParams) -> Prompt:

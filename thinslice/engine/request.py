@@ -144,7 +144,8 @@ class Request:
         self._splitter = None
         if prompt.rendered is not None and not prompt.is_held_whole:
             self._splitter = ReasoningSplitter(prompt.rendered)
-        self._calls = None if prompt.call_style is None else CallSplitter(prompt.call_style)
+        tools = prompt.tools
+        self._calls = None if tools is None else CallSplitter(tools.style, tools.names)
         self._num_seen = 0
         self._thought = prompt.thought
         self._tokenizer = tokenizer

@@ -294,12 +294,14 @@ class State(BaseModel):
 
 
 class PlanAnswer(BaseModel):
-    """The memory plan, and what the process holds and has held at most, in bytes."""
+    """The memory plan, what the process holds and has held at most, in bytes, and whether the model
+    is known to think."""
 
     model: str
     plan: dict[str, Any]
     rss_bytes: int
     peak_bytes: int
+    thinks: bool
 
 
 class ErrorDetail(BaseModel):

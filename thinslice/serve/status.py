@@ -26,10 +26,12 @@ async def ready(served: TheServed) -> Response:
 
 @router.get("/plan")
 async def plan(served: TheServed) -> dict[str, Any]:
-    """The memory plan, and what the process holds now and has held at most, in bytes."""
+    """The memory plan, what the process holds now and has held at most, in bytes, and whether the
+    model is known to think."""
     return {
         "model": served.name,
         "plan": served.engine.llm.plan.to_dict(),
         "rss_bytes": current_rss_bytes(),
         "peak_bytes": peak_rss_bytes(),
+        "thinks": served.engine.llm.thinks,
     }

@@ -19,7 +19,7 @@ from thinslice.text.template_functions import RaisedByTemplateError
 from thinslice.text.template_meter import Meter, TooCostlyError, weight
 from thinslice.text.template_sandbox import TemplateSandbox
 from thinslice.text.template_source import Source
-from thinslice.text.tool_styles import CallStyle, style_of
+from thinslice.text.tool_styles import DEEPSEEK, CallStyle, style_of
 from thinslice.units import KIB, MIB
 
 # The longest of 60 published templates has 17 KB. At worst, 64 KiB take 1.6 s and 230 MiB
@@ -81,7 +81,9 @@ class ChatTemplate:
     Attributes:
         takes_enable_thinking: whether it asks if the model is to think.
         writes_thoughts: whether it knows a tag of thoughts, and its model thus writes them.
-        call_style: how it writes calls of tools; None where it has no place for tools.
+        has_place_for_tools: whether it shows tools, calls and results.
+        call_style: how it writes calls of tools; None where that is unknown. DeepSeek's templates
+            write calls, but have no place for tools.
 
     Errors: CheckpointError for a template that does not compile.
     """
@@ -111,8 +113,11 @@ class ChatTemplate:
             self._takes_tools = "tools" in names
             self.takes_enable_thinking = "enable_thinking" in names
             self._template = self._sandbox.from_string(tree)
-            if isinstance(for_tools, str) or self._takes_tools:
+            self.has_place_for_tools = isinstance(for_tools, str) or self._takes_tools
+            if self.has_place_for_tools:
                 self.call_style = style_of(for_tools if isinstance(for_tools, str) else source)
+            elif DEEPSEEK.begin in source:
+                self.call_style = DEEPSEEK
         except (TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise CheckpointError(
                 f"the model's chat template does not compile: {plain(error, 300)}"

@@ -84,15 +84,17 @@ def _calls(tools: ToolUse) -> str:
     style, names = tools.style, [f"call_{number}" for number in range(len(tools.functions))]
     rules = [f"call: {' | '.join(names)}"]
     for number, (name, function) in enumerate(zip(names, tools.functions, strict=True)):
-        written = json.dumps(function["name"], ensure_ascii=False)
-        opening = f'{{"name": {written}, "{style.arguments}": '
-        rules.append(f'{name}: {_quoted(opening)} @arguments_{number} "}}"')
+        before, behind = style.around_arguments(function["name"])
+        rules.append(f"{name}: {_quoted(before)} @arguments_{number} {_quoted(behind)}")
 
     def several(first: str, more: str) -> str:
         return f"{first} ({more}){{0,{_MAX_CALLS - 1}}}" if tools.is_parallel else first
 
     if style.is_list:
         calls = " ".join([_quoted(f"{style.begin}["), several("call", '", " call'), '"]"'])
+    elif style.opening:
+        calls = f"{_quoted(style.begin)} {several('call', 'NEWLINE call')} {_quoted(style.end)}"
+        rules.append(r"NEWLINE: /\n/")
     elif style.begin:
         rules.append(f"tagged: {_quoted(style.begin)} NEWLINE call NEWLINE {_quoted(style.end)}")
         rules.append(r"NEWLINE: /\n/")

@@ -20,7 +20,9 @@ from thinslice.plan.known_keys import named_keys
 from thinslice.text.chat_template import ChatTemplate, control_markers
 from thinslice.text.library_errors import named_library_errors
 from thinslice.text.pieces import PieceEncoder
+from thinslice.text.reasoning import CLOSE, OPEN
 from thinslice.text.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from thinslice.text.tool_styles import TAGS
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -34,7 +36,7 @@ _SENTENCEPIECE = (
     {"type": "Strip", "content": " ", "start": 1, "stop": 0},
 )
 # Text to whoever reads the completion, also where a file calls them special.
-_TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
+_TAGS = frozenset((OPEN, CLOSE, *TAGS))
 
 
 def _alphabet() -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable, Iterable
 
-from thinslice.text.tool_styles import CallStyle
+from thinslice.text.tool_styles import FENCE, FENCE_END, CallStyle
 
 Piece = tuple[str, str]
 # Of Llama's: what may stand before a call, and is no text then.
@@ -15,210 +16,297 @@ class CallSplitter:
     """Splits an answer's text into pieces of kind ``answer``, ``call`` and ``arguments``.
 
     A call's name comes whole; pieces of its arguments follow it, in sum the text of a JSON object,
-    and at least one. What only looks like a call is text. White space between text and calls
-    belongs to neither. What is given does not depend on how the text is cut into pieces; what may
-    become a call is held back.
+    and at least one. What only looks like a call is text, and so is a call of anything else than
+    the request's functions. White space between text and calls belongs to neither.
+
+    Each character is looked at once as it comes, so that what is given does not depend on how the
+    text is cut. What may become a call is held back; most is looked at once more when it is
+    decided, so that time is linear in the text whatever a model writes.
+
+    Args:
+        names: of the functions that may be called.
 
     Attributes:
         head: while a call's arguments are not whole, the text before them, from the tag on;
             otherwise nothing.
     """
 
-    def __init__(self, style: CallStyle) -> None:
+    def __init__(self, style: CallStyle, names: Iterable[str]) -> None:
         self._style = style
+        self._names = frozenset(map(_without_halves, names))
+        self._longest_name = max(map(len, self._names), default=0)
         keys = "|".join({"arguments", "parameters", style.arguments})
         name = r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*'
-        self._header = re.compile(rf'{name}"(?:{keys})"\s*:\s*(?=\{{)', re.ASCII)
-        self._held = ""
-        self._state = self._text if style.begin else self._start
-        self._num_calls = 0
-        self._is_after_call = False
-        self._opening = ""  # what stood before the object that is held
+        self._header = re.compile(rf'{name}"(?:{keys})"\s*:\s*\{{', re.ASCII)
+        self._separators = f"{_SPACE},;]{FENCE_END[0] if style.opening else ''}"
         self.head = ""
+        self._said: list[tuple[str, list[str]]] = []
+        # Characters that may still be of a call.
+        self._held: list[str] = []
+        self._state: Callable[[str], None] = self._text if style.begin else self._start
+        self._tag = ""  # the beginning of a tag that held text ends in
         self._scan = _Scan()
+        self._object_at = 0  # where in the held text an object begins
+        self._is_header_past = self._is_list = False
+        self._name = self._fence = ""
+        self._has_called = False
+        self._is_call = False  # whether the last object was one
+        self._is_after_call = False
 
     def push(self, text: str) -> list[Piece]:
         """The pieces that are sure now."""
-        self._held += text
-        return self._pieces(is_last=False)
+        for sign in text:
+            self._state(sign)
+        return self._taken()
 
     def finish(self) -> list[Piece]:
         """The rest, when no more text comes."""
-        pieces = self._pieces(is_last=True)
-        held, self._held = self._held, ""
-        if self._state == self._object:
-            pieces += self._answer(self._opening + held)
-        elif self._state in (self._text, self._start) and not (self._num_calls and held.isspace()):
-            # White space behind a call is none of an answer.
-            pieces += self._answer(held)
-        return pieces
-
-    def _pieces(self, is_last: bool) -> list[Piece]:
-        pieces: list[Piece] = []
-        while (step := self._state(is_last)) is not None:
-            pieces += step
-        return pieces
-
-    # Each state gives the pieces that it is sure of, or None where it needs more text.
-
-    def _start(self, is_last: bool) -> list[Piece] | None:
-        """Nothing but white space so far, in a style whose calls have no tag."""
-        start = self._held.lstrip(_SPACE)
-        rest = start.removeprefix(_PYTHON_TAG).lstrip(_SPACE)
-        if rest[:1] in ("{", "["):
-            self._open(self._held[: len(self._held) - len(rest)], rest)
-            return []
-        if _PYTHON_TAG.startswith(start) or (not rest and not is_last):
-            return None
-        self._state = self._text
-        return []
-
-    def _text(self, is_last: bool) -> list[Piece] | None:
-        if self._is_after_call:
-            self._held = self._held.lstrip(_SPACE)
-            self._is_after_call = not self._held
-        begin = self._style.begin
-        place = self._held.find(begin) if begin else -1
-        if place >= 0:
-            text = self._held[:place].rstrip(_SPACE)
-            self._opening = self._held[len(text) : place + len(begin)]
-            self._held = self._held[place + len(begin) :]
-            self._state = self._open_tag
-            return self._answer(text)
-        if is_last:
-            return None
-        sure = len(self._held) - _overlap(self._held, begin)
-        sure = len(self._held[:sure].rstrip(_SPACE))
-        text, self._held = self._held[:sure], self._held[sure:]
-        return self._answer(text) or None
-
-    def _open_tag(self, is_last: bool) -> list[Piece] | None:
-        """Behind the tag that begins calls."""
-        rest = self._held.lstrip(_SPACE)
-        if rest[:1] in ("{", "["):
-            self._open(self._opening + self._held[: len(self._held) - len(rest)], rest)
-            return []
-        if not rest and not is_last:
-            return None
-        return self._no_call()
-
-    def _open(self, opening: str, rest: str) -> None:
-        if rest.startswith("["):
-            inner = rest[1:].lstrip(_SPACE)
-            opening, rest = opening + rest[: len(rest) - len(inner)], inner
-        self._opening, self._held = opening, rest
-        self._state, self._scan = self._object, _Scan()
-
-    def _object(self, is_last: bool) -> list[Piece] | None:
-        """In an object that may become a call."""
-        if not self._held:
-            return None
-        if not self._held.startswith("{"):
-            if self._held[0] in _SPACE and self._opening.rstrip(_SPACE).endswith("["):
-                self._opening += self._held[0]
-                self._held = self._held[1:]
-                return []
-            return self._no_call()
-        header = self._header.match(self._held)
-        name = None if header is None else _name(header[1])
-        if header is not None and name is not None:
-            self.head = self._opening + self._held[: header.end()]
-            self._held = self._held[header.end() :]
-            self._state, self._scan = self._arguments, _Scan()
-            self._num_calls += 1
-            return [("call", name)]
-        end = self._scan.end_of(self._held)
-        if end is None:
-            return None
-        call = _call(self._held[:end], self._style)
-        if call is None:
-            return self._no_call()
-        self._held = self._held[end:]
-        self._state = self._between
-        self._num_calls += 1
-        return call
-
-    def _arguments(self, is_last: bool) -> list[Piece] | None:
-        if not self._held:
-            return None
-        end = self._scan.end_of(self._held, is_streamed=True)
-        if end is None:
-            text, self._held = self._held, ""
-            return [("arguments", text)]
-        text, self._held = self._held[:end], self._held[end:]
-        self._state, self._scan, self.head = self._tail, _Scan(depth=1), ""
-        return [("arguments", text)]
-
-    def _tail(self, is_last: bool) -> list[Piece] | None:
-        """Behind the arguments, in their call's object."""
-        if not self._held:
-            return None
-        end = self._scan.end_of(self._held, is_streamed=True)
-        self._held = "" if end is None else self._held[end:]
-        if end is not None:
-            self._state = self._between
-        return []
-
-    def _between(self, is_last: bool) -> list[Piece] | None:
-        """Behind a call: further ones, the end of their list, or the tag that ends it."""
-        rest = self._held.lstrip(f"{_SPACE},;]")
-        end = self._style.end
-        if end and rest.startswith(end):
-            self._held = rest[len(end) :]
-        elif rest.startswith("{"):
-            self._open("", rest)
-            return []
-        elif end.startswith(rest):
-            return None
+        if self._state == self._between:
+            is_none = self._is_call
         else:
-            self._held = rest
-        self._state, self._is_after_call = self._text, True
-        return []
+            # White space behind a call is none of an answer.
+            is_none = self._has_called and not "".join(self._held).strip(_SPACE)
+        if not is_none:
+            self._say_held()
+        return self._taken()
 
-    def _no_call(self) -> list[Piece]:
-        """What was held is text; another call may begin in it, but for the tag that was seen."""
-        opening, self._opening = self._opening, ""
+    def _taken(self) -> list[Piece]:
+        pieces = [(kind, "".join(parts)) for kind, parts in self._said]
+        self._said = []
+        return pieces
+
+    def _say(self, kind: str, text: str) -> None:
+        if kind == "call" or not self._said or self._said[-1][0] != kind:
+            self._said.append((kind, []))
+        self._said[-1][1].append(text)
+
+    def _say_held(self) -> None:
+        """What was held is text."""
+        for sign in self._held:
+            self._say("answer", sign)
+        self._held, self._tag, self._is_after_call = [], "", False
+
+    def _give_up(self, sign: str, tag: str = "") -> None:
+        """What was held is text; the sign, and the beginning of a tag that it does not go on with,
+        may begin another tag."""
+        if tag:
+            self._held = self._held[: -len(tag)]
+        self._say_held()
         self._state = self._text
-        return self._answer(opening)
+        for one in tag + sign:
+            self._text(one)
 
-    def _answer(self, text: str) -> list[Piece]:
-        return [("answer", text)] if text else []
+    def _follow(self, tags: tuple[str, ...], sign: str) -> str | None:
+        """The tag that the sign completes; none yet where that is empty, and none at all where it
+        is None. No tag is the beginning of another."""
+        tag = self._tag + sign
+        if tag in tags:
+            self._tag = ""
+            return tag
+        is_begun = any(one.startswith(tag) for one in tags)
+        self._tag = tag if is_begun else ""
+        return "" if is_begun else None
+
+    # States. Each takes one character.
+
+    def _start(self, sign: str) -> None:
+        """Nothing but white space so far, in a style whose calls have no tag."""
+        is_begun = bool(self._tag)
+        found = self._follow((_PYTHON_TAG,), sign)
+        if found is not None:
+            self._held.append(sign)
+            self._state = self._opened if found else self._start
+        elif is_begun or sign not in f"{_SPACE}[{{":
+            self._give_up(sign)
+        elif sign in _SPACE:
+            self._held.append(sign)
+        else:
+            self._state = self._opened
+            self._opened(sign)
+
+    def _text(self, sign: str) -> None:
+        is_begun = bool(self._tag)
+        found = self._follow((self._style.begin,), sign)
+        if found is None and is_begun:  # no tag has its first sign once more
+            self._say_held()
+            found = self._follow((self._style.begin,), sign)
+        if found is not None:
+            self._held.append(sign)
+            if found:
+                self._state, self._is_list = self._opened, False
+        elif sign not in _SPACE:
+            self._held.append(sign)
+            self._say_held()
+        elif not self._is_after_call:
+            self._held.append(sign)
+
+    def _opened(self, sign: str) -> None:
+        """Behind the tag that begins calls, or where a call without one may begin."""
+        if self._style.opening:
+            tag, is_space = self._tag, sign in _SPACE and not self._tag
+            found = "" if is_space else self._follow((self._style.opening,), sign)
+            if found is None:
+                self._give_up(sign, tag)
+                return
+            self._held.append(sign)
+            if found:
+                self._state, self._name = self._named, ""
+        elif sign == "{":
+            self._open_object()
+        elif sign in _SPACE or (sign == "[" and not self._is_list):
+            self._held.append(sign)
+            self._is_list = self._is_list or sign == "["
+        else:
+            self._give_up(sign)
+
+    def _open_object(self) -> None:
+        self._object_at, self._is_header_past = len(self._held), False
+        self._held.append("{")
+        self._scan = _Scan(depth=1)
+        self._state = self._object
+
+    def _object(self, sign: str) -> None:
+        """In an object that may become a call."""
+        self._held.append(sign)
+        if self._scan.ends(sign):
+            self._end_object(_call(self._object_text(), self._style))
+        elif sign == "{" and self._scan.depth == 2 and not self._is_header_past:
+            self._is_header_past = True
+            header = self._header.fullmatch(self._object_text())
+            name = None if header is None else _name(header[1])
+            if name is not None:
+                self._begin_call(name)
+
+    def _object_text(self) -> str:
+        return "".join(self._held[self._object_at :])
+
+    def _end_object(self, call: tuple[str, str] | None) -> None:
+        """An object has come whole, before it was known to be a call."""
+        self._is_call = call is not None and call[0] in self._names
+        self._state = self._text if call is None else self._between
+        if call is None or not self._is_call:
+            self._say_held()
+            return
+        self._held, self._has_called = [], True
+        self._say("call", call[0])
+        self._say("arguments", call[1])
+
+    def _begin_call(self, name: str) -> None:
+        """The arguments' first brace has come; it is the last sign that is held."""
+        self._is_call = name in self._names
+        if not self._is_call:
+            self._say_held()
+            self._state = self._no_call
+            return
+        self.head = "".join(self._held[:-1])
+        self._held, self._has_called = [], True
+        self._say("call", name)
+        self._state, self._scan = self._arguments, _Scan()
+        self._arguments("{")
+
+    def _arguments(self, sign: str) -> None:
+        self._say("arguments", sign)
+        if self._scan.ends(sign):
+            self._state = self._between if self._style.opening else self._tail
+            self._scan, self.head = _Scan(depth=1), ""
+
+    def _tail(self, sign: str) -> None:
+        """Behind the arguments, in their call's object. Its last brace may be missing."""
+        is_over = sign == self._style.end[:1] and not self._scan.is_string
+        if is_over or self._scan.ends(sign):
+            self._state = self._between
+        if is_over:
+            self._between(sign)
+
+    def _no_call(self, sign: str) -> None:
+        """In the arguments of something that is no function here."""
+        self._say("answer", sign)
+        if self._scan.ends(sign):
+            self._state = self._between
+
+    def _named(self, sign: str) -> None:
+        """In a name that stands before its arguments."""
+        if sign == "\n":
+            self._state, self._fence = self._before_fence, ""
+        elif len(self._name) < self._longest_name:
+            self._name += sign
+        else:
+            self._give_up(sign)
+            return
+        self._held.append(sign)
+
+    def _before_fence(self, sign: str) -> None:
+        """Between a name and its arguments."""
+        if sign == "{" and self._fence in ("", FENCE_END, FENCE):
+            self._held.append(sign)
+            self._scan = _Scan(depth=1)
+            self._begin_call(self._name)
+            return
+        if sign not in _SPACE:
+            self._fence += sign
+            if not FENCE.startswith(self._fence):
+                self._give_up(sign)
+                return
+        self._held.append(sign)
+
+    def _between(self, sign: str) -> None:
+        """Behind an object: further ones, the end of their list, or the tag that ends it.
+
+        It belongs to the object before it, and is text where that is.
+        """
+        style, is_begun = self._style, bool(self._tag)
+        found = self._follow((style.end, style.closing, style.opening), sign)
+        if found is not None:
+            self._held.append(sign)
+            if found:
+                self._tagged(found)
+        elif not is_begun and sign == "{" and not style.opening:
+            self._open_object()
+        elif is_begun or sign not in self._separators:
+            self._leave(sign)
+        elif not self._is_call:
+            self._held.append(sign)
+
+    def _tagged(self, tag: str) -> None:
+        """Behind a tag that has followed on an object."""
+        if tag == self._style.opening:
+            self._state, self._name = self._named, ""
+            return
+        if self._is_call:
+            self._held = []
+        self._say_held()
+        if tag == self._style.end:
+            self._state, self._is_after_call = self._text, self._is_call
+
+    def _leave(self, sign: str) -> None:
+        """Text follows on an object, or a tag that only begins like the one that was awaited."""
+        held, self._held, self._tag = self._held, [], ""
+        self._state, self._is_after_call = self._text, self._is_call
+        for one in (*held, sign):
+            self._state(one)
 
 
 class _Scan:
-    """Where a JSON object ends, in text that comes in pieces."""
+    """Follows a JSON object to its end."""
 
     def __init__(self, depth: int = 0) -> None:
-        self._depth = depth
-        self._place = 0
-        self._is_string = self._is_escaped = False
+        self.depth = depth
+        self.is_string = self._is_escaped = False
 
-    def end_of(self, text: str, is_streamed: bool = False) -> int | None:
-        """The place behind the object's end, or None where it is not there yet.
-
-        Args:
-            text: all of the object so far, or where it is streamed, what follows on the last text.
-        """
-        start = 0 if is_streamed else self._place
-        for place in range(start, len(text)):
-            if self._ends(text[place]):
-                return place + 1
-        self._place = len(text)
-        return None
-
-    def _ends(self, sign: str) -> bool:
+    def ends(self, sign: str) -> bool:
+        """Whether the object ends with this sign, which follows on the last one."""
         if self._is_escaped:
             self._is_escaped = False
-        elif self._is_string:
+        elif self.is_string:
             self._is_escaped = sign == "\\"
-            self._is_string = sign != '"'
+            self.is_string = sign != '"'
         elif sign == '"':
-            self._is_string = True
+            self.is_string = True
         elif sign in "{[":
-            self._depth += 1
+            self.depth += 1
         elif sign in "}]":
-            self._depth -= 1
-            return self._depth <= 0
+            self.depth -= 1
+            return self.depth <= 0
         return False
 
 
@@ -234,8 +322,8 @@ def _without_halves(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _call(text: str, style: CallStyle) -> list[Piece] | None:
-    """The call that a whole object is; None where it is none."""
+def _call(text: str, style: CallStyle) -> tuple[str, str] | None:
+    """Name and arguments of the call that a whole object is; None where it is none."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -253,12 +341,4 @@ def _call(text: str, style: CallStyle) -> list[Piece] | None:
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
     written = json.dumps(arguments, ensure_ascii=False)
-    return [("call", _without_halves(name)), ("arguments", _without_halves(written))]
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest end of the text that is a beginning of the tag."""
-    for length in range(min(len(tag) - 1, len(text)), 0, -1):
-        if text.endswith(tag[:length]):
-            return length
-    return 0
+    return _without_halves(name), _without_halves(written)

@@ -13,10 +13,11 @@ Function = Mapping[str, Any]
 _HOW = """You can call these functions, described one a line:
 {functions}
 To call a function, write its name and its arguments as JSON between tags:
-<tool_call>
-{{"name": "FUNCTION", "arguments": {{"ARGUMENT": "VALUE"}}}}
-</tool_call>
+{example}
 The results come between <tool_response> tags."""
+
+
+_EXAMPLE = {"name": "FUNCTION", "arguments": {"ARGUMENT": "VALUE"}}
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class ToolUse:
     functions: Sequence[Function]
     is_required: bool
     is_parallel: bool
+
+    @property
+    def names(self) -> list[str]:
+        """Of the functions."""
+        return [one["name"] for one in self.functions]
 
 
 def tool_use(conversation: Conversation, template: ChatTemplate) -> ToolUse | None:
@@ -64,31 +70,31 @@ def for_tools(conversation: Conversation, template: ChatTemplate) -> Conversatio
     """
     if conversation.tool_choice == "none":
         conversation = replace(conversation, tools=())
-    if template.call_style is not None:
+    if template.has_place_for_tools:
         return conversation
-    messages = [_as_text(one) for one in conversation.messages]
+    style = template.call_style or HERMES
+    messages = [_as_text(one, style) for one in conversation.messages]
     if conversation.tools:
         functions = [tool["function"] for tool in conversation.tools]
         lines = "\n".join(json.dumps(one, ensure_ascii=False) for one in functions)
-        messages = _with_system(messages, _HOW.format(functions=lines))
+        told = _HOW.format(functions=lines, example=style.written([_EXAMPLE]))
+        messages = _with_system(messages, told)
     return replace(conversation, messages=messages, tools=())
 
 
-def _as_text(message: Message) -> Message:
+def _as_text(message: Message, style: CallStyle) -> Message:
     if message["role"] == "tool":
         text = f"<tool_response>\n{message['content']}\n</tool_response>"
         return {"role": "user", "content": text}
     calls = message.get("tool_calls", ())
     if not calls:
         return message
-    parts = [message["content"]] if message["content"] else []
-    for call in calls:
-        function = call["function"]
-        written = {"name": function["name"], "arguments": function["arguments"]}
-        text = json.dumps(written, ensure_ascii=False)
-        parts.append(f"{HERMES.begin}\n{text}\n{HERMES.end}")
+    functions = [one["function"] for one in calls]
+    written = style.written(
+        [{"name": one["name"], "arguments": one["arguments"]} for one in functions]
+    )
     kept = {key: value for key, value in message.items() if key != "tool_calls"}
-    return {**kept, "content": "\n".join(parts)}
+    return {**kept, "content": "\n".join(filter(None, (message["content"], written)))}
 
 
 def _with_system(messages: list[Message], text: str) -> list[Message]:

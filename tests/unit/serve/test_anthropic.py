@@ -1,16 +1,15 @@
 """Anthropic's interface, by Anthropic's own client."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anthropic
-import httpx2
 import pytest
 from anthropic.types import RawMessageStreamEvent
 from pydantic import TypeAdapter
 
+from tests.asking import anthropic_of, client_fixture, post, server_fixture
 from tests.servers import NAME, Running, running
 from tests.tiny_llm import TEMPLATE
 from thinslice.serve.thinking import (
@@ -28,27 +27,15 @@ GREEDY: Any = {**ASKED, "extra_body": {"temperature": 0}}
 THINKING = TEMPLATE.replace("assistant\n", "assistant\n<think>\n")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server")) as found:
-        yield found
+server = server_fixture()
 
 
-def client_of(server: Running) -> anthropic.Anthropic:
-    return anthropic.Anthropic(
-        base_url=server.url, api_key="none", max_retries=0, _strict_response_validation=True
-    )
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[anthropic.Anthropic]:
-    with client_of(server) as found:
-        yield found
+client = client_fixture(anthropic_of)
 
 
 def raw_events(server: Running, body: Any) -> list[Any]:
     """Each event, whose name is its type."""
-    text = httpx2.post(f"{server.url}/v1/messages", json={**body, "stream": True}).text
+    text = post(server, "/v1/messages", {**body, "stream": True}).text
     events = []
     for frame in text.split("\n\n")[:-1]:
         name, _, data = frame.partition("\n")
@@ -109,7 +96,7 @@ def test_a_stop_sequence_is_told(client: anthropic.Anthropic) -> None:
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_a_thought_is_a_block_of_its_own(tmp_path: Path, is_streamed: bool) -> None:
-    with running(tmp_path, template=THINKING) as server, client_of(server) as client:
+    with running(tmp_path, template=THINKING) as server, anthropic_of(server) as client:
         if is_streamed:
             with client.messages.stream(**GREEDY) as stream:
                 answer = stream.get_final_message()
@@ -159,7 +146,7 @@ def test_blocks_and_a_system_prompt(server: Running, client: anthropic.Anthropic
     ],
 )
 def test_what_cannot_be_answered_is_refused(server: Running, change: dict[str, Any]) -> None:
-    answer = httpx2.post(f"{server.url}/v1/messages", json={**ASKED, **change})
+    answer = post(server, "/v1/messages", {**ASKED, **change})
     assert answer.status_code == 400
     body = answer.json()
     assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from operator import itemgetter
 from typing import Any
 
@@ -12,8 +12,8 @@ import httpx2
 import openai
 import pytest
 
-from tests.servers import NAME, Running, running
-from tests.unit.serve.test_leaving import ask, slow_steps
+from tests.asking import ask, post, server_fixture, slow_steps
+from tests.servers import NAME, Running
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.engine import Engine
@@ -28,26 +28,22 @@ TEXTS = ["the moon", "a path thither", "äöü€ 中文", "x"]
 GREEDY: Any = {"model": NAME, "temperature": 0, "max_tokens": 6}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    settings = ServerSettings(drain_s=0.0, max_waiting=8)
-    with running(tmp_path_factory.mktemp("server"), settings) as found:
-        yield found
+server = server_fixture(ServerSettings(drain_s=0.0, max_waiting=8))
 
 
-def post(server: Running, **body: Any) -> httpx2.Response:
-    return httpx2.post(f"{server.url}/v1/completions", json={**GREEDY, **body}, timeout=60)
+def complete(server: Running, **body: Any) -> httpx2.Response:
+    return post(server, "/v1/completions", {**GREEDY, **body})
 
 
 def answer(server: Running, **body: Any) -> Any:
-    found = post(server, **body)
+    found = complete(server, **body)
     assert found.status_code == 200, found.text
     return found.json()
 
 
 def streamed(server: Running, **body: Any) -> list[Any]:
     """The choices of a stream, the pieces of each put together."""
-    *events, done = post(server, **body, stream=True).text.strip().split("\n\n")
+    *events, done = complete(server, **body, stream=True).text.strip().split("\n\n")
     assert done == "data: [DONE]"
     whole: dict[int, Any] = {}
     for event in events:
@@ -182,7 +178,7 @@ def test_a_prompt_is_scored_without_a_token_more(server: Running) -> None:
 def test_a_text_as_long_as_the_context_is_scored(server: Running) -> None:
     asked = {"prompt": [5] * 512, "echo": True, "logprobs": 0, "max_tokens": 0}
     assert len(answer(server, **asked)["choices"][0]["logprobs"]["tokens"]) == 512
-    answered = post(server, **{**asked, "prompt": [5] * 513})
+    answered = complete(server, **{**asked, "prompt": [5] * 513})
     assert answered.json()["error"]["code"] == "context_length_exceeded"
 
 
@@ -217,7 +213,7 @@ def test_the_library_reads_an_echo(server: Running) -> None:
 def test_what_cannot_be_completed_is_refused(
     server: Running, change: dict[str, Any], param: str | None
 ) -> None:
-    found = post(server, **{"prompt": "a", **change})
+    found = complete(server, **{"prompt": "a", **change})
     assert found.status_code == 400, found.text
     assert param is None or found.json()["error"]["param"].startswith(param)
     server.wait_until_idle()
@@ -232,7 +228,7 @@ def test_scores_that_the_plan_has_no_room_for_are_refused(
         return num_bytes == BYTES_TO_BEGIN and take(room, num_bytes)
 
     monkeypatch.setattr(ResultsRoom, "take", for_completions_alone)
-    found = post(server, prompt=["abc", "def"], echo=True, logprobs=20, max_tokens=0)
+    found = complete(server, prompt=["abc", "def"], echo=True, logprobs=20, max_tokens=0)
     assert found.status_code == 429
     assert "log-probabilities take" in found.json()["error"]["message"]
     monkeypatch.undo()
@@ -245,26 +241,26 @@ def test_completions_behind_an_echo_have_their_place_from_the_start(
 ) -> None:
     """What the plan has no room for is refused before the echo comes, and nothing runs on."""
     asked = {"prompt": "abc", "n": 2, "echo": True, "logprobs": 0, "stream": is_streamed}
-    assert post(server, **asked).status_code == 200
+    assert complete(server, **asked).status_code == 200
     take = ResultsRoom.take
 
     def for_one_completion(room: ResultsRoom, num_bytes: int) -> bool:
         return num_bytes != 2 * BYTES_TO_BEGIN and take(room, num_bytes)
 
     monkeypatch.setattr(ResultsRoom, "take", for_one_completion)
-    found = post(server, **asked)
+    found = complete(server, **asked)
     assert found.status_code == 429, found.text
     assert found.headers["retry-after"] == "1"
     server.wait_until_idle()
     monkeypatch.undo()
-    assert post(server, **asked).status_code == 200
+    assert complete(server, **asked).status_code == 200
 
 
 def test_as_many_as_may_wait_are_scored_and_completed_at_once(server: Running) -> None:
     asked = {"prompt": [[7, 8, number] for number in range(8)], "echo": True, "logprobs": 0}
     found = answer(server, **asked)
     assert len(found["choices"]) == 8
-    assert post(server, **{**asked, "n": 2}).status_code == 400
+    assert complete(server, **{**asked, "n": 2}).status_code == 400
     assert [one["text"] for one in streamed(server, **asked)] == [
         one["text"] for one in found["choices"]
     ]
@@ -275,7 +271,7 @@ def test_room_for_scores_is_given_back(server: Running) -> None:
     gc.collect()
     left = room.left_bytes
     for is_streamed in (False, True):
-        post(server, prompt=TEXTS, echo=True, logprobs=20, stream=is_streamed)
+        complete(server, prompt=TEXTS, echo=True, logprobs=20, stream=is_streamed)
         until = time.monotonic() + 20
         while room.left_bytes != left:  # once the server is through with the request
             assert time.monotonic() < until
@@ -306,8 +302,8 @@ def test_an_error_of_one_prompt_ends_the_others(
 
     monkeypatch.setattr(Engine, "add", failing)
     asked = {"prompt": [[7] * 500, [66, 66]], "echo": True, "logprobs": 0}
-    assert post(server, **asked).status_code == 503
-    assert post(server, **asked, stream=True).text.count('"error"') == 1
+    assert complete(server, **asked).status_code == 503
+    assert complete(server, **asked, stream=True).text.count('"error"') == 1
     server.wait_until_idle()
 
 
@@ -344,9 +340,9 @@ def test_long_answers_are_written_piece_by_piece(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"prompt": "the moon", "logprobs": 3, "echo": True}
-    whole = post(server, **asked)
+    whole = complete(server, **asked)
     monkeypatch.setattr(lazy_json, "_PIECE", 100)
-    pieces = post(server, **asked)
+    pieces = complete(server, **asked)
     assert "content-length" in whole.headers
     assert "content-length" not in pieces.headers
     assert pieces.json()["choices"] == whole.json()["choices"]

@@ -2,14 +2,14 @@
 
 import json
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
 import httpx2
 import pytest
 
-from tests.servers import Running, running
+from tests.asking import server_fixture
+from tests.servers import Running
 from thinslice.config import EngineSettings
 from thinslice.serve import connection
 from thinslice.serve.connection import BUFFER_BYTES, CONNECTION_BYTES, connections_for
@@ -23,10 +23,7 @@ SETTINGS = ServerSettings(drain_s=0.0, max_waiting=1)
 MOST = connections_for(1 + 4)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server"), SETTINGS) as found:
-        yield found
+server = server_fixture(SETTINGS)
 
 
 def connect(server: Running) -> socket.socket:

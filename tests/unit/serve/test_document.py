@@ -4,14 +4,14 @@ import hashlib
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.servers import NAME, Running, running
+from tests.asking import server_fixture
+from tests.servers import NAME, Running
 from thinslice.serve.document import ANSWERS, document, error_form
 from thinslice.serve.guard import PUBLIC
 
@@ -23,8 +23,8 @@ BODIES: dict[str, Any] = {
     "/v1/responses": {"temperature": 0, "max_output_tokens": 3, "input": "the moon"},
     "/v1/messages": {**SHORT, "messages": MESSAGES},
     "/v1/messages/count_tokens": {"messages": MESSAGES},
-    "/api/chat": {"messages": MESSAGES, "options": {"num_predict": 3}},
-    "/api/generate": {"prompt": "a", "options": {"num_predict": 3}},
+    "/api/chat": {"messages": MESSAGES, "options": {"num_predict": 8, "temperature": 0}},
+    "/api/generate": {"prompt": "a", "options": {"num_predict": 8, "temperature": 0}},
     "/api/show": {},
     "/tokenize": {"prompt": "abc", "return_token_strs": True},
     "/detokenize": {"tokens": [1, 2]},
@@ -32,10 +32,7 @@ BODIES: dict[str, Any] = {
 STREAMED = [path for path, answer in ANSWERS.items() if answer.stream is not None]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server")) as found:
-        yield found
+server = server_fixture()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Who gets through: hosts, origins and keys."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from tests.asking import server_fixture, slow_steps
 from tests.servers import NAME, Running, running
-from tests.unit.serve.test_leaving import slow_steps
 from thinslice.errors import ConfigError
 from thinslice.serve.guard import PUBLIC
 from thinslice.serve.keys import VARIABLE, Key, Keys, read_keys
@@ -20,13 +19,12 @@ KEYS = Keys((Key("alice", hashlib.sha256(SECRET.encode()).digest()),))
 PAGE = "https://chat.example.com"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    settings = ServerSettings(
+server = server_fixture(
+    ServerSettings(
         drain_s=0.0, max_waiting=256, allow_host=("model.example.com",), allow_origin=(PAGE,)
-    )
-    with running(tmp_path_factory.mktemp("server"), settings, KEYS) as found:
-        yield found
+    ),
+    KEYS,
+)
 
 
 def status(server: Running, path: str = "/v1/models", **headers: str) -> int:

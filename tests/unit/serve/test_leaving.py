@@ -3,7 +3,6 @@
 import json
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.asking import ask, post, server_fixture, slow_steps
 from tests.servers import NAME, Running, running
 from thinslice.engine.engine import Engine
 from thinslice.errors import CheckpointError
@@ -20,34 +20,7 @@ from thinslice.serve.settings import ServerSettings
 LONG: Any = {"model": NAME, "prompt": "the moon", "max_tokens": 480, "temperature": 0}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    settings = ServerSettings(drain_s=0.0, max_waiting=4)
-    with running(tmp_path_factory.mktemp("server"), settings) as found:
-        yield found
-
-
-def ask(server: Running, body: Any, path: str = "/v1/completions") -> socket.socket:
-    """A connection on which a request was sent, and nothing was read."""
-    content = json.dumps(body).encode()
-    found = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    found.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-    return found
-
-
-def slow_steps(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.01) -> list[float]:
-    """Make each step take so long; the times at which steps began."""
-    began: list[float] = []
-    step = Engine.step
-
-    def slow(self: Engine) -> None:
-        began.append(time.monotonic())
-        time.sleep(seconds)
-        step(self)
-
-    monkeypatch.setattr(Engine, "step", slow)
-    return began
+server = server_fixture(ServerSettings(drain_s=0.0, max_waiting=4))
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -69,7 +42,7 @@ def test_who_goes_away_frees_the_place_within_a_step(
 
 def test_a_slow_reader_holds_nobody_else_back(server: Running) -> None:
     with ask(server, {**LONG, "stream": True}):
-        answer = httpx2.post(f"{server.url}/v1/completions", json=LONG, timeout=60)
+        answer = post(server, "/v1/completions", LONG)
         assert answer.json()["usage"]["completion_tokens"] == 480
     server.wait_until_idle()
 
@@ -86,7 +59,7 @@ def test_more_than_may_wait_are_refused_and_told_when_to_come_again(
             until = time.monotonic() + 30
             while len(queue) < 4:
                 assert time.monotonic() < until
-        answer = httpx2.post(f"{server.url}/v1/completions", json=LONG, timeout=60)
+        answer = post(server, "/v1/completions", LONG)
         assert answer.status_code == 429
         assert answer.json()["error"]["type"] == "rate_limit_error"
         assert int(answer.headers["retry-after"]) > 0
@@ -109,7 +82,7 @@ def test_an_error_under_way_is_told_and_the_next_request_is_answered(
 
     monkeypatch.setattr(Engine, "step", failing)
     asked = {**LONG, "stream": is_streamed}
-    answer = httpx2.post(f"{server.url}/v1/completions", json=asked, timeout=60)
+    answer = post(server, "/v1/completions", asked)
     if is_streamed:
         assert answer.status_code == 200
         *_, last, end = answer.text.split("\n\n")
@@ -121,7 +94,7 @@ def test_an_error_under_way_is_told_and_the_next_request_is_answered(
     assert (error["message"], error["type"]) == ("the disk is gone", "server_error")
     monkeypatch.undo()
     short = {**LONG, "max_tokens": 2}
-    assert httpx2.post(f"{server.url}/v1/completions", json=short).status_code == 200
+    assert post(server, "/v1/completions", short).status_code == 200
 
 
 def test_a_comment_comes_where_no_event_does_for_long(
@@ -130,7 +103,7 @@ def test_a_comment_comes_where_no_event_does_for_long(
     monkeypatch.setattr(events, "KEEP_ALIVE_S", 0.02)
     slow_steps(monkeypatch, 0.1)
     asked = {**LONG, "max_tokens": 3, "stream": True}
-    text = httpx2.post(f"{server.url}/v1/completions", json=asked, timeout=60).text
+    text = post(server, "/v1/completions", asked).text
     assert text.count(": waiting\n\n") >= 3
     assert text.endswith("data: [DONE]\n\n")
 

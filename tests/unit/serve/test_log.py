@@ -14,8 +14,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.asking import post, slow_steps
 from tests.servers import NAME, Running, running
-from tests.unit.serve.test_leaving import LONG, slow_steps
+from tests.unit.serve.test_leaving import LONG
 from thinslice.engine.async_engine import AsyncEngine
 from thinslice.errors import ConfigError
 from thinslice.serve import log as module
@@ -53,9 +54,8 @@ def lines(path: Path, request_id: str) -> Any:
     raise AssertionError(f"no line of {request_id}")
 
 
-def post(server: Running, path: str = "/v1/completions", **body: Any) -> httpx2.Response:
-    url = f"{server.url}{path}"
-    return httpx2.post(url, json={**SHORT, **body}, headers=HEADERS, timeout=60)
+def complete(server: Running, path: str = "/v1/completions", **body: Any) -> httpx2.Response:
+    return post(server, path, {**SHORT, **body}, HEADERS)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def post(server: Running, path: str = "/v1/completions", **body: Any) -> httpx2.
     ],
 )
 def test_a_request_is_a_line(server: Running, path: Path, where: str, more: Any) -> None:
-    answer = post(server, where, **more)
+    answer = complete(server, where, **more)
     line = lines(path, answer.headers["x-request-id"])
     assert (line["method"], line["path"], line["status"], line["key"]) == (
         "POST",
@@ -84,7 +84,7 @@ def test_a_request_is_a_line(server: Running, path: Path, where: str, more: Any)
 
 
 def test_an_echo_counts_its_prompt_once(server: Running, path: Path) -> None:
-    answer = post(server, echo=True, logprobs=1, prompt=["abc", "de"], n=2)
+    answer = complete(server, echo=True, logprobs=1, prompt=["abc", "de"], n=2)
     line = lines(path, answer.headers["x-request-id"])
     usage = answer.json()["usage"]
     assert line["prompt_tokens"] == usage["prompt_tokens"]
@@ -92,8 +92,8 @@ def test_an_echo_counts_its_prompt_once(server: Running, path: Path) -> None:
 
 
 def test_what_is_said_is_not_logged(server: Running, path: Path) -> None:
-    text = post(server).json()["choices"][0]["text"]
-    refused = post(server, temperature=9)
+    text = complete(server).json()["choices"][0]["text"]
+    refused = complete(server, temperature=9)
     lines(path, refused.headers["x-request-id"])
     logged = path.read_text()
     assert "nobody-reads-this" not in logged
@@ -129,11 +129,11 @@ def test_every_answer_has_its_id(
         httpx2.get(f"{server.url}/nothing"),
         httpx2.get(f"{server.url}/nothing", headers=HEADERS),
         httpx2.get(f"{server.url}/v1/models", headers={**HEADERS, "host": "evil.com"}),
-        post(server, model="other"),
-        post(server, "/v1/messages"),
+        complete(server, model="other"),
+        complete(server, "/v1/messages"),
     ]
     monkeypatch.setattr(AsyncEngine, "submit", wrong)
-    answers.append(post(server))
+    answers.append(complete(server))
     assert [one.status_code for one in answers] == [200, 401, 404, 403, 404, 400, 500]
     for one in answers:
         assert lines(path, one.headers["x-request-id"])["status"] == one.status_code
@@ -172,7 +172,7 @@ def test_a_line_for_a_person(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with running(tmp_path, ServerSettings(drain_s=0.0, log_file=path), KEYS) as server:
         httpx2.get(f"{server.url}/a%0Ab%20c", headers={**HEADERS, "x-request-id": "one"})
-        post(server)
+        complete(server)
     first, second = path.read_text().splitlines()
     assert re.fullmatch(r"\S+ 404 GET '/a\\nb c' id=one total_s=0\.\d{3} key=alice", first), first
     assert " 200 POST /v1/completions id=" in second
@@ -183,8 +183,8 @@ def test_content_is_logged_where_it_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "log"
     settings = ServerSettings(drain_s=0.0, log_file=path, log_format="json", log_content=True)
     with running(tmp_path, settings, KEYS) as server:
-        text = post(server).json()["choices"][0]["text"]
-        post(server, prompt="ab " * 10_000)
+        text = complete(server).json()["choices"][0]["text"]
+        complete(server, prompt="ab " * 10_000)
     first, second = map(json.loads, path.read_text().splitlines())
     assert json.loads(first["request"])["prompt"] == SHORT["prompt"]
     assert json.loads(first["response"])["choices"][0]["text"] == text
@@ -197,7 +197,7 @@ def test_a_full_disk_harms_no_answer_and_is_told_once(
     settings = ServerSettings(drain_s=0.0, log_file=Path("/dev/full"))
     with running(tmp_path, settings, KEYS) as server:
         for _ in range(3):
-            assert post(server).status_code == 200
+            assert complete(server).status_code == 200
     told = capfd.readouterr().err
     assert told.count("the log cannot be written: No space left on device") == 1
 

@@ -1,22 +1,19 @@
 """Ollama's interface, by Ollama's own client."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import ollama
 import pytest
 
-from tests.servers import NAME, Running, running
+from tests.asking import post, server_fixture
+from tests.servers import NAME, Running
 
 MESSAGES: Any = [{"role": "user", "content": "the moon"}]
 OPTIONS: Any = {"temperature": 0, "num_predict": 24}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server")) as found:
-        yield found
+server = server_fixture()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +80,7 @@ def test_what_is_there(server: Running, client: ollama.Client) -> None:
 )
 def test_what_cannot_be_answered_is_refused(server: Running, change: dict[str, Any]) -> None:
     body = {"model": NAME, "messages": MESSAGES, **change}
-    answer = httpx2.post(f"{server.url}/api/chat", json=body)
+    answer = post(server, "/api/chat", body)
     assert answer.status_code == 400
     assert isinstance(answer.json()["error"], str)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -11,7 +10,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.servers import NAME, Running, running
+from tests.asking import client_fixture, events, openai_of, post, server_fixture
+from tests.servers import NAME, Running
 from thinslice.engine.metrics import Metrics
 
 MESSAGES: Any = [{"role": "user", "content": "the moon"}]
@@ -19,34 +19,10 @@ MESSAGES: Any = [{"role": "user", "content": "the moon"}]
 GREEDY: Any = {"model": NAME, "temperature": 0, "max_tokens": 24}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server")) as found:
-        yield found
+server = server_fixture()
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1",
-        api_key="none",
-        max_retries=0,
-        _strict_response_validation=True,
-    ) as found:
-        yield found
-
-
-def post(server: Running, path: str, body: Any) -> httpx2.Response:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"content-type": "application/json"}
-    return httpx2.post(f"{server.url}{path}", content=content, headers=headers, timeout=60)
-
-
-def events(server: Running, path: str, body: Any) -> list[Any]:
-    """The data of each event; text where it is no JSON."""
-    lines = post(server, path, {**body, "stream": True}).text.split("\n\n")
-    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-    return [one if one == "[DONE]" else json.loads(one) for one in data]
+client = client_fixture(openai_of)
 
 
 def test_a_chat_is_what_the_library_says(server: Running, client: openai.OpenAI) -> None:

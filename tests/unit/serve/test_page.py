@@ -1,14 +1,14 @@
 """The page's files and its rendering, over HTTP."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.servers import Running, running
+from tests.asking import post, server_fixture
+from tests.servers import Running
 from tests.unit.serve.test_guard import KEYS, SECRET
 from thinslice.serve import page
 from thinslice.serve.markdown import MAX_TEXT, render
@@ -17,15 +17,11 @@ from thinslice.serve.static_files import STATIC_FILES
 STATIC = Path(page.__file__).parent / "static"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server"), keys=KEYS) as found:
-        yield found
+server = server_fixture(keys=KEYS)
 
 
 def rendered(server: Running, **body: object) -> httpx2.Response:
-    headers = {"x-api-key": SECRET}
-    return httpx2.post(f"{server.url}/page/render", json=body, headers=headers, timeout=30)
+    return post(server, "/page/render", body, {"x-api-key": SECRET})
 
 
 @pytest.mark.parametrize("path", STATIC_FILES)

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from tests.asking import ask, client_fixture, openai_of, post, server_fixture, slow_steps
 from tests.servers import NAME, Running, running
-from tests.unit.serve.test_leaving import ask, slow_steps
 from thinslice.engine.engine import Engine
 from thinslice.engine.request import Request, TextChunk
 from thinslice.errors import CheckpointError
@@ -50,22 +49,10 @@ SAID = (
 LONG: Any = {**ASKED, "max_output_tokens": 400}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server"), template=TEMPLATE) as found:
-        yield found
+server = server_fixture(template=TEMPLATE)
 
 
-def client_of(server: Running) -> openai.OpenAI:
-    return openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="none", max_retries=0, _strict_response_validation=True
-    )
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with client_of(server) as found:
-        yield found
+client = client_fixture(openai_of)
 
 
 @pytest.fixture
@@ -82,13 +69,13 @@ def says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Request, "_new_text", advance)
 
 
-def post(server: Running, **change: Any) -> httpx2.Response:
-    return httpx2.post(f"{server.url}/v1/responses", json={**ASKED, **change}, timeout=60)
+def respond(server: Running, **change: Any) -> httpx2.Response:
+    return post(server, "/v1/responses", {**ASKED, **change})
 
 
 def raw_events(server: Running, body: Any) -> list[Any]:
     """Each event, whose name is its type and whose place its number; it fits OpenAI's types."""
-    answer = httpx2.post(f"{server.url}/v1/responses", json={**body, "stream": True}, timeout=60)
+    answer = post(server, "/v1/responses", {**body, "stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     *frames, end = answer.text.split("\n\n")
     assert end == ""
@@ -280,7 +267,7 @@ def test_items_of_one_turn_are_one_message(server: Running) -> None:
         {"role": "tool", "content": "1"},
         {"role": "tool", "content": "2"},
     ]
-    answer = post(server, input=items).json()
+    answer = respond(server, input=items).json()
     assert answer["usage"]["input_tokens"] == num_tokens(server, same)
 
 
@@ -290,7 +277,7 @@ def test_a_call_that_is_cut_is_incomplete(client: openai.OpenAI) -> None:
 
 
 def test_a_thought_that_is_cut_and_one_that_is_not_wanted(tmp_path: Path) -> None:
-    with running(tmp_path, template=THINKING) as server, client_of(server) as client:
+    with running(tmp_path, template=THINKING) as server, openai_of(server) as client:
         answer = client.responses.create(**ASKED)
         effort: Any = {"effort": "none", "summary": "auto"}
         without = client.responses.create(**ASKED, reasoning=effort)
@@ -363,7 +350,7 @@ def test_any_object_and_plain_text(client: openai.OpenAI) -> None:
 def test_what_cannot_be_answered_is_refused(
     server: Running, change: Any, param: str | None, told: str, is_streamed: bool
 ) -> None:
-    answer = post(server, **change, stream=is_streamed)
+    answer = respond(server, **change, stream=is_streamed)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)

@@ -1,13 +1,13 @@
 """/tokenize, /detokenize and /tokenizer_info."""
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.servers import NAME, Running, running
+from tests.asking import post, server_fixture
+from tests.servers import NAME, Running
 from thinslice.engine.results import ResultsRoom
 from thinslice.serve import tokenize
 from thinslice.text.messages import Conversation
@@ -16,14 +16,11 @@ from thinslice.text.tokenizer import Tokenizer
 MESSAGES: Any = [{"role": "user", "content": "the moon"}]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server")) as found:
-        yield found
+server = server_fixture()
 
 
-def post(server: Running, path: str, **body: Any) -> httpx2.Response:
-    return httpx2.post(f"{server.url}{path}", json=body, timeout=60)
+def told(server: Running, path: str, **body: Any) -> httpx2.Response:
+    return post(server, path, body)
 
 
 def test_a_text_and_back(server: Running) -> None:
@@ -31,19 +28,19 @@ def test_a_text_and_back(server: Running) -> None:
     for text in ("the moon", "äöü 中文 <|im_start|>", "a " * 1000):
         ids = llm.tokenizer.encode(text, add_special_tokens=True)
         expected = {"count": len(ids), "max_model_len": 512, "tokens": ids}
-        assert post(server, "/tokenize", model=NAME, prompt=text).json() == expected
-        assert post(server, "/detokenize", tokens=ids).json() == {"prompt": text}
-    assert post(server, "/tokenize", prompt="").json()["tokens"] == []
-    assert post(server, "/detokenize", tokens=[]).json() == {"prompt": ""}
+        assert told(server, "/tokenize", model=NAME, prompt=text).json() == expected
+        assert told(server, "/detokenize", tokens=ids).json() == {"prompt": text}
+    assert told(server, "/tokenize", prompt="").json()["tokens"] == []
+    assert told(server, "/detokenize", tokens=[]).json() == {"prompt": ""}
 
 
 def test_a_conversation(server: Running) -> None:
     llm = server.served.engine.llm
-    found = post(server, "/tokenize", messages=MESSAGES).json()
+    found = told(server, "/tokenize", messages=MESSAGES).json()
     assert found["tokens"] == llm.prepare(MESSAGES).token_ids
-    less = post(server, "/tokenize", messages=MESSAGES, add_generation_prompt=False).json()
+    less = told(server, "/tokenize", messages=MESSAGES, add_generation_prompt=False).json()
     text = llm.rendered(Conversation(MESSAGES), add_generation_prompt=False)
-    assert post(server, "/detokenize", tokens=less["tokens"]).json() == {"prompt": text}
+    assert told(server, "/detokenize", tokens=less["tokens"]).json() == {"prompt": text}
     assert less["count"] < found["count"]
 
 
@@ -60,12 +57,12 @@ def test_special_tokens_are_added_where_they_are_asked_for(
     monkeypatch.setattr(Tokenizer, "encode", seen)
     for body in ({"prompt": "a"}, {"messages": MESSAGES}):
         for added in (None, True, False):
-            post(server, "/tokenize", **body, add_special_tokens=added)
+            told(server, "/tokenize", **body, add_special_tokens=added)
     assert asked == [True, True, False, False, True, False]
 
 
 def test_strings_of_tokens(server: Running) -> None:
-    found = post(server, "/tokenize", prompt="thä", return_token_strs=True).json()
+    found = told(server, "/tokenize", prompt="thä", return_token_strs=True).json()
     assert found["token_strs"] == ["th", "\ufffd", "\ufffd"]
 
 
@@ -97,14 +94,14 @@ def test_what_a_harness_asks_of_a_tokenizer(server: Running) -> None:
 def test_what_has_no_tokens_is_refused(
     server: Running, path: str, body: dict[str, Any], param: str | None
 ) -> None:
-    found = post(server, path, **body)
+    found = told(server, path, **body)
     assert found.status_code == 400, found.text
     assert param is None or found.json()["error"]["param"] == param
 
 
 def test_another_model_is_not_found(server: Running) -> None:
-    assert post(server, "/tokenize", model="x", prompt="a").status_code == 404
-    assert post(server, "/detokenize", model="x", tokens=[1]).status_code == 404
+    assert told(server, "/tokenize", model="x", prompt="a").status_code == 404
+    assert told(server, "/detokenize", model="x", tokens=[1]).status_code == 404
 
 
 def test_tokens_that_the_plan_has_no_room_for_are_refused(
@@ -112,10 +109,10 @@ def test_tokens_that_the_plan_has_no_room_for_are_refused(
 ) -> None:
     room = server.served.engine.llm.engine.results
     left = room.left_bytes
-    post(server, "/tokenize", prompt="a")
+    told(server, "/tokenize", prompt="a")
     assert room.left_bytes == left
     monkeypatch.setattr(ResultsRoom, "take", lambda *_: False)
-    assert post(server, "/tokenize", prompt="a").status_code == 429
+    assert told(server, "/tokenize", prompt="a").status_code == 429
 
 
 def test_the_event_loop_does_not_wait_for_a_text(
@@ -131,7 +128,7 @@ def test_the_event_loop_does_not_wait_for_a_text(
         return encoded(*asked)
 
     monkeypatch.setattr(tokenize, "_encoded", slow)
-    asking = threading.Thread(target=post, args=(server, "/tokenize"), kwargs={"prompt": "a"})
+    asking = threading.Thread(target=told, args=(server, "/tokenize"), kwargs={"prompt": "a"})
     asking.start()
     assert begun.wait(30)
     assert httpx2.get(f"{server.url}/health", timeout=10).status_code == 200

@@ -2,18 +2,20 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
-import httpx2
 import jsonschema
 import ollama
 import openai
 import pytest
 
-from tests.servers import NAME, Running, running
+from tests.asking import anthropic_of, client_fixture, events, openai_of, post, server_fixture
+from tests.servers import NAME, Running, serving
+from tests.tiny_llm import write_model
 from thinslice.engine.request import Request
+from thinslice.text.tool_styles import DEEPSEEK
 
 # A template that shows tools, calls and results, as Qwen's does.
 TEMPLATE = (
@@ -38,24 +40,13 @@ CALLING: Any = {**ASKED, "tools": TOOLS, "tool_choice": BY_NAME, "seed": 4}
 SAID = 'I look.\n<tool_call>\n{"name": "get", "arguments": {"city": "Rom"}}\n</tool_call>\n' * 2
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server"), template=TEMPLATE) as found:
-        yield found
+server = server_fixture(template=TEMPLATE)
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="none", max_retries=0, _strict_response_validation=True
-    ) as found:
-        yield found
+client = client_fixture(openai_of)
 
 
-@pytest.fixture(scope="module")
-def claude(server: Running) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as found:
-        yield found
+claude = client_fixture(anthropic_of)
 
 
 def check(arguments: str) -> None:
@@ -178,6 +169,47 @@ def test_calls_that_a_model_makes_by_itself(client: openai.OpenAI) -> None:
     assert none.finish_reason == "length"
 
 
+@pytest.mark.usefixtures("says")
+def test_a_call_of_no_function_of_the_request_is_text(
+    client: openai.OpenAI, claude: anthropic.Anthropic
+) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "put"}}]
+    asked: Any = {**ASKED, "max_tokens": 40, "tools": tools, "temperature": 0}
+    asked["logit_bias"] = {"257": -100, "258": -100}
+    whole = client.chat.completions.create(**asked).choices[0]
+    assert whole.message.tool_calls is None
+    assert (whole.message.content, whole.finish_reason) == (SAID, "length")
+    chunks = [one.choices[0] for one in client.chat.completions.create(**asked, stream=True)]
+    assert "".join(one.delta.content or "" for one in chunks) == SAID
+    assert not any(one.delta.tool_calls for one in chunks)
+    others: Any = [{"name": "put", "input_schema": {}}]
+    (block,) = claude.messages.create(**ASKED, tools=others).content
+    assert block.type == "text"
+    assert block.text == SAID
+
+
+def test_deepseeks_calls_whole_and_streamed(tmp_path: Path) -> None:
+    shown = f"{{% if 0 %}}{DEEPSEEK.begin}{{% endif %}}"
+    template = shown + TEMPLATE.replace("tools", "nothing")
+    with serving(write_model(tmp_path / "tiny.gguf", template, context=4096)) as server:
+        path = "/v1/chat/completions"
+        body = {**CALLING, "tool_choice": "required", "max_tokens": 1500}
+        (choice,) = post(server, path, body).json()["choices"]
+        told = {one["function"]["name"] for one in choice["message"]["tool_calls"]}
+        assert told <= {"get", "now"}
+        assert choice["message"]["content"] is None
+        body["tool_choice"] = BY_NAME
+        (choice,) = post(server, path, body).json()["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        assert (call["function"]["name"], choice["finish_reason"]) == ("get", "tool_calls")
+        check(call["function"]["arguments"])
+        *chunks, done = events(server, path, body)
+        assert done == "[DONE]"
+        deltas = [one["choices"][0]["delta"].get("tool_calls", ()) for one in chunks]
+        pieces = [one["function"].get("arguments", "") for delta in deltas for one in delta]
+        assert "".join(pieces) == call["function"]["arguments"]
+
+
 def test_anthropic_calls_whole_and_streamed(claude: anthropic.Anthropic) -> None:
     tools: Any = [{"name": "get", "description": "Weather.", "input_schema": SCHEMA}]
     asked: Any = {**ASKED, "tools": tools, "tool_choice": {"type": "tool", "name": "get"}}
@@ -242,11 +274,11 @@ def test_what_json_cannot_send_of_a_models_arguments_is_told_all_the_same(
     said = f'<tool_call>\n{{"name": "get", "arguments": {written}}}\n</tool_call>'
     monkeypatch.setattr(sys.modules[__name__], "SAID", said)
     asked: Any = {**ASKED, "max_tokens": 1, "stream": False, "options": {"num_predict": 1}}
-    answer = httpx2.post(f"{server.url}/api/chat", json={**asked, "tools": TOOLS}, timeout=60)
+    answer = post(server, "/api/chat", {**asked, "tools": TOOLS})
     (call,) = answer.json()["message"]["tool_calls"]
     assert call["function"] == {"name": "get", "arguments": sent}
     tools = [{"name": "get", "input_schema": SCHEMA}]
-    answer = httpx2.post(f"{server.url}/v1/messages", json={**asked, "tools": tools}, timeout=60)
+    answer = post(server, "/v1/messages", {**asked, "tools": tools})
     (block,) = answer.json()["content"]
     assert (block["name"], block["input"]) == ("get", sent)
 
@@ -286,6 +318,6 @@ def test_openai_takes_calls_and_results_back(client: openai.OpenAI) -> None:
 def test_what_cannot_be_called_is_refused(
     server: Running, path: str, change: dict[str, Any], told: str
 ) -> None:
-    answer = httpx2.post(f"{server.url}{path}", json={**ASKED, **change}, timeout=60)
+    answer = post(server, path, {**ASKED, **change})
     assert answer.status_code == 400, answer.text
     assert told in answer.text

@@ -10,11 +10,17 @@ from thinslice.errors import RequestError
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, for_template
-from thinslice.text.tool_styles import HERMES, LLAMA, MISTRAL
+from thinslice.text.tool_styles import DEEPSEEK, HERMES, LLAMA, MISTRAL
 from thinslice.text.tool_use import ToolUse, for_tools, tool_use
 
 PLAIN = ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
 KNOWING = ChatTemplate("{{ tools }}<tool_call>{{ messages }}")
+# As the templates of DeepSeek-R1's distills: it leaves the calls of a message with a text out.
+SHOWING = ChatTemplate(
+    "{% for m in messages %}{{ m.role }}: {% if m.content is none %}{% for c in m.tool_calls %}"
+    f"{DEEPSEEK.begin}{{{{ c.type }}}}{{% endfor %}}{{% else %}}{{{{ m.content }}}}{{% endif %}}\n"
+    "{% endfor %}"
+)
 TOOLS: Any = [
     {"type": "function", "function": {"name": name, "parameters": {"properties": {"a": {}}}}}
     for name in ("get", "put")
@@ -46,6 +52,23 @@ def test_a_template_without_a_place_for_tools_gets_them_as_text() -> None:
     assert result == "<tool_response>\n20\n</tool_response>"
     assert [one["role"] for one in shown.messages] == ["system", "user", "assistant", "user"]
     PLAIN.render(shown.messages)
+
+
+def test_deepseeks_template_shows_calls_and_has_no_place_for_tools() -> None:
+    assert (SHOWING.call_style, SHOWING.has_place_for_tools) == (DEEPSEEK, False)
+    asked = [*ASKED[:2], {**ASKED[2], "content": "I look."}, ASKED[3]]
+    asked[2]["tool_calls"] = ASKED[2]["tool_calls"] * 2
+    shown = for_tools(for_template(Conversation(asked, TOOLS)), SHOWING)
+    system, _, called, _ = (one["content"] for one in shown.messages)
+    before, behind = DEEPSEEK.around_arguments("get")
+    call = f'{before}{{"a": 1}}{behind}'
+    assert called == f"I look.\n{DEEPSEEK.begin}{call}\n{call}{DEEPSEEK.end}"
+    assert DEEPSEEK.around_arguments("FUNCTION")[0] in system
+    assert HERMES.begin not in system
+    assert SHOWING.render(shown.messages).count(call) == 2
+    use = tool_use(for_template(Conversation(asked, TOOLS)), SHOWING)
+    assert use is not None
+    assert (use.style, use.names) == (DEEPSEEK, ["get", "put"])
 
 
 def test_a_template_that_knows_tools_gets_them_as_they_are() -> None:
@@ -90,6 +113,12 @@ def test_calls_are_written_as_the_style_has_them() -> None:
     assert whole[1]["json_schema"]["type"] == "object"
     assert "{0,7}" not in grammar_of(None, use(HERMES, is_parallel=False), "none")
     assert "[TOOL_CALLS][" in grammar_of(None, use(MISTRAL), "none")
+    fenced = json.loads(grammar_of(None, use(DEEPSEEK), "none"))["grammars"][0]["lark_grammar"]
+    before, behind = (
+        json.dumps(one, ensure_ascii=False) for one in DEEPSEEK.around_arguments("put")
+    )
+    assert f"call_1: {before} @arguments_1 {behind}" in fenced
+    assert "(NEWLINE call){0,7}" in fenced
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,16 @@ export function add(conversation, parent, role, content) {
   const node = { id: newId(), parent, role, content, reasoning: "", finish: null, created: Date.now() };
   conversation.nodes[node.id] = node;
   conversation.leaf = node.id;
-  if (!conversation.title) conversation.title = content.trim().replace(/\s+/g, " ").slice(0, MAX_TITLE);
+  if (!conversation.title) conversation.title = titleOf(content);
   return node;
+}
+
+/** The beginning of a message: whole characters, and mostly whole words. */
+function titleOf(content) {
+  const text = content.trim().replace(/\s+/g, " ");
+  if (text.length <= MAX_TITLE) return text;
+  const start = text.slice(0, MAX_TITLE - 1).replace(/[\ud800-\udbff]$/, "");
+  return `${start.replace(/ \S{0,20}$/, "")}…`;
 }
 
 /** The messages that are shown, in order. */

@@ -92,6 +92,7 @@ byId("key-dialog").addEventListener("cancel", (event) => event.preventDefault())
 function know(found) {
   chat.setModel(found.model);
   memory.facts(found);
+  settings.know(found);
   prompt.placeholder = `Message ${found.model}`;
 }
 document.addEventListener("plan", (event) => know(event.detail));

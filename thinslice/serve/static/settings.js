@@ -3,6 +3,7 @@
 import { byId, make } from "./dom.js";
 
 const PLACE = "thinslice.settings";
+const THOUGHT = "max_thinking_tokens";
 // By the names of OpenAI's API and of the servers that have more than it.
 const FIELDS = [
   ["temperature", "Temperature", { min: 0, max: 2, step: 0.05 }],
@@ -12,7 +13,10 @@ const FIELDS = [
   ["repetition_penalty", "Repetition penalty", { min: 0.5, max: 2, step: 0.05 }],
   ["max_tokens", "Most tokens", { min: 1, max: 1000000, step: 1, placeholder: "no limit" }],
   ["seed", "Seed", { min: 0, max: 9007199254740991, step: 1, placeholder: "random" }],
+  [THOUGHT, "Longest thought", { min: 0, max: 1000000, step: 1, placeholder: "no limit" }],
 ];
+
+let thinks = true;
 
 function read() {
   try {
@@ -25,13 +29,24 @@ function read() {
 /** What is set, as a request has it, and the system prompt. */
 export function sampling() {
   const { system = "", ...given } = read();
+  if (!thinks) delete given[THOUGHT];
   return { system, ...given };
+}
+
+/** What the model that is served makes of the settings; they stay for one that makes more of them. */
+export function know(plan) {
+  thinks = plan.thinks;
+  const input = byId("settings").querySelector(`[name=${THOUGHT}]`);
+  input.disabled = !thinks;
+  input.placeholder = thinks ? "no limit" : "";
+  byId("no-thought").hidden = thinks;
 }
 
 export function start() {
   const dialog = byId("settings");
   const form = dialog.querySelector("form");
-  byId("sampling").append(make("div", { className: "fields" }, ...FIELDS.map(field)));
+  byId("no-thought").before(make("div", { className: "fields" }, ...FIELDS.map(field)));
+  dialog.querySelector(`[name=${THOUGHT}]`).setAttribute("aria-describedby", "no-thought");
   show(form);
   form.addEventListener("input", () => keep(form));
   byId("reset-settings").addEventListener("click", () => {
