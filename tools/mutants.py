@@ -39,11 +39,19 @@ TARGETS = {
     ),
     "choose": (
         "thinslice/plan/choose.py",
-        ["tests/unit/plan/test_choose.py", "tests/unit/plan/test_planner.py"],
+        [
+            "tests/unit/plan/test_search.py",
+            "tests/unit/plan/test_choose.py",
+            "tests/unit/plan/test_planner.py",
+        ],
     ),
     "search": (
         "thinslice/plan/search.py",
-        ["tests/unit/plan/test_choose.py", "tests/unit/plan/test_planner.py"],
+        [
+            "tests/unit/plan/test_search.py",
+            "tests/unit/plan/test_choose.py",
+            "tests/unit/plan/test_planner.py",
+        ],
     ),
     "scheduler": (
         "thinslice/engine/scheduler.py",
