@@ -14,9 +14,12 @@ from urllib.parse import unquote
 Schema = Mapping[str, Any]
 _KINDS = frozenset(("null", "boolean", "string", "array", "object", "integer", "fraction"))
 _OF_TYPE = {"number": frozenset(("integer", "fraction"))}
-# Pairs of schemas that are looked at for one document, 0.2 s; and how far into them.
-_MOST_PAIRS = 20_000
+# What is looked at for one document, 0.2 s: pairs of schemas, and values and names of properties;
+# and how far into them.
+_MOST_LOOKS = 20_000
 _MAX_DEPTH = 6
+_LONG = ("enum", "required", "properties")
+_MOST_DIGITS = 6
 
 
 @dataclass
@@ -37,6 +40,11 @@ class _Facts:
     named: dict[str, list[Any]] = field(default_factory=dict)
     unions: list[list[Any]] = field(default_factory=list)
 
+    @property
+    def size(self) -> int:
+        """How much there is to compare."""
+        return len(self.values or ()) + len(self.required) + len(self.named)
+
 
 class Exclusion:
     """Looks for what shows that schemas of one document exclude each other.
@@ -47,17 +55,19 @@ class Exclusion:
 
     def __init__(self, root: Schema) -> None:
         self._root = root
-        self._num_left = _MOST_PAIRS
+        self._num_left = _MOST_LOOKS
+        # By the identity of a schema, all of which the document keeps.
+        self._known: dict[int, _Facts] = {}
 
     def is_shown(self, branches: Iterable[Any]) -> bool:
         """Whether each branch excludes each other one; False also where that takes long."""
         return all(self._exclude(one, other, 0) for one, other in combinations(branches, 2))
 
     def _exclude(self, one: Any, other: Any, depth: int) -> bool:
-        self._num_left -= 1
+        first, second = self._facts(one), self._facts(other)
+        self._num_left -= 1 + min(first.size, second.size)
         if self._num_left < 0 or depth > _MAX_DEPTH:
             return False
-        first, second = self._facts(one), self._facts(other)
         if not first.kinds & second.kinds:
             return True
         if first.values is not None and second.values is not None:
@@ -75,10 +85,22 @@ class Exclusion:
         )
 
     def _facts(self, schema: Any) -> _Facts:
-        """Of a schema, and of those that it refers to: all of them hold."""
+        """Of a schema, and of those that it refers to: all of them hold.
+
+        Where no more is to be looked at, less is found than holds.
+        """
+        if id(schema) not in self._known:
+            self._known[id(schema)] = self._found(schema)
+        return self._known[id(schema)]
+
+    def _found(self, schema: Any) -> _Facts:
         facts = _Facts()
         for _ in range(_MAX_DEPTH):
             if not isinstance(schema, Mapping):
+                break
+            parts = (schema.get(key) for key in _LONG)
+            self._num_left -= sum(len(one) for one in parts if isinstance(one, list | Mapping))
+            if self._num_left < 0:
                 break
             _narrow(facts, schema)
             facts.required.update(schema.get("required", ()))
@@ -94,10 +116,15 @@ class Exclusion:
         for key in unquote(ref).split("/")[1:]:
             key = key.replace("~1", "/").replace("~0", "~")
             if isinstance(found, list):
-                found = found[int(key)] if key.isdigit() and int(key) < len(found) else None
+                found = found[int(key)] if is_index(key) and int(key) < len(found) else None
             else:
                 found = found.get(key) if isinstance(found, Mapping) else None
         return found
+
+
+def is_index(key: str) -> bool:
+    """Whether a part of a reference is a place in a list. Its digits are ASCII's, and few."""
+    return key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS
 
 
 def _narrow(facts: _Facts, schema: Schema) -> None:

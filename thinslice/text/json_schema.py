@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from thinslice.constraint import check_depth
 from thinslice.errors import RequestError, shown
-from thinslice.text.exclusive import Exclusion
+from thinslice.text.exclusive import Exclusion, is_index
 from thinslice.units import KIB
 
 Schema = dict[str, Any]
@@ -164,7 +164,7 @@ def _check_place(ref: object) -> None:
         if all(
             key in _ONE
             or (key in _NAMED and next(keys, None) is not None)
-            or (key in _LISTS and next(keys, "").isdigit())
+            or (key in _LISTS and is_index(next(keys, "")))
             for key in keys
         ):
             return

@@ -340,5 +340,8 @@ def _call(text: str, style: CallStyle) -> tuple[str, str] | None:
         arguments = {}
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
-    written = json.dumps(arguments, ensure_ascii=False)
+    try:
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # numbers that JSON does not have
+        return None
     return _without_halves(name), _without_halves(written)

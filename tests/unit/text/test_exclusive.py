@@ -8,8 +8,10 @@ from llguidance import LLMatcher
 from pydantic import BaseModel, Field
 
 from thinslice.constraint import Constraint
+from thinslice.errors import RequestError
 from thinslice.text import exclusive
 from thinslice.text.exclusive import Exclusion
+from thinslice.text.json_schema import for_grammar
 from thinslice.text.lark import grammar_of
 
 
@@ -115,5 +117,31 @@ def test_schemas_that_refer_to_themselves_come_to_an_end() -> None:
 def test_what_would_take_long_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     branches = [{"const": number} for number in range(50)]
     assert Exclusion({}).is_shown(branches)
-    monkeypatch.setattr(exclusive, "_MOST_PAIRS", 1000)
+    monkeypatch.setattr(exclusive, "_MOST_LOOKS", 1000)
     assert not Exclusion({}).is_shown(branches)
+
+
+@pytest.mark.parametrize("long", [{"enum": [*range(5000)]}, {"required": [*map(str, range(5000))]}])
+def test_a_long_list_is_looked_at_a_few_times_at_most(
+    long: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many schemas refer to it, and round whatever circle."""
+    num_looked = 0
+    narrow = exclusive._narrow
+
+    def counted(facts: Any, schema: Any) -> None:
+        nonlocal num_looked
+        num_looked += len(schema.get("enum", ())) + len(schema.get("required", ()))
+        narrow(facts, schema)
+
+    monkeypatch.setattr(exclusive, "_narrow", counted)
+    ref = {"$ref": "#/$defs/long"}
+    branches = [{"const": number, **ref} for number in range(190)]
+    assert not Exclusion({"$defs": {"long": {**long, **ref}}}).is_shown(branches)
+    assert num_looked <= exclusive._MOST_LOOKS
+
+
+@pytest.mark.parametrize("index", ["\N{SUPERSCRIPT TWO}", "0" * 5000, "9" * 20])
+def test_a_place_in_a_list_is_a_few_digits(index: str) -> None:
+    with pytest.raises(RequestError, match="expected the place of a schema"):
+        for_grammar({"oneOf": [{"type": "string"}, {"$ref": f"#/oneOf/{index}"}]})

@@ -437,3 +437,12 @@ def test_what_a_model_writes_without_an_end_is_looked_at_in_proportion(
         num_examined(style, begin + more * (length // len(more))) for length in (1000, 4000)
     )
     assert long < 5 * short
+
+
+@pytest.mark.parametrize("number", ["1e999", "NaN", "-Infinity"])
+def test_an_object_with_a_number_that_json_does_not_have_is_text(number: str) -> None:
+    splitter = CallSplitter(HERMES, ["f"])
+    text = f'<tool_call>{{"arguments": {{"a": {number}}}, "name": "f"}}</tool_call>'
+    pieces = [*splitter.push(text), *splitter.finish()]
+    assert {kind for kind, _ in pieces} == {"answer"}
+    assert "".join(piece for _, piece in pieces) == text
