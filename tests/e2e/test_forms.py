@@ -7,16 +7,20 @@ an independent validator takes, or a line that says why it cannot be followed; f
 import json
 import random
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from tests.tiny_llm import beside
 from thinslice import LLM, Conversation, SamplingParams
 from thinslice.constraint import Constraint
 from thinslice.errors import RequestError
+from thinslice.memory.meter import anonymous_bytes
 from thinslice.units import GIB
 
 ADDRESS = {
@@ -145,6 +149,41 @@ def test_documents_are_of_their_schemas(llm: LLM, is_long: bool) -> None:
     assert len(refused) <= 2
     assert all(any(one in told for one in UNKNOWN) for told in refused), refused
     assert num_cut <= 0.05 * len(completions), num_cut
+
+
+@dataclass
+class Followed:
+    completion_token_ids: list[int]
+
+
+def regexes(number: int) -> str:
+    """Of few letters, with as many states as there are texts."""
+    several = "|".join(f"[ab]*a[ab]{{{count}}}" for count in range(900, 1000 + number))
+    return rf"([a-c]{{1,60}}a){{30}}b{number}" if number % 2 else several
+
+
+def test_automata_of_many_states_keep_to_what_is_promised_to_them(llm: LLM) -> None:
+    row, rng = np.zeros(llm.tokenizer.vocab_size, np.float32), random.Random(1)
+    results = llm.engine.results
+
+    def follow(regex: str) -> None:
+        params = SamplingParams(constraint=Constraint.regex(regex))
+        grammar = llm.prepare("x", params).grammar
+        assert grammar is not None
+        follower, token_ids = grammar.follower(), list[int]()
+        free = sorted(set(range(len(row))) - grammar.ends)
+        with suppress(RequestError):  # where there are too many states
+            while len(token_ids) < 500:
+                allowed = np.isfinite(follower(row, Followed(token_ids), []))[free]
+                if not allowed.any():
+                    return
+                token_ids.append(free[rng.choice(np.flatnonzero(allowed))])
+
+    follow("abc|abd")
+    before, left = anonymous_bytes(), results.left_bytes
+    for number in range(12):
+        follow(regexes(number))
+    assert anonymous_bytes() - before <= left - results.left_bytes
 
 
 def test_what_has_to_be_called_is_called(llm: LLM, is_long: bool) -> None:

@@ -385,7 +385,7 @@ def test_regexes_that_explode_elsewhere_are_followed(pattern: str) -> None:
 def test_there_is_room_or_a_line_says_what_is_missing() -> None:
     with pytest.raises(RequestError, match=r"the vocabulary .* may take 8.0.* MiB, and the plan"):
         compiled(FORMS["choice"], room=Room(1 << 20))
-    room = Room(9 << 20)
+    room = Room(12 << 20)
     grammar = compiled(FORMS["choice"], room=room)
     left = room.left
     follower = grammar.follower()
@@ -399,7 +399,7 @@ def test_there_is_room_or_a_line_says_what_is_missing() -> None:
 
 def test_what_the_plan_has_for_the_vocabulary_is_not_taken_of_the_room_for_answers() -> None:
     texts = [grammar_of(Constraint.choice([one]), None, "none") for one in ("ab", "cd")]
-    room, other = Room(1 << 20), Room(1 << 20)
+    room, other = Room(7 << 20), Room(1 << 20)
     grammars = Grammars(tokenizer(), room, 9 << 20)
     grammars.compiled(texts[0])
     first = room.most - room.left
@@ -411,7 +411,7 @@ def test_what_the_plan_has_for_the_vocabulary_is_not_taken_of_the_room_for_answe
 
 
 def test_a_grammar_finds_room_later_where_answers_have_it_now() -> None:
-    room = Room(9 << 20)
+    room = Room(12 << 20)
     grammars = Grammars(tokenizer(), room)
     text = grammar_of(FORMS["choice"], None, "none")
     room.left = 1 << 20
@@ -422,10 +422,10 @@ def test_a_grammar_finds_room_later_where_answers_have_it_now() -> None:
 
 
 def test_more_completions_than_ever_find_room_are_refused_for_good() -> None:
-    grammar = compiled(FORMS["choice"], room=Room(9 << 20))
-    grammar.check_count(36)
-    with pytest.raises(RequestError, match="at most 36 fit") as refused:
-        grammar.check_count(37)
+    grammar = compiled(FORMS["choice"], room=Room(12 << 20))
+    grammar.check_count(48)
+    with pytest.raises(RequestError, match="at most 48 fit") as refused:
+        grammar.check_count(49)
     assert not isinstance(refused.value, BusyError)
 
 
