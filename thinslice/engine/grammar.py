@@ -78,10 +78,18 @@ class Grammar:
     Args:
         matcher: at the beginning; it stays there.
         ends: tokens that end an answer.
+        taken_bytes: of the room for answers, by the grammar itself and the vocabulary.
     """
 
-    def __init__(self, matcher: "LLMatcher", ends: frozenset[int], results: ResultsRoom) -> None:
+    def __init__(
+        self,
+        matcher: "LLMatcher",
+        ends: frozenset[int],
+        results: ResultsRoom,
+        taken_bytes: int,
+    ) -> None:
         self._matcher = matcher
+        self._taken_bytes = taken_bytes
         self.ends = ends
         self._end_ids = np.array(sorted(ends), dtype=np.intp)
         self._results = results
@@ -89,7 +97,8 @@ class Grammar:
 
     def check_count(self, count: int) -> None:
         """Errors: RequestError for more completions at once than the plan ever has room for."""
-        num_bytes, most = count * _MATCHER_BYTES, self._results.most_bytes
+        num_bytes = count * _MATCHER_BYTES
+        most = max(self._results.most_bytes - self._taken_bytes, 0)
         if num_bytes > most:
             told = (
                 f"{count} completions of a given form take {format_bytes(num_bytes)} and the plan "
@@ -200,6 +209,7 @@ class Grammars:
         self._results = results
         self._reserved_bytes = reserved_bytes
         self._held = Held(results)  # for the vocabulary
+        self._vocabulary_bytes = 0
         self._vocabulary: LLTokenizer | None = None
         self._limits: LLParserLimits | None = None
         self._kept: OrderedDict[bytes, Grammar] = OrderedDict()
@@ -226,7 +236,7 @@ class Grammars:
         """Forget all of it: the model is closed."""
         with self._lock:
             self._kept.clear()
-            self._vocabulary = None
+            self._vocabulary, self._vocabulary_bytes = None, 0
             self._held.release()
             self._held = Held(self._results)
 
@@ -242,7 +252,8 @@ class Grammars:
                 raise self._no_room(num_bytes, "this form of an answer")
             self._kept.popitem(last=False)
         matcher = LLMatcher(vocabulary, text, log_level=0, limits=limits)
-        grammar = Grammar(matcher, end_ids(self._tokenizer), self._results)
+        taken = num_bytes + self._vocabulary_bytes
+        grammar = Grammar(matcher, end_ids(self._tokenizer), self._results, taken)
         weakref.finalize(grammar, held.release).atexit = False
         _check(matcher, "no grammar can be made of the form of the answer")
         return grammar
@@ -267,7 +278,7 @@ class Grammars:
         self._limits = LLParserLimits(
             max_lexer_states=_STATES, precompute_large_lexemes=False, verbose_errors=False
         )
-        self._vocabulary = made
+        self._vocabulary, self._vocabulary_bytes = made, num_bytes
         return made, self._limits
 
     def _no_room(self, num_bytes: int, what: str) -> RequestError:
@@ -276,7 +287,7 @@ class Grammars:
             f"{what} may take {format_bytes(num_bytes)}, and the plan leaves "
             f"{format_bytes(self._results.left_bytes)}"
         )
-        if num_bytes <= self._results.most_bytes:
+        if num_bytes <= self._results.most_bytes - self._vocabulary_bytes:
             return BusyError(f"{told} beside the answers that are held now: try again later")
         return RequestError(f"{told}: a smaller --context or a larger --memory leaves room")
 

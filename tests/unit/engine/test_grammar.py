@@ -423,9 +423,18 @@ def test_a_grammar_finds_room_later_where_answers_have_it_now() -> None:
 
 def test_more_completions_than_ever_find_room_are_refused_for_good() -> None:
     grammar = compiled(FORMS["choice"], room=Room(12 << 20))
-    grammar.check_count(48)
-    with pytest.raises(RequestError, match="at most 48 fit") as refused:
-        grammar.check_count(49)
+    grammar.check_count(3)
+    with pytest.raises(RequestError, match="at most 3 fit") as refused:
+        grammar.check_count(4)
+    assert not isinstance(refused.value, BusyError)
+
+
+@pytest.mark.parametrize("reserved", [0, 6 << 20])
+def test_a_grammar_that_never_fits_beside_the_vocabulary_is_refused_for_good(reserved: int) -> None:
+    text = grammar_of(Constraint.choice(["a" * 3000]), None, "none")
+    room = Room((12 << 20) - reserved)
+    with pytest.raises(RequestError, match="this form of an answer") as refused:
+        Grammars(tokenizer(), room, reserved).compiled(text)
     assert not isinstance(refused.value, BusyError)
 
 
