@@ -15,9 +15,11 @@ from thinslice.cli.options import LoadToServe
 from thinslice.cli.run import load_model
 from thinslice.config import EngineSettings
 from thinslice.errors import ConfigError, StoreError
+from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.serve.keys import read_keys
 from thinslice.serve.settings import ServerSettings
 from thinslice.serve.state import ServerState, own_state, remove_state, states_folder, write_state
+from thinslice.units import format_bytes
 
 Serving = Annotated[ServerSettings, Parameter(name="*", group=Group("Serving", sort_key=0))]
 
@@ -66,6 +68,7 @@ def serve(
                 budget = llm.plan.host.budget_bytes
                 _show_to_ps(ends, lambda: own_state((host, port), model, budget, server.drain_s))
                 note(told)
+                note(_what_fits(llm.plan))
                 if open_in_browser:
                     open_page(page_address(host, port))
 
@@ -79,3 +82,13 @@ def _show_to_ps(ends: ExitStack, state: Callable[[], ServerState]) -> None:
         ends.callback(remove_state, write_state(state(), states_folder(os.environ)))
     except StoreError as error:
         note(f"thinslice ps and stop will not find this server: {error}")
+
+
+def _what_fits(plan: MemoryPlan) -> str:
+    """What clients can ask for, in a line."""
+    place = "in memory" if plan.streaming is None else "streamed from disk at each step"
+    budget = format_bytes(plan.host.budget_bytes)
+    return (
+        f"in {budget}: a context of {plan.context} tokens, {plan.num_kv_blocks * plan.block_size} "
+        f"for all of {plan.max_num_seqs} at a time, weights {place}"
+    )

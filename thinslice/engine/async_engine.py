@@ -28,6 +28,7 @@ from thinslice.engine.prompts import Prompt
 from thinslice.engine.results import Held, answer_bytes
 from thinslice.engine.scored_request import ScoredRequest
 from thinslice.engine.sequence import Sequence as EngineSequence
+from thinslice.engine.sequence import Status
 from thinslice.engine.waiting_room import Arrival, WaitingRoom
 from thinslice.errors import BusyError, RequestError, shown
 from thinslice.text.messages import Conversation, Message
@@ -287,6 +288,8 @@ class AsyncEngine:
             self.room.handed_over.remove(arrival)
         self._unfinished += [(feed, request) for request in feed.requests]
         if trouble.error is not None:
+            for sequence in feed.sequences:  # none was queued: nobody waits for them
+                sequence.status = Status.FINISHED
             errors = (failed(index, trouble.error) for index in range(len(feed.sequences)))
             self._send([News(feed, one) for one in errors])
 

@@ -42,6 +42,12 @@ _SLICE = r'[^"\\\x00-\x1F\x7F]{1,30}'
 _WHAT = "an answer of a given form"
 # Where in a grammar an error is; the grammar is ours.
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
+# What the library advises is nothing that a schema can set.
+_ONE_OF = (
+    "Enable 'coerce_one_of' option to approximate oneOf with anyOf",
+    "Its branches have to exclude each other by type, const or a required property that has one; "
+    "or use anyOf",
+)
 MISSING = (
     "an answer's form needs the package llguidance: pip install 'thinslice[grammar]' "
     "(thinslice[serve] has it too)"
@@ -297,7 +303,7 @@ def _check(matcher: "LLMatcher", what: str) -> None:
     if matcher.is_error():
         first, *more = matcher.get_error().split("\n")
         reasons = [one.strip() for one in more if one.startswith("error: ")]
-        told = " ".join([_PLACE.sub("", first), *reasons])
+        told = " ".join([_PLACE.sub("", first), *reasons]).replace(*_ONE_OF)
         raise RequestError(f"{what}: {plain(told, 300)}")
 
 

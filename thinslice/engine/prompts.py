@@ -1,6 +1,7 @@
 """Prompts as the engine takes them: the tokens of a text, or of a conversation."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -8,7 +9,7 @@ from thinslice.config import SamplingParams
 from thinslice.engine.grammar import Grammar, Grammars
 from thinslice.engine.processors import LogitsProcessor
 from thinslice.engine.thought_budget import Allowance, ThoughtBudget, ThoughtTokens
-from thinslice.errors import ContextError, RequestError
+from thinslice.errors import CheckpointError, ContextError, RequestError
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template
@@ -120,11 +121,14 @@ class Prompts:
             makers.append(partial(ThoughtBudget, self._tags, prompt.thought, allowance))
         return lambda: tuple(make() for make in makers)
 
-    @property
+    @cached_property
     def thinks(self) -> bool:
-        """Whether the model is known to think: by its chat template, or by tokens for the tags."""
+        """Whether the model is known to think: by its chat template, or by tokens for the tags. Not
+        where the template cannot be used."""
         template = self._tokenizer.chat_template
-        return template is not None and (template.writes_thoughts or self._tags.are_tokens)
+        with suppress(CheckpointError):
+            return template is not None and (template.writes_thoughts or self._tags.are_tokens)
+        return False
 
     @property
     def template(self) -> ChatTemplate:

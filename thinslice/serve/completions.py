@@ -20,6 +20,8 @@ from thinslice.serve.served import Served, TheServed, scheduling_of
 from thinslice.serve.usage import added_up
 
 router = APIRouter()
+# Where a request names none, as at OpenAI.
+_MAX_TOKENS = 16
 
 
 @router.post("/v1/completions")
@@ -33,6 +35,8 @@ async def completions(body: CompletionBody, request: Request, served: TheServed)
     if num_tokens > (most := served.engine.room.most_of(asked.scheduling.tenant)[1]):
         told = f"the prompts have {num_tokens} tokens; at most {most} at a time"
         raise ApiError(400, told, "prompt")
+    if (grammar := prompts[0].prepared.grammar) is not None:  # all have the same one
+        grammar.check_count(len(prompts) * asked.params.n)
     works = [PromptWork(served.engine, place, asked, one) for place, one in enumerate(prompts)]
     for work in works:
         await work.begin()
@@ -51,7 +55,8 @@ def _asked(body: CompletionBody, scheduling: Scheduling, served: Served) -> Aske
     if not is_completed and not body.echo:
         told = "max_tokens is 0, which asks for nothing; with echo it asks for the prompt's own"
         raise ApiError(400, told, "max_tokens")
-    fields = body if is_completed else body.model_copy(update={"max_tokens": None})
+    most = _MAX_TOKENS if body.max_tokens is None else body.max_tokens or None
+    fields = body.model_copy(update={"max_tokens": most})
     params = sampling_params(fields, body.logprobs)
     if not is_completed:
         params = replace(params, constraint=None)

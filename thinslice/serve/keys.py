@@ -87,7 +87,9 @@ def _entries(path: Path) -> list[Any]:
 
 def _key(entry: Any, path: Path) -> Key:
     if not isinstance(entry, dict) or set(entry) != _FIELDS:
-        raise ConfigError(f"{path}: a key has the fields name and sha256, got {entry!r:.60}")
+        # Without what stands in them: it may be the key itself.
+        got = ", ".join(map(str, entry)) if isinstance(entry, dict) else "no table"
+        raise ConfigError(f"{path}: a key has the fields name and sha256, got {got:.60}")
     name, digest = entry["name"], entry["sha256"]
     if not isinstance(name, str) or not 0 < len(name) <= 100 or not name.isprintable():
         raise ConfigError(f"{path}: a key's name is text of 1..100 characters, got {name!r:.60}")

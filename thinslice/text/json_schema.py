@@ -81,6 +81,11 @@ def for_grammar(given: object) -> Schema:
     every = list(_schemas(schema))
     for one in every:
         _check_place(one.get("$ref", "#"))
+        if "$id" in one and one is not schema:
+            raise RequestError(
+                f"the schema has $id {shown(one['$id'])} within it, from where $ref would be "
+                "looked up; leave it out"
+            )
     _check_patterns(every)
     _check_multiples(every)
     for one in every:

@@ -496,3 +496,10 @@ def test_objects_are_closed_only_where_nothing_is_joined() -> None:
 def test_what_is_no_constraint_is_refused(make: Callable[[], object]) -> None:
     with pytest.raises(RequestError):
         make()
+
+
+def test_branches_that_may_hold_together_are_refused_by_what_a_schema_can_say() -> None:
+    schema = {"oneOf": [{"type": "integer"}, {"type": "number"}]}
+    with pytest.raises(RequestError, match="exclude each other by type, const or") as refused:
+        compiled(Constraint.json_schema(schema))
+    assert "coerce" not in str(refused.value)

@@ -17,6 +17,7 @@ from tests.servers import NAME, Running
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.engine import Engine
+from thinslice.engine.grammar import Grammar
 from thinslice.engine.results import BYTES_TO_BEGIN, ResultsRoom
 from thinslice.engine.sequence import Sequence
 from thinslice.serve import lazy_json, prompt_work
@@ -391,3 +392,48 @@ def test_merged_gives_all_of_each_in_its_order() -> None:
     found = asyncio.run(run())
     assert sorted(found) == [0, 1, 2, 3, 4, 20, 21, 22]
     assert [one for one in found if one < 10] == [0, 1, 2, 3, 4]
+
+
+def test_without_max_tokens_there_are_sixteen_as_at_openai(server: Running) -> None:
+    for more in ({}, {"max_tokens": None}):
+        body = {"model": NAME, "prompt": "the moon", "ignore_eos": True, **more}
+        found = post(server, "/v1/completions", body).json()
+        assert found["usage"]["completion_tokens"] == 16
+
+
+def test_a_form_for_more_completions_than_ever_fit_is_refused_for_good(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"prompt": ["a", "b", "c"], "structured_outputs": {"choice": ["yes", "no"]}, "n": 2}
+    assert complete(server, **asked).status_code == 200
+    checked: list[int] = []
+    monkeypatch.setattr(Grammar, "check_count", lambda _, count: checked.append(count))
+    assert complete(server, **asked).status_code == 200
+    assert max(checked) == 6
+    monkeypatch.undo()
+    monkeypatch.setattr(ResultsRoom, "most_bytes", 0)
+    refused = complete(server, **asked)
+    assert refused.status_code == 400
+    assert "at most 0 fit" in refused.text
+
+
+def test_who_waits_for_a_scoring_that_could_not_be_queued_goes_on(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The public stream of one, whose follower is not let go with it."""
+    engine, add, ids = server.served.engine, Engine.add, [*range(5, 25)]
+
+    def failing(self: Engine, sequences: list[Sequence], *more: Any) -> None:
+        if sequences[0].scored is not None:
+            raise MemoryError
+        add(self, sequences, *more)
+
+    async def both() -> list[Any]:
+        scored = await engine.score(ids)
+        params = SamplingParams(max_tokens=4, ignore_eos=True)
+        prompt = engine.llm.prepare_tokens(ids, params)
+        stream = await engine.submit(prompt, params, after=scored)
+        return [one.finish_reason async for one in stream]
+
+    monkeypatch.setattr(Engine, "add", failing)
+    assert asyncio.run(both())[-1] == "length"

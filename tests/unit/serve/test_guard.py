@@ -203,3 +203,11 @@ def test_prompts_of_too_many_tokens_together_are_refused(server: Running) -> Non
     found = httpx2.post(f"{server.url}/v1/completions", json=body, headers={"x-api-key": SECRET})
     assert found.status_code == 400
     assert "40000 tokens; at most 32768" in found.json()["error"]["message"]
+
+
+def test_a_key_that_stands_in_its_file_is_not_told(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text('[[key]]\nname = "alice"\nkey = "the secret itself"\n')
+    with pytest.raises(ConfigError, match="got name, key") as refused:
+        read_keys(path, {})
+    assert "secret" not in str(refused.value)

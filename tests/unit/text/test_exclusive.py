@@ -145,3 +145,16 @@ def test_a_long_list_is_looked_at_a_few_times_at_most(
 def test_a_place_in_a_list_is_a_few_digits(index: str) -> None:
     with pytest.raises(RequestError, match="expected the place of a schema"):
         for_grammar({"oneOf": [{"type": "string"}, {"$ref": f"#/oneOf/{index}"}]})
+
+
+def test_references_are_looked_up_from_the_document_alone() -> None:
+    inner = {"$id": "http://x/y", "oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
+    schema = {
+        "$id": "http://x",
+        "$defs": {"a": {"type": "string"}, "b": {"type": "integer"}},
+        "properties": {"x": inner},
+    }
+    with pytest.raises(RequestError, match=r"has \$id 'http://x/y' within it"):
+        for_grammar(schema)
+    del inner["$id"]
+    assert for_grammar(schema)["x-guidance"]["coerce_one_of"]
