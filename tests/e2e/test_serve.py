@@ -48,6 +48,13 @@ def served(
             process.kill()
 
 
+def test_a_server_says_at_its_start_what_fits(model: Path) -> None:
+    with served(model, "--context", "48", "--sequences", "3") as (_, _, lines):
+        said = next(line for line in lines if "at a time" in line)
+        assert "in 400.00 MiB: a context of 48 tokens, 144 for all of 3 at a time" in said
+        assert "weights in memory" in said
+
+
 def ready(url: str) -> None:
     until = time.monotonic() + 20
     while time.monotonic() < until:

@@ -67,8 +67,8 @@ def serve(
             def on_ready() -> None:
                 budget = llm.plan.host.budget_bytes
                 _show_to_ps(ends, lambda: own_state((host, port), model, budget, server.drain_s))
-                note(told)
                 note(_what_fits(llm.plan))
+                note(told)
                 if open_in_browser:
                     open_page(page_address(host, port))
 

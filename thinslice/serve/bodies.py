@@ -29,12 +29,17 @@ from thinslice.serve.thinking import (
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 256
 MAX_TOOLS = 128
+# How other engines call what structured_outputs has here.
+FORMS_ELSEWHERE = (
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("grammar", "regex", "json_schema", "ebnf"),
+)
 # Fields that would change the answer, of the three interfaces and of engines that have more than
 # those. With each the values, beside none at all, that ask for nothing. A body that names one of
 # them itself honours it.
 _REFUSED_WHOLE = (
-    *("audio", "function_call", "functions", "grammar", "guided_json", "guided_regex"),
-    *("guided_choice", "guided_grammar"),
+    *FORMS_ELSEWHERE,
+    *("audio", "function_call", "functions"),
     *("moderation", "reasoning_effort", "suffix", "tools", "web_search_options"),
     *("chat_template", "chat_template_kwargs", "max_thinking_tokens", "stop_token_ids"),
     *("max_thinking_seconds", "reasoning", "reasoning_budget", "reasoning_budget_tokens"),

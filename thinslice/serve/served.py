@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from thinslice import __version__
 from thinslice.config import Scheduling
 from thinslice.engine.async_engine import AsyncEngine
-from thinslice.serve.bodies import REFUSED
+from thinslice.serve.bodies import FORMS_ELSEWHERE, REFUSED
 from thinslice.serve.errors import ApiError, log
 from thinslice.serve.keys import Key
 
@@ -52,7 +52,8 @@ class Served:
         for name, value in (fields or {}).items():
             if name in REFUSED:
                 if value not in (*_NOTHING, *REFUSED[name]):
-                    told = f"{name} is not supported here"
+                    instead = "; structured_outputs is" if name in FORMS_ELSEWHERE else ""
+                    told = f"{name} is not supported here{instead}"
                     raise ApiError(400, told, name, "unsupported_parameter")
                 continue
             shown = name[:_LONGEST_NAME]
