@@ -157,17 +157,17 @@ def _look_up(name: str, dtype: str, device: "Device | None") -> "tuple[Model, _M
         here = store.locate(name, progress)
         if isinstance(here, ModelShape):
             note(f"{name} is not stored: planned by its settings, its tokenizer not counted")
-            held = current_rss_bytes()
-            found, profile = Model.of_shape(here), _speeds(store, None)
+            found, weights = Model.of_shape(here), None
         else:
             # Held while planning: what the process has before a model is loaded is measured.
             opened = open_files(here)
             checkpoint = opened.checkpoint
             notes = (*checkpoint.notes, *float16_notes(checkpoint, dtype))
             note_all((*notes, *opened.tokenizer.notes))
-            held = current_rss_bytes()
-            found = Model.of(checkpoint, opened.took)
-            profile = _speeds(store, checkpoint.files[0])
+            found, weights = Model.of(checkpoint, opened.took), checkpoint.files[0]
+        found.load_packing(dtype)
+        held = current_rss_bytes()
+        profile = _speeds(store, weights)
     of_device = None if device is None else measure_device(device)
     return found, _Machine(profile, held, device, of_device)
 

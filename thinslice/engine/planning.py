@@ -123,6 +123,12 @@ class Model:
         dtype = self.dtype(wanted)
         return dtype not in FLOAT_BYTES and dtype != self.own_dtype
 
+    def load_packing(self, wanted: str) -> None:
+        """Load what packs, before the process is measured, where that is needed: 2 MiB of code that
+        would else come between a plan and the next one. Errors: as ``dtype``."""
+        if self.needs_packing(wanted):
+            import thinslice.pack.stored  # noqa: F401
+
     def packing_bytes(self, dtype: str) -> int | None:
         """What packing its files for a dtype takes beyond what plans begin above; None where they
         need not be packed for it."""

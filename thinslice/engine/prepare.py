@@ -186,6 +186,7 @@ def _fates(model: Model, wanted: str, names: set[str]) -> list[str]:
 def _reserved(
     model: Model, settings: EngineSettings, device: Device | None
 ) -> tuple[FittedModel, Reservation]:
+    model.load_packing(settings.dtype)
     with ledger().planning() as planning:
         found = fit_model(model, settings, planning.runtime_bytes, device)
         return found, planning.reserve(found.plan)
