@@ -212,11 +212,37 @@ class CallSplitter:
 
     def _tail(self, sign: str) -> None:
         """Behind the arguments, in their call's object. Its last brace may be missing."""
-        is_over = sign == self._style.end[:1] and not self._scan.is_string
-        if is_over or self._scan.ends(sign):
-            self._state = self._between
-        if is_over:
-            self._between(sign)
+        if sign == "}":
+            self._held, self._state = [], self._between
+        elif sign in _SPACE:
+            self._held.append(sign)
+        elif sign == ",":
+            self._held.append(sign)
+            self._state = self._next_member
+        else:
+            self._leave_object(sign)
+
+    def _next_member(self, sign: str) -> None:
+        """Behind a comma there: another member, or what follows on an object without its brace."""
+        if sign == '"':
+            self._state = self._members
+            self._members(sign)
+        elif sign in _SPACE:
+            self._held.append(sign)
+        else:
+            self._leave_object(sign)
+
+    def _leave_object(self, sign: str) -> None:
+        held, self._held, self._state = self._held, [], self._between
+        for one in (*held, sign):
+            self._state(one)
+
+    def _members(self, sign: str) -> None:
+        """In further members of a call's object, which say nothing here. Without its end they are
+        text."""
+        self._held.append(sign)
+        if self._scan.ends(sign):
+            self._held, self._state = [], self._between
 
     def _no_call(self, sign: str) -> None:
         """In the arguments of something that is no function here."""

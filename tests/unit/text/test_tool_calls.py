@@ -446,3 +446,30 @@ def test_an_object_with_a_number_that_json_does_not_have_is_text(number: str) ->
     pieces = [*splitter.push(text), *splitter.finish()]
     assert {kind for kind, _ in pieces} == {"answer"}
     assert "".join(piece for _, piece in pieces) == text
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "answer"),
+    [
+        (LLAMA, '{"name": "f", "parameters": {"a":1}\n\nThe weather.', "The weather."),
+        (LLAMA, '{"name": "f", "parameters": {"a":1}, more', "more"),
+        (LLAMA, '{"name": "f", "parameters": {"a":1}, "b": 2, and', ', "b": 2, and'),
+        (LLAMA, '{"name": "f", "parameters": {"a":1}};\n', ""),
+        (HERMES, '<tool_call>{"name":"f","arguments":{"a":1} "x.\n</tool_call> It is 4.', None),
+        (HERMES, '<tool_call>{"name":"f","arguments":{"a":1}, "id": 2}\n</tool_call>', ""),
+        (HERMES, '<tool_call>{"name":"f","arguments":{"a":1}\n</tool_call>\nIt is 4.', "It is 4."),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_what_follows_on_a_call_without_its_last_brace_is_not_lost(
+    style: CallStyle, text: str, answer: str | None, step: int
+) -> None:
+    splitter = CallSplitter(style, ["f"])
+    pieces = [p for at in range(0, len(text), step) for p in splitter.push(text[at : at + step])]
+    pieces += splitter.finish()
+    told = {kind: "".join(one for k, one in pieces if k == kind) for kind, _ in pieces}
+    assert (told["call"], told["arguments"]) == ("f", '{"a":1}')
+    if answer is None:
+        assert told["answer"].endswith("It is 4.")
+    else:
+        assert told.get("answer", "") == answer
