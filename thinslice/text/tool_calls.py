@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable
+from sys import intern
 
 from thinslice.text.tool_styles import FENCE, FENCE_END, CallStyle
 
@@ -56,7 +57,8 @@ class CallSplitter:
     def push(self, text: str) -> list[Piece]:
         """The pieces that are sure now."""
         for sign in text:
-            self._state(sign)
+            # One object for each character there is, not for each time that it is held.
+            self._state(intern(sign))
         return self._taken()
 
     def finish(self) -> list[Piece]:

@@ -3,6 +3,7 @@
 import codecs
 import json
 import sys
+import tracemalloc
 from types import FrameType
 from typing import Any
 
@@ -473,3 +474,16 @@ def test_what_follows_on_a_call_without_its_last_brace_is_not_lost(
         assert told["answer"].endswith("It is 4.")
     else:
         assert told.get("answer", "") == answer
+
+
+def test_what_is_held_back_takes_a_few_bytes_a_character() -> None:
+    text = '<tool_call>{"x": "' + "\N{CJK UNIFIED IDEOGRAPH-4E00}\N{DEVANAGARI LETTER KA}" * 10_000
+    splitter = CallSplitter(HERMES, ["f"])
+    tracemalloc.start()
+    try:
+        for at in range(0, len(text), 2):
+            assert splitter.push(text[at : at + 2]) == []
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held <= 12 * len(text)
