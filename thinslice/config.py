@@ -347,9 +347,9 @@ class EngineSettings:
         reserve: Memory that the program around the model will come to hold, beside what it holds
             when the model is loaded; as 64MiB.
         reserve_per_token: Bytes more of that for each token of the context.
-        forms: Room for answers of a given form, as JSON or as a call of a tool that is required.
-            reserved: a part of the plan. auto: serve reserves it; elsewhere the first such answer
-            takes it of the room for all answers. off: none, and such answers are refused.
+        forms: Memory for answers of a given form, as JSON or as a call of a tool that is required.
+            reserved: set aside in the plan. auto: reserved by serve; elsewhere taken from what is
+            left to answers when one is first asked for. off: none, and such answers are refused.
 
     Errors: ConfigError for a value out of range.
     """
