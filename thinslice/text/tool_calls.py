@@ -227,24 +227,44 @@ class CallSplitter:
     def _next_member(self, sign: str) -> None:
         """Behind a comma there: another member, or what follows on an object without its brace."""
         if sign == '"':
-            self._state = self._members
-            self._members(sign)
+            self._scan.ends(sign)
+            self._held.append(sign)
+            self._state = self._key
         elif sign in _SPACE:
             self._held.append(sign)
         else:
             self._leave_object(sign)
 
-    def _leave_object(self, sign: str) -> None:
-        held, self._held, self._state = self._held, [], self._between
-        for one in (*held, sign):
-            self._state(one)
+    def _key(self, sign: str) -> None:
+        """In the key of another member, which has no line's end in it."""
+        if sign < " ":
+            self._leave_object(sign)
+            return
+        self._scan.ends(sign)
+        self._held.append(sign)
+        if not self._scan.is_string:
+            self._state = self._colon
 
-    def _members(self, sign: str) -> None:
+    def _colon(self, sign: str) -> None:
+        """Behind the key of another member."""
+        if sign not in f"{_SPACE}:":
+            self._leave_object(sign)
+            return
+        self._held.append(sign)
+        if sign == ":":
+            self._state = self._value
+
+    def _value(self, sign: str) -> None:
         """In further members of a call's object, which say nothing here. Without its end they are
         text."""
         self._held.append(sign)
         if self._scan.ends(sign):
             self._held, self._state = [], self._between
+
+    def _leave_object(self, sign: str) -> None:
+        held, self._held, self._state = self._held, [], self._between
+        for one in (*held, sign):
+            self._state(one)
 
     def _no_call(self, sign: str) -> None:
         """In the arguments of something that is no function here."""
@@ -315,7 +335,7 @@ class CallSplitter:
 
 
 class _Scan:
-    """Follows a JSON object to its end."""
+    """Follows a JSON object to its end, by its braces: brackets in it are closed by then."""
 
     def __init__(self, depth: int = 0) -> None:
         self.depth = depth
@@ -330,9 +350,9 @@ class _Scan:
             self.is_string = sign != '"'
         elif sign == '"':
             self.is_string = True
-        elif sign in "{[":
+        elif sign == "{":
             self.depth += 1
-        elif sign in "}]":
+        elif sign == "}":
             self.depth -= 1
             return self.depth <= 0
         return False

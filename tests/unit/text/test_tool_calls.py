@@ -456,6 +456,13 @@ def test_an_object_with_a_number_that_json_does_not_have_is_text(number: str) ->
         (LLAMA, '{"name": "f", "parameters": {"a":1}, more', "more"),
         (LLAMA, '{"name": "f", "parameters": {"a":1}, "b": 2, and', ', "b": 2, and'),
         (LLAMA, '{"name": "f", "parameters": {"a":1}};\n', ""),
+        (
+            LLAMA,
+            '{"name": "f", "parameters": {"a":1}, "so" it is: {1} or }. 4.',
+            '"so" it is: {1} or }. 4.',
+        ),
+        (HERMES, '<tool_call>{"name":"f","arguments":{"a":1}, "so\n</tool_call> It is 4.', None),
+        (HERMES, '<tool_call>{"name":"f","arguments":{"a":1}, "id" : [2]}\n</tool_call>', ""),
         (HERMES, '<tool_call>{"name":"f","arguments":{"a":1} "x.\n</tool_call> It is 4.', None),
         (HERMES, '<tool_call>{"name":"f","arguments":{"a":1}, "id": 2}\n</tool_call>', ""),
         (HERMES, '<tool_call>{"name":"f","arguments":{"a":1}\n</tool_call>\nIt is 4.', "It is 4."),
@@ -487,3 +494,21 @@ def test_what_is_held_back_takes_a_few_bytes_a_character() -> None:
     finally:
         tracemalloc.stop()
     assert held <= 12 * len(text)
+
+
+def test_a_line_in_a_key_that_never_ended_does_not_hide_the_next_call() -> None:
+    splitter = CallSplitter(HERMES, ["f"])
+    call = '<tool_call>{"name":"f","arguments":{}'
+    pieces = splitter.push(f'{call}, "so\n</tool_call>\n{call}}}</tool_call> 4.')
+    assert [text for kind, text in pieces if kind == "call"] == ["f", "f"]
+
+
+@pytest.mark.parametrize("written", ['{"a":1]}', '{"a":[1}'])
+def test_braces_alone_close_an_object(written: str) -> None:
+    splitter = CallSplitter(HERMES, ["f"])
+    text = f'<tool_call>{{"name":"f","arguments":{written}}}</tool_call> 4.'
+    pieces = [*splitter.push(text), *splitter.finish()]
+    assert ("".join(t for k, t in pieces if k == "arguments"), pieces[-1]) == (
+        written,
+        ("answer", "4."),
+    )
