@@ -84,11 +84,14 @@ def _library_bytes_at_first() -> int:
 def _library_bytes() -> int:
     """Resident pages of the libraries that compute, and of no others."""
     total, is_library = 0, False
-    for line in _SMAPS.read_text(errors="replace").splitlines():
-        if line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024 * is_library
-        elif _MAPPING.match(line):
-            is_library = _LIBRARIES.search(line) is not None
+    # Line by line: of a process with thousands of mappings the whole text takes megabytes, which
+    # would come between a plan and the next one.
+    with _SMAPS.open(errors="replace") as lines:
+        for line in lines:
+            if line.startswith("Rss:"):
+                total += int(line.split()[1]) * 1024 * is_library
+            elif _MAPPING.match(line):
+                is_library = _LIBRARIES.search(line) is not None
     return total
 
 
