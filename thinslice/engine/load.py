@@ -114,7 +114,7 @@ def _source(
 
 def _empty_on_host(shape: tuple[int, ...], dtype: str) -> Array:
     """Main memory for K or V, or for their scales; pages count only once they are written."""
-    return arrays.empty(shape, _CACHE_DTYPES[dtype])
+    return arrays.empty_in_small_pages(shape, _CACHE_DTYPES[dtype])
 
 
 def allocate_kv_caches(

@@ -40,10 +40,7 @@ def empty_bytes(num_bytes: int) -> NDArray[np.uint8]:
     """
     if not hasattr(mmap, "MADV_HUGEPAGE") or num_bytes < HUGE_PAGE:
         return empty((num_bytes,), np.dtype(np.uint8))
-    # Private: shared anonymous memory, Python's default, would be counted as a shared file.
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    region = mmap.mmap(-1, num_bytes + HUGE_PAGE, flags=flags)
-    whole = np.frombuffer(region, np.uint8)
+    region, whole = _mapped(num_bytes + HUGE_PAGE)
     start = -whole.ctypes.data % HUGE_PAGE
     # Whole large pages only: a last one in part would hold more than was asked for.
     with suppress(OSError):  # a kernel built without them refuses; small pages do as well
@@ -51,10 +48,40 @@ def empty_bytes(num_bytes: int) -> NDArray[np.uint8]:
     return whole[start : start + num_bytes]
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype | type) -> NDArray[Any]:
-    """An array whose numbers are not set, at a multiple of 64 bytes; NumPy's are at one of 16."""
+def empty_in_small_pages(shape: tuple[int, ...], dtype: np.dtype | type) -> NDArray[Any]:
+    """An array whose numbers are not set, for memory of which only part may ever be written.
+
+    A KV cache is such: K and V of all layers grow together, and in pages of 2 MiB one token may
+    wait for the kernel to clear one of them for each (60 for SmolLM2: 0.1 s). Attention over 8,000
+    positions takes 2% longer so.
+    """
     dtype = np.dtype(dtype)
     num_bytes = math.prod(shape) * dtype.itemsize
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return empty(shape, dtype)
+    region, whole = _mapped(max(num_bytes, 1))
+    with suppress(OSError):  # a kernel built without large pages refuses
+        region.madvise(mmap.MADV_NOHUGEPAGE)
+    return whole[:num_bytes].view(dtype).reshape(shape)
+
+
+def _mapped(num_bytes: int) -> tuple[mmap.mmap, NDArray[np.uint8]]:
+    """Memory of our own from the system, and the array of its bytes that keeps it."""
+    # Private: shared anonymous memory, Python's default, would be counted as a shared file.
+    region = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return region, np.frombuffer(region, np.uint8)
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype | type) -> NDArray[Any]:
+    """An array whose numbers are not set, at a multiple of 64 bytes; NumPy's are at one of 16.
+
+    From 2 MiB on as ``empty_bytes``: the logits of 16 rows of 49,152 come anew with each step, and
+    take 0.6 ms less of it than in pages of 4 KiB.
+    """
+    dtype = np.dtype(dtype)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes >= HUGE_PAGE:
+        return empty_bytes(num_bytes).view(dtype).reshape(shape)
     whole = np.empty(num_bytes + _LINE, np.uint8)
     start = -whole.ctypes.data % _LINE
     return whole[start : start + num_bytes].view(dtype).reshape(shape)
