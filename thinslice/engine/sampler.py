@@ -106,7 +106,7 @@ def token_logprobs(logits_V: Floats, chosen: Chosen, count: int) -> TokenLogprob
     shifted -= logits_V.max()
     shifted -= np.log(np.exp(shifted).sum())
     likeliest: list[int] = []
-    if count > 0:
+    if count:
         wanted = TokenSampling(temperature=1.0, top_k=count, top_p=1.0)
         likeliest = _likeliest(logits_V, logits_V.max(), wanted, None)[1][:count].tolist()
     top = tuple((index, float(shifted[index])) for index in likeliest)

@@ -8,13 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.arrays import log_softmax
-from thinslice.config import SamplingParams
+from thinslice.config import SamplingParams, TokenSampling
 from thinslice.engine.draws import Draws
 from thinslice.engine.sampler import (
     _DRAW_BLOCK,
     Chosen,
+    _likeliest,
     best_tokens,
+    descending_keys,
     keep_likely,
+    of_keys,
     sample,
     sample_rows,
     token_logprobs,
@@ -67,6 +70,66 @@ def test_filters_keep_what_their_definitions_keep(
     kept_logits, token_ids = keep_likely(logits, params)
     assert token_ids.tolist() == plainly_kept(logits, params)
     assert (kept_logits == logits[token_ids]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_sorted"),
+    [
+        ({"top_k": 3}, 5),
+        ({"top_k": 5}, 5),
+        ({"top_k": 6}, 9),
+        ({"top_k": 10}, 13),
+        ({"top_k": 14}, 14),  # the 14th likeliest is looked for by itself
+        ({"top_k": 99}, 99),
+        ({"top_k": 100}, 100),
+        ({"top_k": 101}, 100),
+        ({"top_k": 3, "top_p": 0.9999}, 5),
+        ({"top_p": 0.9}, 5),
+        ({"top_p": 0.999}, 9),
+        ({"top_p": 0.99999}, 13),
+        ({"top_p": 0.9999999}, 100),
+        ({"min_p": 0.5}, 5),
+        ({"min_p": 0.02}, 5),
+        ({"min_p": 0.018}, 9),  # that of the last of five is 0.0183, and the next ones matter
+        ({"min_p": 0.0}, 100),
+        ({"min_p": 0.018, "top_p": 0.9}, 5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_few_tokens_are_sorted(
+    settings: dict[str, Any], num_sorted: int, temperature: float
+) -> None:
+    """Where the filters keep few; sorting is what takes longest of a wide vocabulary."""
+    ladder = -np.arange(100, dtype=np.float32) * np.float32(temperature)
+    tokens = TokenSampling(temperature=temperature, **{"top_k": 0, "top_p": 1.0, **settings})
+    total = float(np.exp(ladder / temperature).sum()) if tokens.top_p < 1 else None
+    logits, token_ids = _likeliest(ladder, ladder.max(), tokens, total)
+    assert token_ids.tolist() == [*range(num_sorted)]
+    assert (logits == ladder[:num_sorted]).all()
+
+
+@pytest.mark.parametrize(("top_k", "num_sorted"), [(0, 5), (4, 4), (6, 5), (20, 5)])
+def test_what_is_ruled_out_is_not_sorted(top_k: int, num_sorted: int) -> None:
+    logits = np.full(20, -np.inf, np.float32)
+    logits[[2, 9, 11, 4, 5]] = (0.0, -1.0, -2.0, -3.0, -90.0)
+    tokens = TokenSampling(temperature=1.0, top_k=top_k, top_p=1.0)
+    _, token_ids = _likeliest(logits, logits.max(), tokens, None)
+    assert token_ids.tolist() == [2, 9, 11, 4, 5][:num_sorted]
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0, 7, 2**31]))
+def test_keys_are_in_the_order_of_the_logits(seed: int, first: int) -> None:
+    logits = normal((3, 40), seed)
+    logits[:, 5:9] = (-0.0, 0.0, -np.inf, np.inf)
+    logits[:, 20:22] = 1.5  # equal ones, by place
+    keys = np.sort(descending_keys(logits, first), axis=-1)
+    for row, of_row in zip(logits, keys, strict=True):
+        values, places = of_keys(of_row)
+        expected = sorted(range(40), key=lambda i: (-float(row[i]), i))
+        assert (places - first).tolist() == expected
+        assert (values == row[expected]).all()
+        assert not np.signbit(values[values == 0]).any()
 
 
 def test_draws_follow_the_probabilities() -> None:
