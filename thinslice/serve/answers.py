@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from thinslice.engine.async_stream import AsyncStream
+from thinslice.engine.contained import Contained
 from thinslice.engine.request import Completion, Delta
 from thinslice.serve.errors import ApiError
 from thinslice.serve.request_log import note_stream
@@ -81,25 +82,25 @@ async def merged(sources: Sequence[AsyncGenerator[Result]]) -> AsyncGenerator[Re
 
     A source waits with whoever reads slowly.
     """
-    coming: asyncio.Queue[Result] = asyncio.Queue(1)
+    coming: asyncio.Queue[tuple[Result] | None] = asyncio.Queue(1)
 
     async def follow(source: AsyncGenerator[Result]) -> None:
         async with aclosing(source):
             async for one in source:
-                await coming.put(one)
+                await coming.put((one,))
 
-    following = asyncio.ensure_future(all_of([follow(source) for source in sources]))
+    async def follow_all() -> None:
+        with Contained() as trouble:
+            await all_of([follow(source) for source in sources])
+        await coming.put(None)
+        if trouble.error is not None:
+            raise trouble.error
+
+    following = asyncio.ensure_future(follow_all())
     try:
-        while True:
-            reading = asyncio.ensure_future(coming.get())
-            try:
-                await asyncio.wait((reading, following), return_when=asyncio.FIRST_COMPLETED)
-                if not reading.done() and coming.empty():
-                    following.result()
-                    return
-                yield await reading
-            finally:
-                await _ended([reading])
+        while (found := await coming.get()) is not None:
+            yield found[0]
+        await following
     finally:
         await _ended([following])
 

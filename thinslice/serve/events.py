@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from starlette.responses import StreamingResponse
@@ -81,14 +81,58 @@ class EventStream(StreamingResponse):
             await until_gone(receive, self._send_all(scope["path"], send))
 
     async def _send_all(self, path: str, send: Send) -> None:
-        last = self._last
+        last, sender = self._last, _Sender(send)
         with Contained() as trouble:
-            async with aclosing(_with_pauses(self._events)) as events:
+            async with aclosing(self._events) as events, sender.pausing(self._pause):
                 async for event in events:
-                    await _send(send, self._pause if event is None else self._frame(event), True)
+                    await sender.send(self._frame(event))
         if trouble.error is not None:  # the status is sent: it can only be told
             last = self._frame(told(trouble.error).body(path))
-        await _send(send, last, False)
+        await sender.send(last, is_more=False)
+
+
+class _Sender:
+    """Sends text, and something in between where there is none for long."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._is_sending = False
+        self._sent_at = 0.0
+
+    async def send(self, text: str, *, is_more: bool = True) -> None:
+        """Send text, if there is any; the last one also where it is empty."""
+        body = text.encode()
+        if not body and is_more:
+            return
+        self._is_sending = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": is_more})
+        self._is_sending, self._sent_at = False, asyncio.get_running_loop().time()
+
+    @asynccontextmanager
+    async def pausing(self, pause: str) -> AsyncGenerator[None]:
+        """Inside, a pause is sent for each time that nothing else is for long.
+
+        One task sees to all of a stream: one for each event takes a twentieth of a server's time.
+        """
+        task = asyncio.ensure_future(self._send_pauses(pause))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _send_pauses(self, pause: str) -> None:
+        clock = asyncio.get_running_loop().time
+        self._sent_at = clock()
+        while True:
+            left = self._sent_at + KEEP_ALIVE_S - clock()
+            if left > 0:
+                await asyncio.sleep(left)
+            elif self._is_sending:  # to a slow reader, who has enough to read
+                await asyncio.sleep(KEEP_ALIVE_S)
+            else:
+                await self.send(pause)
+                self._sent_at = clock()  # also where a pause is nothing
 
 
 def openai_events(events: Events) -> EventStream:
@@ -122,26 +166,3 @@ def _named(event: dict[str, Any]) -> str:
 
 def _line(event: dict[str, Any]) -> str:
     return f"{json.dumps(event)}\n"
-
-
-async def _send(send: Send, text: str, is_more: bool) -> None:
-    body = text.encode()
-    if body or not is_more:
-        await send({"type": "http.response.body", "body": body, "more_body": is_more})
-
-
-async def _with_pauses(events: Events) -> AsyncGenerator[dict[str, Any] | None]:
-    """The events, and None for each time that none comes for long; closed with it."""
-    async with aclosing(events):
-        while True:
-            coming = asyncio.ensure_future(anext(events, None))
-            try:
-                while not (await asyncio.wait((coming,), timeout=KEEP_ALIVE_S))[0]:
-                    yield None
-                event = coming.result()
-            finally:
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
-            if event is None:
-                return
-            yield event
