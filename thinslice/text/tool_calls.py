@@ -312,7 +312,7 @@ class CallSplitter:
             self._open_object()
         elif is_begun or sign not in self._separators:
             self._leave(sign)
-        elif not self._is_call:
+        elif sign not in _SPACE or self._held or not self._is_call:
             self._held.append(sign)
 
     def _tagged(self, tag: str) -> None:
@@ -329,6 +329,10 @@ class CallSplitter:
     def _leave(self, sign: str) -> None:
         """Text follows on an object, or a tag that only begins like the one that was awaited."""
         held, self._held, self._tag = self._held, [], ""
+        if self._is_call:
+            ends = "]" * self._is_list, FENCE_END * bool(self._fence)
+            end = next((one for one in ends if one and "".join(held).startswith(one)), "")
+            held = held[len(end) :]  # of the list or the fence that the call stands in
         self._state, self._is_after_call = self._text, self._is_call
         for one in (*held, sign):
             self._state(one)

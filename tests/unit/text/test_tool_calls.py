@@ -180,7 +180,7 @@ TEXTS: list[tuple[CallStyle, str, list[Piece]]] = [
         [
             PUT,
             ("arguments", "{}"),
-            ("answer", '{"name": "rm", "arguments": {}}]'),
+            ("answer", ', {"name": "rm", "arguments": {}}]'),
         ],
     ),
     (
@@ -453,13 +453,13 @@ def test_an_object_with_a_number_that_json_does_not_have_is_text(number: str) ->
     ("style", "text", "answer"),
     [
         (LLAMA, '{"name": "f", "parameters": {"a":1}\n\nThe weather.', "The weather."),
-        (LLAMA, '{"name": "f", "parameters": {"a":1}, more', "more"),
+        (LLAMA, '{"name": "f", "parameters": {"a":1}, more', ", more"),
         (LLAMA, '{"name": "f", "parameters": {"a":1}, "b": 2, and', ', "b": 2, and'),
         (LLAMA, '{"name": "f", "parameters": {"a":1}};\n', ""),
         (
             LLAMA,
             '{"name": "f", "parameters": {"a":1}, "so" it is: {1} or }. 4.',
-            '"so" it is: {1} or }. 4.',
+            ', "so" it is: {1} or }. 4.',
         ),
         (HERMES, '<tool_call>{"name":"f","arguments":{"a":1}, "so\n</tool_call> It is 4.', None),
         (HERMES, '<tool_call>{"name":"f","arguments":{"a":1}, "id" : [2]}\n</tool_call>', ""),
@@ -481,6 +481,21 @@ def test_what_follows_on_a_call_without_its_last_brace_is_not_lost(
         assert told["answer"].endswith("It is 4.")
     else:
         assert told.get("answer", "") == answer
+
+
+@pytest.mark.parametrize(
+    ("style", "call", "end"),
+    [
+        (LLAMA, '{"name": "put", "parameters": {}}', ""),
+        (MISTRAL, '[TOOL_CALLS][{"name": "put", "arguments": {}}', "]"),
+        (DEEPSEEK, f"{DEEPSEEK.begin}{DEEPSEEK.opening}put\n```json\n{{}}", "\n```"),
+    ],
+)
+@pytest.mark.parametrize("text", ["; ] and more", ",more", "]] twice", "``` fenced", ", ; ,"])
+def test_text_behind_a_call_is_whole(style: CallStyle, call: str, end: str, text: str) -> None:
+    """What ends a call is none of it, and what separates calls is where no call follows."""
+    told = split(style, [*call, *end, " ", *text, " end"])
+    assert told == [("call", "put"), ("arguments", "{}"), ("answer", f"{text} end")]
 
 
 def test_what_is_held_back_takes_a_few_bytes_a_character() -> None:
