@@ -342,8 +342,9 @@ class AsyncEngine:
             num_bytes += Logprobs.bytes_per_token(num_top) * len(delta.token_ids)
         feed.kept_bytes += num_bytes
         feed.come_bytes += num_bytes
+        in_use = feed.kept_bytes + feed.come_bytes - feed.read_bytes
         try:
-            feed.held.have(feed.kept_bytes + feed.come_bytes - feed.read_bytes, what)
+            feed.held.have(in_use + sum(one.held_bytes for one in feed.requests), what)
         except BusyError as error:
             if delta.finish_reason is None:
                 self._engine.end(request.sequence, "error", error)

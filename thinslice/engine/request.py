@@ -6,6 +6,7 @@ from thinslice.engine.contained import Contained
 from thinslice.engine.engine import Engine
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.prompts import Prompt
+from thinslice.engine.results import answer_bytes
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.engine.thought_budget import ThoughtBudget
 from thinslice.text.incremental import IncrementalDetokenizer, StopStringMatcher
@@ -167,6 +168,12 @@ class Request:
     def is_finished(self) -> bool:
         """Whether the sequence has ended."""
         return self.sequence.status is Status.FINISHED
+
+    @property
+    def held_bytes(self) -> int:
+        """What is held back of the text: it may become a call, or a call may become text."""
+        calls = 0 if self._calls is None else self._calls.held_bytes
+        return calls + answer_bytes(0, (one.text for one in self._kept))
 
     def advance(self) -> Delta:
         """What has come since the last call; not to be called where ``is_told``.

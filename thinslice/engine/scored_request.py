@@ -13,7 +13,7 @@ class ScoredRequest:
         is_told: whether ``advance`` has given the end.
     """
 
-    index = 0
+    index = held_bytes = 0
 
     def __init__(self, engine: Engine, sequence: Sequence) -> None:
         self.engine = engine

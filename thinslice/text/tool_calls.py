@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable
-from sys import intern
+from sys import getsizeof, intern
 
 from thinslice.text.tool_styles import FENCE, FENCE_END, CallStyle
 
@@ -11,6 +11,8 @@ Piece = tuple[str, str]
 # Of Llama's: what may stand before a call, and is no text then.
 _PYTHON_TAG = "<|python_tag|>"
 _SPACE = " \t\r\n"
+# Of a list, in which the same character is always the same object.
+_BYTES_PER_SIGN = 8
 
 
 class CallSplitter:
@@ -53,6 +55,11 @@ class CallSplitter:
         self._has_called = False
         self._is_call = False  # whether the last object was one
         self._is_after_call = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes to hold back what may become a call."""
+        return _BYTES_PER_SIGN * len(self._held) + getsizeof(self.head)
 
     def push(self, text: str) -> list[Piece]:
         """The pieces that are sure now."""

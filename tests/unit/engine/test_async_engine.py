@@ -18,7 +18,7 @@ from thinslice.engine import results, waiting_room
 from thinslice.engine.async_engine import AsyncEngine
 from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.llm import LLM
-from thinslice.engine.request import Delta
+from thinslice.engine.request import Delta, Request
 from thinslice.engine.results import ResultsRoom
 from thinslice.errors import BusyError, RequestError
 from thinslice.units import GIB, KIB
@@ -563,6 +563,23 @@ def test_prompts_that_wait_are_bounded_by_their_tokens(
                 await asyncio.sleep(0.01)
             await (await engine.submit("x" * 400, LONG)).aclose()
 
+    in_engine(llm, task)
+
+
+def test_text_that_is_held_back_counts_while_it_is(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def task(engine: AsyncEngine) -> None:
+        left = llm.engine.results.left_bytes
+        stream = await engine.submit("abc", replace(LONG, max_tokens=8))
+        *_, last = await read(stream)
+        assert last.finish_reason == "length"
+        assert left - llm.engine.results.left_bytes >= 100 * KIB
+        monkeypatch.setattr(Request, "held_bytes", left + KIB)
+        *_, last = await read(await engine.submit("abc", LONG))
+        assert isinstance(last.error, BusyError)
+
+    monkeypatch.setattr(Request, "held_bytes", 100 * KIB)
     in_engine(llm, task)
 
 

@@ -509,6 +509,10 @@ def test_what_is_held_back_takes_a_few_bytes_a_character() -> None:
     finally:
         tracemalloc.stop()
     assert held <= 12 * len(text)
+    assert splitter.held_bytes >= 8 * len(text)
+    splitter.push('", <tool_call>')
+    splitter.finish()
+    assert splitter.held_bytes < 100
 
 
 def test_a_line_in_a_key_that_never_ended_does_not_hide_the_next_call() -> None:
