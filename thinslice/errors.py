@@ -47,7 +47,7 @@ class RequestError(ThinsliceError):
 
 
 class ContextError(RequestError):
-    """A prompt leaves no room for an answer in the context; another prompt may."""
+    """A prompt leaves no room in the context for the answer that is asked for; another may."""
 
 
 class BusyError(RequestError):

@@ -300,6 +300,14 @@ def test_a_refusal_is_shown_in_the_servers_words(chat: Chat) -> None:
     expect(chat.last.locator(".versions")).to_have_count(0)
 
 
+def test_a_message_that_is_too_long_says_what_helps(chat: Chat) -> None:
+    """Asking again does not."""
+    del chat.script.server.served.engine.submit
+    chat.send("word " * 1500)
+    expect(chat.last.locator(".error")).to_contain_text("the context is 512")
+    expect(chat.last.locator(".error")).to_contain_text("Edit your message to make it shorter")
+
+
 def test_a_key_is_asked_for_once(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

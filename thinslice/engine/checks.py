@@ -18,7 +18,7 @@ def check_prompt(
             f"at most {context - 1} leave room for an answer"
         )
     if params.max_tokens is not None and num_prompt + params.max_tokens > context:
-        raise RequestError(
+        raise ContextError(
             f"a prompt of {num_prompt} tokens and max_tokens {params.max_tokens} exceed the "
             f"context of {context}; max_tokens {context - num_prompt} fits"
         )

@@ -173,7 +173,7 @@ class Held:
             raise BusyError(
                 f"{what} take {format_bytes(num_bytes)} more and the plan leaves "
                 f"{format_bytes(self._room.left_bytes)}: ask for fewer at a time, for less of "
-                "each, or let go of answers that are held"
+                "each, or again once other answers are done with"
             )
 
     def release(self) -> None:

@@ -188,6 +188,10 @@ def test_a_prompt_beyond_the_context_is_told_so(server: Running) -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
     assert "512" in error["message"]
+    answer = post(server, "/v1/completions", {**GREEDY, "prompt": "a b", "max_tokens": 5000})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "max_tokens 5000 exceed the context of 512" in error["message"]
 
 
 def test_an_end_token_may_be_passed_over(server: Running) -> None:

@@ -7,6 +7,11 @@ import { MessageView } from "./messages.js";
 import { sampling } from "./settings.js";
 import * as store from "./store.js";
 
+// What helps where asking again does not.
+const ADVICE = {
+  context_length_exceeded:
+    "Edit your message to make it shorter, ask for fewer tokens in the settings, or start a new conversation.",
+};
 const SAVE_MS = 1000;
 const NEAR_END_PX = 80;
 const EXAMPLES = [
@@ -201,7 +206,7 @@ function ended(error) {
     return;
   }
   live.node.finish = "error";
-  live.node.error = error.message;
+  live.node.error = [error.message, ADVICE[error.code]].filter(Boolean).join(" ");
   if (error.status === 401) document.dispatchEvent(new CustomEvent("key-needed"));
   if (!(error instanceof api.ApiError)) throw error;
 }
