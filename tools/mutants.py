@@ -305,7 +305,10 @@ def check(target: str, chosen: Sequence[int], mutants: Sequence[Mutant]) -> Iter
             if sys.stderr.isatty():
                 print(f"\r{target} {place + 1}/{len(chosen)}", end="", file=sys.stderr)
             if verdict == "survived":
-                yield mutants[index]
+                one = mutants[index]
+                found = f"{target} {one.function}: {one.change} ({one.number}): {one.line}"
+                print(f"\rsurvived: {found}", file=sys.stderr, flush=True)
+                yield one
 
 
 def main() -> int:
@@ -343,8 +346,6 @@ def main() -> int:
     else:
         print(f"seed {seed}")
         Console(width=160).print(table)
-        for one in survivors:
-            print(f"survived: {one.target} {one.function}: {one.change} ({one.number}): {one.line}")
         for one in untrue:
             print(f"listed as known, and killed or gone: {one}")
     return int(bool(survivors or untrue))

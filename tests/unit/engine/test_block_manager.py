@@ -186,3 +186,38 @@ def test_moves_are_queued_only_where_there_is_room_for_them(num_host_blocks: int
     for first_token in (10, 20):
         blocks.release(filled(blocks, new_sequence(first_token, 4, 1, first_token=first_token)))
     assert list(blocks.moves) == [BlockMove(0, 0, is_spill=True)] * num_host_blocks
+
+
+def test_nothing_waits_to_be_moved_after_a_reset() -> None:
+    blocks = BlockManager(1, BLOCK_SIZE, num_host_blocks=1)
+    for first_token in (10, 20):
+        blocks.release(filled(blocks, new_sequence(first_token, 4, 1, first_token=first_token)))
+    assert blocks.moves
+    blocks.reset()
+    assert not blocks.moves
+
+
+def test_a_block_has_its_digest_once_all_tokens_looked_ahead_are_there() -> None:
+    """One that was made of fewer would tell the block from its own."""
+    blocks = BlockManager(8, BLOCK_SIZE, 2)
+    first, second = sequence_of(0, [*range(1, 6)]), sequence_of(1, [*range(1, 12)])
+    assert num_found(blocks, first) == 0
+    first.completion_token_ids += [6, 7, 8, 9, 10]
+    filled(blocks, first)
+    assert num_found(blocks, second) == 2
+
+
+def test_writing_where_others_read_is_found() -> None:
+    """Of the blocks of a sequence, those that are not full yet are its own."""
+    blocks = BlockManager(8, BLOCK_SIZE)
+    sequence = filled(blocks, new_sequence(0, 2 * BLOCK_SIZE, 8))
+    sequence.num_computed = BLOCK_SIZE
+    with pytest.raises(AssertionError, match="writes to a cached block"):
+        blocks.check()
+    sequence.num_computed = 2 * BLOCK_SIZE
+    other = new_sequence(1, 2 * BLOCK_SIZE + 1, 8)
+    blocks.take_prefix(other)
+    blocks.check()
+    other.num_computed = BLOCK_SIZE
+    with pytest.raises(AssertionError, match="writes to a block others hold"):
+        blocks.check()

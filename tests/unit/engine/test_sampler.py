@@ -109,6 +109,23 @@ def test_few_tokens_are_sorted(
     assert (logits == ladder[:num_sorted]).all()
 
 
+def test_a_filter_ends_where_it_has_enough_exactly() -> None:
+    """The least tokens whose mass is top-p or more; and of all, the one that is barely likely."""
+    half = SamplingParams(temperature=1.0, top_p=0.5).resolved({})
+    assert keep_likely(np.zeros(2, np.float32), half)[1].tolist() == [0]
+    all_but_nothing = SamplingParams(temperature=1.0, top_p=1.0, min_p=1e-30).resolved({})
+    logits = np.array([-60.0, 0.0, -80.0], np.float32)
+    assert keep_likely(logits, all_but_nothing)[1].tolist() == [1, 0]
+
+
+def test_log_probabilities_of_large_logits() -> None:
+    logits = np.array([1000.0, 1001.0, -1000.0], np.float32)
+    expected = log_softmax(logits)
+    for token_id in range(3):
+        got = token_logprobs(logits, Chosen(token_id, 0.0), 0).logprob
+        assert got == pytest.approx(float(expected[token_id]))
+
+
 @pytest.mark.parametrize(("top_k", "num_sorted"), [(0, 5), (4, 4), (6, 5), (20, 5)])
 def test_what_is_ruled_out_is_not_sorted(top_k: int, num_sorted: int) -> None:
     logits = np.full(20, -np.inf, np.float32)

@@ -288,6 +288,29 @@ def test_drafts_leave_room_for_the_tokens_of_those_that_come_after(
     assert [(t.count, t.num_drafts) for t in scheduler.schedule()] == expected
 
 
+def test_the_last_in_order_has_all_the_room_that_is_left_for_its_drafts() -> None:
+    scheduler = Scheduler(small_plan())
+    sequences = [new_sequence(seq_id, 3, 20, first_token=seq_id) for seq_id in range(2)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    run_step(scheduler)
+    sequences[1].draft_token_ids = [0] * 9
+    assert [(t.count, t.num_drafts) for t in scheduler.schedule()] == [(1, 0), (9, 8)]
+    assert len(sequences[1].draft_token_ids) == 8, "those that do not run are let go"
+
+
+def test_the_room_in_a_step_of_what_is_displaced_goes_to_who_displaces_it() -> None:
+    scheduler = Scheduler(small_plan())
+    sequences = [new_sequence(seq_id, 2, 20, first_token=seq_id, priority=5) for seq_id in range(4)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    run_step(scheduler)
+    sequences[3].draft_token_ids = [0] * 5
+    scheduler.add(new_sequence(4, 9, 4, first_token=4, priority=-1))
+    assert shape_of(scheduler.schedule()) == [(0, 1), (1, 1), (2, 1), (4, 7)]
+    assert sequences[3].status is Status.WAITING
+
+
 def test_lost_blocks_and_false_references_are_seen() -> None:
     def manager() -> tuple[BlockManager, Sequence]:
         blocks, sequence = BlockManager(6, BLOCK_SIZE), new_sequence(0, 10, 1)
