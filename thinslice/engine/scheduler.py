@@ -183,8 +183,12 @@ class Scheduler:
             sequence.blocks = []
             self._send_back(sequence)
 
-    def _schedule(self, sequence: Sequence, step: _Step, others: int) -> None:
-        """Give a running sequence its next tokens, with blocks for them."""
+    def _schedule(self, sequence: Sequence, step: _Step, others: int = 0) -> None:
+        """Give a running sequence its next tokens, with blocks for them.
+
+        Args:
+            others: tokens that drafts leave room for.
+        """
         count = min(sequence.num_uncomputed, step.room)
         if count == 0:
             return
@@ -233,7 +237,7 @@ class Scheduler:
                 sequence.admitted_at = now
             sequence.status = Status.RUNNING
             self.running.append(sequence)
-            self._schedule(sequence, step, others=0)
+            self._schedule(sequence, step)
 
     def _fits(self, sequence: Sequence) -> bool:
         if len(self.running) >= min(self.max_num_seqs, self.chunk):

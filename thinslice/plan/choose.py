@@ -61,11 +61,9 @@ _MEMORY_PER_DISK = 10
 
 def context_sizes(longest: int) -> tuple[int, ...]:
     """Contexts to choose from, the longest first: the model's own, and four for each octave."""
-    if longest <= SMALLEST_CONTEXT:
-        return (longest,)
     sizes, octave = {longest}, SMALLEST_CONTEXT
     while octave < longest:
-        sizes |= {size for size in range(octave, 2 * octave, octave // 4) if size < longest}
+        sizes |= {*range(octave, min(2 * octave, longest), octave // 4)}
         octave *= 2
     return tuple(sorted(sizes, reverse=True))
 
@@ -84,8 +82,7 @@ def candidates(case: Case) -> Iterator[MemoryPlan]:
     sizes = context_sizes(case.shape.max_position_embeddings)
     least = useful_context(case.shape.max_position_embeddings)
     useful = [size for size in sizes if size >= least]
-    short = [size for size in sizes if size < least]
-    for contexts in (useful, short):
+    for contexts in (useful, sizes[len(useful) :]):
         yield from resident(case, contexts)
         yield from _streamed(case, contexts)
 

@@ -132,6 +132,17 @@ def test_a_prompt_waits_until_it_fits_beside_what_the_running_ones_need() -> Non
     assert shape_of(run_step(scheduler)) == [(1, 8)]
 
 
+@pytest.mark.parametrize(("num_prompt", "is_admitted"), [(8, True), (9, False)])
+def test_a_running_sequence_has_one_block_more_kept_for_it(
+    num_prompt: int, is_admitted: bool
+) -> None:
+    scheduler = Scheduler(small_plan(num_kv_blocks=4))
+    scheduler.add(new_sequence(0, 3, 12, first_token=5))
+    run_step(scheduler)
+    scheduler.add(new_sequence(1, num_prompt, 1))
+    assert len(scheduler.schedule()) == 1 + is_admitted
+
+
 def test_a_prompt_that_takes_exactly_all_free_blocks_is_admitted() -> None:
     scheduler = Scheduler(small_plan(num_kv_blocks=4))
     scheduler.add(new_sequence(0, 4, 1, first_token=5))
@@ -203,6 +214,41 @@ def test_lower_priority_values_go_first_and_displace_others() -> None:
     run_step(scheduler)
     assert sorted(s.seq_id for s in scheduler.running) == [0, 1, 2, 5]
     assert [s.seq_id for s in scheduler.waiting] == [3, 4]
+
+
+@pytest.mark.parametrize(("num_prompt", "helps"), [(12, True), (13, False)])
+def test_others_are_displaced_where_that_makes_room_and_only_there(
+    num_prompt: int, helps: bool
+) -> None:
+    """Of one's own priority nobody is, and they keep what they soon need."""
+    scheduler = Scheduler(small_plan(num_kv_blocks=6))
+    equal = new_sequence(0, 4, 12, first_token=5)
+    victim = new_sequence(1, 3, 9, first_token=6, priority=5)
+    for sequence in (equal, victim):
+        scheduler.add(sequence)
+    run_step(scheduler)
+    wanted = new_sequence(2, num_prompt, 1)
+    scheduler.add(wanted)
+    scheduler.schedule()
+    assert wanted.status is (Status.RUNNING if helps else Status.WAITING)
+    assert victim.status is (Status.WAITING if helps else Status.RUNNING)
+    assert equal.status is Status.RUNNING
+
+
+def test_blocks_shared_with_who_is_displaced_are_no_room() -> None:
+    scheduler = Scheduler(small_plan(num_kv_blocks=5))
+    equal = new_sequence(0, 4, 12, first_token=5)
+    victim = new_sequence(1, 8, 9, priority=5)
+    for sequence in (equal, victim):
+        scheduler.add(sequence)
+    run_step(scheduler)
+    run_step(scheduler)
+    wanted = new_sequence(2, 16, 1)
+    assert scheduler.blocks.num_taken_by(wanted) == 2
+    scheduler.add(wanted)
+    scheduler.schedule()
+    assert (wanted.status, wanted.num_preemptions) == (Status.WAITING, 0)
+    scheduler.blocks.check()
 
 
 def test_a_cached_prefix_is_taken_as_it_is() -> None:

@@ -221,6 +221,11 @@ def test_contexts_to_choose_from_are_round_and_lie_close(longest: int) -> None:
     assert all(size <= 1.25 * less for size, less in pairwise(sizes))
 
 
+def test_contexts_to_choose_from_are_four_for_each_octave() -> None:
+    assert context_sizes(1100) == (1100, 1024, 896, 768, 640, 512, 448, 384, 320, 256)
+    assert context_sizes(1024) == (1024, 896, 768, 640, 512, 448, 384, 320, 256)
+
+
 def test_a_short_context_beside_resident_weights_gives_way_to_a_useful_one() -> None:
     """Where the weights fit beside a few hundred tokens only, they are streamed."""
     planner = Planner(("small", "int4"), draft="auto")
