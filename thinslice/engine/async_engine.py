@@ -23,9 +23,8 @@ from thinslice.engine.arguments import checked_params, checked_scheduling
 from thinslice.engine.async_stream import AnyRequest, AsyncStream, Feed, News, failed, put_all
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM
-from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.prompts import Prompt
-from thinslice.engine.results import Held, answer_bytes
+from thinslice.engine.results import ANSWERS, Held
 from thinslice.engine.scored_request import ScoredRequest
 from thinslice.engine.sequence import Sequence as EngineSequence
 from thinslice.engine.sequence import Status
@@ -36,7 +35,6 @@ from thinslice.text.messages import Conversation, Message
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 _CLOSED = "the engine is shutting down and takes no more requests"
-_ANSWERS = "answers that are held or not read yet"
 
 
 class AsyncEngine:
@@ -236,7 +234,7 @@ class AsyncEngine:
         feed = Feed(sequences, Held(self._engine.results))
         with self._changed:
             self._check_room(arrival)
-            feed.held.begin(len(sequences), _ANSWERS)
+            feed.held.begin(len(sequences), ANSWERS)
             self.room.handed_over.append(arrival)
             self._commands.append(partial(self._add, feed, queued, arrival))
             self._changed.notify()
@@ -335,11 +333,7 @@ class AsyncEngine:
         """What is new of a request, which ends where there is no room for it: its sequence holds
         it, and once more what nobody has read yet."""
         delta = request.advance()
-        num_bytes = answer_bytes(len(delta.token_ids), (one.text for one in delta.chunks))
-        what, num_top = _ANSWERS, request.sequence.params.logprobs
-        if num_top is not None and delta.finish_reason is None:
-            what = "log-probabilities that are held"
-            num_bytes += Logprobs.bytes_per_token(num_top) * len(delta.token_ids)
+        num_bytes, what = delta.to_hold(request.sequence.params.logprobs)
         feed.kept_bytes += num_bytes
         feed.come_bytes += num_bytes
         in_use = feed.kept_bytes + feed.come_bytes - feed.read_bytes

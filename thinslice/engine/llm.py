@@ -1,5 +1,6 @@
 """LLM: a model by name, ready to complete prompts inside a budget."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Unpack
@@ -22,7 +23,7 @@ from thinslice.engine.load import load_prepared
 from thinslice.engine.prepare import prepare
 from thinslice.engine.prompts import Prompt, Prompts
 from thinslice.engine.request import Completion, Request
-from thinslice.engine.results import Held, text_bytes
+from thinslice.engine.results import ANSWERS, Held, text_bytes
 from thinslice.engine.sequence import Sequence as EngineSequence
 from thinslice.engine.stream import Stream
 from thinslice.errors import RequestError, shown
@@ -132,13 +133,17 @@ class LLM(Closing):
         params_of = for_each("params", params, len(asked), checked_params)
         scheduling_of = for_each("scheduling", scheduling, len(asked), checked_scheduling)
         requests: list[Request] = []
+        results, prepared = self.engine.results, list[Prompt]()
         try:
-            prepared = [self.prepare(*one) for one in zip(asked, params_of, strict=True)]
-            lengths = [len(prompt.token_ids) for prompt in prepared]
-            with self.engine.results.held_for([*zip(lengths, params_of, strict=True)]) as held:
-                for queued in zip(prepared, params_of, scheduling_of, strict=True):
-                    requests += self.add_requests(*queued)
-                self._run(requests, held, progress)
+            with results.holding() as of_prompts:
+                for one in zip(asked, params_of, strict=True):
+                    prepared.append(self.prepare(*one))
+                    self._hold_tokens(prepared[-1], of_prompts, is_first=len(prepared) == 1)
+                lengths = [len(prompt.token_ids) for prompt in prepared]
+                with results.held_for([*zip(lengths, params_of, strict=True)]) as held:
+                    for queued in zip(prepared, params_of, scheduling_of, strict=True):
+                        requests += self.add_requests(*queued)
+                    self._run(requests, held, progress)
         finally:
             for request in requests:
                 request.engine.abort(request.sequence)
@@ -176,14 +181,23 @@ class LLM(Closing):
                 tokens that have been computed, and of all.
             scheduling: how it stands beside other requests.
 
-        Errors: RequestError as ``generate`` and ``chat``, at once and not on iteration.
+        Errors: RequestError as ``generate`` and ``chat``, at once and not on iteration; BusyError
+        where other streams leave no room.
         """
         params = checked_params(params)
         if params.n != 1:
             raise RequestError(f"n is {params.n}; a stream gives one completion, generate several")
         check_progress(progress)
-        request = self.add_requests(self.prepare(prompt, params), params, scheduling)[0]
-        return Stream(request, progress)
+        prepared, held = self.prepare(prompt, params), Held(self.engine.results)
+        try:
+            held.begin(1, ANSWERS)
+            self._hold_tokens(prepared, held)
+            stream = Stream(self.add_requests(prepared, params, scheduling)[0], held, progress)
+        except BaseException:
+            held.release()
+            raise
+        weakref.finalize(stream, held.release).atexit = False
+        return stream
 
     def prepare(
         self,
@@ -296,6 +310,14 @@ class LLM(Closing):
         do not fit, with nothing replaced; BusyError while requests are under way.
         """
         self.engine.replace_weights(tensors)
+
+    def _hold_tokens(self, prompt: Prompt, held: Held, *, is_first: bool = True) -> None:
+        """Promise what a prompt's tokens take. Those of one that is alone are in every plan.
+
+        Errors: BusyError where the plan has no room for them.
+        """
+        if self.engine.scheduler.has_work or not is_first:
+            held.need_tokens(len(prompt.token_ids))
 
     def _run(
         self,

@@ -6,7 +6,7 @@ from thinslice.engine.contained import Contained
 from thinslice.engine.engine import Engine
 from thinslice.engine.logprobs import Logprobs
 from thinslice.engine.prompts import Prompt
-from thinslice.engine.results import answer_bytes
+from thinslice.engine.results import ANSWERS, answer_bytes
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.engine.thought_budget import ThoughtBudget
 from thinslice.text.incremental import IncrementalDetokenizer, StopStringMatcher
@@ -60,6 +60,18 @@ class Delta:
     logprobs: Logprobs
     finish_reason: str | None
     error: Exception | None
+
+    def to_hold(self, num_top: int | None) -> tuple[int, str]:
+        """What it takes of memory, in bytes, and a name for that.
+
+        Args:
+            num_top: likeliest tokens beside each, None without log-probabilities.
+        """
+        num_bytes = answer_bytes(len(self.token_ids), (one.text for one in self.chunks))
+        if num_top is None or self.finish_reason is not None:
+            return num_bytes, ANSWERS
+        num_bytes += Logprobs.bytes_per_token(num_top) * len(self.token_ids)
+        return num_bytes, "log-probabilities that are held"
 
     def followed_by(self, later: "Delta") -> "Delta":
         """Both as one, in the lists of this one: what an object for each token takes is saved."""

@@ -12,6 +12,7 @@ from thinslice.plan.cost import CALLER_BYTES
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.units import KIB, format_bytes
 
+ANSWERS = "answers that are held or not read yet"
 # A token id as Python keeps it in a list, and the text that it becomes as a rule: whole and in
 # pieces, while a completion is put together.
 _TEXT_BYTES_PER_TOKEN = 16
@@ -41,6 +42,15 @@ class ResultsRoom:
         self._lock = threading.RLock()
 
     @contextmanager
+    def holding(self) -> Iterator["Held"]:
+        """Room that is asked for by and by, until the end of the ``with``."""
+        held = Held(self)
+        try:
+            yield held
+        finally:
+            held.release()
+
+    @contextmanager
     def held_for(self, asked: Sequence[tuple[int, SamplingParams]]) -> Iterator["Held"]:
         """Promise the room that these answers may take, until the end of the ``with``.
 
@@ -50,12 +60,9 @@ class ResultsRoom:
         Errors: RequestError for more than there is, that says what would fit; BusyError where it
         is promised to others now.
         """
-        held = Held(self)
-        try:
+        with self.holding() as held:
             self._promise(asked, held)
             yield held
-        finally:
-            held.release()
 
     def take(self, num_bytes: int) -> bool:
         """Promise so many bytes; False, and nothing is, where there is no room."""
@@ -163,6 +170,10 @@ class Held:
         """Have promised what so many answers take that are only begun. Errors: as ``need``."""
         self.need(count * BYTES_TO_BEGIN, what)
         self.allow(count * _FIRST_BYTES)
+
+    def need_tokens(self, count: int) -> None:
+        """Have promised what a prompt's tokens take. Errors: as ``need``."""
+        self.need(count * _BYTES_PER_ID, "the tokens of prompts that wait")
 
     def need(self, num_bytes: int, what: str) -> None:
         """Have so many bytes promised.

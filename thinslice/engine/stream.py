@@ -3,7 +3,9 @@
 from collections import deque
 from collections.abc import Callable, Generator
 
-from thinslice.engine.request import Completion, Request, TextChunk
+from thinslice.engine.request import Completion, Delta, Request, TextChunk
+from thinslice.engine.results import Held
+from thinslice.errors import BusyError
 
 
 class Stream:
@@ -11,13 +13,18 @@ class Stream:
 
     An iterator: ``next`` gives one piece, ``for`` all that are left. Leaving a ``for`` early ends
     the completion and frees its blocks, and so does ``close``, and letting the stream go. What goes
-    wrong in the request is raised; RequestError where the model is closed meanwhile.
+    wrong in the request is raised; RequestError where the model is closed meanwhile; BusyError
+    where the plan has no room for more of the answer.
+
+    Args:
+        held: room for the prompt and the answer, which the stream has for as long as it is there.
     """
 
     def __init__(
-        self, request: Request, progress: Callable[[int, int], None] | None = None
+        self, request: Request, held: Held, progress: Callable[[int, int], None] | None = None
     ) -> None:
         self._request = request
+        self._held = held
         self._chunks: deque[TextChunk] = deque()
         self._progress = progress
 
@@ -52,10 +59,21 @@ class Stream:
             if not request.has_news:
                 request.engine.step()
                 self._tell_progress()
-            self._chunks += request.advance().chunks
+            self._chunks += self._new(request).chunks
         if not self._chunks and request.sequence.error is not None:
             raise request.sequence.error
         return bool(self._chunks)
+
+    def _new(self, request: Request) -> Delta:
+        """What is new, for which there must be room. Errors: BusyError, which ends the request."""
+        delta = request.advance()
+        num_bytes, what = delta.to_hold(request.sequence.params.logprobs)
+        try:
+            self._held.use(num_bytes, what)
+        except BusyError as error:
+            request.engine.end(request.sequence, "error", error)
+            raise
+        return delta
 
     def _tell_progress(self) -> None:
         """How far the prompt is, until the first token comes."""

@@ -14,17 +14,20 @@ import torch
 
 from tests.tiny_llm import TEMPLATE, beside, write_model
 from thinslice.config import SamplingParams, Scheduling
-from thinslice.engine import advance
+from thinslice.engine import advance, results
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM
+from thinslice.engine.prompts import Prompt
+from thinslice.engine.request import Delta
+from thinslice.engine.results import ANSWERS, ResultsRoom
 from thinslice.engine.runner import Runner
 from thinslice.engine.sampler import Sampled, sample_rows
 from thinslice.engine.sequence import Sequence
-from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
+from thinslice.errors import BudgetError, BusyError, ConfigError, RequestError, StoreError
 from thinslice.plan import choose, search
 from thinslice.text.incremental import StopStringMatcher
 from thinslice.text.messages import Conversation
-from thinslice.units import GIB
+from thinslice.units import GIB, KIB
 
 LONG = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=24, seed=3, ignore_eos=True)
 
@@ -336,6 +339,63 @@ def test_params_out_of_range_are_refused() -> None:
         SamplingParams(temperature="1")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected a whole number"):
         SamplingParams(max_tokens=2.5)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def small_room(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> ResultsRoom:
+    """Of 64 KiB for all that callers hold."""
+    monkeypatch.setattr(results, "CALLER_BYTES", 64 * KIB)
+    full = replace(llm.plan, pools=(replace(llm.plan.host, budget_bytes=llm.plan.peak_bytes),))
+    room = ResultsRoom(full)
+    monkeypatch.setattr(llm.engine, "results", room)
+    return room
+
+
+def test_streams_have_room_for_as_long_as_they_are_held(llm: LLM, small_room: ResultsRoom) -> None:
+    left = small_room.left_bytes
+    streams = [llm.stream("abc", LONG) for _ in range(3)]
+    assert left - small_room.left_bytes == 3 * 16 * KIB + 2 * 40 * 3
+    with pytest.raises(BusyError, match=r"answers that are held or not read yet take 16\.00 KiB"):
+        llm.stream("abc", LONG)
+    streams.pop()
+    others = small_room.left_bytes - 17 * KIB
+    assert small_room.take(others)
+    with pytest.raises(BusyError, match=r"the tokens of prompts that wait take 3\.91 KiB"):
+        llm.stream("x" * 100, LONG)
+    small_room.release(others)
+    streams.clear()
+    gc.collect()
+    assert small_room.left_bytes == left
+    assert not llm.engine.has_work
+
+
+def test_a_stream_ends_where_there_is_no_room_for_more_of_it(
+    llm: LLM, small_room: ResultsRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = llm.stream("abc", LONG)
+    assert small_room.take(small_room.left_bytes)
+    monkeypatch.setattr(Delta, "to_hold", lambda *_: (20 * KIB, ANSWERS))
+    with pytest.raises(BusyError, match="answers that are held"):
+        next(stream)
+    assert (stream.completion.finish_reason, llm.engine.has_work) == ("error", False)
+
+
+def test_prompts_whose_tokens_there_is_no_room_for_are_refused_before_all_are_made(
+    llm: LLM, small_room: ResultsRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    prepare = LLM.prepare
+
+    def noted(self: LLM, prompt: str, params: SamplingParams) -> Prompt:
+        made.append(prompt)
+        return prepare(self, prompt, params)
+
+    monkeypatch.setattr(LLM, "prepare", noted)
+    left = small_room.left_bytes
+    with pytest.raises(BusyError, match=r"the tokens of prompts that wait take 3\.91 KiB more"):
+        llm.generate(["x" * 100] * 100, LONG)
+    assert len(made) == 1 + 16 + 1  # the first is within every plan; the last finds no room
+    assert small_room.left_bytes == left
 
 
 def test_a_stream_that_is_let_go_frees_its_blocks_at_once_begun_or_not(llm: LLM) -> None:
