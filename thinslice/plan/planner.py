@@ -5,6 +5,7 @@ grows into what it leaves, is in search.py; what there is to try, and what each 
 processor.py (its rule in choose.py) and card.py; what is said where nothing fits in refusal.py.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from thinslice.errors import ConfigError
@@ -83,11 +84,8 @@ def residency(
     context = workload.context or useful_context(longest)
     memory_bytes = -(-(peak_bytes(context) + JITTER_BYTES) // MIB) * MIB
     room = processor.pools[0].budget_bytes - JITTER_BYTES
-    low, high = 0, -(-longest // BLOCK_SIZE)
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = peak_bytes(min(middle * BLOCK_SIZE, longest)) <= room
-        low, high = (middle, high) if fits else (low, middle - 1)
-    fitting = min(low * BLOCK_SIZE, longest)
+    blocks = range(1, -(-longest // BLOCK_SIZE) + 1)
+    fitting = bisect_right(blocks, room, key=lambda one: peak_bytes(min(one * BLOCK_SIZE, longest)))
+    fitting = min(fitting * BLOCK_SIZE, longest)
     is_usable = fitting >= min(SMALLEST_CONTEXT, longest)
     return Residency(memory_bytes, context, fitting if is_usable else None)

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from tests.unit.plan.test_planner import BF16, MIMO, Q4_1, RUNTIME, SMOL, layout_for
 from tests.unit.plan.test_predict import MACHINE
 from thinslice.errors import BudgetError
-from thinslice.plan.case import Workload
-from thinslice.plan.choose import ANSWER_TOKENS, context_sizes
+from thinslice.plan.case import Case, Tokens, Workload
+from thinslice.plan.choose import ANSWER_TOKENS, context_sizes, request_bytes
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.planner import plan, residency
 from thinslice.plan.predict import predict
 from thinslice.plan.processor import Processor
-from thinslice.plan.search import USEFUL_CONTEXT
+from thinslice.plan.refusal import JITTER_BYTES
+from thinslice.plan.search import SMALLEST_CHUNK, USEFUL_CONTEXT, candidate_of
 from thinslice.plan.weight_layout import WeightLayout, stored_as
 from thinslice.units import GIB, KIB, MIB
 
@@ -210,6 +211,72 @@ def test_what_keeps_weights_in_memory_does_so_and_less_does_not(
         if longer <= longest:
             other = planner.plan(budget, longer)
             assert other is None or other.streaming is not None
+
+
+@pytest.mark.parametrize("name", ["small", "short"])
+def test_the_longest_context_beside_resident_weights_is_exact(name: str) -> None:
+    """A byte less, and it is a block shorter; a model's own is not cut to whole blocks."""
+    shape, layout = SHAPES[name], LAYOUTS[name, "int4"]
+    workload, longest = Workload(dtype="int4"), shape.max_position_embeddings
+    case = Case(shape, layout, workload, Processor.of(GIB, RUNTIME)).variants[-1]
+
+    def found(budget: int) -> int | None:
+        return residency(shape, layout, workload, Processor.of(budget, RUNTIME)).context
+
+    def least(context: int) -> int:
+        tokens = Tokens.at_once(context, SMALLEST_CHUNK)
+        return candidate_of(case, tokens).peak_bytes + JITTER_BYTES
+
+    assert found(least(256) - 1) is None
+    for context in (256, 272, 512):
+        assert found(least(context)) == context
+        assert found(least(context + 16) - 1) == context
+    assert found(least(longest)) == found(16 * GIB) == longest
+    assert found(least(longest) - 1) == (longest - 1) // 16 * 16
+
+
+@pytest.mark.parametrize("size", [4096, 2048, 1024 + 256])
+def test_a_streamed_context_leaves_half_of_the_room_to_weights_exactly(size: int) -> None:
+    planner = Planner(("middle", "bfloat16"), draft="off")
+    processor = Processor.of(GIB, RUNTIME)
+    case = Case(planner.shape, planner.layout, planner.workload, processor).variants[-1]
+    tokens = Tokens.at_once(size, SMALLEST_CHUNK)
+    tried = [candidate_of(case, tokens, one) for one in processor.slice_sizes]
+    least = min(tried, key=lambda one: one.peak_bytes)
+    budget = least.peak_bytes + least.pools[0].part("kv cache")
+    found, shorter = planner.plan(budget), planner.plan(budget - 1)
+    assert found is not None
+    assert shorter is not None
+    assert found.streaming is not None
+    sizes = context_sizes(40960)
+    assert (found.context, shorter.context) == (size, sizes[sizes.index(size) + 1])
+
+
+def test_a_model_of_a_short_context_has_all_of_it_beside_resident_weights() -> None:
+    shape = replace(SHORT, max_position_embeddings=100)
+    processor, workload = Processor.of(GIB, RUNTIME), Workload(dtype="int4")
+    assert residency(shape, LAYOUTS["short", "int4"], workload, processor).context == 100
+
+
+@pytest.mark.parametrize("layer_rows", [1024, 512, 128])
+@pytest.mark.parametrize("headroom", [0, 40 * MIB, 4 * GIB])
+def test_what_the_reference_request_reads(layer_rows: int, headroom: int) -> None:
+    """What is not pinned once for each token of the answer and each chunk of the prompt, and 64 KiB
+    more for each slice; of a layer that is held, a tenth for each few rows."""
+    shape, layout = SHAPES["middle"], LAYOUTS["middle", "int8"]
+    case = Case(shape, layout, Workload(dtype="int8"), Processor.of(GIB, RUNTIME)).variants[-1]
+    tokens = replace(Tokens.at_once(1024, 1024), layer_rows=layer_rows)
+    candidate = candidate_of(case, tokens, MIB)
+    (pool,) = candidate.pools
+    pool = replace(pool, budget_bytes=pool.peak_bytes + headroom)
+    candidate = replace(candidate, pools=(pool,))
+    sweep = layout.sweep_bytes(MIB)
+    held = pool.part("held layer")
+    assert (held > 0) == (layer_rows < 1024)
+    share = max(1 - headroom / (sweep.kept_bytes - held), 0)
+    once = share * (sweep.stored_bytes + len(sweep.kept) * 64 * KIB)
+    again = 1024 / 128 * sweep.kept_bytes / 10 if layer_rows == 128 else 0
+    assert request_bytes(candidate, layout) == pytest.approx((256 + 1) * once + again)
 
 
 @pytest.mark.parametrize("longest", [1, 100, 256, 257, 600, 2048, 8192, 40960, 131072])
