@@ -51,7 +51,8 @@ class ContextError(RequestError):
 
 
 class BusyError(RequestError):
-    """The queue of waiting requests is full, or closed (HTTP 429 in a server)."""
+    """The queue of waiting requests is full, or closed, or there is no room for more at this time
+    (HTTP 429 in a server)."""
 
 
 class StoreError(ThinsliceError):
