@@ -47,6 +47,8 @@ WARM_UP_LOADS, WARM_UP_ROUNDS = 10, 4
 LARGEST_GROWTH, ROUNDS_TO_JUDGE = 0.01, 10
 # Longer without a step's news, or without a child's end, is a hang.
 PATIENCE_S = 300.0
+# Requests of which some meet each kind of fault.
+ENOUGH = 500
 PLANTED, CLOSED = "planted", "this model is closed"
 # The ways in which a child ends, with its exit code.
 CHILD_ENDS = {
@@ -157,32 +159,35 @@ class Load:
 
 
 @contextmanager
-def faults(llm: LLM, rng: random.Random) -> Iterator[None]:
-    """Steps and requests that fail now and then."""
-    runner, add = llm.engine.runner, llm.add_requests
+def faults(llm: LLM, rng: random.Random, planted: Counter[str]) -> Iterator[None]:
+    """Steps and requests that fail now and then; ``planted`` counts them by kind."""
+    runner, queue = llm.engine.runner, llm.queue
     run = runner.run
 
     def failing_run(*args: Any) -> Any:
         if rng.random() < 0.005:
+            planted["step"] += 1
             raise OSError(PLANTED)
         return run(*args)
 
-    def failing_add(*args: Any) -> Any:
+    def failing_queue(*args: Any) -> Any:
         if rng.random() < 0.03:
+            planted["request"] += 1
             raise MemoryError(PLANTED)
-        requests = add(*args)
+        requests = queue(*args)
         if rng.random() < 0.03:
+            planted["text"] += 1
             requests[0]._stops.push = failing_text  # type: ignore[method-assign]
         return requests
 
     def failing_text(text: str) -> str:
         raise ZeroDivisionError(PLANTED)
 
-    runner.run, llm.add_requests = failing_run, failing_add  # type: ignore[method-assign]
+    runner.run, llm.queue = failing_run, failing_queue  # type: ignore[method-assign]
     try:
         yield
     finally:
-        runner.run, llm.add_requests = run, add  # type: ignore[method-assign]
+        runner.run, llm.queue = run, queue  # type: ignore[method-assign]
 
 
 async def one_round(llm: LLM, load_of: Load, closes: bool, peaks: list[int]) -> None:
@@ -220,12 +225,12 @@ def serve(options: argparse.Namespace, until: float, wrong: list[str]) -> tuple[
     llm = load(options)
     for kind in kinds:
         kind.alone = [one.token_ids for one in llm.generate(kind.prompt, kind.params)]
-    num_rounds = 0
+    num_rounds, planted = 0, Counter[str]()
     while num_rounds == 0 or time.monotonic() < until:
         end = min(time.monotonic() + ROUND_S, max(until, time.monotonic() + 2))
         closes, num_rounds = end < until, num_rounds + 1
         load_of = Load(AsyncEngine(llm), kinds, end, rng, ends, wrong)
-        with faults(llm, rng):
+        with faults(llm, rng, planted):
             asyncio.run(one_round(llm, load_of, closes, peaks))
         if closes:
             llm = load(options)
@@ -234,7 +239,10 @@ def serve(options: argparse.Namespace, until: float, wrong: list[str]) -> tuple[
     if blocks.num_free != blocks.num_blocks:
         wrong.append(f"{blocks.num_blocks - blocks.num_free} blocks are left")
     llm.close()
-    return f"{num_rounds} rounds, requests {dict(ends)}", peaks
+    missing = {"step", "request", "text"} - {*planted} if sum(ends.values()) > ENOUGH else set()
+    if missing:
+        wrong.append(f"no fault was planted in a {' nor a '.join(sorted(missing))}")
+    return f"{num_rounds} rounds, requests {dict(ends)}, faults {dict(planted)}", peaks
 
 
 def child(options: argparse.Namespace) -> int:

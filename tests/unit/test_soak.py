@@ -28,6 +28,7 @@ def test_rounds_of_load_with_the_model_closed_in_between_hold(options: argparse.
     assert wrong == []
     assert len(peaks) >= 1
     assert "length" in summary
+    assert all(f"'{kind}': " in summary for kind in ("step", "request", "text"))
 
 
 def test_an_answer_that_is_not_the_one_given_alone_is_seen(

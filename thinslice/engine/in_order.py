@@ -37,10 +37,13 @@ def complete_in_order(
     try:
         while queue.waiting or not is_read:
             while len(queue.waiting) < 2 * llm.plan.max_num_seqs and not is_read:
+                prompt = None  # not held while the next is read
                 prompt = next(source, None)
                 is_read = prompt is None
                 if prompt is not None:
                     queue.waiting.append(_Work(prompt))
+                    # At once: a text that is too long is let go of before the next is read.
+                    queue.begin()
             queue.begin()
             while queue.waiting and (answer := queue.waiting[0].answer) is not None:
                 queue.waiting.popleft()
@@ -97,7 +100,9 @@ class _Queue:
                     return
                 work.answer = error
             except RequestError as error:
-                work.answer = error
+                # Its frames, and those of what it came of, would keep the text.
+                error.__traceback__ = error.__context__ = None
+                work.prompt = work.answer = error
 
     def step(self) -> None:
         """Run a step, also where others have run it."""

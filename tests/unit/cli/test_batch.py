@@ -2,6 +2,7 @@
 
 import gc
 import json
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -225,6 +226,21 @@ def test_few_prompts_are_read_ahead_and_leaving_early_leaves_nothing(llm: LLM) -
         assert num_read <= num_given + 2 * llm.plan.max_num_seqs
     answers.close()
     assert not llm.engine.has_work
+
+
+def test_texts_that_are_too_long_are_in_memory_one_at_a_time(llm: LLM) -> None:
+    def peak_of(count: int) -> int:
+        texts = (f"{index} " * 300_000 for index in range(count))
+        tracemalloc.start()
+        try:
+            for answer in complete_in_order(llm, texts, GREEDY):
+                assert isinstance(answer, RequestError)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak_of(1)
+    assert peak_of(20) < peak_of(1) + 500_000
 
 
 def test_who_takes_the_answers_may_ask_for_more_meanwhile(llm: LLM) -> None:
