@@ -201,9 +201,12 @@ def _neighbours_table(
     for label, changed in _neighbours(found, settings, chosen):
         try:
             fitted = fit_model(found, changed, machine.runtime_bytes, machine.device)
-        except (BudgetError, ConfigError) as error:
-            reason = "does not fit" if isinstance(error, BudgetError) else "cannot be packed"
-            table.add_row(label, reason, "", "", "")
+        except ConfigError:
+            table.add_row(label, "cannot be packed", "", "", "")
+            continue
+        except BudgetError as error:
+            packing = f"fits once packed, which takes {error.to_pack}"
+            table.add_row(label, packing if error.to_pack else "does not fit", "", "", "")
             continue
         other = fitted.plan
         predicted = machine.predict(fitted.model, other)
