@@ -29,9 +29,14 @@ class ConfigError(ThinsliceError):
 
 
 class BudgetError(ThinsliceError):
-    """No plan fits the budget; the message names the need by part and what would fit."""
+    """No plan fits the budget; the message names the need by part and what would fit.
+
+    Attributes:
+        to_pack: the option that lets the model be packed, where it then fits the budget; else None.
+    """
 
     exit_code = 3
+    to_pack: str | None = None
 
 
 class CheckpointError(ThinsliceError):

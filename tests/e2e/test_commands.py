@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,12 @@ def test_plan_shows_parts_that_add_up_and_neighbours(smollm2_path: Path) -> None
     assert refused.stdout == ""
 
 
+def test_plan_offline_uses_no_network(tmp_path: Path) -> None:
+    done = thinslice("plan", "qwen3:4b", "--offline", home=tmp_path)
+    assert done.returncode == 6
+    assert "is not stored; `thinslice pull qwen3:4b` fetches it, but not offline" in done.stderr
+
+
 def test_plan_without_a_disk_to_measure_has_no_speeds(smollm2_path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     asked = ("plan", str(smollm2_path), "--memory", "150MiB")
@@ -236,3 +243,15 @@ def test_bench_refuses_sizes_that_make_no_sense(smollm2_path: Path) -> None:
     refused = thinslice("bench", "smollm2", "--sequences", "0")
     assert refused.returncode == 2
     assert "--sequences is 0; expected 1 or more" in refused.stderr
+    sizes = "--prompt-tokens 9000 and --completion-tokens 64 (9064 together)"
+    refused = thinslice("bench", "smollm2", "--prompt-tokens", "9000")
+    assert refused.returncode == 2
+    assert f"error: {sizes} is out of range; this model has 1..8192" in refused.stderr
+    refused = thinslice("bench", "smollm2", "--prompt-tokens", "9000", "--context", "9001")
+    assert "error: --context 9001 is out of range" in refused.stderr
+    refused = thinslice("bench", "smollm2", "--prompt-tokens", "7000", "--memory", "150MiB")
+    assert refused.returncode == 3
+    assert "at --prompt-tokens 7000 and --completion-tokens 64 (7064 together)" in refused.stderr
+    (shorter,) = re.findall(r"^    --prompt-tokens (\d+)$", refused.stderr, re.MULTILINE)
+    assert (int(shorter) + 64) % 16 == 0
+    assert "--context" not in refused.stderr

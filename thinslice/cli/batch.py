@@ -4,16 +4,17 @@ import hashlib
 import json
 import os
 import sys
-from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from thinslice.cli.console import ReaderGoneError, note, progress_bars, unwritten
+from thinslice.cli.prompt_file import PromptFile, opened
 from thinslice.config import SamplingParams
-from thinslice.errors import ConfigError, RequestError, ThinsliceError
+from thinslice.errors import ConfigError, RequestError, ThinsliceError, plain, shown
 from thinslice.store.store import Store
 from thinslice.text.messages import Conversation
 from thinslice.units import MIB
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from thinslice.engine.llm import LLM
     from thinslice.engine.request import Completion
 
-# No context of a model we run holds as much text.
-_LARGEST_LINE = 8 * MIB
 # An answer's line is at most a context of text, its JSON escapes included.
 _LARGEST_ANSWER = 64 * MIB
+# Fields of a line: one of the first, and all that may stand beside it.
+_PROMPTS = {"prompt", "messages"}
+_FIELDS = {*_PROMPTS, "tools", "id"}
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Batch:
 
     Attributes:
         prompts: one prompt a line; of a .jsonl file, a text, or an object with ``prompt`` or
-            ``messages``, and then ``tools``.
+            ``messages``, and then ``tools``. The answer to an object with an ``id`` has it too.
         out: the file that answers are appended to; None for standard output.
         system: the system prompt of every conversation that has none; None for none.
         raw: continue each prompt as it stands.
@@ -43,7 +46,7 @@ class Batch:
     """
 
     model: str
-    prompts: Path
+    prompts: PromptFile
     out: Path | None
     system: str | None
     raw: bool
@@ -55,9 +58,9 @@ class Batch:
 
         Errors: ConfigError; RequestError for a file without a prompt.
         """
-        if _count_lines(self.prompts) == 0:
-            raise RequestError(f"{self.prompts} holds no prompt")
-        if self.out is not None and self.out.exists() and self.out.samefile(self.prompts):
+        if self.prompts.num_lines() == 0:
+            raise RequestError(f"{self.prompts.path} holds no prompt")
+        if self.out is not None and self.out.exists() and self.out.samefile(self.prompts.path):
             raise ConfigError(f"--out {self.out} is the file of the prompts; name another one")
         if self.out is not None and self.out.exists() and not self.out.is_file():
             raise ConfigError(
@@ -84,11 +87,10 @@ def answered_already(batch: Batch) -> int | None:
     except ThinsliceError:
         return None  # loading it tells what is wrong
     batch = replace(batch, sampling=batch.sampling.resolved(advised))
-    with _opened(batch.prompts, "rb") as prompts_file, _out_file(batch.out) as out:
-        lines = _lines(prompts_file)
-        done, num_failed = _skip_done(out, lines, batch)
-        if next(lines, None) is not None:
-            return None
+    with _out_file(batch.out) as out:
+        done, num_failed = _count_done(out, batch)
+    if done < batch.prompts.num_lines():
+        return None
     note(f"all answers are in {batch.out} already")
     return _exit_code(num_failed, done)
 
@@ -107,22 +109,22 @@ def answer_all(llm: "LLM", batch: Batch) -> int:
 
     # An answer hangs on what the model's files advise too, and so does its digest.
     batch = replace(batch, sampling=batch.sampling.resolved(llm.sampling))
-    total = _count_lines(batch.prompts)
-    with _opened(batch.prompts, "rb") as prompts_file, _out_file(batch.out) as out:
-        lines = _lines(prompts_file)
-        done, num_failed = (0, 0) if batch.out is None else _skip_done(out, lines, batch)
+    total = batch.prompts.num_lines()
+    with _out_file(batch.out) as out:
+        done, num_failed = (0, 0) if batch.out is None else _count_done(out, batch)
         if done:
             note(f"{done} of {total} answers are in {batch.out} already")
-        digests: list[str] = []
+        heads: list[dict[str, Any]] = []
 
         def prompts() -> "Iterator[Prompt | RequestError]":
-            for line in lines:
-                digests.append(_digest(line, batch))
-                yield _prompt_of(line, batch)
+            for line in islice(batch.prompts.lines(), done, None):
+                asked = _asked_by(line, batch.prompts.is_json)
+                heads.append({"digest": _digest(line, batch), **_id_of(asked)})
+                yield _prompt_of(asked, batch)
 
         with progress_bars("answers") as progress:
             for answer in complete_in_order(llm, prompts(), batch.sampling):
-                record = {"index": done, "digest": digests.pop(0), **_record(answer)}
+                record = {"index": done, **heads.pop(0), **_record(answer)}
                 num_failed += "error" in record
                 _append(out, record)
                 done += 1
@@ -155,17 +157,34 @@ def _record(answer: "Completion | RequestError") -> dict[str, Any]:
     return record if answer.error is None else {**record, "error": str(answer.error)}
 
 
-def _prompt_of(line: bytes, batch: Batch) -> "Prompt | RequestError":
-    """The prompt that a line holds, or why it holds none."""
+def _asked_by(line: bytes, is_json: bool) -> Any:
+    """The value that a line holds; a RequestError where it holds none."""
     try:
         text = line.decode().rstrip("\r\n")
-        asked: Any = json.loads(text) if batch.prompts.suffix.lower() == ".jsonl" else text
+        return json.loads(text) if is_json else text
     except UnicodeDecodeError:
         return RequestError("the line is not UTF-8")
     except (ValueError, RecursionError):
         return RequestError("the line is not JSON")
+
+
+def _id_of(asked: Any) -> dict[str, Any]:
+    """The field of a line that its answer has too."""
+    return {"id": asked["id"]} if isinstance(asked, dict) and _has_good_id(asked) else {}
+
+
+def _has_good_id(asked: dict[str, Any]) -> bool:
+    return isinstance(asked.get("id"), str | int)
+
+
+def _prompt_of(asked: Any, batch: Batch) -> "Prompt | RequestError":
+    """The prompt that the value of a line holds, or why it holds none."""
+    if isinstance(asked, RequestError):
+        return asked
     tools: Any = ()
-    if isinstance(asked, dict) and len({"prompt", "messages"} & set(asked)) == 1:
+    if isinstance(asked, dict) and not _PROMPTS.isdisjoint(asked):
+        if (wrong := _wrong_fields(asked)) is not None:
+            return RequestError(wrong)
         tools = asked.get("tools") or ()
         asked = asked.get("prompt", asked.get("messages"))
     opening = [] if batch.system is None else [{"role": "system", "content": batch.system}]
@@ -185,34 +204,64 @@ def _prompt_of(line: bytes, batch: Batch) -> "Prompt | RequestError":
     return [*opening, {"role": "user", "content": asked}]
 
 
+def _wrong_fields(asked: dict[str, Any]) -> str | None:
+    """What is wrong with the fields of a line's object; None for nothing."""
+    if asked.keys() >= _PROMPTS:
+        return "the line holds both prompt and messages; give one of them"
+    if unread := [plain(name, 60) for name in asked if name not in _FIELDS]:
+        more = f" and {len(unread) - _MOST_NAMED} more" if len(unread) > _MOST_NAMED else ""
+        named = ", ".join(unread[:_MOST_NAMED]) + more
+        return (
+            f"not read in a line: {named}; it may hold prompt or messages, tools and id, and the "
+            "options of the command hold for every line"
+        )
+    if "id" in asked and not _has_good_id(asked):
+        return f"id is {shown(asked['id'])}; expected a text or a whole number"
+    return None
+
+
 def _digest(line: bytes, batch: Batch) -> str:
     """Digest everything an answer depends on: the prompt, the model's name and the settings."""
     settings = [batch.model, batch.dtypes, batch.system, batch.raw, asdict(batch.sampling)]
     return hashlib.sha256(json.dumps(settings).encode() + line).hexdigest()[:16]
 
 
-def _skip_done(out: IO[bytes], lines: Iterator[bytes], batch: Batch) -> tuple[int, int]:
-    """Pass over the prompts whose answers are there; a line that was cut off is taken back.
+def _count_done(out: IO[bytes], batch: Batch) -> tuple[int, int]:
+    """Count the answers that are there, and the errors among them; a line that was cut off is taken
+    back, and the next answer goes there.
 
-    Returns how many there are, and how many of them are errors.
+    Errors: ConfigError where something else is there, which stays.
     """
     done, num_failed, whole = 0, 0, 0
+    lines = batch.prompts.lines()
     while answer := out.readline(_LARGEST_ANSWER):
-        if not answer.endswith(b"\n"):
-            break
         line = next(lines, None)
+        digest = None if line is None else _digest(line, batch)
         record = _record_in(answer)
-        if line is None or record.get("digest") != _digest(line, batch):
-            raise ConfigError(
-                f"{batch.out} holds answers to other prompts, or of other settings, from line "
-                f"{done + 1} on; delete what is there from that line on, or name another file with "
-                "--out"
-            )
+        if not answer.endswith(b"\n") and _is_begun(answer, done, digest):
+            break
+        if digest is None or record.get("digest") != digest:
+            raise ConfigError(_not_these_answers(batch.out, done, answer))
         done, whole = done + 1, out.tell()
         num_failed += "error" in record
     out.seek(whole)
     out.truncate(whole)
     return done, num_failed
+
+
+def _is_begun(answer: bytes, index: int, digest: str | None) -> bool:
+    """Whether bytes are the beginning of an answer's line."""
+    begin = json.dumps({"index": index, "digest": digest}).removesuffix("}").encode()
+    return digest is not None and begin.startswith(answer[: len(begin)])
+
+
+def _not_these_answers(out: Path | None, done: int, answer: bytes) -> str:
+    if done == 0 and not answer.startswith(b'{"index": '):
+        return f"--out {out} holds something else than answers; name another file"
+    return (
+        f"{out} holds answers to other prompts, or of other settings, from line {done + 1} on; "
+        "delete what is there from that line on, or name another file with --out"
+    )
 
 
 def _record_in(answer: bytes) -> dict[str, Any]:
@@ -242,33 +291,5 @@ def _out_file(path: Path | None) -> Iterator[IO[bytes]]:
     if path is None:
         yield sys.stdout.buffer
         return
-    with _opened(path, "r+b" if path.exists() else "w+b") as file:
+    with opened(path, "r+b" if path.exists() else "w+b") as file:
         yield file
-
-
-def _opened(path: Path, mode: str) -> IO[bytes]:
-    try:
-        return open(path, mode)
-    except OSError as error:
-        verb = "read" if mode == "rb" else "write"
-        hint = "; standard input is /dev/stdin" if f"{path}" == "-" and mode == "rb" else ""
-        raise ConfigError(f"cannot {verb} {path}: {error.strerror}{hint}") from None
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines that are not blank, one in memory at a time, without a byte order mark.
-
-    Errors: ConfigError for one of over 8 MiB.
-    """
-    mark = BOM_UTF8
-    while line := file.readline(_LARGEST_LINE + 1):
-        if len(line) > _LARGEST_LINE:
-            raise ConfigError(f"{file.name} has a line of over {_LARGEST_LINE >> 20} MiB")
-        line, mark = line.removeprefix(mark), b""
-        if line.strip():
-            yield line
-
-
-def _count_lines(path: Path) -> int:
-    with _opened(path, "rb") as file:
-        return sum(1 for _ in _lines(file))

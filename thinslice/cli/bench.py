@@ -1,5 +1,8 @@
 """thinslice bench: how fast a model runs within a budget, and what it takes."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +12,7 @@ from thinslice.cli.console import plain_table, print_json, print_table, silence_
 from thinslice.cli.options import Json, Load, Quiet
 from thinslice.cli.run import load_model, peaks
 from thinslice.config import EngineSettings
-from thinslice.errors import ConfigError
+from thinslice.errors import BudgetError, ConfigError
 from thinslice.memory.meter import peak_rss_bytes
 from thinslice.units import format_bytes
 
@@ -39,6 +42,11 @@ class BenchOptions:
                 option = "--" + name.replace("_", "-")
                 raise ConfigError(f"{option} is {getattr(self, name)}; expected 1 or more")
 
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt and its completion."""
+        return self.prompt_tokens + self.completion_tokens
+
 
 def bench(
     model: str,
@@ -59,10 +67,12 @@ def bench(
         quiet: Print only the table and errors, no notes and no progress.
     """
     silence_notes(quiet)
-    context = load.context
-    if context is None:
-        context = options.prompt_tokens + options.completion_tokens
-    llm = load_model(model, replace(load, context=context, max_num_seqs=options.sequences))
+    settings = replace(load, max_num_seqs=options.sequences)
+    if load.context is None:
+        with _context_in_tokens(options):
+            llm = load_model(model, replace(settings, context=options.context))
+    else:
+        llm = load_model(model, settings)
     from thinslice.engine.benchmark import benchmark
 
     result = benchmark(llm.engine, **asdict(options))
@@ -70,6 +80,29 @@ def bench(
         print_json(_report(model, options, llm, result))
     else:
         _print_table(llm, result)
+
+
+@contextmanager
+def _context_in_tokens(options: BenchOptions) -> Iterator[None]:
+    """Have errors about the context, which nobody named, name the tokens that make it."""
+
+    def tokens(found: re.Match[str]) -> str:
+        context, completion = int(found[1]), options.completion_tokens
+        if context == options.context:
+            given = f"--prompt-tokens {options.prompt_tokens} and --completion-tokens {completion}"
+            return f"{given} ({context} together)"
+        if context > completion:
+            return f"--prompt-tokens {context - completion}"
+        return f"--prompt-tokens 1 --completion-tokens {context - 1}"
+
+    try:
+        yield
+    except (ConfigError, BudgetError) as error:
+        text = error.with_options or str(error)
+        told = re.sub(r"--context (\d+)", tokens, text)
+        if told == text:
+            raise
+        raise type(error)(told) from error
 
 
 def _report(

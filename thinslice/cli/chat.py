@@ -144,9 +144,9 @@ class Chat:
     def _turn(self, text: str) -> None:
         name, _, rest = text.partition(" ")
         try:
+            if name in _COMMANDS and name not in _TAKING_TEXT and rest.strip():
+                raise RequestError(f"{name} takes nothing behind it; {name} alone does it")
             if name in self.commands:
-                if rest.strip() and name not in _TAKING_TEXT:
-                    raise RequestError(f"{name} takes nothing behind it; {name} alone does it")
                 self.commands[name](rest.strip())
             elif name.startswith("/") and name.count("/") == 1 and "\n" not in name:
                 near = nearest_names(name, _COMMANDS)
@@ -222,7 +222,9 @@ def completions(before: str) -> Iterator[str]:
 
 
 _TAKING_TEXT = ("/set", "/system", "/save", "/load")
-_COMMANDS = tuple(sorted(key.split()[0] for key in _HELP if key.startswith("/")))
+_COMMANDS = tuple(
+    sorted({word.split()[0] for word in (*_HELP, *_LEAVE, "/?") if word.startswith("/")})
+)
 
 
 def _show_help() -> None:

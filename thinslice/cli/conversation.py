@@ -168,14 +168,11 @@ class Conversation:
 
     def save(self, file: str) -> str:
         """Write the conversation as JSON, whole or not at all; over a saved one, and no other."""
-        path = _path(file)
+        path = _path(file, "/save")
         if path.exists():
             self._saved(path, "; name another file to save to")
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        messages = [*self.messages]
-        if self.unsent:
-            messages.append({"role": "user", "content": self.unsent})
-        text = json.dumps({"messages": messages}, ensure_ascii=False, indent=1)
+        text = json.dumps({"messages": self.messages}, ensure_ascii=False, indent=1)
         try:
             write_synced(part, text.encode())
             publish(part, path)
@@ -184,18 +181,22 @@ class Conversation:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise RequestError(f"cannot write {path}: {error.strerror}") from None
-        return f"{counted(len(messages), 'message')} written to {path}"
+        return f"{counted(len(self.messages), 'message')} written to {path}"
 
     def load(self, file: str) -> str:
-        """Go on with a saved conversation; the present one stays where the file is no good."""
-        path = _path(file)
+        """Go on with a saved conversation; the present one stays where the file is no good.
+
+        A message at its end that has no answer is ``unsent``.
+        """
+        path = _path(file, "/load")
         messages = self._saved(path)
-        # A message at the end that has no answer was not sent.
-        self.unsent = messages.pop()["content"] if _ends_unanswered(messages) else ""
+        is_cut = bool(messages) and messages[-1]["role"] == "user"
+        self.unsent = messages.pop()["content"] if is_cut else ""
         self.messages = messages
         opening = self._opening_of(messages)
         self.system = opening[0]["content"] if opening else None
-        return f"{counted(len(messages), 'message')} read from {path}"
+        rest = "; the last one has no answer and is offered to be sent" if is_cut else ""
+        return f"{counted(len(messages), 'message')} read from {path}{rest}"
 
     @staticmethod
     def _saved(path: Path, advice: str = "") -> list["Message"]:
@@ -266,13 +267,9 @@ class Conversation:
         return messages[:1] if messages and messages[0]["role"] == "system" else []
 
 
-def _ends_unanswered(messages: list["Message"]) -> bool:
-    return bool(messages) and messages[-1]["role"] == "user"
-
-
-def _path(file: str) -> Path:
+def _path(file: str, command: str) -> Path:
     if not file or "\0" in file:
-        raise RequestError("which file? write for example /save talk.json")
+        raise RequestError(f"which file? write for example {command} talk.json")
     return Path(os.path.expanduser(file)).absolute()
 
 

@@ -8,8 +8,8 @@ from cyclopts import Group, Parameter
 from thinslice.config import EngineSettings, SamplingParams
 
 _LOADING = Group("Loading", sort_key=1)
-# Several sequences are named where a command runs several; a plan fetches no weights. What a
-# program reserves it says itself; for answers of others' forms a server does.
+# Several sequences are named where a command runs several. What a program reserves it says itself;
+# for answers of others' forms a server does, and a plan may be one for a server.
 Load = Annotated[
     EngineSettings,
     Parameter(name="*", parse=re.compile("^(?!max_num_seqs$|reserve|forms$)"), group=_LOADING),
@@ -17,10 +17,6 @@ Load = Annotated[
 LoadToServe = Annotated[
     EngineSettings,
     Parameter(name="*", parse=re.compile("^(?!max_num_seqs$|reserve)"), group=_LOADING),
-]
-Fit = Annotated[
-    EngineSettings,
-    Parameter(name="*", parse=re.compile("^(?!max_num_seqs$|offline$|reserve)"), group=_LOADING),
 ]
 Quiet = Annotated[bool, Parameter(name="--quiet")]
 # What only has a meaning beside other requests is no option of a command.

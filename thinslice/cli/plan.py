@@ -17,7 +17,7 @@ from thinslice.cli.console import (
     print_table,
     progress_bars,
 )
-from thinslice.cli.options import Fit, Json
+from thinslice.cli.options import Json, LoadToServe
 from thinslice.cli.plan_tables import parts_table, rate, sizes_table, thought, thought_s
 from thinslice.config import EngineSettings, SamplingParams
 from thinslice.errors import BudgetError, ConfigError, StoreError
@@ -39,7 +39,7 @@ def plan(
     model: str,
     /,
     *,
-    fit: Fit = EngineSettings(),  # noqa: B008
+    fit: LoadToServe = EngineSettings(),  # noqa: B008
     sequences: Annotated[int, Parameter(name="--sequences")] = 1,
     max_thinking_tokens: int | None = None,
     as_json: Json = False,
@@ -69,7 +69,7 @@ def plan(
     # A device is opened first: what its libraries hold here is then counted.
     device = open_device(asked)
     settings, budget = _settled(asked, device)
-    found, machine = _look_up(model, asked.dtype, device)
+    found, machine = _look_up(model, asked, device)
     with explaining(settings, budget):
         fitted = fit_model(found, settings, machine.runtime_bytes, device)
     to_run, chosen = fitted.model, fitted.plan
@@ -142,7 +142,7 @@ class _Machine:
         return predict_speed(found, chosen, self.profile, self.device_profile)
 
 
-def _look_up(name: str, dtype: str, device: "Device | None") -> "tuple[Model, _Machine]":
+def _look_up(name: str, asked: EngineSettings, device: "Device | None") -> "tuple[Model, _Machine]":
     """The model, and the speeds of this machine with the disk it lies on, measured once; those of a
     device are measured each time. A note tells of what cannot be measured.
     """
@@ -154,7 +154,7 @@ def _look_up(name: str, dtype: str, device: "Device | None") -> "tuple[Model, _M
 
     store = Store()
     with progress_bars() as progress:
-        here = store.locate(name, progress)
+        here = store.locate(name, progress, offline=asked.offline)
         if isinstance(here, ModelShape):
             note(f"{name} is not stored: planned by its settings, its tokenizer not counted")
             found, weights = Model.of_shape(here), None
@@ -162,10 +162,10 @@ def _look_up(name: str, dtype: str, device: "Device | None") -> "tuple[Model, _M
             # Held while planning: what the process has before a model is loaded is measured.
             opened = open_files(here)
             checkpoint = opened.checkpoint
-            notes = (*checkpoint.notes, *float16_notes(checkpoint, dtype))
+            notes = (*checkpoint.notes, *float16_notes(checkpoint, asked.dtype))
             note_all((*notes, *opened.tokenizer.notes))
             found, weights = Model.of(checkpoint, opened.took), checkpoint.files[0]
-        found.load_packing(dtype)
+        found.load_packing(asked.dtype)
         held = current_rss_bytes()
         profile = _speeds(store, weights)
     of_device = None if device is None else measure_device(device)
@@ -201,9 +201,12 @@ def _neighbours_table(
     for label, changed in _neighbours(found, settings, chosen):
         try:
             fitted = fit_model(found, changed, machine.runtime_bytes, machine.device)
-        except (BudgetError, ConfigError) as error:
-            reason = "does not fit" if isinstance(error, BudgetError) else "cannot be packed"
-            table.add_row(label, reason, "", "", "")
+        except ConfigError:
+            table.add_row(label, "cannot be packed", "", "", "")
+            continue
+        except BudgetError as error:
+            packing = f"fits once packed, which takes {error.to_pack}"
+            table.add_row(label, packing if error.to_pack else "does not fit", "", "", "")
             continue
         other = fitted.plan
         predicted = machine.predict(fitted.model, other)

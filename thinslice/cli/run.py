@@ -40,7 +40,7 @@ class RunOptions:
         file: Put the text of this file behind the prompt; may be given several times.
         prompts: Answer every prompt of this file: one a line, or of a .jsonl file one JSON value a
             line, a text or an object with "prompt", or with "messages" and perhaps "tools". Answers
-            are lines of JSON, in the prompts' order.
+            are lines of JSON, in the prompts' order, with the "id" of an object that has one.
         out: Append the answers to --prompts to this file, one by one. The same command goes on
             where an earlier one stopped.
         quiet: Print only the answer and errors, no notes and no progress.
@@ -143,18 +143,20 @@ def _run_prompts(
     sampling: SamplingParams,
 ) -> int:
     from thinslice.cli.batch import Batch, answer_all, answered_already
+    from thinslice.cli.prompt_file import readable_again
 
     assert options.prompts is not None, "no file of prompts"
     if options.json:
         raise ConfigError("--json cannot take effect with --prompts: its answers are JSON already")
     system = None if options.raw else system_prompt(model, options.system)
     dtypes = (load.dtype, load.kv_dtype)
-    batch = Batch(model, options.prompts, options.out, system, options.raw, sampling, dtypes)
-    batch.check()
-    if (code := answered_already(batch)) is not None:
-        return code
-    llm = load_model(model, load)
-    code = answer_all(llm, batch)
+    with readable_again(options.prompts) as prompts:
+        batch = Batch(model, prompts, options.out, system, options.raw, sampling, dtypes)
+        batch.check()
+        if (code := answered_already(batch)) is not None:
+            return code
+        llm = load_model(model, load)
+        code = answer_all(llm, batch)
     note(f"peak {peaks(llm)}")
     return code
 

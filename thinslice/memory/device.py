@@ -3,6 +3,7 @@
 A card is one (cuda_device.py); tests have another.
 """
 
+import os
 from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +19,10 @@ def missing_for_cuda() -> str | None:
     """What is missing to compute on a CUDA card, and what would help; None where nothing is."""
     if find_spec("torch") is None:
         return "torch, which runs there, is missing; pip install 'thinslice[cuda]'"
+    try:
+        os.getcwd()  # without one, importing torch ends the process
+    except OSError as error:
+        return f"torch, which runs there, needs a working directory: {error.strerror}"
     try:
         cuda_device = import_module("thinslice.memory.cuda_device")
     except (ImportError, OSError) as error:  # of the libraries that it loads

@@ -21,7 +21,8 @@ def budget_error(case: Case) -> BudgetError:
     pool, workload = need.pools[place], case.workload
     budget = f"{pool.option} {size_option(pool.budget_bytes)}{pool.owner and ' '}{pool.owner}"
     packing_bytes = case.platform.packing_floor_bytes(workload)
-    if pool.budget_bytes < packing_bytes > pool.peak_bytes:
+    is_to_be_packed = pool.budget_bytes < packing_bytes > pool.peak_bytes
+    if is_to_be_packed:
         lines = [
             f"--dtype {workload.dtype} has to be packed first, which does not fit {budget}",
             f"  needs {format_bytes(packing_bytes)}; packed once, it runs in less",
@@ -36,13 +37,18 @@ def budget_error(case: Case) -> BudgetError:
         lines.append("  converted matrices cannot be copied from disk; thinslice pack first")
     changes = [*_smaller_needs(case)]
     memory = suggested_size(max(pool.peak_bytes, packing_bytes))
-    if _may_have(case, place, parse_bytes(memory)):
-        changes.append(f"{pool.option} {memory}")
+    larger = f"{pool.option} {memory}"
+    may_be_larger = _may_have(case, place, parse_bytes(memory))
+    if may_be_larger:
+        changes.append(larger)
     if changes:
         lines += ["  any one of these fits:", *(f"    {change}" for change in changes)]
     else:
         lines.append("  no single change fits what this process can have here")
-    return BudgetError("\n".join(lines))
+    error = BudgetError("\n".join(lines))
+    if is_to_be_packed and may_be_larger and pool.peak_bytes <= pool.budget_bytes:
+        error.to_pack = larger
+    return error
 
 
 def suggested_size(need_bytes: int) -> str:

@@ -112,13 +112,14 @@ def fetch_shape(name: HubModel, progress: Progress) -> ModelShape:
 
     Errors: as ``fetch``.
     """
-    with _hub_errors(name):
+    with _hub_errors(name, is_kept=False):
         info = _model_info(name)
     files = remote_files(info.siblings or ())
     check_is_safetensors(name.repo_id, files)
     wanted = [file for file in small_files(files) if file.name in (CONFIG, GENERATION_CONFIG)]
     with TemporaryDirectory(prefix="thinslice-") as folder:
-        _Transfer(name, str(info.sha), Path(folder), progress).fetch_all(wanted)
+        transfer = _Transfer(name, str(info.sha), Path(folder), progress, is_kept=False)
+        transfer.fetch_all(wanted)
         return _read_shape(Path(folder), files)
 
 
@@ -132,12 +133,17 @@ def _read_shape(folder: Path, files: dict[str, RemoteFile]) -> ModelShape:
 
 @dataclass(frozen=True)
 class _Transfer:
-    """Files of one commit on their way into one folder."""
+    """Files of one commit on their way into one folder.
+
+    Attributes:
+        is_kept: what has come stays there when the transfer is broken off.
+    """
 
     name: HubModel
     commit: str
     folder: Path
     progress: Progress
+    is_kept: bool = True
 
     def fetch_all(self, files: Sequence[RemoteFile]) -> tuple[StoredFile, ...]:
         """Fetch what is missing of these files."""
@@ -176,7 +182,7 @@ class _Transfer:
     def _download(self, file: RemoteFile, part: Path) -> str:
         is_resumed = part.exists()
         url = hf_hub_url(self.name.repo_id, file.path, revision=self.commit)
-        with _hub_errors(self.name):
+        with _hub_errors(self.name, is_kept=self.is_kept):
             download(url, part, file.num_bytes, build_hf_headers(), self._step("downloading", file))
         sha256 = self._sha256_if_right(part, file)
         if sha256 is not None:
@@ -242,8 +248,12 @@ def _licence(card: Any) -> str | None:
 
 
 @contextmanager
-def _hub_errors(name: HubModel) -> Iterator[None]:
-    """Turn what huggingface_hub and its HTTP client raise into one line that says what helps."""
+def _hub_errors(name: HubModel, *, is_kept: bool = True) -> Iterator[None]:
+    """Turn what huggingface_hub and its HTTP client raise into one line that says what helps.
+
+    Args:
+        is_kept: as of a transfer.
+    """
     try:
         yield
     except OfflineModeIsEnabled as error:
@@ -251,10 +261,10 @@ def _hub_errors(name: HubModel) -> Iterator[None]:
             f"{name.text} is not stored and HF_HUB_OFFLINE is set; unset it to pull"
         ) from error
     except (HfHubHTTPError, httpx2.RequestError, httpx2.InvalidURL) as error:
-        raise StoreError(_complaint(error, name)) from error
+        raise StoreError(_complaint(error, name, is_kept)) from error
 
 
-def _complaint(error: Exception, name: HubModel) -> str:
+def _complaint(error: Exception, name: HubModel, is_kept: bool) -> str:
     hub = constants.ENDPOINT
     if isinstance(error, GatedRepoError):
         return (
@@ -272,7 +282,8 @@ def _complaint(error: Exception, name: HubModel) -> str:
         status = error.response.status_code
         hint = "check HF_TOKEN" if status in (401, 403) else "try again later"
         return f"{hub} answered {status} for {name.text}; {hint}"
+    resumed = ": a pull goes on where it stopped" if is_kept else ""
     return (
         f"cannot reach {hub} for {name.text} ({type(error).__name__}); check the network, the "
-        "proxy and HF_ENDPOINT, then try again: a pull goes on where it stopped"
+        f"proxy and HF_ENDPOINT, then try again{resumed}"
     )

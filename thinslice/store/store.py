@@ -124,11 +124,16 @@ class Store:
         return name.path if isinstance(name, LocalPath) else self._stored(name, text).path
 
     @_errors_named
-    def locate(self, text: str, progress: Progress | None = None) -> Path | ModelShape:
+    def locate(
+        self, text: str, progress: Progress | None = None, *, offline: bool = False
+    ) -> Path | ModelShape:
         """Like resolve, but of a model of the Hub that is not stored the shape, and the embedded
         model is fetched.
 
         Of a model of the Hub the settings are fetched, a few KB, and not kept.
+
+        Args:
+            offline: use no network; only a stored model is found.
 
         Errors: ConfigError, StoreError, CheckpointError; StoreError for a GGUF that is not stored,
         whose shape is in its weights' file.
@@ -136,8 +141,8 @@ class Store:
         if self._copy(text) is not None:
             return self.resolve(text)
         name = self._parse(text)
-        if isinstance(name, Embedded):
-            return self._pull(name, text, progress, offline=False).path
+        if isinstance(name, Embedded) or (isinstance(name, HubModel) and offline):
+            return self._pull(name, text, progress, offline).path
         is_stored = isinstance(name, LocalPath) or folder_in(self.root, name).is_dir()
         if is_stored or not isinstance(name, HubModel) or name.quant is not None:
             return self.resolve(text)

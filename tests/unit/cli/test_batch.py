@@ -11,6 +11,7 @@ import pytest
 
 from tests.tiny_llm import write_model
 from thinslice.cli.batch import Batch, _append, answer_all, answered_already
+from thinslice.cli.prompt_file import PromptFile
 from thinslice.config import SamplingParams
 from thinslice.constraint import Constraint
 from thinslice.engine.in_order import complete_in_order
@@ -33,6 +34,10 @@ LINES = [
     '"What is 2 + 2?"',
     json.dumps({"messages": MESSAGES, "tools": [{"function": {"name": "f"}}]}),
     json.dumps({"prompt": "Say hi.", "tools": [{"function": {"name": "f"}}]}),
+    json.dumps({"prompt": "Say hi.", "messages": MESSAGES}),
+    json.dumps({"id": "b", "prompt": "Say hi.", "max_tokens": 1, "n\n": 2}),
+    json.dumps({"prompt": "Say hi.", "id": [1]}),
+    json.dumps({"prompt": "Say hi.", **{f"x{place}": 1 for place in range(12)}}),
 ]
 
 
@@ -47,7 +52,8 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
 def batch(tmp_path: Path) -> Batch:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join(LINES) + "\n\n")
-    return Batch("tiny", prompts, tmp_path / "out.jsonl", None, False, GREEDY, ("auto", "auto"))
+    out, dtypes = tmp_path / "out.jsonl", ("auto", "auto")
+    return Batch("tiny", PromptFile(prompts), out, None, False, GREEDY, dtypes)
 
 
 def records(path: Path) -> list[dict[str, object]]:
@@ -71,7 +77,7 @@ def test_every_line_is_answered_in_order_as_it_is_alone(llm: LLM, batch: Batch) 
         )
     assert answers[2]["text"] == llm.chat(MESSAGES, GREEDY).text
     errors = {index: str(one["error"]) for index, one in enumerate(answers) if "error" in one}
-    assert set(errors) == {3, 4, 5, 6, 7, 9, 10}
+    assert set(errors) == {3, 4, 5, 6, 7, *range(9, 15)}
     assert "not JSON" in errors[3]
     assert "holds no prompt" in errors[4]
     assert "message 1 is 1" in errors[5]
@@ -79,6 +85,11 @@ def test_every_line_is_answered_in_order_as_it_is_alone(llm: LLM, batch: Batch) 
     assert "empty" in errors[7]
     assert "more than 256 tokens" in errors[9]
     assert "tools go with messages" in errors[10]
+    assert "both prompt and messages" in errors[11]
+    assert "not read in a line: max_tokens, n\\n;" in errors[12]
+    assert "id is [1]" in errors[13]
+    assert "x9 and 2 more;" in errors[14]
+    assert {index: one["id"] for index, one in enumerate(answers) if "id" in one} == {1: 7, 12: "b"}
 
 
 def test_a_byte_order_mark_is_no_part_of_a_prompt_and_a_suffix_may_have_capitals(
@@ -88,7 +99,7 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt_and_a_suffix_may_have_capitals
     expected = [one["text"] for one in records(batch.out)[:3]]
     marked = tmp_path / "marked.JSONL"
     marked.write_bytes(b"\xef\xbb\xbf" + "\n".join(LINES[:3]).encode())
-    other = replace(batch, prompts=marked, out=tmp_path / "marked-out.jsonl")
+    other = replace(batch, prompts=PromptFile(marked), out=tmp_path / "marked-out.jsonl")
     assert answer_all(llm, other) == 0
     assert [one["text"] for one in records(other.out)] == expected
 
@@ -120,8 +131,10 @@ def test_whether_all_answers_are_there_is_told_without_the_model(
     lines = stored.out.read_bytes().splitlines(keepends=True)
     stored.out.write_bytes(b"".join(lines[:-1]) + lines[-1][:-1])
     assert answered_already(stored) is None
-    good = replace(stored, prompts=tmp_path / "good.jsonl", out=tmp_path / "good-out.jsonl")
-    good.prompts.write_text(LINES[0])
+    good = replace(
+        stored, prompts=PromptFile(tmp_path / "good.jsonl"), out=tmp_path / "good-out.jsonl"
+    )
+    good.prompts.path.write_text(LINES[0])
     good.check()
     assert answer_all(llm, good) == 0
     assert answered_already(good) == 0
@@ -144,10 +157,18 @@ def test_answers_of_other_settings_are_left_as_they_are(
     before = batch.out.read_bytes()
     with pytest.raises(ConfigError, match="from line 1 on"):
         answer_all(llm, replace(batch, **change))
-    batch.prompts.write_text("\n".join([*LINES[:3], '"another"']))
+    batch.prompts.path.write_text("\n".join([*LINES[:3], '"another"']))
     with pytest.raises(ConfigError, match="from line 4 on"):
         answer_all(llm, batch)
     assert batch.out.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["my own notes\n", "my own notes, with no newline", "[]\n"])
+def test_a_file_that_holds_no_answers_is_left_as_it_is(batch: Batch, llm: LLM, text: str) -> None:
+    batch.out.write_text(text)
+    with pytest.raises(ConfigError, match="something else than answers; name another file"):
+        answer_all(llm, batch)
+    assert batch.out.read_text() == text
 
 
 def test_answers_hang_on_what_the_model_advises(
@@ -165,7 +186,7 @@ def test_answers_hang_on_what_the_model_advises(
 
 
 def test_a_system_prompt_opens_each_conversation_that_has_none(llm: LLM, batch: Batch) -> None:
-    batch.prompts.write_text("\n".join(LINES[:3]))
+    batch.prompts.path.write_text("\n".join(LINES[:3]))
     answer_all(llm, replace(batch, system="Shout."))
     first, _, own = records(batch.out)
     shout = {"role": "system", "content": "Shout."}
@@ -179,23 +200,23 @@ def test_lines_of_a_plain_file_are_prompts_as_they_stand(
 ) -> None:
     plain = tmp_path / "prompts.txt"
     plain.write_text('"quoted"\nन\n', encoding="utf-8")
-    assert answer_all(llm, replace(batch, prompts=plain, raw=True)) == 0
+    assert answer_all(llm, replace(batch, prompts=PromptFile(plain), raw=True)) == 0
     counts = [one["prompt_tokens"] for one in records(batch.out)]
     assert counts == [len(llm.prepare(text).token_ids) for text in ('"quoted"', "न")]
 
 
 def test_files_that_cannot_be_used_are_refused_before_a_model_is_loaded(batch: Batch) -> None:
     batch.check()
-    empty = batch.prompts.with_name("empty.txt")
+    empty = batch.prompts.path.with_name("empty.txt")
     empty.write_text("\n \n")
     with pytest.raises(RequestError, match="holds no prompt"):
-        replace(batch, prompts=empty).check()
+        replace(batch, prompts=PromptFile(empty)).check()
     with pytest.raises(ConfigError, match="cannot read"):
-        replace(batch, prompts=empty.with_name("none")).check()
+        replace(batch, prompts=PromptFile(empty.with_name("none"))).check()
     with pytest.raises(ConfigError, match="cannot write"):
         replace(batch, out=empty.parent / "no" / "folder").check()
     with pytest.raises(ConfigError, match="the file of the prompts"):
-        replace(batch, out=batch.prompts).check()
+        replace(batch, out=batch.prompts.path).check()
 
 
 def test_a_place_that_keeps_no_answers_is_no_file_for_them(batch: Batch) -> None:

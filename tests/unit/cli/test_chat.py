@@ -339,6 +339,24 @@ def test_words_that_leave_are_not_sent(word: str) -> None:
     assert llm.asked == []
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("/bye now", "/bye takes nothing behind it; /bye alone does it"),
+        ("/exit please", "/exit takes nothing behind it"),
+        ("/? undo", "/? takes nothing behind it"),
+        ("/exti", "did you mean /exit?"),
+        ("/load", "which file? write for example /load talk.json"),
+        ("/save", "which file? write for example /save talk.json"),
+    ],
+)
+def test_advice_is_about_the_command_that_was_typed(
+    line: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk(ScriptedLLM(), [line])
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["exit the loop", "how do I quit vim?", "Exit strategy"])
 def test_sentences_with_such_words_are_sent(text: str) -> None:
     llm = ScriptedLLM(said("sure"))
@@ -432,17 +450,29 @@ def test_set_shows_the_values_in_use_and_none_goes_back_to_the_models(
     assert llm.params[0] == SamplingParams()
 
 
-def test_an_unsent_message_is_saved_and_offered_again(tmp_path: Path) -> None:
-    file = str(tmp_path / "talk.json")
-    talk(ScriptedLLM(), ["w" * CONTEXT, f"/save {file}"])
+@pytest.mark.parametrize("typed", [["w" * CONTEXT], ["hi", "/undo"]])
+def test_a_message_outside_the_conversation_is_not_saved(tmp_path: Path, typed: list[str]) -> None:
+    file = tmp_path / "talk.json"
+    offers: list[str] = []
+    talk(ScriptedLLM(said("Hello.")), [*typed, f"/save {file}"], offers=offers)
+    assert offers[-2] == typed[0], "it was not offered again"
+    assert json.loads(file.read_text()) == {"messages": []}
+
+
+def test_a_last_message_without_an_answer_is_offered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": "Hm?"}]}))
     offers: list[str] = []
     conversation = talk(ScriptedLLM(), [f"/load {file}", "/exit"], offers=offers)
     assert conversation.messages == []
-    assert offers == ["", "w" * CONTEXT]
+    assert offers == ["", "Hm?"]
+    assert "talk.json; the last one has no answer" in capsys.readouterr().err
 
 
 def test_completions_are_commands_and_names_of_parameters() -> None:
-    assert {"/help", "/undo", "/set", "/bye"} <= set(completions("/"))
+    assert {"/help", "/?", "/undo", "/set", "/bye", "/exit", "/quit"} <= set(completions("/"))
     assert "temperature" in list(completions("/set te"))
     assert list(completions("say /he")) == []
     assert list(completions("/set temperature ")) == []

@@ -89,6 +89,11 @@ def test_a_working_directory_that_is_gone_is_told(
     gone.rmdir()
     finding = machine._working_directory()
     assert (finding.name, finding.state) == ("working directory", "bad")
+    monkeypatch.setattr(device, "find_spec", lambda name: name)
+    monkeypatch.setattr(device, "import_module", lambda name: pytest.fail(name))
+    (finding,) = machine._devices()
+    assert (finding.name, finding.state) == ("CUDA", "ok")
+    assert "torch, which runs there, needs a working directory: No such file" in finding.value
     monkeypatch.chdir(tmp_path)
 
 

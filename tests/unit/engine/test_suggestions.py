@@ -62,5 +62,10 @@ def test_a_copy_that_is_there_needs_no_room_to_be_packed(
     error = load(model, memory=current_rss_bytes() + 36 * MIB, dtype="int8")
     assert error is not None
     assert "--dtype int8 has to be packed first, which does not fit --memory" in text_of(error)
+    assert error.to_pack is not None
+    assert text_of(error).endswith(error.to_pack)
+    error = load(model, memory=current_rss_bytes() + 1 * MIB, dtype="int8")
+    assert error is not None
+    assert error.to_pack is None, "it does not fit either once it is packed"
     assert load(model, memory=current_rss_bytes() + 200 * MIB, dtype="int8") is None
     assert load(model, memory=current_rss_bytes() + 48 * MIB, dtype="int8") is None

@@ -302,6 +302,21 @@ def test_a_plan_fetches_the_settings_alone_and_keeps_nothing(store: Store, hub: 
     assert not store.root.exists() or not any(store.root.iterdir())
 
 
+@pytest.mark.usefixtures("no_retry")
+def test_what_a_plan_fetches_is_not_resumed_and_offline_it_fetches_nothing(
+    store: Store, hub: FakeHub
+) -> None:
+    hub.cuts["config.json"] = [10]
+    with pytest.raises(StoreError, match=r"then try again$"):
+        store.locate("org/tiny")
+    before = len(hub.requests)
+    with pytest.raises(StoreError, match=r"is not stored; .* but not offline"):
+        store.locate("org/tiny", offline=True)
+    assert len(hub.requests) == before
+    store.pull("org/tiny")
+    assert store.locate("org/tiny", offline=True) == store.resolve("org/tiny")
+
+
 def test_a_plan_of_a_gguf_or_of_no_model_of_the_hub_is_refused(store: Store, hub: FakeHub) -> None:
     with pytest.raises(StoreError, match="org/tiny:Q8_0"):
         store.locate("org/tiny:Q8_0")
