@@ -1,6 +1,6 @@
 """thinslice: run compact reasoning models inside a memory budget you name.
 
-Importing this package is cheap: torch is loaded when a public name is first used.
+Importing this package is cheap: what a public name needs is loaded when it is first used.
 docs/python.md tells what each name is for.
 """
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from thinslice.config import SamplingParams as SamplingParams
     from thinslice.config import Scheduling as Scheduling
     from thinslice.constraint import Constraint as Constraint
+    from thinslice.engine.in_order import complete_in_order as complete_in_order
     from thinslice.engine.llm import LLM as LLM
     from thinslice.engine.logprobs import Logprobs as Logprobs
     from thinslice.engine.logprobs import TokenLogprobs as TokenLogprobs
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from thinslice.errors import BusyError as BusyError
     from thinslice.errors import CheckpointError as CheckpointError
     from thinslice.errors import ConfigError as ConfigError
+    from thinslice.errors import ContextError as ContextError
     from thinslice.errors import RequestError as RequestError
     from thinslice.errors import StoreError as StoreError
     from thinslice.errors import ThinsliceError as ThinsliceError
@@ -36,6 +38,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "thinslice.engine.llm",
+    "complete_in_order": "thinslice.engine.in_order",
     "Conversation": "thinslice.text.messages",
     "Message": "thinslice.text.messages",
     "Stream": "thinslice.engine.stream",
@@ -54,6 +57,7 @@ _HOMES = {
     "BusyError": "thinslice.errors",
     "CheckpointError": "thinslice.errors",
     "ConfigError": "thinslice.errors",
+    "ContextError": "thinslice.errors",
     "RequestError": "thinslice.errors",
     "StoreError": "thinslice.errors",
 }
@@ -65,6 +69,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Constraint",
+    "ContextError",
     "Conversation",
     "Logprobs",
     "MemoryPlan",
@@ -80,6 +85,7 @@ __all__ = [
     "TokenLogprobs",
     "ToolCall",
     "__version__",
+    "complete_in_order",
 ]
 
 

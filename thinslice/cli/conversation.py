@@ -270,7 +270,12 @@ class Conversation:
 def _path(file: str, command: str) -> Path:
     if not file or "\0" in file:
         raise RequestError(f"which file? write for example {command} talk.json")
-    return Path(os.path.expanduser(file)).absolute()
+    try:
+        return Path(os.path.expanduser(file)).absolute()
+    except FileNotFoundError:
+        raise RequestError(
+            f"the working directory is gone; write a whole path, for example {command} /tmp/a.json"
+        ) from None
 
 
 def _checked_messages(saved: object, path: Path, advice: str) -> list["Message"]:

@@ -194,6 +194,18 @@ def test_save_to_a_place_that_cannot_be_written_says_so(
     assert not list(tmp_path.parent.glob(".*.part"))
 
 
+def test_a_working_directory_that_is_gone_is_told_and_the_chat_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    talk(ScriptedLLM(), ["/save talk.json", "/load talk.json", f"/save {tmp_path}/talk.json"])
+    assert capsys.readouterr().err.count("the working directory is gone") == 2
+    assert (tmp_path / "talk.json").exists()
+
+
 def test_unknown_commands_are_named_and_paths_are_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
