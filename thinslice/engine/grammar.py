@@ -18,6 +18,7 @@ from thinslice.config import about
 from thinslice.engine.processors import Tokens
 from thinslice.engine.results import Held, ResultsRoom
 from thinslice.errors import BusyError, ConfigError, RequestError, plain
+from thinslice.forks import fork_safe
 from thinslice.kernels.arrays import Floats
 from thinslice.plan.cost import vocabulary_bytes
 from thinslice.text.tokenizer import Tokenizer
@@ -219,7 +220,7 @@ class Grammars:
         self._vocabulary: LLTokenizer | None = None
         self._limits: LLParserLimits | None = None
         self._kept: OrderedDict[bytes, Grammar] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.RLock())
 
     def compiled(self, text: str) -> Grammar:
         """The grammar of ``lark.grammar_of``'s text.
