@@ -18,7 +18,7 @@ from thinslice.config import about
 from thinslice.engine.processors import Tokens
 from thinslice.engine.results import Held, ResultsRoom
 from thinslice.errors import BusyError, ConfigError, RequestError, plain
-from thinslice.forks import fork_safe
+from thinslice.forks import fork_safe, is_mine
 from thinslice.kernels.arrays import Floats
 from thinslice.plan.cost import vocabulary_bytes
 from thinslice.text.tokenizer import Tokenizer
@@ -220,32 +220,46 @@ class Grammars:
         self._vocabulary: LLTokenizer | None = None
         self._limits: LLParserLimits | None = None
         self._kept: OrderedDict[bytes, Grammar] = OrderedDict()
+        self._is_let_go = False
         self._lock = fork_safe(threading.RLock())
 
     def compiled(self, text: str) -> Grammar:
         """The grammar of ``lark.grammar_of``'s text.
 
         Errors: ConfigError where the library is missing; RequestError for a text that is no
-        grammar, or too large, and where the plan has no room for it.
+        grammar, or too large, and where the plan has no room for it; BusyError in the middle of
+        another one of the same thread: in a signal handler.
         """
+        if is_mine(self._lock):
+            raise BusyError("the form of an answer is compiled at this moment; ask after that")
         key = sha256(text.encode(errors="surrogatepass")).digest()
-        with self._lock:
-            found = self._kept.get(key)
-            if found is None:
-                found = self._compile(text)
-                self._kept[key] = found
-            self._kept.move_to_end(key)
-            while len(self._kept) > _MAX_GRAMMARS:
-                self._kept.popitem(last=False)
-            return found
+        try:
+            with self._lock:
+                found = self._kept.get(key)
+                if found is None:
+                    found = self._compile(text)
+                    self._kept[key] = found
+                self._kept.move_to_end(key)
+                while len(self._kept) > _MAX_GRAMMARS:
+                    self._kept.popitem(last=False)
+                return found
+        finally:
+            self._forget()
 
     def let_go(self) -> None:
-        """Forget all of it: the model is closed."""
-        with self._lock:
-            self._kept.clear()
-            self._vocabulary, self._vocabulary_bytes = None, 0
-            self._held.release()
-            self._held = Held(self._results)
+        """Forget all of it: the model is closed. In a signal handler in the middle of a compilation
+        that is put off to its end."""
+        self._is_let_go = True
+        self._forget()
+
+    def _forget(self) -> None:
+        while self._is_let_go and not is_mine(self._lock):
+            with self._lock:
+                self._kept.clear()
+                self._vocabulary, self._vocabulary_bytes = None, 0
+                self._held.release()
+                self._held = Held(self._results)
+                self._is_let_go = False  # last: what is interrupted is done again
 
     def _compile(self, text: str) -> Grammar:
         vocabulary, limits = self._ready()

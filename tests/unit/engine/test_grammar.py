@@ -456,6 +456,34 @@ def test_the_last_grammars_are_kept() -> None:
     assert room.left == 1 << 40
 
 
+def test_a_handler_may_close_in_the_middle_of_a_compilation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is asked for there is refused; it would wait for itself."""
+    room = Room()
+    grammars = Grammars(tokenizer(), room)
+    text = grammar_of(FORMS["choice"], None, "none")
+    grammars.compiled(text)
+    asked = []
+
+    def handler(matcher: Any) -> bool:
+        with pytest.raises(BusyError, match="is compiled at this moment; ask after that"):
+            grammars.compiled(text)
+        grammars.let_go()
+        asked.append(room.left)
+        return False
+
+    monkeypatch.setattr("llguidance.LLMatcher.is_error", handler, raising=False)
+    other = grammars.compiled(grammar_of(FORMS["regex"], None, "none"))
+    assert asked[0] < room.most
+    del other
+    assert room.left == room.most
+    monkeypatch.undo()
+    grammars.compiled(text)
+    grammars.let_go()
+    assert room.left == room.most
+
+
 def test_without_the_library_a_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ConfigError, match=re.escape(MISSING)):
