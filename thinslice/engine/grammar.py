@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from hashlib import sha256
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -282,23 +283,23 @@ class Grammars:
     def _ready(self) -> "tuple[LLTokenizer, LLParserLimits]":
         if self._vocabulary is not None and self._limits is not None:
             return self._vocabulary, self._limits
-        try:
-            from llguidance import LLParserLimits, LLTokenizer
-        except ModuleNotFoundError:
-            raise ConfigError(MISSING) from None
+        if find_spec("llguidance") is None:
+            raise ConfigError(MISSING)
         tokenizer = self._tokenizer
         if not end_ids(tokenizer):
             raise RequestError("the model's files name no end token, so no answer can end in form")
         size = tokenizer.vocab_size
         text_bytes = sum(len(tokenizer.token_bytes(one)) for one in range(size))
         num_bytes = max(vocabulary_bytes(size, text_bytes) - self._reserved_bytes, 0)
+        # Before the library is imported: that takes some of it.
         if not self._held.take(num_bytes):
             raise self._no_room(num_bytes, "the vocabulary of answers of a given form")
-        ends = sorted(end_ids(tokenizer))
-        made = LLTokenizer(Vocabulary(tokenizer), n_vocab=size, eos_token=ends, slices=[_SLICE])  # type: ignore[arg-type]
-        self._limits = LLParserLimits(
-            max_lexer_states=_STATES, precompute_large_lexemes=False, verbose_errors=False
-        )
+        try:
+            made, self._limits = _made(tokenizer)
+        except BaseException:
+            self._held.release()
+            self._held = Held(self._results)
+            raise
         self._vocabulary, self._vocabulary_bytes = made, num_bytes
         return made, self._limits
 
@@ -311,6 +312,18 @@ class Grammars:
         if num_bytes <= self._results.most_bytes - self._vocabulary_bytes:
             return BusyError(f"{told} beside the answers that are held now: try again later")
         return RequestError(f"{told}: a smaller --context or a larger --memory leaves room")
+
+
+def _made(tokenizer: Tokenizer) -> "tuple[LLTokenizer, LLParserLimits]":
+    """The vocabulary as the library has it, and the bounds of every grammar."""
+    from llguidance import LLParserLimits, LLTokenizer
+
+    ends, size = sorted(end_ids(tokenizer)), tokenizer.vocab_size
+    made = LLTokenizer(Vocabulary(tokenizer), n_vocab=size, eos_token=ends, slices=[_SLICE])  # type: ignore[arg-type]
+    limits = LLParserLimits(
+        max_lexer_states=_STATES, precompute_large_lexemes=False, verbose_errors=False
+    )
+    return made, limits
 
 
 def _check(matcher: "LLMatcher", what: str) -> None:

@@ -397,6 +397,30 @@ def test_there_is_room_or_a_line_says_what_is_missing() -> None:
         grammar.follower()
 
 
+def test_the_library_is_imported_only_where_there_is_room_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "llguidance", raising=False)
+    with pytest.raises(RequestError, match="the vocabulary"):
+        compiled(FORMS["choice"], room=Room(1 << 20))
+    assert "llguidance" not in sys.modules
+
+
+def test_a_vocabulary_that_is_interrupted_gives_its_room_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = Room()
+    grammars = Grammars(tokenizer(), room)
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thinslice.engine.grammar.Vocabulary", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grammars.compiled(grammar_of(FORMS["choice"], None, "none"))
+    assert room.left == room.most
+
+
 def test_what_the_plan_has_for_the_vocabulary_is_not_taken_of_the_room_for_answers() -> None:
     texts = [grammar_of(Constraint.choice([one]), None, "none") for one in ("ab", "cd")]
     room, other = Room(7 << 20), Room(1 << 20)
