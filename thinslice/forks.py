@@ -10,6 +10,10 @@ from typing import Any, TypeVar
 Value = TypeVar("Value")
 AnyLock = TypeVar("AnyLock", "threading.RLock", threading.Condition)
 
+# Held while a library is imported late. A fork waits for its end: the lock by which Python imports
+# it cannot be made free in the child.
+late_import = threading.RLock()
+
 # Of locks and conditions, which have no common class.
 _LOCKS = weakref.WeakSet[Any]()
 
@@ -43,3 +47,8 @@ def _in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(
+        before=late_import.acquire,
+        after_in_parent=late_import.release,
+        after_in_child=late_import.release,
+    )

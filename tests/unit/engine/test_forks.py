@@ -159,6 +159,7 @@ functools.RLock = threading.RLock
 
 from thinslice import LLM, Constraint, SamplingParams
 from thinslice.engine.async_engine import AsyncEngine
+from thinslice.forks import late_import
 from thinslice.memory.ledger import ledger
 
 greedy = SamplingParams(temperature=0, max_tokens=8)
@@ -172,7 +173,8 @@ is_held, may_end = threading.Event(), threading.Event()
 
 def hold():
     for lock in made:
-        lock.acquire()
+        if lock is not late_import:  # a fork waits for that one
+            lock.acquire()
     is_held.set()
     may_end.wait()
 
@@ -220,3 +222,35 @@ assert lock.acquire(blocking=False)
 
 def test_a_thread_that_forks_holds_its_own_lock_in_the_child(tmp_path: Path) -> None:
     assert_ends_well(KEPT, tmp_path)
+
+
+IMPORTS = """
+import os, signal, sys, threading
+from thinslice import LLM, Constraint, SamplingParams
+
+is_begun, is_forking = threading.Event(), threading.Event()
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "llguidance._tokenizer" and threading.current_thread() is thread:
+            is_begun.set()
+            is_forking.wait()
+
+form = SamplingParams(temperature=0, max_tokens=8, constraint=Constraint.regex("ab"))
+llm = LLM(sys.argv[1], dtype="int8", context=480)
+sys.meta_path.insert(0, Finder())
+thread = threading.Thread(target=lambda: llm.prepare("abc", form), daemon=True)
+thread.start()
+is_begun.wait()
+os.register_at_fork(before=is_forking.set)
+child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status))
+signal.alarm(60)
+assert llm.generate("abc", form)[0].text == "ab"
+"""
+
+
+def test_a_fork_waits_for_an_import_in_another_thread(tmp_path: Path) -> None:
+    assert_ends_well(IMPORTS, tmp_path)
