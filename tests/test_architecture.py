@@ -24,11 +24,11 @@ LAYERS = (
     ("config",),
     ("constraint",),
     ("process",),
-    ("units", "closing"),
+    ("units", "closing", "forks"),
     ("errors",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-TORCH_FREE = ("units", "closing", "process", "errors", "config", "plan", "store")
+TORCH_FREE = ("units", "closing", "forks", "process", "errors", "config", "plan", "store")
 # What computes on a card, or copies there; all else has arrays of NumPy.
 TORCH_FILES = (
     "kernels/torch_ops.py",

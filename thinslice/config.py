@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Literal, get_args
 
 from thinslice.constraint import Constraint
 from thinslice.errors import ConfigError, RequestError, ThinsliceError, shown
+from thinslice.forks import cached_property
 from thinslice.units import parse_bytes
 
 MAX_STOP_STRINGS = 64

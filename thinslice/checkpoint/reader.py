@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from thinslice.checkpoint.files import os_errors_named, read_and_forget
 from thinslice.checkpoint.index import Checkpoint, TensorEntry
 from thinslice.closing import Closing
+from thinslice.forks import fork_safe
 from thinslice.kernels import native_pack
 from thinslice.kernels.arrays import BF16, Numbers, empty_bytes
 from thinslice.kernels.native_pack import converted, copy_into
@@ -47,7 +48,7 @@ class CheckpointReader(Closing):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._files: dict[Path, int] = {}
-        self._lock = threading.Lock()
+        self._lock = fork_safe(threading.RLock())
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""

@@ -30,6 +30,7 @@ from thinslice.engine.sequence import Sequence as EngineSequence
 from thinslice.engine.sequence import Status
 from thinslice.engine.waiting_room import Arrival, WaitingRoom
 from thinslice.errors import BusyError, RequestError, shown
+from thinslice.forks import fork_safe
 from thinslice.text.messages import Conversation, Message
 
 Given = ParamSpec("Given")
@@ -67,7 +68,7 @@ class AsyncEngine:
         self._unfinished: list[tuple[Feed, AnyRequest]] = []
 
         # All that follows, and the room, is guarded by this condition's lock.
-        self._changed = threading.Condition()
+        self._changed = fork_safe(threading.Condition())
         self._commands: deque[Callable[[], None]] = deque()
         self._is_started = False
         self._is_closed = False

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from hashlib import sha256
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from thinslice.config import about
 from thinslice.engine.processors import Tokens
 from thinslice.engine.results import Held, ResultsRoom
 from thinslice.errors import BusyError, ConfigError, RequestError, plain
+from thinslice.forks import fork_safe, is_mine, late_import
 from thinslice.kernels.arrays import Floats
 from thinslice.plan.cost import vocabulary_bytes
 from thinslice.text.tokenizer import Tokenizer
@@ -219,32 +221,46 @@ class Grammars:
         self._vocabulary: LLTokenizer | None = None
         self._limits: LLParserLimits | None = None
         self._kept: OrderedDict[bytes, Grammar] = OrderedDict()
-        self._lock = threading.Lock()
+        self._is_let_go = False
+        self._lock = fork_safe(threading.RLock())
 
     def compiled(self, text: str) -> Grammar:
         """The grammar of ``lark.grammar_of``'s text.
 
         Errors: ConfigError where the library is missing; RequestError for a text that is no
-        grammar, or too large, and where the plan has no room for it.
+        grammar, or too large, and where the plan has no room for it; BusyError in the middle of
+        another one of the same thread: in a signal handler.
         """
+        if is_mine(self._lock):
+            raise BusyError("the form of an answer is compiled at this moment; ask after that")
         key = sha256(text.encode(errors="surrogatepass")).digest()
-        with self._lock:
-            found = self._kept.get(key)
-            if found is None:
-                found = self._compile(text)
-                self._kept[key] = found
-            self._kept.move_to_end(key)
-            while len(self._kept) > _MAX_GRAMMARS:
-                self._kept.popitem(last=False)
-            return found
+        try:
+            with self._lock:
+                found = self._kept.get(key)
+                if found is None:
+                    found = self._compile(text)
+                    self._kept[key] = found
+                self._kept.move_to_end(key)
+                while len(self._kept) > _MAX_GRAMMARS:
+                    self._kept.popitem(last=False)
+                return found
+        finally:
+            self._forget()
 
     def let_go(self) -> None:
-        """Forget all of it: the model is closed."""
-        with self._lock:
-            self._kept.clear()
-            self._vocabulary, self._vocabulary_bytes = None, 0
-            self._held.release()
-            self._held = Held(self._results)
+        """Forget all of it: the model is closed. In a signal handler in the middle of a compilation
+        that is put off to its end."""
+        self._is_let_go = True
+        self._forget()
+
+    def _forget(self) -> None:
+        while self._is_let_go and not is_mine(self._lock):
+            with self._lock:
+                self._kept.clear()
+                self._vocabulary, self._vocabulary_bytes = None, 0
+                self._held.release()
+                self._held = Held(self._results)
+                self._is_let_go = False  # last: what is interrupted is done again
 
     def _compile(self, text: str) -> Grammar:
         vocabulary, limits = self._ready()
@@ -267,23 +283,23 @@ class Grammars:
     def _ready(self) -> "tuple[LLTokenizer, LLParserLimits]":
         if self._vocabulary is not None and self._limits is not None:
             return self._vocabulary, self._limits
-        try:
-            from llguidance import LLParserLimits, LLTokenizer
-        except ModuleNotFoundError:
-            raise ConfigError(MISSING) from None
+        if find_spec("llguidance") is None:
+            raise ConfigError(MISSING)
         tokenizer = self._tokenizer
         if not end_ids(tokenizer):
             raise RequestError("the model's files name no end token, so no answer can end in form")
         size = tokenizer.vocab_size
         text_bytes = sum(len(tokenizer.token_bytes(one)) for one in range(size))
         num_bytes = max(vocabulary_bytes(size, text_bytes) - self._reserved_bytes, 0)
+        # Before the library is imported: that takes some of it.
         if not self._held.take(num_bytes):
             raise self._no_room(num_bytes, "the vocabulary of answers of a given form")
-        ends = sorted(end_ids(tokenizer))
-        made = LLTokenizer(Vocabulary(tokenizer), n_vocab=size, eos_token=ends, slices=[_SLICE])  # type: ignore[arg-type]
-        self._limits = LLParserLimits(
-            max_lexer_states=_STATES, precompute_large_lexemes=False, verbose_errors=False
-        )
+        try:
+            made, self._limits = _made(tokenizer)
+        except BaseException:
+            self._held.release()
+            self._held = Held(self._results)
+            raise
         self._vocabulary, self._vocabulary_bytes = made, num_bytes
         return made, self._limits
 
@@ -296,6 +312,18 @@ class Grammars:
         if num_bytes <= self._results.most_bytes - self._vocabulary_bytes:
             return BusyError(f"{told} beside the answers that are held now: try again later")
         return RequestError(f"{told}: a smaller --context or a larger --memory leaves room")
+
+
+def _made(tokenizer: Tokenizer) -> "tuple[LLTokenizer, LLParserLimits]":
+    """The vocabulary as the library has it, and the bounds of every grammar."""
+    with late_import:
+        from llguidance import LLParserLimits, LLTokenizer
+    ends, size = sorted(end_ids(tokenizer)), tokenizer.vocab_size
+    made = LLTokenizer(Vocabulary(tokenizer), n_vocab=size, eos_token=ends, slices=[_SLICE])  # type: ignore[arg-type]
+    limits = LLParserLimits(
+        max_lexer_states=_STATES, precompute_large_lexemes=False, verbose_errors=False
+    )
+    return made, limits
 
 
 def _check(matcher: "LLMatcher", what: str) -> None:

@@ -21,10 +21,13 @@ from thinslice.engine.draws import State
 from thinslice.engine.scheduler import Scheduler
 from thinslice.engine.sequence import Sequence, Status
 from thinslice.errors import BusyError
+from thinslice.forks import fork_safe, is_mine
 
 
 class Turn:
     """A lock that outlives a fork and ends with the interpreter.
+
+    It is held while the engine is changed; the thread that holds it may take it again.
 
     When the interpreter ends, every thread that then asks for the lock of Python's is ended where
     it is. In the middle of a compiled call that aborts the process. So ``keep`` waits at exit for
@@ -32,28 +35,16 @@ class Turn:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._pid = os.getpid()
-
-    @property
-    def lock(self) -> "threading.RLock":
-        """To be held while the engine is changed; the thread that holds it may take it again.
-
-        A child of a fork has a new one: it has none of the threads that may have held the old one.
-        """
-        if self._pid != os.getpid():
-            self._lock, self._pid = threading.RLock(), os.getpid()
-        return self._lock
+        self.lock = fork_safe(threading.RLock())
 
     def keep(self) -> None:
         """Take the last turn, for good."""
-        if self._pid == os.getpid():
-            self._lock.acquire()
+        self.lock.acquire()
 
     @property
     def is_mine(self) -> bool:
         """Whether this thread holds the lock."""
-        return bool(self.lock._is_owned())  # type: ignore[attr-defined] # as Condition asks it
+        return is_mine(self.lock)
 
 
 class Operation:

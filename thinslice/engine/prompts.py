@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 from thinslice.config import SamplingParams
 from thinslice.engine.grammar import Grammar, Grammars
 from thinslice.engine.processors import LogitsProcessor
 from thinslice.engine.thought_budget import Allowance, ThoughtBudget, ThoughtTokens
 from thinslice.errors import CheckpointError, ContextError, RequestError
+from thinslice.forks import cached_property
 from thinslice.text.chat_template import ChatTemplate
 from thinslice.text.lark import grammar_of
 from thinslice.text.messages import Conversation, Message, for_template

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from thinslice.config import SamplingParams
 from thinslice.engine.logprobs import Logprobs
 from thinslice.errors import BusyError, RequestError
+from thinslice.forks import fork_safe
 from thinslice.plan.cost import CALLER_BYTES
 from thinslice.plan.memory_plan import MemoryPlan
 from thinslice.units import KIB, format_bytes
@@ -39,7 +40,7 @@ class ResultsRoom:
         self._promised = 0
         self._released: deque[int] = deque()
         # A signal handler may ask for room in the middle of what follows, in the same thread.
-        self._lock = threading.RLock()
+        self._lock = fork_safe(threading.RLock())
 
     @contextmanager
     def holding(self) -> Iterator["Held"]:

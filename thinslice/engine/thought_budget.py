@@ -7,12 +7,12 @@ by force and letting the model answer is s1's (arXiv 2501.19393).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
 from thinslice.engine.processors import Tokens
 from thinslice.errors import RequestError
+from thinslice.forks import cached_property
 from thinslice.kernels.arrays import Floats
 from thinslice.text.reasoning import CLOSE, OPEN, WRAP_UP, Phase, Thought
 from thinslice.text.tokenizer import Tokenizer

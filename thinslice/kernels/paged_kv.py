@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thinslice.forks import cached_property
 from thinslice.kernels.arrays import BF16, Array
 from thinslice.plan.kernel_limits import MOST_SINGLE_ROWS
 

@@ -5,7 +5,6 @@ first: pages of its KV cache come as they are written, and what it works in come
 steps. The next plan begins above all of that. Main memory only: a card's is not in it.
 """
 
-import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.errors import BusyError
+from thinslice.forks import fork_safe, is_mine
 from thinslice.memory.meter import resident_bytes, rss_to_plan_from
 from thinslice.plan.memory_plan import HELD_PARTS, MemoryPlan
 
@@ -73,7 +73,7 @@ class Ledger:
     """The reservations of this process."""
 
     def __init__(self) -> None:
-        self._lock = RLock()
+        self._lock = fork_safe(RLock())
         self._held = weakref.WeakSet[Reservation]()
 
     @contextmanager
@@ -82,7 +82,7 @@ class Ledger:
 
         Errors: BusyError in the middle of another plan of the same thread: in a signal handler.
         """
-        if self._lock._is_owned():  # type: ignore[attr-defined] # as Condition asks it
+        if is_mine(self._lock):
             raise BusyError("a model is planned at this moment; load another one after that")
         with self._lock:
             # The promises first: what is taken between the two is then counted twice, not never.
@@ -93,14 +93,8 @@ class Ledger:
         """Bytes that models may still come to hold, those of one reservation left out."""
         return sum(one.to_come_bytes() for one in list(self._held) if one is not but)
 
-    def forked(self) -> None:
-        """In a child: whoever was planning is not here."""
-        self._lock = RLock()
-
 
 _LEDGER = Ledger()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_LEDGER.forked)
 
 
 def ledger() -> Ledger:

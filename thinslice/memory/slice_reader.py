@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from thinslice.closing import Closing
 from thinslice.errors import CheckpointError
+from thinslice.forks import fork_safe
 from thinslice.kernels.arrays import aligned_buffer
 from thinslice.memory.slice_schedule import Piece, Slice, pieces_of
 from thinslice.memory.uncached_file import ALIGNMENT, UncachedFile
@@ -113,7 +114,7 @@ class SliceReader(Closing):
         self._pid = os.getpid()
 
         # All that follows is guarded by this condition's lock.
-        self._changed = threading.Condition()
+        self._changed = fork_safe(threading.Condition())
         self._is_closed = False
         self._is_restarting = False
         self._bug: BaseException | None = None  # nobody thought of it, and it has ended a thread
@@ -214,9 +215,7 @@ class SliceReader(Closing):
         The ring goes back to the system once no tensor from ``next`` is left either.
         """
         if self._pid != os.getpid():
-            # A child of a fork has none of the threads, one of which may have held the lock.
-            self._threads.clear()
-            self._changed = threading.Condition()
+            self._threads.clear()  # a child of a fork has none of them
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

@@ -1,8 +1,9 @@
 """SweepBytes: what the slices of one pass over all weights take, on disk and in memory."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
+
+from thinslice.forks import cached_property
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ head as well.
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import islice
 
 from thinslice.errors import ConfigError
+from thinslice.forks import cached_property
 from thinslice.plan.model_shape import ModelShape
 from thinslice.plan.packed_format import (
     GROUP,

@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from thinslice.errors import ConfigError, StoreError
+from thinslice.forks import cached_property
 from thinslice.plan.model_shape import ModelShape
 from thinslice.store.manifest import StoredModel, folder_in, read_manifest
 from thinslice.store.names import (

@@ -6,13 +6,13 @@ The template comes with the model and is not trusted; template_sandbox.py bounds
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 
 from thinslice.errors import CheckpointError, RequestError, plain
+from thinslice.forks import cached_property, fork_safe
 from thinslice.text.messages import arguments_as_text, with_calls
 from thinslice.text.reasoning import CLOSE, OPEN
 from thinslice.text.template_functions import RaisedByTemplateError
@@ -106,7 +106,7 @@ class ChatTemplate:
         self._tokens = {name: text for name, text in (tokens or {}).items() if name not in known}
         self.call_style: CallStyle | None = None
         # A signal handler may render in the middle of a rendering.
-        self._lock = threading.RLock()
+        self._lock = fork_safe(threading.RLock())
         try:
             tree = self._sandbox.parse(source)
             names = {one.name for one in tree.find_all(nodes.Name)}

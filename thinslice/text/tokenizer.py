@@ -9,13 +9,13 @@ import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 
 import tokenizers
 
 from thinslice.checkpoint.index import Checkpoint
 from thinslice.errors import CheckpointError, RequestError
+from thinslice.forks import cached_property
 from thinslice.plan.known_keys import named_keys
 from thinslice.text.chat_template import ChatTemplate, control_markers
 from thinslice.text.library_errors import named_library_errors

@@ -134,3 +134,123 @@ assert asyncio.run(own()) == text
 
 def test_a_child_of_a_fork_makes_an_async_engine_of_its_own(tmp_path: Path) -> None:
     assert_ends_well(SERVED, tmp_path)
+
+
+HELD = """
+import os, signal, sys, threading
+import functools
+
+made = []
+
+def recorded(make):
+    def recording():
+        lock, frame = make(), sys._getframe(1)
+        for _ in range(3):  # Condition and cached_property make theirs for us
+            if frame is not None and frame.f_globals["__name__"].startswith("thinslice."):
+                made.append(lock)
+                break
+            frame = frame and frame.f_back
+        return lock
+    return recording
+
+threading.RLock = recorded(threading.RLock)
+threading.Lock = recorded(threading.Lock)
+functools.RLock = threading.RLock
+
+from thinslice import LLM, Constraint, SamplingParams
+from thinslice.engine.async_engine import AsyncEngine
+from thinslice.forks import late_import
+from thinslice.memory.ledger import ledger
+
+greedy = SamplingParams(temperature=0, max_tokens=8)
+form = SamplingParams(temperature=0, max_tokens=8, constraint=Constraint.regex("ab"))
+asked = [{"role": "user", "content": "abc"}]
+
+llm = LLM(sys.argv[1], dtype="int8", context=480)
+text = llm.chat(asked, greedy).text
+engine = AsyncEngine(llm)
+is_held, may_end = threading.Event(), threading.Event()
+
+def hold():
+    for lock in made:
+        if lock is not late_import:  # a fork waits for that one
+            lock.acquire()
+    is_held.set()
+    may_end.wait()
+
+assert len(made) > 5
+thread = threading.Thread(target=hold, daemon=True)
+thread.start()
+is_held.wait()
+child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status))
+signal.alarm(60)
+assert llm.chat(asked, greedy).text == text
+assert llm.generate("abc", form)[0].text == "ab"
+assert llm.template.used_for([{}]) is llm.template
+assert not engine.is_open
+with ledger().planning():
+    pass
+llm.close()
+"""
+
+
+def test_a_child_takes_each_lock_that_another_thread_held(tmp_path: Path) -> None:
+    assert_ends_well(HELD, tmp_path)
+
+
+KEPT = """
+import os, sys, threading
+from thinslice.forks import fork_safe
+
+lock = fork_safe(threading.RLock())
+with lock:
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        sys.exit(os.waitstatus_to_exitcode(status))
+    waited = []
+    thread = threading.Thread(target=lambda: waited.append(lock.acquire(blocking=False)))
+    thread.start()
+    thread.join()
+    assert waited == [False], "who forks in the middle of its work has it no more"
+assert lock.acquire(blocking=False)
+"""
+
+
+def test_a_thread_that_forks_holds_its_own_lock_in_the_child(tmp_path: Path) -> None:
+    assert_ends_well(KEPT, tmp_path)
+
+
+IMPORTS = """
+import os, signal, sys, threading
+from thinslice import LLM, Constraint, SamplingParams
+
+is_begun, is_forking = threading.Event(), threading.Event()
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "llguidance._tokenizer" and threading.current_thread() is thread:
+            is_begun.set()
+            is_forking.wait()
+
+form = SamplingParams(temperature=0, max_tokens=8, constraint=Constraint.regex("ab"))
+llm = LLM(sys.argv[1], dtype="int8", context=480)
+sys.meta_path.insert(0, Finder())
+thread = threading.Thread(target=lambda: llm.prepare("abc", form), daemon=True)
+thread.start()
+is_begun.wait()
+os.register_at_fork(before=is_forking.set)
+child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status))
+signal.alarm(60)
+assert llm.generate("abc", form)[0].text == "ab"
+"""
+
+
+def test_a_fork_waits_for_an_import_in_another_thread(tmp_path: Path) -> None:
+    assert_ends_well(IMPORTS, tmp_path)

@@ -397,6 +397,30 @@ def test_there_is_room_or_a_line_says_what_is_missing() -> None:
         grammar.follower()
 
 
+def test_the_library_is_imported_only_where_there_is_room_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "llguidance", raising=False)
+    with pytest.raises(RequestError, match="the vocabulary"):
+        compiled(FORMS["choice"], room=Room(1 << 20))
+    assert "llguidance" not in sys.modules
+
+
+def test_a_vocabulary_that_is_interrupted_gives_its_room_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = Room()
+    grammars = Grammars(tokenizer(), room)
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thinslice.engine.grammar.Vocabulary", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grammars.compiled(grammar_of(FORMS["choice"], None, "none"))
+    assert room.left == room.most
+
+
 def test_what_the_plan_has_for_the_vocabulary_is_not_taken_of_the_room_for_answers() -> None:
     texts = [grammar_of(Constraint.choice([one]), None, "none") for one in ("ab", "cd")]
     room, other = Room(7 << 20), Room(1 << 20)
@@ -454,6 +478,34 @@ def test_the_last_grammars_are_kept() -> None:
     assert left - room.left < 8 * one
     grammars.let_go()
     assert room.left == 1 << 40
+
+
+def test_a_handler_may_close_in_the_middle_of_a_compilation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is asked for there is refused; it would wait for itself."""
+    room = Room()
+    grammars = Grammars(tokenizer(), room)
+    text = grammar_of(FORMS["choice"], None, "none")
+    grammars.compiled(text)
+    asked = []
+
+    def handler(matcher: Any) -> bool:
+        with pytest.raises(BusyError, match="is compiled at this moment; ask after that"):
+            grammars.compiled(text)
+        grammars.let_go()
+        asked.append(room.left)
+        return False
+
+    monkeypatch.setattr("llguidance.LLMatcher.is_error", handler, raising=False)
+    other = grammars.compiled(grammar_of(FORMS["regex"], None, "none"))
+    assert asked[0] < room.most
+    del other
+    assert room.left == room.most
+    monkeypatch.undo()
+    grammars.compiled(text)
+    grammars.let_go()
+    assert room.left == room.most
 
 
 def test_without_the_library_a_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,54 @@
+"""Locks that a child of a fork can take: none of the threads that may hold one lives on in it."""
+
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+AnyLock = TypeVar("AnyLock", "threading.RLock", threading.Condition)
+
+# Held while a library is imported late. A fork waits for its end: the lock by which Python imports
+# it cannot be made free in the child.
+late_import = threading.RLock()
+
+# Of locks and conditions, which have no common class.
+_LOCKS = weakref.WeakSet[Any]()
+
+
+def fork_safe(lock: AnyLock) -> AnyLock:
+    """The same lock or condition, which is free in a child of a fork unless the thread that forks
+    holds it: that one lives on in the child, and gives it back."""
+    _LOCKS.add(lock)
+    return lock
+
+
+def is_mine(lock: "threading.RLock") -> bool:
+    """Whether this thread holds the lock."""
+    return bool(lock._is_owned())  # type: ignore[attr-defined] # as Condition asks it
+
+
+class cached_property(functools.cached_property[Value]):  # noqa: N801 # as the one it replaces
+    """Python's, whose lock, which Python 3.11 has for each, is free in a child of a fork."""
+
+    def __init__(self, make: Callable[[Any], Value]) -> None:
+        super().__init__(make)
+        if hasattr(self, "lock"):
+            fork_safe(self.lock)
+
+
+def _in_child() -> None:
+    for lock in _LOCKS:
+        if not lock._is_owned():
+            lock._at_fork_reinit()  # as Python's own modules do
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(
+        before=late_import.acquire,
+        after_in_parent=late_import.release,
+        after_in_child=late_import.release,
+    )
