@@ -21,6 +21,7 @@ from typing import ParamSpec, TypeVar
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.arguments import checked_params, checked_scheduling
 from thinslice.engine.async_stream import AnyRequest, AsyncStream, Feed, News, failed, put_all
+from thinslice.engine.checks import TokenIds, checked_ids
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM
 from thinslice.engine.logprobs import Logprobs
@@ -137,7 +138,7 @@ class AsyncEngine:
 
     async def score(
         self,
-        token_ids: list[int],
+        token_ids: TokenIds,
         start: int = 1,
         num_top: int = 0,
         scheduling: Scheduling | None = None,
@@ -148,11 +149,11 @@ class AsyncEngine:
         log-probabilities is taken for as long as the stream is held.
         Errors: RequestError as ``Engine.add_scored``; else as ``submit``.
         """
-        scheduling = checked_scheduling(scheduling)
+        ids, scheduling = checked_ids(token_ids), checked_scheduling(scheduling)
         self._check_process()
-        engine, arrival = self._engine, Arrival(scheduling.tenant, 1, len(token_ids))
+        engine, arrival = self._engine, Arrival(scheduling.tenant, 1, len(ids))
         self._check_room(arrival)
-        sequence = engine.new_scored(token_ids, start, num_top, scheduling)
+        sequence = engine.new_scored(ids, start, num_top, scheduling)
 
         def queued() -> list[AnyRequest]:
             engine.add([sequence])

@@ -466,6 +466,23 @@ def test_closing_what_was_never_started_or_is_closed_is_no_error(llm: LLM) -> No
     assert_idle(llm)
 
 
+def test_what_is_wrong_in_a_score_ends_nobody_elses_request(llm: LLM) -> None:
+    expected = llm.generate("abc", LONG)[0].text
+
+    async def task(engine: AsyncEngine) -> None:
+        async with under_way(engine, "xyz"):
+            stream = await engine.submit("abc", LONG)
+            for wrong in ({"num_top": True}, {"num_top": 1.5}, {"start": 1.5}, {"start": None}):
+                with pytest.raises(RequestError, match="expected an int"):
+                    await engine.score([1, 2, 3, 4], **wrong)  # type: ignore[arg-type]
+            for ids in (None, 5, "ab", [1.5, 2], [[1, 2]]):
+                with pytest.raises(RequestError, match=r"^token ids are"):
+                    await engine.score(ids)  # type: ignore[arg-type]
+            assert text_of(await read(stream)) == expected
+
+    in_engine(llm, task)
+
+
 def test_texts_are_scored_beside_completions(llm: LLM) -> None:
     expected = llm.engine.score([*b"abcdefgh"], 3, 2)
     text = llm.generate("xyz", LONG)[0].text

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -214,6 +215,17 @@ def test_what_is_no_conversation_and_no_params_is_refused(llm: LLM) -> None:
         with pytest.raises(RequestError, match=r"expected SamplingParams\(\.\.\.\)"):
             llm.generate(["a"], params)  # type: ignore[arg-type]
     assert_idle(llm)
+
+
+def test_a_prompt_of_tokens_is_of_ints(llm: LLM) -> None:
+    assert llm.prepare_tokens(np.array([1, 2]), LONG).token_ids == [1, 2]
+    assert llm.prepare_tokens((1, 2)).token_ids == [1, 2]
+    wrong: list[Any] = [None, "ab", 5, [1.5], [True], [[1]], np.array([1.0])]
+    for ids in wrong:
+        with pytest.raises(RequestError, match=r"^token ids are .*; expected a list or an array"):
+            llm.prepare_tokens(ids, LONG)
+    with pytest.raises(RequestError, match=r"^params is 'x'"):
+        llm.prepare_tokens([1], "x")  # type: ignore[arg-type]
 
 
 def test_one_bad_prompt_among_several_leaves_nothing_behind(llm: LLM) -> None:
