@@ -1,6 +1,7 @@
 """LLM on a tiny random model: text, chat, streams, stops, and what is left when something fails."""
 
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -16,10 +17,13 @@ import torch
 from tests.tiny_llm import TEMPLATE, beside, write_model
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine import advance
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM
+from thinslice.engine.request import Request
 from thinslice.engine.runner import Runner
 from thinslice.engine.sampler import Sampled, sample_rows
+from thinslice.engine.scored_request import ScoredRequest
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, ConfigError, RequestError, StoreError
 from thinslice.plan import choose, search
@@ -379,6 +383,39 @@ def test_a_stream_let_go_in_another_thread_ends_after_the_step_that_runs(
     monkeypatch.setattr(Runner, "run", while_running)
     assert llm.generate("abc", LONG)[0].text == expected
     assert_idle(llm)
+
+
+@pytest.fixture
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What finalisers raised."""
+    seen: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: seen.append(one.exc_value))
+    return seen
+
+
+def test_a_model_that_goes_with_its_stream_goes_in_peace(
+    model: str, unraisable: list[object]
+) -> None:
+    kept: list[object] = []
+    llm = LLM(model, memory=beside(GIB), context=128, dtype="float32")
+    stream = llm.stream("abc", LONG)
+    next(stream)
+    kept += [kept, llm, stream]
+    gone = weakref.ref(llm)
+    del kept, llm, stream
+    gc.collect()
+    assert gone() is None
+    assert unraisable == []
+
+
+@pytest.mark.parametrize("kind", [Request, ScoredRequest, AsyncStream])
+def test_what_was_interrupted_while_it_was_made_goes_in_peace(
+    kind: type, unraisable: list[object]
+) -> None:
+    half_made = kind.__new__(kind)
+    del half_made
+    gc.collect()
+    assert unraisable == []
 
 
 def test_next_gives_one_piece_and_for_the_rest(llm: LLM) -> None:
