@@ -37,6 +37,7 @@ from thinslice.text.messages import Conversation, Message
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 _CLOSED = "the engine is shutting down and takes no more requests"
+_NOT_STARTED = "the engine is not started; use it as a context manager or call start()"
 _ANSWERS = "answers that are held or not read yet"
 
 
@@ -121,7 +122,7 @@ class AsyncEngine:
 
         Errors: RequestError as ``LLM.generate``, and in a child of a fork; BusyError where too many
         wait, where the plan has no room for what follows the form of the answers, or where the
-        engine is shutting down.
+        engine is not started, or is shutting down.
         """
         params, scheduling = checked_params(params), checked_scheduling(scheduling)
         self._check_process()
@@ -190,8 +191,6 @@ class AsyncEngine:
             self._close(stops=True)
             await loop.run_in_executor(None, self._thread.join)
             atexit.unregister(self._leave)
-        else:
-            self._take_leave()
         self._preparing.shutdown()
 
     def _leave(self) -> None:
@@ -249,6 +248,8 @@ class AsyncEngine:
         with self._changed:
             if self._is_closed:
                 raise BusyError(_CLOSED)
+            if not self._is_started:  # nobody would ever answer
+                raise BusyError(_NOT_STARTED)
             self.room.check(arrival)
 
     # The thread's side.
