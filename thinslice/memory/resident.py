@@ -64,10 +64,9 @@ class ResidentWeights:
             if tuple(shape) != own:
                 raise ConfigError(f"{name} is {list(own)}, and {list(shape)} is to replace it")
 
-    def write(self, tensors: Mapping[str, Numbers]) -> None:
-        """Copy numbers into the places of tensors here, rounded to their types."""
-        for name, numbers in tensors.items():
-            copy_into(numbers, self.tensors[name])
+    def write(self, name: str, rows: slice, numbers: Numbers) -> None:
+        """Copy numbers into the place of rows of a tensor here, rounded to its type."""
+        copy_into(numbers, self.tensors[name][rows])
 
     def hold(self) -> AbstractContextManager[None]:
         """Nothing passes by."""
