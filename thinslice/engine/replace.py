@@ -34,6 +34,9 @@ def replace_weights(runner: Runner, scheduler: Scheduler, tensors: Mapping[str, 
         )
     if not isinstance(tensors, Mapping):
         raise ConfigError(f"tensors is {shown(tensors)}; expected a mapping from names to tensors")
+    for name in tensors:
+        if not isinstance(name, str):
+            raise ConfigError(f"tensors has the name {shown(name)}; expected text")
     own = loaded_tensors(dict(tensors), weights.shape, source)
     source.check(own)
     for name, one in own.items():

@@ -82,6 +82,9 @@ def test_a_prefix_of_the_old_weights_that_is_used_is_seen() -> None:
     ("change", "told"),
     [
         (lambda tensors: tensors.update(x=torch.ones(2)), "x is no weight"),
+        (lambda tensors: tensors.update({"\ud800": torch.ones(2)}), r"^\\ud800 is no weight"),
+        (lambda tensors: tensors.update({3: torch.ones(2)}), "the name 3; expected text"),
+        (lambda tensors: tensors.update({10**5000: torch.ones(2)}), "a int that cannot be written"),
         (lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}), r"\[3\] is to rep"),
         (lambda tensors: tensors.update({"model.norm.weight": [1.0]}), "expected a tensor"),
         (
