@@ -35,7 +35,7 @@ class Constraint:
     text: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
+        if not isinstance(self.kind, str) or self.kind not in get_args(Kind):
             kinds = ", ".join(get_args(Kind))
             raise RequestError(f"a constraint of kind {shown(self.kind)}; one of {kinds}")
         if not isinstance(self.text, str) or (self.kind == "json_object") != (not self.text):

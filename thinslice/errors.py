@@ -84,9 +84,10 @@ def plain(value: object, most: int) -> str:
 
 def shown(value: object) -> str:
     """A value that is not what was expected, as a message shows it: the beginning of what Python
-    writes for it, or its type where Python cannot (numbers of more than 4,300 digits)."""
+    writes for it, on one line, or its type where Python cannot (numbers of more than 4,300
+    digits)."""
     try:
-        return f"{value!r:.60}"
+        return plain(repr(value), 60)
     except (ValueError, TypeError, AttributeError, RecursionError):
         return f"a {type(value).__name__} that cannot be written out"
 

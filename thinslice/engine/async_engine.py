@@ -21,6 +21,7 @@ from typing import ParamSpec, TypeVar
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.arguments import checked_params, checked_scheduling
 from thinslice.engine.async_stream import AnyRequest, AsyncStream, Feed, News, failed, put_all
+from thinslice.engine.checks import TokenIds, checked_ids
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM
 from thinslice.engine.prompts import Prompt
@@ -36,6 +37,7 @@ from thinslice.text.messages import Conversation, Message
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 _CLOSED = "the engine is shutting down and takes no more requests"
+_NOT_STARTED = "the engine is not started; use it as a context manager or call start()"
 
 
 class AsyncEngine:
@@ -93,16 +95,22 @@ class AsyncEngine:
             return self._is_started and not self._is_closed
 
     def start(self) -> None:
-        """Begin to run steps. Errors: BusyError where it was closed, or started, before."""
+        """Begin to run steps.
+
+        Errors: BusyError where it was closed, or started, before, and where no thread can be had.
+        """
         self._check_process()
         with self._changed:
             if self._is_closed:
                 raise BusyError(_CLOSED)
             if self._is_started:
                 raise BusyError("the engine is started already")
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # nobody would run what is submitted
+                raise BusyError(f"the system starts no more threads: {error}") from error
             self._is_started = True
         atexit.register(self._leave)
-        self._thread.start()
 
     async def submit(
         self,
@@ -119,7 +127,7 @@ class AsyncEngine:
 
         Errors: RequestError as ``LLM.generate``, and in a child of a fork; BusyError where too many
         wait, where the plan has no room for what follows the form of the answers, or where the
-        engine is shutting down.
+        engine is not started, or is shutting down.
         """
         params, scheduling = checked_params(params), checked_scheduling(scheduling)
         self._check_process()
@@ -136,7 +144,7 @@ class AsyncEngine:
 
     async def score(
         self,
-        token_ids: list[int],
+        token_ids: TokenIds,
         start: int = 1,
         num_top: int = 0,
         scheduling: Scheduling | None = None,
@@ -147,11 +155,11 @@ class AsyncEngine:
         log-probabilities is taken for as long as the stream is held.
         Errors: RequestError as ``Engine.add_scored``; else as ``submit``.
         """
-        scheduling = checked_scheduling(scheduling)
+        ids, scheduling = checked_ids(token_ids), checked_scheduling(scheduling)
         self._check_process()
-        engine, arrival = self._engine, Arrival(scheduling.tenant, 1, len(token_ids))
+        engine, arrival = self._engine, Arrival(scheduling.tenant, 1, len(ids))
         self._check_room(arrival)
-        sequence = engine.new_scored(token_ids, start, num_top, scheduling)
+        sequence = engine.new_scored(ids, start, num_top, scheduling)
 
         def queued() -> list[AnyRequest]:
             engine.add([sequence])
@@ -188,8 +196,6 @@ class AsyncEngine:
             self._close(stops=True)
             await loop.run_in_executor(None, self._thread.join)
             atexit.unregister(self._leave)
-        else:
-            self._take_leave()
         self._preparing.shutdown()
 
     def _leave(self) -> None:
@@ -247,6 +253,8 @@ class AsyncEngine:
         with self._changed:
             if self._is_closed:
                 raise BusyError(_CLOSED)
+            if not self._is_started:  # nobody would ever answer
+                raise BusyError(_NOT_STARTED)
             self.room.check(arrival)
 
     # The thread's side.

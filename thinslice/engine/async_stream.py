@@ -100,6 +100,8 @@ class AsyncStream:
         let_go: the same in a finaliser, where nobody may wait for a lock.
     """
 
+    _num_unfinished = 0  # until it is made
+
     def __init__(
         self, feed: Feed, cancel: Callable[[Feed], None], let_go: Callable[[Feed], None]
     ) -> None:

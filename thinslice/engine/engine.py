@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from thinslice.config import DEFAULT_SCHEDULING, SamplingParams, Scheduling
+from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine.advance import Advance, advance_all
-from thinslice.engine.checks import check_prompt, check_scored
+from thinslice.engine.arguments import checked_params, checked_scheduling
+from thinslice.engine.checks import TokenIds, check_prompt, checked_ids, checked_scored
 from thinslice.engine.contained import Contained
 from thinslice.engine.drafting import Drafting
 from thinslice.engine.logprobs import Logprobs
@@ -22,7 +23,7 @@ from thinslice.engine.results import ResultsRoom
 from thinslice.engine.runner import Runner
 from thinslice.engine.scheduler import ScheduledTokens, Scheduler
 from thinslice.engine.scoring import Scores
-from thinslice.engine.sequence import OnOutput, Scored, Sequence, Status, StepOutput
+from thinslice.engine.sequence import OnOutput, Sequence, Status, StepOutput
 from thinslice.errors import RequestError
 from thinslice.kernels.arrays import Array, Floats
 from thinslice.memory.ledger import Reservation
@@ -109,29 +110,30 @@ class Engine:
 
     def add_request(
         self,
-        prompt_token_ids: list[int],
+        prompt_token_ids: TokenIds,
         params: SamplingParams,
         on_output: OnOutput | None = None,
-        scheduling: Scheduling = DEFAULT_SCHEDULING,
+        scheduling: Scheduling | None = None,
     ) -> Sequence:
         """Queue a prompt for one completion.
 
         Args:
+            prompt_token_ids: a list or an array of ints.
             on_output: called with each of the sequence's outputs. An exception in it ends this
                 sequence alone, with the reason ``error``.
 
         Errors: RequestError as ``check_request``, and for params that ask for several.
         """
-        if params.n != 1:
+        if checked_params(params).n != 1:
             raise RequestError(f"n is {params.n}; this gives one completion, generate several")
         return self.add_samples(prompt_token_ids, params, on_output, scheduling)[0]
 
     def add_samples(
         self,
-        prompt_token_ids: list[int],
+        prompt_token_ids: TokenIds,
         params: SamplingParams,
         on_output: OnOutput | None = None,
-        scheduling: Scheduling = DEFAULT_SCHEDULING,
+        scheduling: Scheduling | None = None,
         processors: Callable[[], tuple[LogitsProcessor, ...]] = tuple,
     ) -> list[Sequence]:
         """Queue a prompt for ``params.n`` completions, which share its blocks.
@@ -150,14 +152,15 @@ class Engine:
 
     def new_samples(
         self,
-        prompt_token_ids: list[int],
+        prompt_token_ids: TokenIds,
         params: SamplingParams,
-        scheduling: Scheduling = DEFAULT_SCHEDULING,
+        scheduling: Scheduling | None = None,
         processors: Callable[[], tuple[LogitsProcessor, ...]] = tuple,
     ) -> list[Sequence]:
         """The sequences of ``add_samples``, for ``add``. Safe in any thread. Errors: the same."""
-        self.check_request(prompt_token_ids, params)
-        sequences = self._new.samples(prompt_token_ids, params, scheduling, processors)
+        ids, params = checked_ids(prompt_token_ids), checked_params(params)
+        self.check_request(ids, params)
+        sequences = self._new.samples(ids, params, checked_scheduling(scheduling), processors)
         return self._arrived(sequences)
 
     def add(self, sequences: list[Sequence], on_output: OnOutput | None = None) -> None:
@@ -173,16 +176,17 @@ class Engine:
 
     def score(
         self,
-        token_ids: list[int],
+        token_ids: TokenIds,
         start: int = 1,
         num_top: int = 0,
-        scheduling: Scheduling = DEFAULT_SCHEDULING,
+        scheduling: Scheduling | None = None,
     ) -> Logprobs:
         """How likely the model finds each token of a text, after those before it.
 
         Other sequences run on in the same steps.
 
         Args:
+            token_ids: a list or an array of ints.
             start: the position of the first token that is scored; nothing precedes that at 0.
             num_top: likeliest tokens told beside each.
 
@@ -202,11 +206,11 @@ class Engine:
 
     def add_scored(
         self,
-        token_ids: list[int],
+        token_ids: TokenIds,
         start: int = 1,
         num_top: int = 0,
         on_output: OnOutput | None = None,
-        scheduling: Scheduling = DEFAULT_SCHEDULING,
+        scheduling: Scheduling | None = None,
     ) -> Sequence:
         """Queue a text to be scored, as ``score``; the sequence ends with the reason ``scored``.
 
@@ -220,15 +224,16 @@ class Engine:
 
     def new_scored(
         self,
-        token_ids: list[int],
+        token_ids: TokenIds,
         start: int = 1,
         num_top: int = 0,
-        scheduling: Scheduling = DEFAULT_SCHEDULING,
+        scheduling: Scheduling | None = None,
     ) -> Sequence:
         """The sequence of ``add_scored``, for ``add``. Safe in any thread. Errors: the same."""
+        ids, scheduling = checked_ids(token_ids), checked_scheduling(scheduling)
         vocab_size = self.runner.decoder.shape.vocab_size
-        check_scored(token_ids, start, num_top, self.scheduler.capacity, vocab_size)
-        return self._arrived([self._new.scored(token_ids, Scored(start, num_top), scheduling)])[0]
+        asked = checked_scored(ids, start, num_top, self.scheduler.capacity, vocab_size)
+        return self._arrived([self._new.scored(ids, asked, scheduling)])[0]
 
     def _arrived(self, sequences: list[Sequence]) -> list[Sequence]:
         now = self.clock()

@@ -17,6 +17,7 @@ from thinslice.engine.arguments import (
     for_each,
     with_settings,
 )
+from thinslice.engine.checks import TokenIds, checked_ids
 from thinslice.engine.engine import CLOSED, Engine
 from thinslice.engine.grammar import Grammars
 from thinslice.engine.load import load_prepared
@@ -218,9 +219,12 @@ class LLM(Closing):
         """
         return self._prompts.prompt(prompt, checked_params(params))
 
-    def prepare_tokens(self, token_ids: list[int], params: SamplingParams) -> Prompt:
-        """A plain prompt whose tokens are known. Errors: as ``prepare``."""
-        return self._prompts.of_tokens(token_ids, params)
+    def prepare_tokens(self, token_ids: TokenIds, params: SamplingParams | None = None) -> Prompt:
+        """A plain prompt whose tokens are known: a list or an array of ints.
+
+        Errors: as ``prepare``.
+        """
+        return self._prompts.of_tokens(checked_ids(token_ids), checked_params(params))
 
     def count_tokens(
         self,
@@ -259,7 +263,7 @@ class LLM(Closing):
         Errors: RequestError where they can never be served; BusyError where the plan has no room
         for what follows their form.
         """
-        params = params.resolved(self.sampling)
+        params = checked_params(params).resolved(self.sampling)
         stop_ids = self.tokenizer.stop_ids(params.stop)
         for token_id in params.stop_token_ids:
             if not 0 <= token_id < self.tokenizer.vocab_size:
@@ -274,7 +278,6 @@ class LLM(Closing):
         if prompt.grammar is not None:
             prompt.grammar.check_count(params.n)
         processors = self._prompts.processors(prompt, params, self.engine.clock)
-        scheduling = checked_scheduling(scheduling)
         return self.engine.new_samples(prompt.token_ids, params, scheduling, processors)
 
     def queue(self, prompt: Prompt, sequences: list[EngineSequence]) -> list[Request]:

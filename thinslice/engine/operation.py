@@ -99,7 +99,11 @@ class Operation:
     def _settle_within(self) -> None:
         try:
             self._pid = os.getpid()
-            self._settle()()
+            settle = self._settle()
+            if settle is None:  # the engine goes together with who lets go of a sequence
+                self._put_off = ()
+            else:
+                settle()
         finally:
             self._pid = None
 

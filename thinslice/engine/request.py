@@ -167,8 +167,9 @@ class Request:
         self._kept: list[TextChunk] = []  # of a call, until it is whole
 
     def __del__(self) -> None:
-        if not self.is_finished:
-            self.engine.let_go(self.sequence)
+        sequence = getattr(self, "sequence", None)  # none where its making was interrupted
+        if sequence is not None and sequence.status is not Status.FINISHED:
+            self.engine.let_go(sequence)
 
     @property
     def has_news(self) -> bool:

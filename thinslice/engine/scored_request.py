@@ -21,8 +21,9 @@ class ScoredRequest:
         self.is_told = False
 
     def __del__(self) -> None:
-        if self.sequence.status is not Status.FINISHED:
-            self.engine.let_go(self.sequence)
+        sequence = getattr(self, "sequence", None)  # none where its making was interrupted
+        if sequence is not None and sequence.status is not Status.FINISHED:
+            self.engine.let_go(sequence)
 
     @property
     def has_news(self) -> bool:

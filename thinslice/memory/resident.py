@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thinslice.checkpoint.reader import CheckpointReader
-from thinslice.errors import ConfigError, shown
+from thinslice.errors import ConfigError, plain, shown
 from thinslice.kernels.arrays import Numbers, empty
 from thinslice.kernels.native_pack import converted, copy_into
 from thinslice.kernels.ops import Linear
@@ -56,7 +56,7 @@ class ResidentWeights:
         """Errors: ConfigError where not all of these could take the places of tensors here."""
         for name, tensor in tensors.items():
             if name not in self.tensors:
-                raise ConfigError(f"{name} is no weight that this model has loaded")
+                raise ConfigError(f"{plain(name, 100)} is no weight that this model has loaded")
             shape = getattr(tensor, "shape", None)
             if shape is None:
                 raise ConfigError(f"{name} is to become {shown(tensor)}; expected a tensor")
@@ -64,10 +64,9 @@ class ResidentWeights:
             if tuple(shape) != own:
                 raise ConfigError(f"{name} is {list(own)}, and {list(shape)} is to replace it")
 
-    def write(self, tensors: Mapping[str, Numbers]) -> None:
-        """Copy numbers into the places of tensors here, rounded to their types."""
-        for name, numbers in tensors.items():
-            copy_into(numbers, self.tensors[name])
+    def write(self, name: str, rows: slice, numbers: Numbers) -> None:
+        """Copy numbers into the place of rows of a tensor here, rounded to its type."""
+        copy_into(numbers, self.tensors[name][rows])
 
     def hold(self) -> AbstractContextManager[None]:
         """Nothing passes by."""

@@ -60,6 +60,9 @@ def for_template(conversation: "Sequence[Message] | Conversation") -> Conversati
         )
     if not isinstance(tools, list | tuple):
         raise RequestError(f"tools is {shown(tools)}; expected a list of functions")
+    if not isinstance(conversation.parallel_tool_calls, bool):
+        told = f"parallel_tool_calls is {shown(conversation.parallel_tool_calls)}"
+        raise RequestError(f"{told}; expected true or false")
     if not isinstance(conversation.enable_thinking, bool | None):
         told = f"enable_thinking is {shown(conversation.enable_thinking)}; expected true or false"
         raise RequestError(told)
@@ -79,7 +82,7 @@ def _message(message: object, number: int) -> Message:
             '"Hello"}'
         )
     role = message.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         told = "has no role" if role is None else f"has the role {shown(role)}, which is unknown"
         raise RequestError(f"{where} {told}; one of {', '.join(_ROLES)}")
     kept = {key: value for key, value in message.items() if value is not None}
@@ -106,7 +109,7 @@ def _text(content: object, where: str) -> str:
         raise RequestError(f"{where}: content is {shown(content)}; expected text, or parts of text")
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if not _is_text(kind, "text") or not isinstance(part.get("text"), str):
             told = f"of type {shown(kind)}" if isinstance(kind, str) else shown(part)
             raise RequestError(
                 f'{where} has a part {told}; expected {{"type": "text", "text": ...}}, as models '
@@ -140,7 +143,7 @@ def _call(call: object, where: str) -> dict[str, Any]:
             f'{where} is {shown(call)}; expected one such as {{"type": "function", "function": '
             '{"name": ..., "arguments": ...}}'
         )
-    if call.get("type", "function") != "function":
+    if not _is_text(call.get("type", "function"), "function"):
         raise RequestError(f"{where} is of type {shown(call['type'])}; expected function")
     if not isinstance(function.get("name"), str):
         raise RequestError(f"{where}: the function has no name")
@@ -158,12 +161,13 @@ def _arguments(given: object, where: str) -> dict[str, Any]:
             arguments = None
     if not isinstance(arguments, dict):
         raise RequestError(f"{where}: arguments are {shown(given)}; expected a JSON object")
+    _check_json(arguments, f"{where}: what arguments are")
     return arguments
 
 
 def _check_tool(tool: object, where: str) -> None:
     function = tool.get("function") if isinstance(tool, Mapping) else None
-    if not isinstance(tool, Mapping) or tool.get("type", "function") != "function":
+    if not isinstance(tool, Mapping) or not _is_text(tool.get("type", "function"), "function"):
         raise RequestError(f"{where} is {shown(tool)}; only functions can be called")
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RequestError(
@@ -173,12 +177,29 @@ def _check_tool(tool: object, where: str) -> None:
     if not isinstance(function.get("parameters", {}), Mapping | None):
         told = f"parameters are {shown(function['parameters'])}; expected a JSON schema"
         raise RequestError(f"{where}: {told}")
+    if not isinstance(function.get("description"), str | None):
+        told = f"description is {shown(function['description'])}; expected text"
+        raise RequestError(f"{where}: {told}")
+    _check_json(tool, where)
+
+
+def _is_text(value: object, text: str) -> bool:
+    """Whether a value is this text; what may not be compared, such as an array, is not."""
+    return isinstance(value, str) and value == text
+
+
+def _check_json(value: object, what: str) -> None:
+    """Errors: RequestError for what JSON cannot say, as templates write it."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"{what} is no JSON: {error}") from None
 
 
 def _check_choice(conversation: Conversation) -> None:
     """Errors: RequestError for a choice that is none, or of tools that are not there."""
     choice = conversation.tool_choice
-    if choice in ("none", "auto", "required"):
+    if isinstance(choice, str) and choice in ("none", "auto", "required"):
         if choice == "required" and not conversation.tools:
             raise RequestError("tool_choice is required and there are no tools")
         return

@@ -452,18 +452,47 @@ def test_closing_the_model_ends_streams_and_refuses_requests(tmp_path: Path) -> 
         AsyncEngine(llm)
 
 
+def test_what_was_never_started_takes_no_requests(llm: LLM) -> None:
+    async def run() -> None:
+        engine = AsyncEngine(llm)
+        for ask in (lambda: engine.submit("abc", LONG), lambda: engine.score([1, 2, 3])):
+            with pytest.raises(BusyError, match=r"not started; use it .* or call start\(\)"):
+                await ask()
+        engine.start()
+        assert text_of(await read(await engine.submit("abc", LONG)))
+        await engine.aclose()
+
+    asyncio.run(asyncio.wait_for(run(), timeout=120))
+    assert_idle(llm)
+
+
 def test_closing_what_was_never_started_or_is_closed_is_no_error(llm: LLM) -> None:
     async def run() -> None:
         engine = AsyncEngine(llm)
-        stream = await engine.submit("abc", LONG)
         await engine.aclose()
-        assert [delta.finish_reason for delta in await read(stream)] == ["abort"]
         await engine.aclose()
         with pytest.raises(BusyError, match="shutting down"):
             engine.start()
 
     asyncio.run(asyncio.wait_for(run(), timeout=120))
     assert_idle(llm)
+
+
+def test_what_is_wrong_in_a_score_ends_nobody_elses_request(llm: LLM) -> None:
+    expected = llm.generate("abc", LONG)[0].text
+
+    async def task(engine: AsyncEngine) -> None:
+        async with under_way(engine, "xyz"):
+            stream = await engine.submit("abc", LONG)
+            for wrong in ({"num_top": True}, {"num_top": 1.5}, {"start": 1.5}, {"start": None}):
+                with pytest.raises(RequestError, match="expected an int"):
+                    await engine.score([1, 2, 3, 4], **wrong)  # type: ignore[arg-type]
+            for ids in (None, 5, "ab", [1.5, 2], [[1, 2]]):
+                with pytest.raises(RequestError, match=r"^token ids are"):
+                    await engine.score(ids)  # type: ignore[arg-type]
+            assert text_of(await read(stream)) == expected
+
+    in_engine(llm, task)
 
 
 def test_texts_are_scored_beside_completions(llm: LLM) -> None:
@@ -564,6 +593,25 @@ def test_prompts_that_wait_are_bounded_by_their_tokens(
             await (await engine.submit("x" * 400, LONG)).aclose()
 
     in_engine(llm, task)
+
+
+def test_an_engine_that_gets_no_thread_is_not_open(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def run() -> None:
+        engine = AsyncEngine(llm)
+        monkeypatch.setattr(engine._thread, "start", refused)
+        with pytest.raises(BusyError, match="the system starts no more threads: can't start"):
+            engine.start()
+        assert not engine.is_open
+        with pytest.raises(BusyError, match="not started"):
+            await engine.submit("a", LONG)
+        await engine.aclose()
+
+    asyncio.run(run())
 
 
 def test_text_that_is_held_back_counts_while_it_is(

@@ -70,6 +70,13 @@ if child:
     _, status = os.waitpid(child, 0)
     sys.exit(os.waitstatus_to_exitcode(status))
 """,
+    "a stream that is under way": """
+streams = [llm.stream("abc", params)]
+next(streams[0])
+
+def hold():
+    return streams
+""",
     "an error of its own": """
 threading.Thread(target=generate, daemon=True).start()
 while not llm.engine.metrics.steps:

@@ -533,6 +533,7 @@ def test_objects_are_closed_only_where_nothing_is_joined() -> None:
     "make",
     [
         lambda: Constraint("xml", "a"),  # type: ignore[arg-type]
+        lambda: Constraint(np.array([1, 2]), "a"),  # type: ignore[arg-type]
         lambda: Constraint("regex", ""),
         lambda: Constraint.regex("a" * 5000),
         lambda: Constraint.choice([]),

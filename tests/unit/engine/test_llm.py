@@ -1,6 +1,7 @@
 """LLM on a tiny random model: text, chat, streams, stops, and what is left when something fails."""
 
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -9,19 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.tiny_llm import TEMPLATE, beside, write_model
 from thinslice.config import SamplingParams, Scheduling
 from thinslice.engine import advance, results
+from thinslice.engine.async_stream import AsyncStream
 from thinslice.engine.contained import Contained
 from thinslice.engine.llm import LLM
 from thinslice.engine.prompts import Prompt
-from thinslice.engine.request import Delta
+from thinslice.engine.request import Delta, Request
 from thinslice.engine.results import ANSWERS, ResultsRoom
 from thinslice.engine.runner import Runner
 from thinslice.engine.sampler import Sampled, sample_rows
+from thinslice.engine.scored_request import ScoredRequest
 from thinslice.engine.sequence import Sequence
 from thinslice.errors import BudgetError, BusyError, ConfigError, RequestError, StoreError
 from thinslice.plan import choose, search
@@ -217,6 +221,17 @@ def test_what_is_no_conversation_and_no_params_is_refused(llm: LLM) -> None:
         with pytest.raises(RequestError, match=r"expected SamplingParams\(\.\.\.\)"):
             llm.generate(["a"], params)  # type: ignore[arg-type]
     assert_idle(llm)
+
+
+def test_a_prompt_of_tokens_is_of_ints(llm: LLM) -> None:
+    assert llm.prepare_tokens(np.array([1, 2]), LONG).token_ids == [1, 2]
+    assert llm.prepare_tokens((1, 2)).token_ids == [1, 2]
+    wrong: list[Any] = [None, "ab", 5, [1.5], [True], [[1]], np.array([1.0])]
+    for ids in wrong:
+        with pytest.raises(RequestError, match=r"^token ids are .*; expected a list or an array"):
+            llm.prepare_tokens(ids, LONG)
+    with pytest.raises(RequestError, match=r"^params is 'x'"):
+        llm.prepare_tokens([1], "x")  # type: ignore[arg-type]
 
 
 def test_one_bad_prompt_among_several_leaves_nothing_behind(llm: LLM) -> None:
@@ -427,6 +442,39 @@ def test_a_stream_let_go_in_another_thread_ends_after_the_step_that_runs(
     monkeypatch.setattr(Runner, "run", while_running)
     assert llm.generate("abc", LONG)[0].text == expected
     assert_idle(llm)
+
+
+@pytest.fixture
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What finalisers raised."""
+    seen: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: seen.append(one.exc_value))
+    return seen
+
+
+def test_a_model_that_goes_with_its_stream_goes_in_peace(
+    model: str, unraisable: list[object]
+) -> None:
+    kept: list[object] = []
+    llm = LLM(model, memory=beside(GIB), context=128, dtype="float32")
+    stream = llm.stream("abc", LONG)
+    next(stream)
+    kept += [kept, llm, stream]
+    gone = weakref.ref(llm)
+    del kept, llm, stream
+    gc.collect()
+    assert gone() is None
+    assert unraisable == []
+
+
+@pytest.mark.parametrize("kind", [Request, ScoredRequest, AsyncStream])
+def test_what_was_interrupted_while_it_was_made_goes_in_peace(
+    kind: type, unraisable: list[object]
+) -> None:
+    half_made = kind.__new__(kind)
+    del half_made
+    gc.collect()
+    assert unraisable == []
 
 
 def test_next_gives_one_piece_and_for_the_rest(llm: LLM) -> None:

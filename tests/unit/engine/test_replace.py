@@ -1,7 +1,9 @@
 """Weights replaced under a model that stays loaded give what a model gives that has them."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,14 @@ from tests.speculation import load_small_mtp
 from thinslice.checkpoint.open import open_checkpoint
 from thinslice.config import SamplingParams
 from thinslice.engine.replace import loaded_tensors
+from thinslice.engine.replace import write as write_in_pieces
 from thinslice.engine.sequence import StepOutput
 from thinslice.errors import BusyError, ConfigError, RequestError
+from thinslice.kernels.arrays import BF16
+from thinslice.kernels.native_pack import copy_into
 from thinslice.memory.resident import ResidentWeights
 from thinslice.plan.tensors import EMBEDDING, HEAD, Room, tensors_of
+from thinslice.units import MIB
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 PROMPT = [3, 17, 5, 48, 41, 9, 60, 2, 33, 11, 12, 13]
@@ -51,7 +57,8 @@ def test_the_tokens_are_those_of_the_new_weights(kind: str) -> None:
     fresh = tiny_engine()
     source = fresh.runner.weights.source
     assert isinstance(source, ResidentWeights)
-    source.write({name: array_of(torch.as_tensor(one).float()) for name, one in tensors.items()})
+    for name, one in tensors.items():
+        source.write(name, slice(None), array_of(torch.as_tensor(one).float()))
     assert new == greedy(fresh, PROMPT, 12) != old
     assert greedy(engine, PROMPT, 12) == new, "from the cached prefix of the new weights"
     assert engine.metrics.prefix_hit_tokens > 0
@@ -75,6 +82,9 @@ def test_a_prefix_of_the_old_weights_that_is_used_is_seen() -> None:
     ("change", "told"),
     [
         (lambda tensors: tensors.update(x=torch.ones(2)), "x is no weight"),
+        (lambda tensors: tensors.update({"\ud800": torch.ones(2)}), r"^\\ud800 is no weight"),
+        (lambda tensors: tensors.update({3: torch.ones(2)}), "the name 3; expected text"),
+        (lambda tensors: tensors.update({10**5000: torch.ones(2)}), "a int that cannot be written"),
         (lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}), r"\[3\] is to rep"),
         (lambda tensors: tensors.update({"model.norm.weight": [1.0]}), "expected a tensor"),
         (
@@ -200,6 +210,23 @@ def test_every_weight_is_replaced(
             old.replace_weights(tensors)
         old.replace_weights({HEAD: tensors[EMBEDDING]})
         assert np.array_equal(logits_of(old, PROMPT), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("own", [np.float32, BF16])
+def test_a_large_tensor_is_taken_in_pieces(own: Any, order: Any, dtype: str) -> None:
+    """Whose last piece is short."""
+    numbers = np.random.default_rng(1).normal(size=(4099, 512)).astype(dtype, order)
+    source = ResidentWeights({EMBEDDING: np.zeros((4099, 512), own)})
+    expected = np.zeros((4099, 512), own)
+    copy_into(numbers.astype(np.float32), expected)
+    tracemalloc.start()
+    write_in_pieces(source, EMBEDDING, numbers)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * MIB, "of 8 MiB in float32"
+    assert np.array_equal(source.tensors[EMBEDDING], expected)
 
 
 def test_prediction_layers_that_are_not_loaded_are_passed_over() -> None:

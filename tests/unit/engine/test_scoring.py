@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,6 +203,71 @@ def test_a_wrong_text_is_refused() -> None:
     assert len(engine.score([5] * 64)) == 63
     with pytest.raises(RequestError, match="num_top is 21"):
         engine.score(TOKENS, num_top=21)
+    assert not engine.has_work
+
+
+HUGE = 10**5000
+NO_IDS: list[object] = [
+    None, True, 5, 1.5, "ab", b"ab", {5: 6}, {5, 6}, range(3), HUGE,
+    [1.9, 2.5, 3.9], [True, False, 1], [None], ["a"], [[1, 2]], [[]], [1, HUGE, "x"],
+    np.array([1.0, 2.0]), np.array([[1, 2], [3, 4]]), np.array(3), np.array([True, False]),
+    [np.float64(1.0), 2], [np.bool_(True), 2],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ids", NO_IDS, ids=lambda ids: type(ids).__name__)
+def test_what_is_no_list_of_token_ids_is_refused(ids: Any) -> None:
+    engine = tiny_engine()
+    for queue in (engine.score, lambda ids: engine.add_request(ids, GREEDY)):
+        with pytest.raises(RequestError, match=r"^token ids are .*; expected a list or an array"):
+            queue(ids)
+    assert not engine.has_work
+
+
+def test_an_id_of_many_digits_is_outside_the_vocabulary() -> None:
+    engine = tiny_engine()
+    for ids in ([1, HUGE], [-HUGE, 1]):
+        for queue in (engine.score, lambda ids: engine.add_request(ids, GREEDY)):
+            with pytest.raises(RequestError, match="token id a int that cannot be written out is"):
+                queue(ids)
+
+
+def test_token_ids_in_a_tuple_or_of_numpy_are_those_of_a_list() -> None:
+    engine = tiny_engine()
+    expected = [*engine.score(TOKENS, 3, 2)]
+    for ids in (tuple(TOKENS), np.array(TOKENS, np.uint8), [np.int64(one) for one in TOKENS]):
+        assert [*engine.score(ids, np.int32(3), np.int64(2))] == expected  # type: ignore[arg-type]
+        sequence = engine.add_request(ids, GREEDY)  # type: ignore[arg-type]
+        assert {*map(type, sequence.prompt_token_ids)} == {int}
+        assert sequence.prompt_token_ids == TOKENS
+        engine.abort(sequence)
+
+
+@pytest.mark.parametrize("wrong", [None, True, 1.5, "1", [1], np.array([1, 2]), np.float32(1)])
+@pytest.mark.parametrize("name", ["start", "num_top"])
+def test_what_is_no_number_of_tokens_is_refused(name: str, wrong: Any) -> None:
+    engine = tiny_engine()
+    with pytest.raises(RequestError, match=f"^{name} is .*; expected an int$"):
+        engine.score(TOKENS, **{name: wrong})
+    with pytest.raises(RequestError, match=f"^{name} is a int that cannot be written out"):
+        engine.score(TOKENS, **{name: HUGE})
+    assert not engine.has_work
+
+
+@pytest.mark.parametrize("wrong", [True, 1, "x", {}, [Scheduling()], SamplingParams()])
+def test_what_is_no_scheduling_and_no_params_is_refused(wrong: Any) -> None:
+    engine = tiny_engine()
+    engine.abort(engine.add_request(TOKENS, GREEDY, scheduling=None))
+    assert len(engine.score(TOKENS, scheduling=None)) == 49
+    for queue in (
+        engine.score,
+        lambda ids, scheduling: engine.add_request(ids, GREEDY, None, wrong),
+    ):
+        with pytest.raises(RequestError, match=r"^scheduling is .*; expected Scheduling"):
+            queue(TOKENS, scheduling=wrong)
+    if not isinstance(wrong, SamplingParams):
+        with pytest.raises(RequestError, match=r"^params is .*; expected SamplingParams"):
+            engine.add_request(TOKENS, wrong)
     assert not engine.has_work
 
 

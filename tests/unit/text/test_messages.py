@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -205,3 +206,46 @@ def test_whether_to_think_is_yes_or_no(given: Any) -> None:
     with pytest.raises(RequestError, match="; expected true or false"):
         for_template(Conversation(asked, enable_thinking=given))
     assert for_template(Conversation(asked, enable_thinking=False)).enable_thinking is False
+
+
+CIRCLE: dict[str, Any] = {}
+CIRCLE["a"] = CIRCLE
+NO_JSON: list[Any] = [b"x", {1}, np.int64(3), np.array([1, 2]), 10**5000, CIRCLE, object()]
+
+
+def with_tool(**changes: Any) -> Conversation:
+    function = {**WEATHER["function"], **changes}  # type: ignore[dict-item]
+    return Conversation(ASKED, [{"type": "function", "function": function}])
+
+
+@pytest.mark.parametrize("value", NO_JSON, ids=lambda value: type(value).__name__)
+def test_what_is_no_json_in_tools_and_calls_is_refused_in_a_line(value: Any) -> None:
+    call = {"function": {"name": "weather", "arguments": {"a": value}}}
+    for given, told in (
+        (with_tool(description=value), "tool 1: description is .*; expected text"),
+        (with_tool(parameters={"a": value}), "tool 1 is no JSON: "),
+        (with_tool(strict=value), "tool 1 is no JSON: "),
+        (
+            [{"role": "assistant", "tool_calls": [call]}],
+            "message 1, call 1: what arguments are is no JSON: ",
+        ),
+    ):
+        with pytest.raises(RequestError, match=f"^{told}.*$") as caught:
+            for_template(given)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), np.array([["text"]]), b"x", 3, [None]])
+def test_a_value_of_any_kind_in_the_place_of_a_word_is_refused_in_a_line(value: Any) -> None:
+    call = {"type": value, "function": {"name": "f"}}
+    for given, told in (
+        ([{"role": value, "content": "a"}], "message 1 has the role"),
+        ([{"role": "user", "content": [{"type": value, "text": "a"}]}], "message 1 has a part"),
+        ([{"role": "assistant", "tool_calls": [call]}], "message 1, call 1 is of type"),
+        (Conversation(ASKED, [{**WEATHER, "type": value}]), "tool 1 is"),
+        (Conversation(ASKED, [WEATHER], tool_choice=value), "tool_choice is"),
+        (Conversation(ASKED, [WEATHER], parallel_tool_calls=value), "parallel_tool_calls is"),
+    ):
+        with pytest.raises(RequestError, match=f"^{told} ") as caught:
+            for_template(given)  # type: ignore[arg-type]
+        assert str(caught.value).isprintable()
