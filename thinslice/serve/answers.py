@@ -83,11 +83,13 @@ async def merged(sources: Sequence[AsyncGenerator[Result]]) -> AsyncGenerator[Re
     A source waits with whoever reads slowly.
     """
     coming: asyncio.Queue[tuple[Result] | None] = asyncio.Queue(1)
+    turn = asyncio.Lock()  # whose waiters come in order; at a full queue the quickest always wins
 
     async def follow(source: AsyncGenerator[Result]) -> None:
         async with aclosing(source):
             async for one in source:
-                await coming.put((one,))
+                async with turn:
+                    await coming.put((one,))
 
     async def follow_all() -> None:
         with Contained() as trouble:
