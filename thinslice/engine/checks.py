@@ -4,6 +4,8 @@ A step runs for many: what would fail in one ends the requests of all. So what i
 in its types too.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,15 +82,15 @@ def checked_scored(
     return Scored(start, num_top)
 
 
-def _checked_int(name: str, given: object) -> int:
+def _checked_int(name: str, given: Any) -> int:
     """Errors: RequestError for what is no int, of Python or numpy."""
-    if not isinstance(given, int | np.integer) or not _is_int(type(given)):
+    if not _is_int(type(given)):
         raise RequestError(f"{name} is {shown(given)}; expected an int")
     return int(given)
 
 
 def _is_int(kind: type) -> bool:
-    return issubclass(kind, int | np.integer) and kind is not bool
+    return issubclass(kind, int | np.integer) and not issubclass(kind, bool | np.timedelta64)
 
 
 def _check_ids(token_ids: list[int], vocab_size: int) -> None:
