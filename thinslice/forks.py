@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 Value = TypeVar("Value")
 AnyLock = TypeVar("AnyLock", "threading.RLock", threading.Condition)
 
-# Held while a library is imported late. A fork waits for its end: the lock by which Python imports
-# it cannot be made free in the child.
-late_import = threading.RLock()
+# A fork waits for the end of what is done within: that takes locks of Python's import, or of a
+# library's own, which cannot be made free in the child.
+fork_waits = threading.RLock()
 
 # Of locks and conditions, which have no common class.
 _LOCKS = weakref.WeakSet[Any]()
@@ -48,7 +48,7 @@ def _in_child() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
     os.register_at_fork(
-        before=late_import.acquire,
-        after_in_parent=late_import.release,
-        after_in_child=late_import.release,
+        before=fork_waits.acquire,
+        after_in_parent=fork_waits.release,
+        after_in_child=fork_waits.release,
     )

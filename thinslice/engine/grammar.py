@@ -19,7 +19,7 @@ from thinslice.config import about
 from thinslice.engine.processors import Tokens
 from thinslice.engine.results import Held, ResultsRoom
 from thinslice.errors import BusyError, ConfigError, RequestError, plain
-from thinslice.forks import fork_safe, is_mine, late_import
+from thinslice.forks import fork_safe, fork_waits, is_mine
 from thinslice.kernels.arrays import Floats
 from thinslice.plan.cost import vocabulary_bytes
 from thinslice.text.tokenizer import Tokenizer
@@ -316,13 +316,14 @@ class Grammars:
 
 def _made(tokenizer: Tokenizer) -> "tuple[LLTokenizer, LLParserLimits]":
     """The vocabulary as the library has it, and the bounds of every grammar."""
-    with late_import:
-        from llguidance import LLParserLimits, LLTokenizer
     ends, size = sorted(end_ids(tokenizer)), tokenizer.vocab_size
-    made = LLTokenizer(Vocabulary(tokenizer), n_vocab=size, eos_token=ends, slices=[_SLICE])  # type: ignore[arg-type]
-    limits = LLParserLimits(
-        max_lexer_states=_STATES, precompute_large_lexemes=False, verbose_errors=False
-    )
+    with fork_waits:
+        from llguidance import LLParserLimits, LLTokenizer
+
+        made = LLTokenizer(Vocabulary(tokenizer), n_vocab=size, eos_token=ends, slices=[_SLICE])  # type: ignore[arg-type]
+        limits = LLParserLimits(
+            max_lexer_states=_STATES, precompute_large_lexemes=False, verbose_errors=False
+        )
     return made, limits
 
 

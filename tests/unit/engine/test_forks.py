@@ -159,7 +159,7 @@ functools.RLock = threading.RLock
 
 from thinslice import LLM, Constraint, SamplingParams
 from thinslice.engine.async_engine import AsyncEngine
-from thinslice.forks import late_import
+from thinslice.forks import fork_waits
 from thinslice.memory.ledger import ledger
 
 greedy = SamplingParams(temperature=0, max_tokens=8)
@@ -173,7 +173,7 @@ is_held, may_end = threading.Event(), threading.Event()
 
 def hold():
     for lock in made:
-        if lock is not late_import:  # a fork waits for that one
+        if lock is not fork_waits:  # a fork waits for that one
             lock.acquire()
     is_held.set()
     may_end.wait()
